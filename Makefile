@@ -1,0 +1,49 @@
+# Every target makes .venv by itself the first time, and reuses it after that.
+# PYTHON chooses the interpreter it is made with; ARGS is handed on: make test ARGS="-k adam".
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help install demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo     train with several optimizers on real text, and draw the result"
+	@echo "make test     run the whole test suite"
+	@echo "make lint     ruff, ruff-format and mypy"
+	@echo "make format   let ruff mend what it can"
+	@echo "make install  only make .venv"
+	@echo "make clean    remove .venv, the demo's output and all caches"
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins/*/pyproject.toml)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo >&2 \
+	  "projcore needs Python 3.10 or newer, and '$(PYTHON)' is not one." \
+	  "Name another: make PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv; the first time, this takes some minutes."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt hatchling editables
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  --no-build-isolation -r requirements-dev.txt
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/projcore compare text --output demo $(ARGS)
+
+# One thread per worker: the workers share the cores already.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist
+	find projcore plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

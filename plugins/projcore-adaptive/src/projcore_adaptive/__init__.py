@@ -1,0 +1,1 @@
+"""Adaptive optimizers as modules: Adam, AdamW, RMSprop, Adagrad, Lion."""

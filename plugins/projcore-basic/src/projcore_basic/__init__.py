@@ -1,0 +1,1 @@
+"""The plain parts of optimizers: learning rate, momentum, weight decay, clipping, any torch.optim optimizer."""

@@ -1,0 +1,183 @@
+"""Another dtype or device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore import Node, ProjectionBase, Settings
+from projcore.errors import ArgumentError, ArgumentTypeError
+
+
+class To(ProjectionBase):
+    r"""Runs modules on tensors cast to another dtype or device.
+
+    Inside, a tensor :math:`x` is :math:`\mathrm{cast}(x)`; on the way out it is cast back.
+    The closure is evaluated at the point rounded to the parameters' dtype.
+
+    A parameter of few bits does not move under updates smaller than half its spacing: a bfloat16 1.0
+    stays 1.0 under steps of 1e-4 forever. With ``master=True`` the copy in the projected dtype is the
+    source of truth: it is kept and saved with the state, moves by the full update, and the parameter
+    is its rounding. A parameter that was changed from outside since the last step is taken as it is.
+    What follows would undo this, so a `To` with a master copy comes last: put `LR` inside.
+
+    Args:
+        modules: What to run on the cast tensors.
+        dtype: A floating or complex dtype or its name; None keeps each tensor's own.
+        device: A device or its name; None keeps each tensor's own.
+        master: Whether to keep the parameters in the projected dtype.
+
+    Raises:
+        ArgumentError: If it is no dtype of floating point or no device.
+
+    Cost: a copy in the new dtype of what crosses; with ``master``, one more that is kept.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import Adam, LR
+        >>> model = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+        >>> inner = To([Adam(), LR(1e-4)], dtype="float32", master=True)
+        >>> optimizer = Optimizer(model.parameters(), inner)
+
+    References:
+        torchzero's `To` has the same interface but for ``master``; master weights are those of
+        Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740 (section 3.1).
+    """
+
+    scope = "element"
+    linear = False
+    kinds = {"master": "opaque"}
+
+    def __init__(
+        self,
+        modules: Any,
+        dtype: torch.dtype | str | None,
+        device: torch.device | str | None = None,
+        master: bool = False,
+    ) -> None:
+        self.dtype = as_dtype(dtype)
+        self.device = as_device(device)
+        self.master = master
+        self.final = master
+        if master:
+            self.needs = frozenset({"params"})
+        super().__init__(modules, project_update=True, project_params=True, project_grad=True)
+        self.learns = master
+
+    def refresh(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Node | None] | None:
+        if not self.master:
+            return None
+        return [
+            {"master": self._current_master(state.get("master"), param)}
+            for state, param in zip(states, params, strict=True)
+        ]
+
+    def _current_master(self, master: Tensor | None, param: Tensor) -> Tensor:
+        cast = self._cast(param)
+        if master is None:
+            return cast.clone()
+        rounded = master.to(param.dtype).to(master.dtype)
+        return torch.where((rounded == cast) | (cast != cast), master, cast)
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: str,
+    ) -> list[Tensor]:
+        if self.master and current == "params":
+            return [state["master"] for state in states]
+        return [self._cast(tensor) for tensor in tensors]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        return [
+            (tensor if param.is_complex() or not tensor.is_complex() else tensor.real).to(
+                param.device, param.dtype
+            )
+            for tensor, param in zip(projected_tensors, params, strict=True)
+        ]
+
+    def combine(
+        self,
+        tensors: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        if not self.master:
+            return self.unproject(result, params)
+        # The update that takes a parameter to the rounding of its new master, exactly.
+        updates = []
+        for update, param, state in zip(result, params, states, strict=True):
+            state["master"] = state["master"] - update
+            rounded = state["master"].to(param.dtype).to(update.dtype)
+            updates.append((self._cast(param) - rounded).to(param.device))
+        return updates
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        dtype = self.dtype or tensor.dtype
+        if tensor.is_complex() and not dtype.is_complex:
+            raise ArgumentError(
+                f"To(dtype={dtype}) was given a complex tensor of shape {tuple(tensor.shape)}. Its "
+                "imaginary part would be lost. Use ViewAsReal([To(...)])."
+            )
+        device = tensor.device if tensor.is_meta else self.device
+        return tensor.to(device=device, dtype=dtype)
+
+
+def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:
+    """Returns the dtype of that name."""
+    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if found is None and value is None:
+        return None
+    if not isinstance(found, torch.dtype):
+        raise ArgumentError(
+            f"To(dtype={value!r}) names no dtype. It is a torch.dtype, the name of one such as "
+            "'float64', or None to keep each tensor's own."
+        )
+    if not (found.is_floating_point or found.is_complex):
+        raise ArgumentError(
+            f"To(dtype={value!r}) has no fractions. Updates are of floating or complex numbers. "
+            "Pass for example 'float64'."
+        )
+    return found
+
+
+def as_device(value: torch.device | str | None) -> torch.device | None:
+    """Returns the device of that name."""
+    if value is None or isinstance(value, torch.device):
+        return value
+    if not isinstance(value, str):
+        raise ArgumentTypeError(
+            f"To(device={value!r}) was given a {type(value).__name__}. It is a torch.device, its "
+            "name, or None to keep each tensor's own."
+        )
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ArgumentError(f"To(device={value!r}) names no device: {error}") from error

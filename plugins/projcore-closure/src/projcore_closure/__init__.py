@@ -1,0 +1,1 @@
+"""Modules that evaluate the objective: backtracking, strong Wolfe line search, L-BFGS."""

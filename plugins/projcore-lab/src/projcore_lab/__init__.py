@@ -1,0 +1,1 @@
+"""projcore compare: trains real models with several optimizers, measures and plots."""

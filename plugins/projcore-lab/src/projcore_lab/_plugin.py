@@ -1,0 +1,82 @@
+"""Adds ``projcore compare`` to the command line; imports nothing heavy until it runs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from projcore.plugin import hookimpl
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+PROJCORE_API = 1
+
+EPILOG = """\
+presets (the default is those marked *):
+  torch-adamw *    torch's own AdamW
+  plain-adamw *    ours, "adamw(); lr(..)"
+  vector-adamw *   with all parameters merged into one vector
+  float64-adamw *  in float64
+  scalar-adamw *   with every parameter split into scalars
+  vector-lbfgs *   L-BFGS with a strong Wolfe line search on one vector
+  torch-adam       torch's own Adam
+  torch-momentum   torch's own SGD with momentum 0.9
+
+example:
+  projcore compare digits torch-adamw "vector([clip_norm(1.0), adam(), lr(0.003)])" --tune
+"""
+
+
+@hookimpl
+def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="train a model with several optimizers, and compare them",
+        description="Trains a model with several optimizers from the same weights on the same "
+        "batches; shows a table and writes compare.json and compare.png.",
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=["text", "digits", "rosenbrock"], help="what to train")
+    parser.add_argument(
+        "spec", nargs="*", help="optimizers: presets, or expressions such as 'adam(); lr(0.003)'"
+    )
+    parser.add_argument("--steps", type=_count, help="training steps (default: the task's own)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
+    parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
+    parser.add_argument("--lr", type=_rate, help="learning rate of all that have one")
+    parser.add_argument(
+        "--tune", action="store_true", help="first find each learning rate in short runs"
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to train on, for the task text"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("compare"), help="default: ./compare"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: Namespace) -> int:
+    from projcore_lab.compare import compare
+
+    return compare(arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number greater than 0")
+    return value

@@ -1,0 +1,90 @@
+"""Contenders: the optimizers that are compared, given as specs or by names of presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import projcore
+import torch
+from torch import nn
+
+from projcore_lab.tasks import Task
+
+Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+TORCH_PRESETS: dict[str, tuple[str, Callable[..., torch.optim.Optimizer]]] = {
+    "torch-adamw": ("AdamW(lr={lr})", torch.optim.AdamW),
+    "torch-adam": ("Adam(lr={lr})", torch.optim.Adam),
+    "torch-momentum": ("SGD(lr={lr}, momentum=0.9)", partial(torch.optim.SGD, momentum=0.9)),
+}
+SPACES = {
+    "plain": "{inner}(); lr({lr})",
+    "vector": "vector([{inner}(), lr({lr})])",
+    "float64": "to([{inner}(), lr({lr})], 'float64')",
+    "scalar": "scalar([{inner}(), lr({lr})])",
+}
+PRESETS = {
+    f"{space}-{inner}": spec.replace("{inner}", inner)
+    for inner in ("adamw", "adam")
+    for space, spec in SPACES.items()
+} | {"vector-lbfgs": "vector([lbfgs(), strong_wolfe()])"}
+
+
+def default_names(inner: str) -> list[str]:
+    """Returns the default line-up around Adam or AdamW: torch's, ours in each space, and L-BFGS."""
+    return [f"torch-{inner}", *(f"{space}-{inner}" for space in SPACES), "vector-lbfgs"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer to compare.
+
+    Attributes:
+        name: As the user gave it.
+        spec: The expression that makes it.
+        make: Returns the optimizer, given parameters.
+        lr: A learning rate to use instead of its own, where it has one.
+    """
+
+    name: str
+    spec: str
+    make: Factory
+    lr: float | None = None
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Returns a new optimizer of the model's parameters."""
+        optimizer = self.make(list(model.parameters()))
+        for group in optimizer.param_groups:
+            if self.lr is not None and "lr" in group:
+                group["lr"] = self.lr
+        return optimizer
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float | None:
+    """Returns the learning rate, or None for an optimizer that has none, or several."""
+    lr = optimizer.param_groups[0].get("lr")
+    return None if lr is None else float(lr)
+
+
+def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Contender]:
+    """Returns the contenders of these names and specs; the task's default ones if there are none.
+
+    Args:
+        names: Names of presets, or specs such as ``"adam(); lr(0.003)"``; repeated ones count once.
+        task: It chooses the default line-up, and the learning rate of the presets.
+        lr: A learning rate for all that have one.
+    """
+    chosen = dict.fromkeys(names or default_names(task.inner))
+    return [contender(name, task.lr, lr) for name in chosen]
+
+
+def contender(name: str, preset_lr: float, lr: float | None = None) -> Contender:
+    """Returns the contender of a preset's name or of a spec; a wrong spec shows when it is built."""
+    if name in TORCH_PRESETS:
+        expression, cls = TORCH_PRESETS[name]
+        make: Factory = partial(cls, lr=preset_lr)
+        return Contender(name, "torch.optim." + expression.format(lr=preset_lr), make, lr)
+    spec = PRESETS[name].format(lr=preset_lr) if name in PRESETS else name
+    return Contender(name, spec, lambda params: projcore.Optimizer(params, spec), lr)

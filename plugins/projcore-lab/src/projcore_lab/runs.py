@@ -1,0 +1,247 @@
+"""Runs: one contender trained on one task, with everything that was measured on the way."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from projcore_lab.lineup import Contender, learning_rate
+from projcore_lab.memory import PeakMemory, state_bytes
+from projcore_lab.tasks import Batch, Task
+
+CHECKS = 40  # validations in a run
+MEMORY_STEPS = 2  # steps on which memory is measured, after the others
+
+OnStep = Callable[[int, float], object]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A validation.
+
+    Attributes:
+        step: Steps made before it.
+        seconds: Time that these took, without validations.
+        evaluations: Passes through the model that these took, with or without a backward pass.
+        loss: Validation loss.
+        accuracy: Share of right answers, where the task has them.
+    """
+
+    step: int
+    seconds: float
+    evaluations: int
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried, and the validation loss it led to; None if it diverged."""
+
+    lr: float
+    loss: float | None
+
+
+@dataclass
+class Run:
+    """What came of training one contender.
+
+    Attributes:
+        name: Of the contender.
+        spec: The expression that made it.
+        lr: Its learning rate, if it has one.
+        trials: The learning rates that were tried before.
+        status: ``"finished"``, ``"diverged"`` (a loss was infinite or not a number) or ``"failed"``.
+        reason: Of a status that is not ``"finished"``.
+        losses: Training loss before each step.
+        step_seconds: Time of each step.
+        own_seconds: The optimizer's part of it, without forward and backward passes.
+        evaluations: Evaluations of the loss, all in all.
+        backwards: Those that had a backward pass too.
+        checks: Validations; the first before any step.
+        path: Points that the parameters went through, if the task draws them.
+        state_bytes: What the optimizer keeps between steps.
+        extra_bytes: The most that a step allocated at once beside parameters, gradients and state,
+            outside forward and backward passes.
+    """
+
+    name: str
+    spec: str
+    lr: float | None = None
+    trials: list[Trial] = field(default_factory=list)
+    status: str = "finished"
+    reason: str = ""
+    losses: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    own_seconds: list[float] = field(default_factory=list)
+    evaluations: int = 0
+    backwards: int = 0
+    checks: list[Check] = field(default_factory=list)
+    path: list[tuple[float, float]] = field(default_factory=list)
+    state_bytes: int | None = None
+    extra_bytes: int | None = None
+
+    @property
+    def final(self) -> Check | None:
+        """The last validation, if the run reached its end."""
+        return self.checks[-1] if self.status == "finished" else None
+
+    @property
+    def best(self) -> Check | None:
+        """The validation with the lowest loss, if there was any after a step."""
+        return min(self.checks[1:], key=lambda check: check.loss, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all steps, without validations."""
+        return sum(self.step_seconds)
+
+    @property
+    def median_step(self) -> float | None:
+        """Median time of a step in seconds."""
+        return statistics.median(self.step_seconds) if self.step_seconds else None
+
+    @property
+    def median_own(self) -> float | None:
+        """Median time in seconds of the optimizer's part of a step."""
+        return statistics.median(self.own_seconds) if self.own_seconds else None
+
+    def loss_after(self, seconds: float) -> float | None:
+        """Returns the last validation loss that was reached within a time."""
+        return next((c.loss for c in reversed(self.checks) if c.seconds <= seconds), None)
+
+
+class Closure:
+    """Evaluates the loss of a model on one batch as often as it is asked; counts and times it.
+
+    Attributes:
+        batch: The data of this step.
+        keep_grads: Write new gradients where the old ones are, instead of dropping these.
+        evaluations: How often it was called.
+        backwards: How often with a backward pass.
+        seconds: How long that took.
+    """
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        self.batch: Batch = ()
+        self.keep_grads = False
+        self.evaluations = 0
+        self.backwards = 0
+        self.seconds = 0.0
+        self._task = task
+        self._model = model
+
+    def __call__(self, backward: bool = True) -> Tensor:
+        start = perf_counter()
+        with torch.set_grad_enabled(backward):
+            loss = self._task.loss(self._model, self.batch)
+        if backward:
+            self._model.zero_grad(set_to_none=not self.keep_grads)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.evaluations += 1
+        self.backwards += backward
+        self.seconds += perf_counter() - start
+        return loss.detach()
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Tells whether `step` has to be given a closure."""
+    return "closure" in getattr(optimizer, "needs", ())
+
+
+def make_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> float:
+    """Makes a step as a training loop would; returns the loss before it."""
+    if needs_closure(optimizer):
+        loss: Tensor = optimizer.step(closure)  # type: ignore[assignment, arg-type]
+    else:
+        loss = closure()
+        optimizer.step()
+    return float(loss)
+
+
+def train(task: Task, contender: Contender, steps: int, on_step: OnStep | None = None) -> Run:
+    """Trains a contender; an error of the optimizer ends the run and is kept in it.
+
+    Args:
+        task: What to train, and on what.
+        contender: The optimizer.
+        steps: How many steps.
+        on_step: Called after each step with their number and the training loss.
+    """
+    model = task.model()
+    torch.manual_seed(task.seed)  # for contenders that draw random numbers
+    optimizer = contender.optimizer(model)
+    run = Run(contender.name, contender.spec, learning_rate(optimizer))
+    closure = Closure(task, model)
+    try:
+        _train(task, model, optimizer, closure, steps, run, on_step)
+        run.state_bytes = state_bytes(optimizer)
+        if run.status == "finished":
+            run.extra_bytes = _extra_bytes(task, optimizer, closure, steps)
+    except Exception as error:  # one contender's error must not cost the others' results
+        run.status, run.reason = "failed", f"{type(error).__name__}: {error}"
+    return run
+
+
+def _train(
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    closure: Closure,
+    steps: int,
+    run: Run,
+    on_step: OnStep | None,
+) -> None:
+    every = max(1, steps // CHECKS)
+    seconds = 0.0
+    for step in range(steps + 1):
+        position = task.position(model)
+        if position:
+            run.path.append(position)
+        if step % every == 0 or step == steps:
+            loss, accuracy = task.validate(model)
+            if not math.isfinite(loss):
+                run.status, run.reason = "diverged", f"{task.loss_name} {loss} after step {step}"
+                return
+            run.checks.append(Check(step, seconds, closure.evaluations, loss, accuracy))
+        if step == steps:
+            return
+        closure.batch = task.batch(step)
+        start, passes = perf_counter(), closure.seconds
+        loss = make_step(optimizer, closure)
+        run.step_seconds.append(perf_counter() - start)
+        run.own_seconds.append(run.step_seconds[-1] - (closure.seconds - passes))
+        seconds += run.step_seconds[-1]
+        run.evaluations, run.backwards = closure.evaluations, closure.backwards
+        if not math.isfinite(loss):
+            run.status, run.reason = "diverged", f"training loss {loss} in step {step + 1}"
+            return
+        run.losses.append(loss)
+        if on_step:
+            on_step(step + 1, loss)
+
+
+def _extra_bytes(
+    task: Task, optimizer: torch.optim.Optimizer, closure: Closure, steps: int
+) -> int:
+    """Measures the optimizer's temporary memory on steps of their own; they change the model."""
+    peak = 0
+    closure.keep_grads = True
+    for step in range(steps, steps + MEMORY_STEPS):
+        closure.batch = task.batch(step)
+        closure()  # so that there are gradients
+        with PeakMemory() as memory:
+
+            def paused(backward: bool = True, memory: PeakMemory = memory) -> Tensor:
+                with memory.paused():
+                    return closure(backward)
+
+            make_step(optimizer, paused)
+        peak = max(peak, memory.peak)
+    return peak

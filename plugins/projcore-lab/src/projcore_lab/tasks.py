@@ -1,0 +1,74 @@
+"""Tasks: something to train, the batches to train it on, and how to tell how good it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, ...]
+
+
+class Validation(NamedTuple):
+    """How good a model is on data it was not trained on."""
+
+    loss: float
+    accuracy: float | None = None
+
+
+class Task(ABC):
+    """A model, its data and its losses; all of it follows from the seed.
+
+    Every call of `model` returns a new model with the same weights, and ``batch(step)`` is the same
+    batch whoever asks for it: so all contenders start alike and see the same data.
+
+    Attributes:
+        name: As given on the command line.
+        steps: How many steps to train by default.
+        lr: The learning rate of the presets.
+        inner: What the presets of the default line-up run: ``"adamw"`` or ``"adam"``.
+        loss_name: What `validate` measures.
+        description: The data and the model in one line.
+    """
+
+    name: ClassVar[str]
+    steps: ClassVar[int]
+    lr: ClassVar[float]
+    inner: ClassVar[str] = "adamw"
+    loss_name: ClassVar[str] = "validation loss"
+    description: str
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def model(self) -> nn.Module:
+        """Returns a new model; its weights depend on the seed only."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.new_model()
+
+    def generator(self, step: int) -> torch.Generator:
+        """Returns the random numbers of a step."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+    @abstractmethod
+    def new_model(self) -> nn.Module:
+        """Returns a new model with weights drawn from torch's global generator."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """Returns the data of a step."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns the training loss on a batch."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module) -> Validation:
+        """Measures a model on the validation data."""
+
+    def position(self, model: nn.Module) -> tuple[float, float] | None:
+        """Returns the point to draw, if there are just two parameters."""
+        return None

@@ -1,0 +1,57 @@
+"""Finding a learning rate: short runs over a small grid around a contender's own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from projcore_lab.lineup import Contender, learning_rate
+from projcore_lab.runs import OnStep, Run, Trial, train
+from projcore_lab.tasks import Task
+
+GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+SHARE = 5  # each short run takes this part of the steps
+
+
+def tune(
+    task: Task, contender: Contender, steps: int, on_step: OnStep | None = None
+) -> tuple[Contender, list[Trial]]:
+    """Returns the contender with the learning rate that did best, and all that were tried.
+
+    A contender without a learning rate comes back as it is, and so does one that diverged with
+    each of them.
+
+    Args:
+        task: What to train.
+        contender: The optimizer.
+        steps: Of the full run; each short one takes a fifth.
+        on_step: Called after each step with how many were made in all the short runs.
+    """
+    own = learning_rate(contender.optimizer(task.model()))
+    if own is None:
+        return contender, []
+    short = trial_steps(steps)
+    trials: list[Trial] = []
+    for factor in GRID:
+        offset = short * len(trials)
+        lr = float(f"{own * factor:.6g}")  # 0.3 * 0.003 reads 0.0009
+        run = train(
+            task,
+            dataclasses.replace(contender, lr=lr),
+            short,
+            lambda step, loss, offset=offset: on_step and on_step(offset + step, loss),
+        )
+        trials.append(Trial(lr, run.final.loss if run.final else None))
+    losses = {trial.loss: trial.lr for trial in reversed(trials) if trial.loss is not None}
+    if not losses:
+        return contender, trials
+    return dataclasses.replace(contender, lr=losses[min(losses)]), trials
+
+
+def trial_steps(steps: int) -> int:
+    """Returns the steps of a short run."""
+    return max(1, steps // SHARE)
+
+
+def at_edge(run: Run) -> bool:
+    """Tells whether the learning rate found is the grid's lowest or highest."""
+    return bool(run.trials) and run.lr in (run.trials[0].lr, run.trials[-1].lr)

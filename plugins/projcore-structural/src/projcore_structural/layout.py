@@ -1,0 +1,152 @@
+"""Merging all tensors into one vector, and splitting them into single numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore import ProjectionBase
+from projcore.errors import ArgumentError
+
+
+def merge(tensors: list[Tensor], owner: str) -> Tensor:
+    """Concatenates the elements of tensors into one vector, in row-major order.
+
+    Raises:
+        ArgumentError: If they differ in dtype or device.
+    """
+    for what in ("dtype", "device"):
+        found = list(dict.fromkeys(str(getattr(tensor, what)) for tensor in tensors))
+        if len(found) > 1:
+            raise ArgumentError(
+                f"{owner} was given tensors of several {what}s: {', '.join(found)}. They merge "
+                f"into one tensor, which has one {what}. Bring them to one with "
+                f"To([{owner}(...)], dtype=..., device=...), or use an optimizer for each."
+            )
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def split(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """Undoes `merge`: returns views of the vector with the shapes of `like`."""
+    pieces = vector.split([tensor.numel() for tensor in like])
+    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+class VectorProjection(ProjectionBase):
+    r"""Runs modules on one vector, the concatenation of all tensors.
+
+    With :math:`x_1, \dots, x_k` of :math:`n_1, \dots, n_k` elements, inside there is one tensor of
+    shape :math:`(n_1 + \dots + n_k,)`: the elements in row-major order. The map is a permutation:
+    lossless, linear, orthonormal. A module that works on each tensor by itself (a norm, an
+    orthogonalisation) thus works on all parameters together; one that works elementwise gives the
+    same result as outside, so it runs there and its memory stays with each parameter.
+
+    A parameter without a gradient counts as zero gradient in the vector, and is not moved.
+
+    Args:
+        modules: What to run on the vector.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If tensors differ in dtype or device; merge them inside `To`.
+
+    Cost: one copy of the update on the way in, none on the way out; nothing for elementwise modules.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LBFGS, StrongWolfe
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), VectorProjection([LBFGS(), StrongWolfe()]))
+
+    References:
+        torchzero's `VectorProjection` has the same interface.
+    """
+
+    layout = True
+
+    def __init__(
+        self,
+        modules: Any,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        super().__init__(modules, project_update, project_params, project_grad)
+
+    def project(self, tensors: list[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
+        return [merge(list(tensors), "VectorProjection")]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        (vector,) = projected_tensors
+        return split(vector, params)
+
+
+class ScalarProjection(ProjectionBase):
+    r"""Runs modules on individual scalars, each element of each tensor by itself.
+
+    With :math:`n` elements in all, inside there are :math:`n` 0-d tensors, handed in as one stack of
+    shape :math:`(n,)` whose entries are independent tensors (``batch_dims`` is 1). A module that
+    works on each tensor by itself works on each scalar by itself, in one call for all of them:
+    `Normalize` becomes a sign. Elementwise modules run outside, on the parameters, at no cost.
+
+    Args:
+        modules: What to run on each scalar.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If tensors differ in dtype or device; merge them inside `To`.
+
+    Cost: as `VectorProjection`. A module of scope ``"tensor"`` that cannot run on batches is run
+    once for each scalar, which is slow.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Normalize
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = Optimizer([weight], ScalarProjection([Normalize()]), LR(0.5))
+        >>> weight.grad = torch.tensor([3.0, -4.0])
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([0.5000, 2.5000])
+
+    References:
+        torchzero's `ScalarProjection` has the same interface, and makes a tensor for each element.
+    """
+
+    layout = True
+
+    def __init__(
+        self,
+        modules: Any,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        super().__init__(modules, project_update, project_params, project_grad)
+
+    def project(self, tensors: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return merge(list(tensors), "ScalarProjection")
+
+    def unproject(
+        self,
+        projected_tensors: Tensor | Iterable[Tensor],
+        params: list[Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        if not isinstance(projected_tensors, Tensor):
+            projected_tensors = torch.stack(list(projected_tensors))
+        return split(projected_tensors, params)

@@ -1,0 +1,77 @@
+"""Optimizers in projected spaces for PyTorch.
+
+Importing this package does not import torch; the first use of a name that needs it does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from projcore import errors, registry
+    from projcore.core import (
+        Chain,
+        Current,
+        Kind,
+        Module,
+        Need,
+        Node,
+        Objective,
+        Optimizer,
+        Policy,
+        ProjectionBase,
+        Scope,
+        Settings,
+        State,
+        Transform,
+        as_module,
+        common,
+        require,
+        scalar,
+    )
+    from projcore.spec import build
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chain",
+    "Current",
+    "Kind",
+    "Module",
+    "Need",
+    "Node",
+    "Objective",
+    "Optimizer",
+    "Policy",
+    "ProjectionBase",
+    "Scope",
+    "Settings",
+    "State",
+    "Transform",
+    "__version__",
+    "as_module",
+    "build",
+    "common",
+    "errors",
+    "registry",
+    "require",
+    "scalar",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: Any
+    if name in ("errors", "registry"):
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        place = "spec" if name == "build" else "core"
+        value = getattr(importlib.import_module(f"{__name__}.{place}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,135 @@
+"""Finds the plugins that are installed, by their distributions' metadata; imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+import importlib_metadata
+
+from projcore.component import Plugin
+
+GROUP = "projcore"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plugin that is installed.
+
+    Attributes:
+        plugin: What its metadata says; ``plugin.name`` differs from that of all others.
+        names: All names that a switch or a qualified name may call it by.
+        load: Imports its hook module; None if its metadata is corrupt.
+        editable: It is installed in editable mode.
+    """
+
+    plugin: Plugin
+    names: frozenset[str]
+    load: Callable[[], object] | None
+    editable: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return canonical(self.plugin.distribution or ""), self.plugin.entry_point
+
+
+def canonical(name: str) -> str:
+    """Returns a name as names are compared and printed: lower case, with ``_`` for all else.
+
+    Example:
+        >>> canonical("projcore-LowRank")
+        'projcore_lowrank'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def scan() -> list[Found]:
+    """Returns the plugins of all distributions on ``sys.path``, the first of each name there.
+
+    Of two that call their entry point alike, each gets the name of its distribution: which came
+    first on the path must not matter.
+    """
+    importlib.invalidate_caches()
+    found: list[Found] = []
+    seen: set[str] = set()
+    for distribution in importlib_metadata.distributions():
+        plugins = _plugins(distribution)
+        for plugin in plugins:
+            name = plugin.key[0]
+            if plugin.load is None or name not in seen:
+                found.append(plugin)
+        seen.update(plugin.key[0] for plugin in plugins if plugin.load is not None)
+    counts = Counter(each.plugin.name for each in found if each.load is not None)
+    return [_rename(each) if counts[each.plugin.name] > 1 else each for each in found]
+
+
+def _rename(found: Found) -> Found:
+    return replace(found, plugin=replace(found.plugin, name=found.key[0]))
+
+
+def _plugins(distribution: importlib_metadata.Distribution) -> list[Found]:
+    try:
+        text = distribution.read_text("entry_points.txt") or ""
+    except UnicodeDecodeError as error:
+        ours = GROUP.encode() in error.object
+        return [_corrupt(distribution, f"entry_points.txt is not text: {error}")] if ours else []
+    except Exception:
+        return []  # unreadable, and nothing says that it is ours
+    if f"[{GROUP}]" not in text:
+        return []
+    try:
+        points = [point for point in distribution.entry_points if point.group == GROUP]
+        made = [(canonical(point.name), point) for point in points]
+    except Exception as error:
+        return [_corrupt(distribution, f"entry_points.txt cannot be read: {error!r}")]
+    try:
+        metadata = distribution.metadata
+        name, version = metadata["Name"], metadata["Version"]
+    except Exception:
+        name = version = None
+    if not name or not version:
+        return [
+            _corrupt(distribution, "METADATA is missing, or lacks the name or the version", plugin)
+            for plugin, _ in made
+        ]
+    editable = _is_editable(distribution)
+    return [
+        Found(
+            Plugin(plugin, name, version, point.value),
+            frozenset({plugin, canonical(name)}),
+            point.load,
+            editable,
+        )
+        for plugin, point in made
+    ]
+
+
+def _corrupt(
+    distribution: importlib_metadata.Distribution, cause: str, plugin: str | None = None
+) -> Found:
+    folder = str(getattr(distribution, "_path", ""))
+    stem = PurePath(folder).name.removesuffix(".dist-info").removesuffix(".egg-info")
+    name, _, version = stem.partition("-")
+    name = name or "unknown"
+    found = Plugin(
+        plugin or canonical(name).removeprefix(f"{GROUP}_"),
+        name,
+        version or None,
+        status="corrupt",
+        cause=cause,
+        cure=f"Delete {folder or 'its metadata'} and install {name} again.",
+    )
+    return Found(found, frozenset({found.name, canonical(name)}), None)
+
+
+def _is_editable(distribution: importlib_metadata.Distribution) -> bool:
+    with suppress(Exception):
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        return bool(origin.get("dir_info", {}).get("editable"))
+    return False

@@ -1,0 +1,267 @@
+"""Modules: recipes that map the update so far to a new update."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from projcore.core.objective import Objective
+from projcore.core.settings import Settings
+from projcore.core.state import Node, State
+from projcore.errors import ArgumentTypeError, ContractError
+
+Scope = Literal["element", "tensor", "all"]
+Need = Literal["params", "grads", "loss", "closure"]
+Kind = Literal["first", "second", "covariance", "history", "scalar", "opaque"]
+SCOPES: tuple[Scope, ...] = ("element", "tensor", "all")
+
+
+class Row(NamedTuple):
+    """One line of a plan: the module at a position, and the shapes that it runs on."""
+
+    path: str
+    module: Module
+    shapes: list[tuple[int, ...]]
+
+
+class Module(ABC):
+    """A step of an optimizer: settings and children, fixed when built; it holds no tensors.
+
+    One module may stand at several positions and serve several optimizers, because its memory is
+    kept by them (`State`) and this step's facts are handed in (`Objective`).
+
+    Attributes:
+        scope: What one element of the result depends on: itself (``"element"``), its own tensor
+            (``"tensor"``) or all tensors (``"all"``, the safe default).
+        needs: The facts it reads beside the update: ``"params"``, ``"grads"``, ``"loss"``,
+            ``"closure"``. Checked when it is put inside a projection.
+        kinds: How each entry of its memory changes under a change of basis: ``"first"`` like a
+            vector, ``"second"`` like the diagonal of a covariance, ``"covariance"``, ``"history"``
+            (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"opaque"`` (reset).
+        final: Its result must reach the parameters as it is: nothing may follow it in a chain.
+        defaults: Its settings; a parameter group overrides them by name.
+        children: The modules it runs, by name.
+    """
+
+    scope: Scope = "all"
+    needs: frozenset[Need] = frozenset()
+    kinds: ClassVar[Mapping[str, Kind]] = {}
+    final: bool = False
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Module:
+        self = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        except TypeError:
+            bound = None  # __init__ raises Python's own error, which names the argument
+        self._arguments = dict(list(bound.arguments.items())[1:]) if bound else {}
+        return self
+
+    def __init__(self, defaults: Mapping[str, Any] | None = None, **children: Module) -> None:
+        self.defaults: dict[str, Any] = dict(defaults or {})
+        self.children: dict[str, Module] = dict(children)
+        self.check(self.defaults)
+
+    def check(self, settings: Settings) -> None:  # noqa: B027 (optional)
+        """Raises if a setting has a bad value; called with the defaults and with those of groups."""
+
+    @abstractmethod
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        """Returns the new update: as many tensors, of the same shapes.
+
+        It never writes into `update` (the first update *is* the gradients), only into `state`.
+        """
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        """Returns the memory to begin with, for a tensor of this shape, dtype and device."""
+        return {}
+
+    def remember(self, objective: Objective, state: State) -> list[Settings]:
+        """Creates memory where there is none yet, and returns the settings of each tensor."""
+        settings = objective.settings(state.path)
+        for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True):
+            if not node:
+                node.update(self.init(tensor, values))
+        return settings
+
+    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
+        """Does what a step does up to the mathematics: creates memory, and notes what runs where."""
+        self.remember(objective, state)
+        rows.append(Row(state.path, self, [tuple(tensor.shape) for tensor in objective.template]))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that differ from their defaults, by name, in its order."""
+        parameters = inspect.signature(type(self).__init__).parameters
+        given = {}
+        for name, value in self._arguments.items():
+            default = parameters[name].default
+            if type(value) is not type(default) or value != default:
+                given[name] = value
+        return given
+
+    @property
+    def total_scope(self) -> Scope:
+        """The widest scope among this module and its children."""
+        scopes = [self.scope, *(child.total_scope for child in self.children.values())]
+        return max(scopes, key=SCOPES.index)
+
+    @property
+    def total_needs(self) -> frozenset[Need]:
+        """What this module and its children need of the space that it stands in."""
+        return self.needs.union(*(child.total_needs for child in self.children.values()))
+
+    def __str__(self) -> str:
+        from projcore.spec import expression
+
+        return expression(self)
+
+    __repr__ = __str__
+
+
+class Transform(Module):
+    """Maps lists of tensors to lists of tensors: override `apply`, and mostly `init`.
+
+    The kernel takes care of parameters without a gradient, of groups and of batches. A transform
+    of scope ``"element"`` or ``"tensor"`` gets, in one call, only tensors that share their
+    settings: ``settings[0]`` holds for all. One of scope ``"all"`` gets all tensors, and finds the
+    value that they agree on with `projcore.core.common`.
+
+    Attributes:
+        batched: Set it for a transform of scope ``"tensor"`` whose `apply` takes the keyword
+            ``batch_dims``, the number of leading dimensions that index independent tensors.
+            Without it such a batch is taken apart and run item by item.
+    """
+
+    batched: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> Iterable[Tensor]:
+        """Returns the new update.
+
+        Facts that are not in ``needs`` are None. Writes into its own `states` only: one dict for
+        each tensor, holding what `init` returned.
+        """
+
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        if objective.batch_dims and self.scope == "tensor" and not self.batched:
+            from projcore.core.projection import run_items
+
+            return run_items(self, update, objective, state)
+        settings = self.remember(objective, state)
+        parts = self._parts(objective, settings)
+        if len(parts) == 1 and len(parts[0]) == len(update):
+            return self._apply(update, objective, state.nodes, settings)
+        result = list(update)
+        for part in parts:
+            done = self._apply(
+                [update[i] for i in part],
+                objective.select(part),
+                [state.nodes[i] for i in part],
+                [settings[i] for i in part],
+            )
+            for i, tensor in zip(part, done, strict=True):
+                result[i] = tensor
+        return result
+
+    def _parts(self, objective: Objective, settings: list[Settings]) -> list[list[int]]:
+        """Which tensors go into one call: those with a gradient, split by their settings."""
+        active = objective.active if objective.active is not None else range(len(settings))
+        if self.scope == "all":
+            return [list(active)]
+        parts: dict[int, list[int]] = {}
+        for i in active:
+            parts.setdefault(id(settings[i]), []).append(i)
+        return list(parts.values())
+
+    def _apply(
+        self,
+        update: list[Tensor],
+        objective: Objective,
+        nodes: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        extra = {"batch_dims": objective.batch_dims} if self.batched else {}
+        params, grads, loss = facts(self.needs, objective)
+        result = list(self.apply(update, params, grads, loss, nodes, settings, **extra))
+        check_result(self, update, result)
+        return result
+
+
+def facts(
+    needs: frozenset[Need], objective: Objective
+) -> tuple[list[Tensor] | None, list[Tensor] | None, Tensor | None]:
+    """Returns params, grads and loss; None for what is not in `needs`, which is never computed."""
+    return (
+        objective.params if "params" in needs else None,
+        objective.grads if "grads" in needs else None,
+        objective.loss if "loss" in needs else None,
+    )
+
+
+def check_result(module: Module, given: Sequence[Tensor], result: Sequence[Tensor]) -> None:
+    """Raises unless a module returned as many tensors as it was given, of the same shapes."""
+    if len(given) != len(result):
+        raise ContractError(
+            f"{type(module).__name__} was given {len(given)} tensors and returned {len(result)}. "
+            "A module returns as many as it is given. Correct its apply, step or unproject."
+        )
+    for i, (one, other) in enumerate(zip(given, result, strict=True)):
+        if one.shape != other.shape:
+            raise ContractError(
+                f"{type(module).__name__} returned shape {tuple(other.shape)} for tensor {i} of "
+                f"shape {tuple(one.shape)}. A module keeps shapes. Correct its apply, step or "
+                "unproject."
+            )
+
+
+def as_module(value: object) -> Module:
+    """Makes a module of a module, a spec (``"adam()"``), or a list of these (then a `Chain`).
+
+    Raises:
+        ArgumentTypeError: If it is none of these.
+    """
+    if isinstance(value, Module):
+        return value
+    if isinstance(value, (str, Mapping)):
+        from projcore.spec import build
+
+        return build(value)
+    if isinstance(value, Iterable) and not isinstance(value, Tensor):
+        from projcore.core.chain import Chain
+
+        return Chain(*value)
+    hint = ""
+    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer):
+        hint = f" To run torch's optimizer, pass TorchOptim({value.__name__!r}, ...)."
+    elif isinstance(value, type):
+        hint = f" Did you mean {value.__name__}()?"
+    raise ArgumentTypeError(
+        f"{value!r} was given as a module. A module is a Module, a spec such as 'adam()', or a "
+        f"list of these.{hint}"
+    )
+
+
+def scalar(tensor: Tensor | float) -> Any:
+    """Returns the Python number in a 0-d tensor, or in a trace the tensor itself.
+
+    So formulas with step counters and settings run on numbers when eager, and make one graph
+    without breaks when compiled.
+    """
+    if isinstance(tensor, Tensor) and not torch.compiler.is_compiling():
+        return tensor.item()
+    return tensor

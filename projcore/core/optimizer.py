@@ -1,0 +1,323 @@
+"""The optimizer: the shell that makes modules a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from projcore.core import checkpoint
+from projcore.core.chain import Chain, as_chain
+from projcore.core.describe import describe, outline
+from projcore.core.module import Need
+from projcore.core.objective import RootObjective, fill_zeros
+from projcore.core.settings import SIGNATURE, SettingNames
+from projcore.core.state import Node, State, flatten, unflatten
+from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Runs modules on the gradients of parameters, and subtracts the update that results.
+
+    It is a `torch.optim.Optimizer`: schedulers, groups, hooks, scalers and checkpoints work as with
+    torch's own. A parameter group overrides the settings of modules by name, also of those inside
+    projections; a name that several modules share is qualified by position (``"0.lr"``).
+
+    A step computes first and writes parameters last, once: after an exception anywhere in it they
+    are bitwise what they were.
+
+    Args:
+        params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
+        modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
+        compile: Whether to run the step through `torch.compile`. The first step, which creates the
+            memory, runs eagerly.
+
+    Raises:
+        ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
+            of floating point, or a group has a key that is no setting, or a bad value.
+        ArgumentTypeError: If something is not a tensor or not a module.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), "clip_norm(1.0)", "adam()", "lr(0.001)")
+        >>> print(optimizer)
+        clip_norm(1.0); adam(); lr(0.001)
+    """
+
+    def __init__(self, params: Any, *modules: Any, compile: bool = False) -> None:
+        if not modules:
+            raise ArgumentError(
+                "Optimizer(params) was given no modules. It runs one or more. Pass for example "
+                "'adam()', 'lr(0.001)'."
+            )
+        self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
+        self.compile = compile
+        self._names = SettingNames(self.module)
+        self._elide = True
+        self._reset_plan()
+        groups = list(_as_iterable(params))
+        if not groups:
+            raise ArgumentError(
+                "Optimizer was given no parameters. It needs at least one; a generator such as "
+                "model.parameters() is empty once used. Pass model.parameters() afresh."
+            )
+        super().__init__(groups, dict(self._names.defaults))
+        outline(self, self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters, which may override settings; checked before it is added."""
+        if isinstance(param_group, dict):
+            param_group = dict(param_group)
+            self._check_group(param_group)
+            if self.param_groups:
+                everything = {**self._names.defaults, **param_group}
+                outline(self, [*self.param_groups, everything])
+            param_group[SIGNATURE] = checkpoint.signature(self.module)
+        super().add_param_group(param_group)
+        self._reset_plan()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if "params" not in group:
+            raise ArgumentError(
+                f"A parameter group has the keys {sorted(group)}, but no 'params'. "
+                "Pass {'params': [...], ...}."
+            )
+        if not isinstance(group["params"], set):  # torch's own error says why not
+            group["params"] = list(_as_iterable(group["params"]))
+            check_parameters(
+                [p[1] if isinstance(p, tuple) else p for p in group["params"]],
+                [p for other in self.param_groups for p in other["params"]],
+            )
+        self._names.check_group(group)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The facts that the modules need; with ``"closure"``, step() must be given one."""
+        return self.module.total_needs
+
+    @torch.no_grad()
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:  # type: ignore[override]
+        """Performs one step.
+
+        Args:
+            closure: Computes the loss and its gradients, and returns the loss. Needed if a module
+                evaluates the loss. If it takes the keyword ``backward``, it is called with
+                ``backward=False`` where only the loss is wanted.
+
+        Returns:
+            What the closure returned at this step's point, or None.
+
+        Raises:
+            StepError: If a closure is needed and there is none, or a gradient cannot be used.
+                Nothing has changed then.
+        """
+        wanted = sorted(self.needs & {"closure", "loss"})
+        if closure is None and wanted:
+            raise StepError(
+                f"{self.module} needs {wanted}, but step() was given no closure. Pass a function "
+                "that computes the loss and its gradients: optimizer.step(closure)."
+            )
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        loss = None if value is None else torch.as_tensor(value).detach()
+        self._update(closure, loss)
+        return value
+
+    def _update(self, closure: Callable[..., Any] | None, loss: Tensor | None) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        missing = [p.grad is None for p in parameters]
+        if all(missing):
+            return
+        grads = fill_zeros(parameters, usable_gradients(parameters))
+        trees = [unflatten(self.state.get(p, {})) for p in parameters]
+        inputs = StepInputs(
+            parameters,
+            grads,
+            [i for i, group in enumerate(self.param_groups) for _ in group["params"]],
+            [i for i, none in enumerate(missing) if not none] if any(missing) else None,
+            loss,
+            closure,
+            self._elide,
+        )
+        if self.compile and self._warm:
+            if self._compiled is None:
+                self._compiled = torch.compile(_compute_and_write)
+            self._compiled(self.module, inputs, self._tensor_table(), trees)
+            memory = [flatten(tree) for tree in trees]
+        else:
+            update = _compute(self.module, inputs, self._names.table(self.param_groups), trees)
+            memory = [flatten(tree) for tree in trees]
+            _write(inputs, update)
+        for parameter, entries in zip(parameters, memory, strict=True):
+            if entries or parameter in self.state:
+                self.state[parameter] = entries
+        self._warm = True
+
+    def _tensor_table(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the settings with 0-d tensors for floats, so that a change recompiles nothing."""
+        groups = []
+        for i, group in enumerate(self.param_groups):
+            values = {}
+            for key in self._names.defaults:
+                values[key] = self._as_tensors((i, key), group[key])
+            groups.append(values)
+        return self._names.table(groups)
+
+    def _as_tensors(self, key: tuple[Any, ...], value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._as_tensors((*key, i), item) for i, item in enumerate(value))
+        if not isinstance(value, float):
+            return value
+        if key not in self._scalars:
+            self._scalars[key] = torch.zeros((), dtype=torch.float64)
+        return self._scalars[key].fill_(value)
+
+    def _reset_plan(self) -> None:
+        """Forgets what was compiled; the next step runs eagerly and creates missing memory."""
+        self._warm = False
+        self._compiled: Any = None
+        self._scalars: dict[tuple[Any, ...], Tensor] = {}
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads memory and settings saved with `state_dict`; dtypes stay as saved.
+
+        Everything is checked before anything changes.
+
+        Raises:
+            CheckpointError: If it was saved by another tree of modules or for other parameters;
+                the message names the first difference.
+        """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        groups, state = checkpoint.read(self, self._names, state_dict)
+        self.state.clear()
+        self.state.update(state)
+        self.param_groups[:] = groups
+        self._reset_plan()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def describe(self) -> str:
+        """Returns a table of the parameters, and of the plan: what runs where, on which shapes."""
+        return describe(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"module": self.module, "compile": self.compile, "_elide": self._elide}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._names = SettingNames(self.module)
+        self.defaults = dict(self._names.defaults)  # torch adds a key of its own
+        self._reset_plan()
+
+    def __str__(self) -> str:
+        return str(self.module)
+
+    def __repr__(self) -> str:
+        count = sum(len(group["params"]) for group in self.param_groups)
+        return f"Optimizer(<{count} parameters>, {str(self)!r})"
+
+
+class StepInputs(NamedTuple):
+    """What a step begins with, beside memory and settings."""
+
+    parameters: list[Tensor]
+    grads: list[Tensor]
+    groups: list[int]
+    active: list[int] | None
+    loss: Tensor | None
+    closure: Callable[..., Any] | None
+    elide: bool
+
+
+def _compute(
+    module: Chain, inputs: StepInputs, table: dict[str, list[dict[str, Any]]], trees: list[Node]
+) -> list[Tensor]:
+    objective = RootObjective(
+        inputs.parameters,
+        inputs.grads,
+        inputs.groups,
+        table,
+        inputs.active,
+        inputs.loss,
+        inputs.closure,
+        inputs.elide,
+    )
+    return module.step(inputs.grads, objective, State(trees, trees[0]))
+
+
+def _write(inputs: StepInputs, update: list[Tensor]) -> None:
+    parameters = inputs.parameters
+    if inputs.active is not None:
+        parameters = [parameters[i] for i in inputs.active]
+        update = [update[i] for i in inputs.active]
+    # One operation writes all parameters: none is left behind if it fails.
+    torch._foreach_sub_(parameters, update)
+
+
+def _compute_and_write(
+    module: Chain, inputs: StepInputs, table: dict[str, list[dict[str, Any]]], trees: list[Node]
+) -> None:
+    _write(inputs, _compute(module, inputs, table, trees))
+
+
+def check_parameters(params: list[Any], others: list[Tensor]) -> None:
+    """Raises unless all are tensors of floating or complex numbers, none of them twice."""
+    seen = set(others)
+    for i, param in enumerate(params):
+        if not isinstance(param, Tensor):
+            raise ArgumentTypeError(
+                f"Parameter {i} is a {type(param).__name__}. Parameters are tensors. "
+                "Pass model.parameters(), or a list of tensors."
+            )
+        if not (param.is_floating_point() or param.is_complex()):
+            raise ArgumentError(
+                f"Parameter {i} has dtype {param.dtype}. Parameters are of floating or complex "
+                "numbers. Leave it out."
+            )
+        if param in seen:
+            raise ArgumentError(
+                f"Parameter {i}, of shape {tuple(param.shape)}, is given twice. Each parameter "
+                "belongs to one group, once. Remove one."
+            )
+        seen.add(param)
+
+
+def usable_gradients(parameters: list[Tensor]) -> list[Tensor | None]:
+    """Returns the gradients; raises if one is sparse or of another dtype."""
+    for i, parameter in enumerate(parameters):
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise StepError(
+                f"The gradient of parameter {i} has layout {grad.layout}. Gradients must be "
+                "dense. Build the layer with sparse=False."
+            )
+        if grad.dtype != parameter.dtype:
+            raise StepError(
+                f"The gradient of parameter {i} is {grad.dtype}, the parameter {parameter.dtype}. "
+                "They must be the same. Convert the gradient."
+            )
+    return [parameter.grad for parameter in parameters]
+
+
+def _as_iterable(value: Any) -> Iterable[Any]:
+    if isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            f"params is a single tensor of shape {tuple(value.shape)}. It must be an iterable of "
+            "tensors or dicts. Pass [tensor]."
+        )
+    if isinstance(value, (dict, str)) or not isinstance(value, Iterable):
+        raise ArgumentTypeError(
+            f"params is a {type(value).__name__}. It must be an iterable of tensors or dicts. "
+            "Pass model.parameters()."
+        )
+    return value

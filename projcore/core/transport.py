@@ -1,0 +1,166 @@
+"""Carries memory over when a projection changes its map, by the kinds of its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from projcore.core.chain import Chain
+from projcore.core.module import Kind, Module
+from projcore.core.objective import Objective
+from projcore.core.projection import INNER, Crossing, ProjectedObjective, ProjectionBase
+from projcore.core.state import SHARED, Node, State
+
+Move = Callable[["list[Tensor]", Kind], "list[Tensor] | None"]
+
+
+def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Node | None]) -> None:
+    """Gives a projection its new states, and treats the memory inside by its policy."""
+    projection = crossing.projection
+    has_memory = any(_inner_keys(node) for node in crossing.states)
+    if projection.policy == "keep" or not has_memory:
+        _write(crossing, new)
+    elif projection.policy == "reset":
+        every = projection.scope == "all" or projection.children[INNER].total_scope == "all"
+        for node, entries in zip(crossing.states, new, strict=True):
+            if entries is not None or every:
+                for key in _inner_keys(node):
+                    del node[key]
+        _write(crossing, new)
+    else:
+        _transport(crossing, update, new)
+
+
+def _transport(crossing: Crossing, update: list[Tensor], new: Sequence[Node | None]) -> None:
+    projection = crossing.projection
+    old_states = [
+        {name: value for name, value in node.items() if not isinstance(value, dict)}
+        for node in crossing.states
+    ]
+    old = ProjectedObjective(crossing, crossing.down(update, "update"))
+    _write(crossing, new)
+    current = ProjectedObjective(crossing, crossing.down(update, "update"))
+    everything = projection.scope == "all"
+    changed = [j for j, entries in enumerate(new) if entries is not None or everything]
+    params = crossing.facts()[0]
+
+    def move(tensors: list[Tensor], kind: Kind) -> list[Tensor] | None:
+        applied = list(range(len(tensors))) if everything else crossing.applied
+        slots = applied if everything else [applied[j] for j in changed]
+        if everything:
+            slots = slots[: len(tensors) - len(crossing.passing)]
+        moved = projection.transport(
+            [tensors[i] for i in slots],
+            kind,
+            [params[j] for j in changed],
+            [old_states[j] for j in changed],
+            [crossing.states[j] for j in changed],
+            [crossing.settings[j] for j in changed],
+        )
+        if moved is None:
+            return None
+        result = list(tensors)
+        for i, tensor in zip(slots, moved, strict=True):
+            result[i] = tensor
+        return result
+
+    _carry(projection.children[INNER], crossing.memory(crossing.state), old, current, move)
+
+
+def _carry(module: Module, state: State, old: Objective, new: Objective, move: Move) -> None:
+    """Moves the memory of a module and its children from one space into another."""
+    if isinstance(module, Chain):
+        for name, child in module.children.items():
+            _carry(child, state.child(name), old, new, move)
+        return
+    if not _carry_entries(module, state, move):
+        for node in state.nodes:
+            node.clear()
+        state.shared.clear()
+    elif isinstance(module, ProjectionBase):
+        _carry_nested(module, state, old, new, move)
+
+
+def _carry_entries(module: Module, state: State, move: Move) -> bool:
+    """Moves a module's own entries; False if there is one that cannot be moved."""
+    shared = [name for name in state.shared if module.kinds.get(name) != "scalar"]
+    if shared:
+        return False
+    names = {
+        name: None
+        for node in state.nodes
+        for name, value in node.items()
+        if not isinstance(value, dict)
+    }
+    moved: dict[str, list[Tensor]] = {}
+    for name in names:
+        kind = module.kinds.get(name, "opaque")
+        if kind == "scalar":
+            continue
+        if kind == "opaque" or any(name not in node for node in state.nodes):
+            return False
+        tensors = [node[name] for node in state.nodes]
+        result = _move_history(tensors, move) if kind == "history" else move(tensors, kind)
+        if result is None:
+            return False
+        moved[name] = result
+    for name, tensors in moved.items():
+        for node, tensor in zip(state.nodes, tensors, strict=True):
+            node[name] = tensor
+    return True
+
+
+def _move_history(tensors: list[Tensor], move: Move) -> list[Tensor] | None:
+    rows = []
+    for k in range(tensors[0].shape[0]):
+        row = move([tensor[k] for tensor in tensors], "first")
+        if row is None:
+            return None
+        rows.append(row)
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _carry_nested(
+    projection: ProjectionBase, state: State, old: Objective, new: Objective, move: Move
+) -> None:
+    """Moves what is inside a projection: out of it by its map, over, and back in."""
+    chain = projection.children[INNER]
+    assert isinstance(chain, Chain)
+    segments = projection.segments if old.elide else [(False, list(chain.children))]
+    for elementwise, names in segments:
+        if elementwise:
+            for name in names:
+                _carry(chain.children[name], state.child(INNER).child(name), old, new, move)
+            continue
+        before, after = Crossing(projection, old, state), Crossing(projection, new, state)
+        inner_old = ProjectedObjective(before, before.down(old.template, "update"))
+        inner_new = ProjectedObjective(after, after.down(new.template, "update"))
+
+        def through(
+            tensors: list[Tensor],
+            kind: Kind,
+            before: Crossing = before,
+            after: Crossing = after,
+        ) -> list[Tensor] | None:
+            if kind not in ("first", "history") and not projection.layout:
+                return None
+            moved = move(before.up(tensors, "update"), kind)
+            return None if moved is None else after.down(moved, "update")
+
+        memory = after.memory(state)
+        for name in names:
+            _carry(chain.children[name], memory.child(name), inner_old, inner_new, through)
+
+
+def _write(crossing: Crossing, new: Sequence[Node | None]) -> None:
+    for node, entries in zip(crossing.states, new, strict=True):
+        node.update(entries or {})
+
+
+def _inner_keys(node: Node) -> list[str]:
+    """The keys of a projection's node under which its modules keep their memory."""
+    return [key for key, value in node.items() if isinstance(value, dict) and key != SHARED and value]
+
+
