@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePath
+from typing import Any
 
 import importlib_metadata
 
@@ -38,6 +39,10 @@ class Found:
     def key(self) -> tuple[str, str]:
         return canonical(self.plugin.distribution or ""), self.plugin.entry_point
 
+    def named_by_distribution(self) -> Found:
+        """Returns this plugin under another name, for where its own is taken."""
+        return replace(self, plugin=replace(self.plugin, name=self.key[0]))
+
 
 def canonical(name: str) -> str:
     """Returns a name as names are compared and printed: lower case, with ``_`` for all else.
@@ -59,6 +64,8 @@ def scan() -> list[Found]:
     found: list[Found] = []
     seen: set[str] = set()
     for distribution in importlib_metadata.distributions():
+        if _folder(distribution).name.startswith("~"):
+            continue  # what pip leaves behind when it cannot delete the old version
         plugins = _plugins(distribution)
         for plugin in plugins:
             name = plugin.key[0]
@@ -66,14 +73,12 @@ def scan() -> list[Found]:
                 found.append(plugin)
         seen.update(plugin.key[0] for plugin in plugins if plugin.load is not None)
     counts = Counter(each.plugin.name for each in found if each.load is not None)
-    return [_rename(each) if counts[each.plugin.name] > 1 else each for each in found]
+    return [
+        each.named_by_distribution() if counts[each.plugin.name] > 1 else each for each in found
+    ]
 
 
-def _rename(found: Found) -> Found:
-    return replace(found, plugin=replace(found.plugin, name=found.key[0]))
-
-
-def _plugins(distribution: importlib_metadata.Distribution) -> list[Found]:
+def _plugins(distribution: Any) -> list[Found]:
     try:
         text = distribution.read_text("entry_points.txt") or ""
     except UnicodeDecodeError as error:
@@ -110,11 +115,9 @@ def _plugins(distribution: importlib_metadata.Distribution) -> list[Found]:
     ]
 
 
-def _corrupt(
-    distribution: importlib_metadata.Distribution, cause: str, plugin: str | None = None
-) -> Found:
-    folder = str(getattr(distribution, "_path", ""))
-    stem = PurePath(folder).name.removesuffix(".dist-info").removesuffix(".egg-info")
+def _corrupt(distribution: Any, cause: str, plugin: str | None = None) -> Found:
+    folder = _folder(distribution)
+    stem = folder.name.removesuffix(".dist-info").removesuffix(".egg-info")
     name, _, version = stem.partition("-")
     name = name or "unknown"
     found = Plugin(
@@ -123,12 +126,16 @@ def _corrupt(
         version or None,
         status="corrupt",
         cause=cause,
-        cure=f"Delete {folder or 'its metadata'} and install {name} again.",
+        cure=f"Delete {folder} and install {name} again.",
     )
     return Found(found, frozenset({found.name, canonical(name)}), None)
 
 
-def _is_editable(distribution: importlib_metadata.Distribution) -> bool:
+def _folder(distribution: Any) -> PurePath:
+    return PurePath(str(getattr(distribution, "_path", "")))
+
+
+def _is_editable(distribution: Any) -> bool:
     with suppress(Exception):
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
         return bool(origin.get("dir_info", {}).get("editable"))

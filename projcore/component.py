@@ -80,6 +80,7 @@ class Plugin:
         cure: What to do.
         traceback: Where it failed.
         offered: The names it would have provided, as far as known.
+        slow: Finding it imported torch, so that every command waits for it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Plugin:
     cure: str = ""
     traceback: str = ""
     offered: tuple[str, ...] = ()
+    slow: bool = False
 
     @property
     def provider(self) -> str:

@@ -1,7 +1,8 @@
 """What the author of a plugin imports.
 
 A distribution has one entry point in the group ``projcore``, which names a small module. That
-module imports neither torch nor the classes it registers::
+module imports neither torch nor the classes it registers, and neither may the ``__init__.py`` of
+its package, which Python runs first: `lazy` helps there::
 
     # pyproject.toml
     [project.entry-points.projcore]
@@ -17,14 +18,24 @@ module imports neither torch nor the classes it registers::
     def projcore_register_projections(register):
         register("rotation", "projcore_rotations:Rotation", summary="Rotates pairs of elements.")
 
+    # projcore_rotations/__init__.py
+    from projcore.plugin import lazy
+
+    __all__ = ["Rotation"]
+    __getattr__ = lazy(__name__, Rotation="rotation")  # from projcore_rotations/rotation.py
+
 The hooks are described in `projcore.hookspecs`.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 import pluggy
 
-__all__ = ["PROJCORE_API", "PROJCORE_API_FLOOR", "hookimpl"]
+__all__ = ["PROJCORE_API", "PROJCORE_API_FLOOR", "hookimpl", "lazy"]
 
 PROJCORE_API = 1
 """The plugin API that this version of projcore speaks."""
@@ -36,3 +47,19 @@ hookspec = pluggy.HookspecMarker("projcore")
 
 hookimpl = pluggy.HookimplMarker("projcore")
 """Marks a function as the implementation of the hook that has its name."""
+
+
+def lazy(package: str, **places: str) -> Callable[[str], Any]:
+    """Returns the ``__getattr__`` of a package that imports a name's module when it is first used.
+
+    Args:
+        package: Its ``__name__``.
+        places: For each name, the submodule that defines it.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
+
+    return __getattr__

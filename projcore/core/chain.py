@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from projcore.core.module import Module, Row, as_module, check_result
+from projcore.core.buckets import run_pieces, worthwhile
+from projcore.core.module import Module, Row, Transform, as_module, check_result
 from projcore.core.objective import Objective
 from projcore.core.state import State
 from projcore.errors import ArgumentError
@@ -37,7 +39,7 @@ class Chain(Module):
         made = [as_module(module) for module in modules]
         if not made:
             raise ArgumentError("Chain() was given no modules. It runs one or more. Pass some.")
-        for module, follower in zip(made, made[1:], strict=False):
+        for module, follower in pairwise(made):
             if module.final:
                 raise ArgumentError(
                     f"{follower} follows {module}, whose result must reach the parameters as it "
@@ -66,12 +68,31 @@ class Chain(Module):
         self, names: Iterable[str], update: list[Tensor], objective: Objective, state: State
     ) -> list[Tensor]:
         """Runs some of the modules, by name, in the order given."""
+        if worthwhile(update):
+            return self._run_in_pieces(names, update, objective, state)
         for name in names:
             module = self.children[name]
             result = module.step(update, objective, state.child(name))
             check_result(module, update, result)
             update = result
         return update
+
+    def _run_in_pieces(
+        self, names: Iterable[str], update: list[Tensor], objective: Objective, state: State
+    ) -> list[Tensor]:
+        elementwise: list[tuple[str, Transform]] = []
+        for name in names:
+            module = self.children[name]
+            if isinstance(module, Transform) and module.scope == "element":
+                elementwise.append((name, module))
+                continue
+            if elementwise:
+                update = run_pieces(elementwise, update, objective, state)
+                elementwise = []
+            result = module.step(update, objective, state.child(name))
+            check_result(module, update, result)
+            update = result
+        return run_pieces(elementwise, update, objective, state) if elementwise else update
 
 
 def as_chain(value: object) -> Chain:

@@ -12,7 +12,7 @@ from torch import Tensor
 from projcore.core.describe import outline
 from projcore.core.module import Module
 from projcore.core.settings import SIGNATURE, SettingNames, positions
-from projcore.core.state import SHARED, flatten
+from projcore.core.state import SHARED, Node, flatten
 from projcore.errors import CheckpointError, ProjcoreError
 
 if TYPE_CHECKING:
@@ -42,20 +42,78 @@ def read(
     parameters = list(chain.from_iterable(g["params"] for g in optimizer.param_groups))
     expected = [flatten(tree) for tree in outline(optimizer, groups)]
     indices = {saved: i for i, saved in enumerate(saved_ids)}
-    state = {}
+    state: dict[Tensor, dict[str, Any]] = {}
     for saved, entries in state_dict["state"].items():
-        if saved not in indices:
+        if saved not in indices or not isinstance(entries, Mapping):
             raise CheckpointError(
-                f"The state dict has memory of parameter {saved!r}, which is in none of its "
-                "groups. It is damaged. Load another."
+                f"The state dict's memory of parameter {saved!r} is a {type(entries).__name__}, or "
+                "the parameter is in none of its groups. It is damaged. Load another."
             )
         i = indices[saved]
-        parameter = parameters[i]
-        live = {**expected[i], **optimizer.state.get(parameter, {})}
         for key, value in entries.items():
-            _check_entry(names, i, parameter, key, value, live.get(key))
-        state[parameter] = {key: _copy(value, parameter) for key, value in entries.items()}
+            _check_entry(names, i, parameters[i], key, value, expected[i].get(key))
+        _check_complete(i, entries, expected[i])
+        state[parameters[i]] = {key: _copy(value, parameters[i]) for key, value in entries.items()}
+    if state:
+        _check_anchors(parameters, state, expected)
     return groups, state
+
+
+def drop_outgrown(optimizer: Optimizer, names: SettingNames, expected: list[Node]) -> None:
+    """Resets the memory of modules whose space has grown, as that of a vector by a new group."""
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    outgrown = set()
+    for parameter, tree in zip(parameters, expected, strict=False):
+        for key, value in flatten(tree).items():
+            live = optimizer.state.get(parameter, {}).get(key)
+            if live is not None and not _fits(names, key, live, value):
+                outgrown.add(module_path(key))
+    for entries in optimizer.state.values():
+        for key in [key for key in entries if module_path(key) in outgrown]:
+            del entries[key]
+
+
+def module_path(key: str) -> str:
+    """Returns the position of the module that an entry belongs to."""
+    parents = [part.partition(":")[0] for part in key.split("/")[:-1]]
+    return "/".join(part for part in parents if part not in (SHARED, "items"))
+
+
+def _fits(names: SettingNames, key: str, value: Any, expected: Any) -> bool:
+    """Whether an entry has the shape that the module gives it; histories may be longer."""
+    if not isinstance(expected, Tensor):
+        return isinstance(value, (Tensor, int, float))
+    if not isinstance(value, Tensor):
+        return False
+    kinds = names.modules[module_path(key)].kinds
+    skip = 1 if kinds.get(key.rpartition("/")[2]) == "history" else 0
+    return value.shape[skip:] == expected.shape[skip:] and value.ndim == expected.ndim
+
+
+def _check_complete(i: int, entries: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises if a module has some of its entries for a parameter, but not all."""
+    begun = {module_path(key) for key in entries}
+    for key in expected:
+        if key not in entries and module_path(key) in begun:
+            raise CheckpointError(
+                f"The state dict lacks {key!r} of parameter {i}, though it has other memory of "
+                "that module. It is damaged. Load another."
+            )
+
+
+def _check_anchors(
+    parameters: list[Tensor], state: Mapping[Tensor, Any], expected: list[dict[str, Any]]
+) -> None:
+    """Raises if memory of a merged space was lost because its first parameter is frozen."""
+    kept = {module_path(key) for entries in state.values() for key in entries}
+    for i, (parameter, entries) in enumerate(zip(parameters, expected, strict=True)):
+        lost = sorted({module_path(key) for key in entries} - kept)
+        if lost and not parameter.requires_grad and not state.get(parameter):
+            raise CheckpointError(
+                f"The state dict lacks the memory of the module at {lost[0]!r}, which is kept with "
+                f"parameter {i}. That parameter is frozen, and torch's distributed checkpointing "
+                "leaves out frozen parameters. Save with requires_grad=True, or order it last."
+            )
 
 
 def _read_groups(
@@ -69,6 +127,10 @@ def _read_groups(
     expected = signature(optimizer.module)
     groups = []
     for i, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
+        if "params" not in saved:
+            raise CheckpointError(
+                f"Group {i} of the state dict has no 'params'. It is damaged. Load another."
+            )
         if len(group["params"]) != len(saved["params"]):
             raise CheckpointError(
                 f"Group {i} has {len(saved['params'])} parameters in the state dict, "
@@ -80,7 +142,9 @@ def _read_groups(
             names.check_group(settings)
         except ProjcoreError as error:
             raise CheckpointError(f"Group {i} of the state dict: {error}") from error
-        kept = {key: group[key] for key in ("params", "param_names") if key in group}
+        kept: dict[str, Any] = {
+            key: group[key] for key in ("params", "param_names") if key in group
+        }
         groups.append({**names.defaults, **kept, **settings, "params": group["params"]})
     return groups
 
@@ -103,32 +167,33 @@ def _check_signature(saved: object, expected: str) -> None:
 
 
 def _check_entry(
-    names: SettingNames, i: int, parameter: Tensor, key: str, value: object, live: object
+    names: SettingNames, i: int, parameter: Tensor, key: str, value: Any, expected: Any
 ) -> None:
-    parents = [part.partition(":")[0] for part in key.split("/")[:-1]]
-    path = "/".join(part for part in parents if part not in (SHARED, "items"))
-    if path not in names.modules:
+    if module_path(key) not in names.modules:
         raise CheckpointError(
-            f"The state dict has {key!r} for parameter {i}, but there is no module at {path!r}. "
-            "Build the optimizer with the same modules as when it was saved."
+            f"The state dict has {key!r} for parameter {i}, but there is no module at "
+            f"{module_path(key)!r}. Build the optimizer with the same modules as when it was saved."
         )
-    if isinstance(live, Tensor):
-        shape = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        if shape != tuple(live.shape):
-            raise CheckpointError(
-                f"{key!r} of parameter {i} has shape {shape} in the state dict, "
-                f"{tuple(live.shape)} here. The parameter here has shape "
-                f"{tuple(parameter.shape)}. Build the model that was saved."
-            )
-    elif not isinstance(value, (Tensor, int, float)):
+    if not isinstance(value, (Tensor, int, float)):
         raise CheckpointError(
             f"{key!r} of parameter {i} is a {type(value).__name__} in the state dict. Memory is "
             "tensors and numbers. It is damaged. Load another."
         )
+    if isinstance(expected, Tensor) and not _fits(names, key, value, expected):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else value
+        raise CheckpointError(
+            f"{key!r} of parameter {i} has shape {shape} in the state dict, "
+            f"{tuple(expected.shape)} here. The parameter here has shape "
+            f"{tuple(parameter.shape)}. Build the model that was saved."
+        )
 
 
 def _copy(value: Any, parameter: Tensor) -> Any:
-    """Copies an entry, to the parameter's device if it is not a counter; its dtype stays."""
+    """Copies an entry, to the parameter's device if it is no count; its dtype stays."""
     if not isinstance(value, Tensor):
         return value
-    return value.detach().clone() if value.ndim == 0 else value.detach().to(parameter.device, copy=True)
+    return (
+        value.detach().clone()
+        if value.ndim == 0
+        else value.detach().to(parameter.device, copy=True)
+    )

@@ -33,7 +33,9 @@ def outline(
     )
     trees: list[Node] = [{} for _ in stand_ins]
     with torch.no_grad():
-        optimizer.module.prepare(objective, State(trees, trees[0]), [] if rows is None else rows)
+        optimizer.module.prepare(
+            objective, State(trees, trees[0] if trees else {}), [] if rows is None else rows
+        )
     return trees
 
 

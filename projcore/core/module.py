@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ class Module(ABC):
         self.check(self.defaults)
 
     def check(self, settings: Settings) -> None:  # noqa: B027 (optional)
-        """Raises if a setting has a bad value; called with the defaults and with those of groups."""
+        """Raises if a setting has a bad value; called with defaults and with those of groups."""
 
     @abstractmethod
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
@@ -79,7 +79,11 @@ class Module(ABC):
         """
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        """Returns the memory to begin with, for a tensor of this shape, dtype and device."""
+        """Returns the memory to begin with, for a tensor of this shape, dtype and device.
+
+        A count is best a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
+        float64 on the CPU (seen with torch 2.13).
+        """
         return {}
 
     def remember(self, objective: Objective, state: State) -> list[Settings]:
@@ -91,7 +95,7 @@ class Module(ABC):
         return settings
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        """Does what a step does up to the mathematics: creates memory, and notes what runs where."""
+        """Does what a step does but the mathematics: creates memory, notes what runs where."""
         self.remember(objective, state)
         rows.append(Row(state.path, self, [tuple(tensor.shape) for tensor in objective.template]))
 
@@ -163,7 +167,7 @@ class Transform(Module):
 
             return run_items(self, update, objective, state)
         settings = self.remember(objective, state)
-        parts = self._parts(objective, settings)
+        parts = self._parts(objective)
         if len(parts) == 1 and len(parts[0]) == len(update):
             return self._apply(update, objective, state.nodes, settings)
         result = list(update)
@@ -178,14 +182,15 @@ class Transform(Module):
                 result[i] = tensor
         return result
 
-    def _parts(self, objective: Objective, settings: list[Settings]) -> list[list[int]]:
-        """Which tensors go into one call: those with a gradient, split by their settings."""
-        active = objective.active if objective.active is not None else range(len(settings))
+    def _parts(self, objective: Objective) -> list[list[int]]:
+        """Which tensors go into one call: those with a gradient, split by parameter group."""
+        groups = objective.groups
+        active = objective.active if objective.active is not None else range(len(groups))
         if self.scope == "all":
             return [list(active)]
-        parts: dict[int, list[int]] = {}
+        parts: dict[Hashable, list[int]] = {}
         for i in active:
-            parts.setdefault(id(settings[i]), []).append(i)
+            parts.setdefault(groups[i], []).append(i)
         return list(parts.values())
 
     def _apply(
@@ -221,6 +226,11 @@ def check_result(module: Module, given: Sequence[Tensor], result: Sequence[Tenso
             "A module returns as many as it is given. Correct its apply, step or unproject."
         )
     for i, (one, other) in enumerate(zip(given, result, strict=True)):
+        if not isinstance(other, Tensor):
+            raise ContractError(
+                f"{type(module).__name__} returned a {type(other).__name__} for tensor {i}. A "
+                "module returns tensors. Correct its apply, step or unproject."
+            )
         if one.shape != other.shape:
             raise ContractError(
                 f"{type(module).__name__} returned shape {tuple(other.shape)} for tensor {i} of "

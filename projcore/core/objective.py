@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,12 @@ class Objective(ABC):
         active: Indices of the tensors that have a gradient, or None if all have. The gradient of
             the others counts as zero; they are not moved.
         batch_dims: How many leading dimensions of each tensor index independent tensors.
+        groups: The parameter group of each tensor, or those that it is made from.
         elide: Whether layout projections may run elementwise modules outside (see the plan).
     """
 
     template: list[Tensor]
+    groups: Sequence[Hashable]
     active: list[int] | None = None
     batch_dims: int = 0
     elide: bool = True
@@ -82,7 +84,7 @@ class RootObjective(Objective):
         self.elide = elide
         self._parameters = parameters
         self._grads = grads
-        self._groups = groups
+        self.groups: list[int] = groups
         self._table = table
         self._loss = loss
         self._closure = closure
@@ -103,10 +105,10 @@ class RootObjective(Objective):
     def settings(self, path: str) -> list[Settings]:
         values = self._table.get(path)
         if values is None:
-            return [_NO_SETTINGS] * len(self._groups)
-        return [values[group] for group in self._groups]
+            return [_NO_SETTINGS] * len(self.groups)
+        return [values[group] for group in self.groups]
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
         if self._closure is None:
             raise StepError(
@@ -143,6 +145,7 @@ class _Selected(Objective):
 
     def __init__(self, whole: Objective, indices: Sequence[int]) -> None:
         self.template = [whole.template[i] for i in indices]
+        self.groups = [whole.groups[i] for i in indices]
         self.batch_dims = whole.batch_dims
         self.elide = whole.elide
         self._whole = whole
@@ -194,7 +197,7 @@ def merge_settings(
 
 
 def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
-    """Evaluates a closure as torch does; one that takes ``backward`` is told whether it is wanted."""
+    """Evaluates a closure as torch does; one that takes ``backward`` is told if it is wanted."""
     arguments = {} if backward or not takes_backward(closure) else {"backward": False}
     with torch.enable_grad():
         loss = closure(**arguments)
@@ -206,6 +209,7 @@ def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
 
 
 def takes_backward(closure: Callable[..., Any]) -> bool:
+    """Whether a closure has a parameter ``backward``."""
     try:
         return "backward" in inspect.signature(closure).parameters
     except (TypeError, ValueError):  # no signature to be had, as for some built-in callables

@@ -15,7 +15,7 @@ from projcore.core.module import Need
 from projcore.core.objective import RootObjective, fill_zeros
 from projcore.core.settings import SIGNATURE, SettingNames
 from projcore.core.state import Node, State, flatten, unflatten
-from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, StepError
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -54,6 +54,9 @@ class Optimizer(torch.optim.Optimizer):
             )
         self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
         self.compile = compile
+        self._warm: bool
+        self._compiled: Any
+        self._scalars: dict[tuple[Any, ...], Tensor]
         self._names = SettingNames(self.module)
         self._elide = True
         self._reset_plan()
@@ -64,33 +67,41 @@ class Optimizer(torch.optim.Optimizer):
                 "model.parameters() is empty once used. Pass model.parameters() afresh."
             )
         super().__init__(groups, dict(self._names.defaults))
+        if not any(group["params"] for group in self.param_groups):
+            raise ArgumentError(
+                "Optimizer was given groups without parameters. It needs at least one parameter. "
+                "Pass some."
+            )
         outline(self, self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, which may override settings; checked before it is added."""
         if isinstance(param_group, dict):
             param_group = dict(param_group)
-            self._check_group(param_group)
-            if self.param_groups:
-                everything = {**self._names.defaults, **param_group}
-                outline(self, [*self.param_groups, everything])
+            tensors = self._check_group(param_group)
+            if self.state:
+                added = {**self._names.defaults, **param_group, "params": tensors}
+                expected = outline(self, [*self.param_groups, added])
+                checkpoint.drop_outgrown(self, self._names, expected)
             param_group[SIGNATURE] = checkpoint.signature(self.module)
         super().add_param_group(param_group)
         self._reset_plan()
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: dict[str, Any]) -> list[Any]:
         if "params" not in group:
             raise ArgumentError(
                 f"A parameter group has the keys {sorted(group)}, but no 'params'. "
                 "Pass {'params': [...], ...}."
             )
-        if not isinstance(group["params"], set):  # torch's own error says why not
-            group["params"] = list(_as_iterable(group["params"]))
-            check_parameters(
-                [p[1] if isinstance(p, tuple) else p for p in group["params"]],
-                [p for other in self.param_groups for p in other["params"]],
-            )
+        params = group["params"]
+        if not isinstance(params, set):  # torch's own error says why not
+            params = [params] if isinstance(params, Tensor) else list(_as_iterable(params))
+            group["params"] = params
+        tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+        others = [p for other in self.param_groups for p in other["params"]]
+        check_parameters(tensors, others)
         self._names.check_group(group)
+        return tensors
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -98,7 +109,7 @@ class Optimizer(torch.optim.Optimizer):
         return self.module.total_needs
 
     @torch.no_grad()
-    def step(self, closure: Callable[..., Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Performs one step.
 
         Args:
@@ -123,6 +134,11 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
+        if value is None and wanted:
+            raise StepError(
+                f"{self.module} needs {wanted}, but the closure returned None. It must return the "
+                "loss. Add `return loss` to it."
+            )
         loss = None if value is None else torch.as_tensor(value).detach()
         self._update(closure, loss)
         return value
@@ -152,24 +168,23 @@ class Optimizer(torch.optim.Optimizer):
             update = _compute(self.module, inputs, self._names.table(self.param_groups), trees)
             memory = [flatten(tree) for tree in trees]
             _write(inputs, update)
-        for parameter, entries in zip(parameters, memory, strict=True):
-            if entries or parameter in self.state:
-                self.state[parameter] = entries
+        if any(memory):  # then torch's checkpointing wants an entry for every parameter
+            self.state.update(zip(parameters, memory, strict=True))
         self._warm = True
 
     def _tensor_table(self) -> dict[str, list[dict[str, Any]]]:
         """Returns the settings with 0-d tensors for floats, so that a change recompiles nothing."""
-        groups = []
-        for i, group in enumerate(self.param_groups):
-            values = {}
-            for key in self._names.defaults:
-                values[key] = self._as_tensors((i, key), group[key])
-            groups.append(values)
+        groups: list[dict[str, Any]] = [{} for _ in self.param_groups]
+        for key in self._names.defaults:
+            values = [group[key] for group in self.param_groups]
+            for i, value in enumerate(values):
+                first = next((j for j in range(i) if values[j] is value or values[j] == value), i)
+                groups[i][key] = self._as_tensor((first, key), value)
         return self._names.table(groups)
 
-    def _as_tensors(self, key: tuple[Any, ...], value: Any) -> Any:
+    def _as_tensor(self, key: tuple[Any, ...], value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(self._as_tensors((*key, i), item) for i, item in enumerate(value))
+            return tuple(self._as_tensor((*key, i), item) for i, item in enumerate(value))
         if not isinstance(value, float):
             return value
         if key not in self._scalars:
@@ -179,10 +194,9 @@ class Optimizer(torch.optim.Optimizer):
     def _reset_plan(self) -> None:
         """Forgets what was compiled; the next step runs eagerly and creates missing memory."""
         self._warm = False
-        self._compiled: Any = None
-        self._scalars: dict[tuple[Any, ...], Tensor] = {}
+        self._compiled = None
+        self._scalars = {}
 
-    @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads memory and settings saved with `state_dict`; dtypes stay as saved.
 
@@ -258,8 +272,21 @@ def _write(inputs: StepInputs, update: list[Tensor]) -> None:
     if inputs.active is not None:
         parameters = [parameters[i] for i in inputs.active]
         update = [update[i] for i in inputs.active]
+    for i, (parameter, tensor) in enumerate(zip(parameters, update, strict=True)):
+        if tensor.dtype != parameter.dtype or tensor.device != parameter.device:
+            _check_writable(i, parameter, tensor)
     # One operation writes all parameters: none is left behind if it fails.
     torch._foreach_sub_(parameters, update)
+
+
+def _check_writable(i: int, parameter: Tensor, update: Tensor) -> None:
+    castable = torch.can_cast(update.dtype, parameter.dtype)
+    if not castable or update.device != parameter.device:
+        raise ContractError(
+            f"The update of parameter {i} is {update.dtype} on {update.device}, the parameter "
+            f"{parameter.dtype} on {parameter.device}. It cannot be subtracted. Correct the module "
+            "that made it."
+        )
 
 
 def _compute_and_write(

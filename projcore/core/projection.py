@@ -152,7 +152,7 @@ class ProjectionBase(Module):
         """Returns tensors of the original shapes; changes nothing."""
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
-        """Whether a tensor of this shape and dtype is projected; others pass through as they are."""
+        """Whether a tensor of this shape and dtype is projected; others pass through."""
         return True
 
     def origins(self, count: int, projected: int) -> list[list[int]]:
@@ -435,6 +435,12 @@ class ProjectedObjective(Objective):
         outer = crossing.objective
         self.template = template
         self.elide = outer.elide
+        self.groups = [
+            outer.groups[origin[0]]
+            if len(origin) == 1
+            else tuple(dict.fromkeys(outer.groups[i] for i in origin))
+            for origin in crossing.origins
+        ]
         if crossing.stacked:
             self.batch_dims = 1
         elif crossing.projection.scope != "all":
@@ -471,7 +477,7 @@ class ProjectedObjective(Objective):
         crossing, outer = self._crossing, self._crossing.objective
         if crossing.projection.linear and not crossing.projection.layout:
             shift = crossing.up(torch._foreach_sub(list(point), self.params), "params")
-            full = torch._foreach_add(outer.params, shift)
+            full = list(torch._foreach_add(outer.params, shift))
         else:
             full = crossing.up(point, "params")
         loss, grads = outer.evaluate(full, backward)
@@ -485,20 +491,23 @@ class _Items(ProjectionBase):
 
     def __init__(self, objective: Objective) -> None:
         self.dims = objective.batch_dims
-        self.shapes = [tensor.shape for tensor in objective.template]
-        self.counts = [math.prod(shape[: self.dims]) for shape in self.shapes]
+        self.template = objective.template
+        self.counts = [math.prod(tensor.shape[: self.dims]) for tensor in self.template]
 
     def origins(self, count: int, projected: int) -> list[list[int]]:
         return [[i] for i, items in enumerate(self.counts) for _ in range(items)]
 
     def project(self, tensors: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
-        return [item for tensor in tensors for item in tensor.flatten(0, self.dims - 1).unbind(0)]
+        batches = [tensor.flatten(0, self.dims - 1) for tensor in tensors]
+        return [item for batch in batches for item in batch.unbind(0)]
 
     def unproject(self, projected_tensors: Iterable[Tensor], *_: Any, **__: Any) -> list[Tensor]:
         items = iter(projected_tensors)
         return [
-            torch.stack(list(itertools.islice(items, count))).reshape(shape)
-            for count, shape in zip(self.counts, self.shapes, strict=True)
+            torch.stack(list(itertools.islice(items, count))).reshape(tensor.shape)
+            if count
+            else tensor
+            for count, tensor in zip(self.counts, self.template, strict=True)
         ]
 
 

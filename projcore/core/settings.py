@@ -93,9 +93,9 @@ def common(owner: object, settings: Sequence[Settings]) -> Settings:
 
 
 def _equal(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return one is other
-    return one == other
+    if one is other or torch.compiler.is_compiling():
+        return one is other  # there, groups share the tensor of a value that they share
+    return bool(one == other)
 
 
 class SettingNames:
@@ -145,9 +145,7 @@ class SettingNames:
         for path, names in self.keys.items():
             module = self.modules[path]
             if any(key in group for key in names.values()):
-                module.check(
-                    {n: group.get(key, module.defaults[n]) for n, key in names.items()}
-                )
+                module.check({n: group.get(key, module.defaults[n]) for n, key in names.items()})
 
     def table(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Returns, for the path of each module that has settings, its settings in each group."""

@@ -161,6 +161,4 @@ def _write(crossing: Crossing, new: Sequence[Node | None]) -> None:
 
 def _inner_keys(node: Node) -> list[str]:
     """The keys of a projection's node under which its modules keep their memory."""
-    return [key for key, value in node.items() if isinstance(value, dict) and key != SHARED and value]
-
-
+    return [k for k, value in node.items() if isinstance(value, dict) and k != SHARED and value]

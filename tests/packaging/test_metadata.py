@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+import projcore
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -27,6 +29,10 @@ each_plugin = pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: fold
 
 def test_there_are_plugins() -> None:
     assert PLUGINS
+
+
+def test_kernel_says_its_version() -> None:
+    assert projcore.__version__ == KERNEL["version"]
 
 
 @each_plugin

@@ -80,11 +80,19 @@ def test_plugin_installs_alone_and_loads(
     name: str, tmp_path: Path, third_party: Path, wheels: Path
 ) -> None:
     python = environment(tmp_path, third_party, wheels, name)
-    script = f"""
-import projcore, {name.replace("-", "_")} as plugin
-print(projcore.__file__, plugin.__file__)
+    script = """
+import importlib, sys
+import projcore
+from projcore import registry
+
+(plugin,) = registry.plugins()
+assert (plugin.status, plugin.name) == ("loaded", sys.argv[1].removeprefix("projcore-")), plugin
+for component in registry.components():
+    registry.load_component(component)
+package = importlib.import_module(sys.argv[1].replace("-", "_"))
+print(projcore.__file__, package.__file__)
 """
-    for file in run(python, "-W", "error", "-c", script, cwd=tmp_path).split():
+    for file in run(python, "-W", "error", "-c", script, name, cwd=tmp_path).split():
         assert Path(file).is_relative_to(tmp_path)
 
 

@@ -18,11 +18,11 @@ class To(ProjectionBase):
     Inside, a tensor :math:`x` is :math:`\mathrm{cast}(x)`; on the way out it is cast back.
     The closure is evaluated at the point rounded to the parameters' dtype.
 
-    A parameter of few bits does not move under updates smaller than half its spacing: a bfloat16 1.0
-    stays 1.0 under steps of 1e-4 forever. With ``master=True`` the copy in the projected dtype is the
-    source of truth: it is kept and saved with the state, moves by the full update, and the parameter
-    is its rounding. A parameter that was changed from outside since the last step is taken as it is.
-    What follows would undo this, so a `To` with a master copy comes last: put `LR` inside.
+    A parameter of few bits does not move under updates smaller than half its spacing: a bfloat16
+    1.0 stays 1.0 under steps of 1e-4 forever. With ``master=True`` the copy in the projected dtype
+    is the source of truth: it is kept and saved with the state, moves by the full update, and the
+    parameter is its rounding. A parameter that was changed from outside since the last step is
+    taken as it is. What follows would undo this, so it comes last: put `LR` inside.
 
     Args:
         modules: What to run on the cast tensors.
@@ -65,7 +65,7 @@ class To(ProjectionBase):
         if master:
             self.needs = frozenset({"params"})
         super().__init__(modules, project_update=True, project_params=True, project_grad=True)
-        self.learns = master
+        self.learns = False  # a tensor without a gradient keeps its master copy
 
     def refresh(
         self,

@@ -21,8 +21,8 @@ presets (the default is those marked *):
   float64-adamw *  in float64
   scalar-adamw *   with every parameter split into scalars
   vector-lbfgs *   L-BFGS with a strong Wolfe line search on one vector
-  torch-adam       torch's own Adam
-  torch-momentum   torch's own SGD with momentum 0.9
+  torch-adam, plain-adam, vector-adam, float64-adam, scalar-adam
+                   the same with Adam; on rosenbrock these are the default
 
 example:
   projcore compare digits torch-adamw "vector([clip_norm(1.0), adam(), lr(0.003)])" --tune

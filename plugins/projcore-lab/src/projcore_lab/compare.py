@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from projcore.errors import ArgumentError, ProjcoreError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from projcore.errors import ArgumentError, ProjcoreError
 from projcore_lab import plot, report
 from projcore_lab.comparison import Comparison
 from projcore_lab.digits import Digits
 from projcore_lab.lineup import Contender, lineup
 from projcore_lab.rosenbrock import Rosenbrock
-from projcore_lab.runs import Closure, Run, train
+from projcore_lab.runs import Closure, OnStep, Run, Trial, train
 from projcore_lab.tasks import Task
 from projcore_lab.text import Text
 from projcore_lab.tune import GRID, trial_steps, tune
 
-REFUSED = 2
 FAILED = 1
 INTERRUPTED = 130
 
@@ -29,19 +29,19 @@ INTERRUPTED = 130
 def compare(arguments: Namespace) -> int:
     """Runs the command; returns its exit code.
 
-    0 if all went well (a run that diverged is a result), 1 if an optimizer raised an error, 2 if
-    something given is refused, 130 if the user interrupted; what was finished is kept.
+    0 if all went well (a run that diverged is a result), 1 if an optimizer raised an error, 130 if
+    the user interrupted; what was finished is kept.
+
+    Raises:
+        ArgumentError: If anything given is refused; then nothing was trained or written.
     """
-    console = Console()
-    if not console.is_terminal:
-        console.width = 100
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads or threads)
     try:
         task = make_task(arguments)
         contenders = lineup(arguments.spec, task, arguments.lr)
         check(task, contenders)
-        arguments.output.mkdir(parents=True, exist_ok=True)
+        make_folder(arguments.output)
         settings = {
             "steps": arguments.steps or task.steps,
             "seed": arguments.seed,
@@ -50,13 +50,13 @@ def compare(arguments: Namespace) -> int:
             "tune": arguments.tune,
         }
         comparison = Comparison(task, settings)
+        console = Console()
+        if not console.is_terminal:
+            console.width = 100
         interrupted = run_all(comparison, contenders, console)
-    except (ProjcoreError, OSError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return REFUSED
     finally:
         torch.set_num_threads(threads)
-    write(comparison, arguments, console)
+    write(comparison, arguments.output, console)
     if interrupted:
         return INTERRUPTED
     return FAILED if any(run.status == "failed" for run in comparison.runs) else 0
@@ -81,6 +81,17 @@ def check(task: Task, contenders: Sequence[Contender]) -> None:
             contender.optimizer(task.model())
         except ProjcoreError as error:
             raise ArgumentError(f"{contender.name!r} is refused: {error}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder for the results, before they are worked for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            f"--output {folder} cannot be made: {error}. It is a folder for the results. "
+            "Name another."
+        ) from error
 
 
 def run_all(comparison: Comparison, contenders: Sequence[Contender], console: Console) -> bool:
@@ -114,18 +125,23 @@ def run_all(comparison: Comparison, contenders: Sequence[Contender], console: Co
 def run_one(comparison: Comparison, contender: Contender, bars: Progress) -> Run:
     """Trains one contender, after finding its learning rate if that was asked for."""
     task, steps = comparison.task, comparison.settings["steps"]
-
-    def bar(description: str, total: int):  # type: ignore[no-untyped-def]
-        number = bars.add_task(description, total=total, loss="")
-        return lambda step, loss: bars.update(number, completed=step, loss=f"loss {loss:.4g}")
-
-    trials = []
+    trials: list[Trial] = []
     if comparison.settings["tune"]:
-        on_step = bar(f"{contender.name}: learning rate", trial_steps(steps) * len(GRID))
-        contender, trials = tune(task, contender, steps, on_step)
-    run = train(task, contender, steps, bar(contender.name, steps))
+        bar = add_bar(bars, f"{contender.name}: learning rate", trial_steps(steps) * len(GRID))
+        contender, trials = tune(task, contender, steps, bar)
+    run = train(task, contender, steps, add_bar(bars, contender.name, steps))
     run.trials = trials
     return run
+
+
+def add_bar(bars: Progress, description: str, total: int) -> OnStep:
+    """Adds a bar; returns what moves it after each step."""
+    number = bars.add_task(description, total=total, loss="")
+
+    def move(step: int, loss: float) -> None:
+        bars.update(number, completed=step, loss=f"loss {loss:.4g}")
+
+    return move
 
 
 def warm_up(task: Task) -> None:
@@ -138,16 +154,16 @@ def warm_up(task: Task) -> None:
     task.validate(model)
 
 
-def write(comparison: Comparison, arguments: Namespace, console: Console) -> None:
+def write(comparison: Comparison, folder: Path, console: Console) -> None:
     """Shows the table and writes the files."""
     console.print(report.table(comparison))
     for line in report.notes(comparison):
         console.print(line, markup=False, highlight=False)
-    data = arguments.output / "compare.json"
+    data = folder / "compare.json"
     data.write_text(json.dumps(comparison.as_json(), indent=1, allow_nan=False) + "\n", "utf-8")
     files = [data]
     if comparison.runs:
-        picture = arguments.output / "compare.png"
+        picture = folder / "compare.png"
         plot.draw(comparison, picture)
         files.append(picture)
     for file in files:

@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import projcore
 import torch
 from torch import nn
 
+import projcore
 from projcore_lab.tasks import Task
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
-TORCH_PRESETS: dict[str, tuple[str, Callable[..., torch.optim.Optimizer]]] = {
-    "torch-adamw": ("AdamW(lr={lr})", torch.optim.AdamW),
-    "torch-adam": ("Adam(lr={lr})", torch.optim.Adam),
-    "torch-momentum": ("SGD(lr={lr}, momentum=0.9)", partial(torch.optim.SGD, momentum=0.9)),
+TORCH_PRESETS: dict[str, type[torch.optim.Adam]] = {
+    "torch-adamw": torch.optim.AdamW,
+    "torch-adam": torch.optim.Adam,
 }
 SPACES = {
     "plain": "{inner}(); lr({lr})",
@@ -81,10 +80,10 @@ def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Co
 
 
 def contender(name: str, preset_lr: float, lr: float | None = None) -> Contender:
-    """Returns the contender of a preset's name or of a spec; a wrong spec shows when it is built."""
+    """Returns the contender of a preset or a spec; a wrong spec shows when it is built."""
     if name in TORCH_PRESETS:
-        expression, cls = TORCH_PRESETS[name]
-        make: Factory = partial(cls, lr=preset_lr)
-        return Contender(name, "torch.optim." + expression.format(lr=preset_lr), make, lr)
+        cls = TORCH_PRESETS[name]
+        spec = f"torch.optim.{cls.__name__}(lr={preset_lr})"
+        return Contender(name, spec, partial(cls, lr=preset_lr), lr)
     spec = PRESETS[name].format(lr=preset_lr) if name in PRESETS else name
     return Contender(name, spec, lambda params: projcore.Optimizer(params, spec), lr)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from projcore_lab.comparison import Comparison, coincident
+from projcore_lab.report import size
 from projcore_lab.rosenbrock import START, rosenbrock
 from projcore_lab.runs import Run
 
@@ -22,173 +24,200 @@ COLORS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and tw
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"),
     *("#8C6D31", "#7F7F7F"),
 )
-MARKERS = "os^DvPX*<>"
 LOG_FLOOR = 1e-20  # losses below it are drawn there
-
-Line = tuple[Run, "Style"]
+CEILING = 10  # losses above so many times the first one are drawn there
+DASH = 3.0  # length of a dash, in line widths
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a run is drawn, in all panels alike."""
+class Curve:
+    """A run and how it is drawn.
 
+    Curves that coincide share one line in turns: each has its dash where the others have gaps.
+    """
+
+    run: Run
     color: str
-    marker: str
-    width: float
-    size: float
-    order: float
+    turn: int
+    turns: int
+
+    @property
+    def dashes(self) -> dict[str, Any]:
+        """Options of a line that leaves room for those that coincide with it."""
+        if self.turns == 1:
+            return {"linestyle": "-", "linewidth": 1.8}
+        pattern = (self.turn * DASH, (DASH, (self.turns - 1) * DASH))
+        return {"linestyle": pattern, "linewidth": 3.0, "dash_capstyle": "butt"}
 
 
 def draw(comparison: Comparison, file: Path) -> None:
     """Draws a comparison of at least one run into a PNG file."""
-    lines = styles(comparison.runs)
-    settings = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(12, 9), layout="constrained", dpi=120)
-        axes = figure.subplots(2, 2)
-        _losses(axes[0, 0], comparison, lines, "step")
-        _losses(axes[0, 1], comparison, lines, "seconds")
-        if any(run.path for run in comparison.runs):
-            _paths(axes[1, 0], lines)
-        else:
-            _losses(axes[1, 0], comparison, lines, "evaluations")
-        _memory(axes[1, 1], comparison, lines)
-        figure.suptitle(_title(comparison), fontsize=12)
-        figure.legend(
-            handles=[_handle(run, style) for run, style in lines],
-            loc="outside lower center",
-            ncols=2 if max(len(_label(run)) for run in comparison.runs) < 75 else 1,
-            fontsize=9,
-            frameon=False,
-        )
-        figure.savefig(file)
+    lines = curves(comparison.runs)
+    figure = Figure(figsize=(12, 9), layout="constrained", dpi=120)
+    axes = figure.subplots(2, 2)
+    for panel in axes.flat:
+        panel.grid(alpha=0.3)
+    _against_steps(axes[0, 0], comparison, lines)
+    _against_seconds(axes[0, 1], comparison, lines)
+    if any(run.path for run in comparison.runs):
+        _paths(axes[1, 0], lines)
+    else:
+        _against_evaluations(axes[1, 0], comparison, lines)
+    _against_memory(axes[1, 1], comparison, lines)
+    figure.suptitle(_title(comparison), fontsize=11)
+    handles = [_handle(curve) for curve in lines]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=2 if longest < 80 else 1,
+        fontsize=9,
+        frameon=False,
+    )
+    figure.savefig(file)
 
 
-def styles(runs: Iterable[Run]) -> list[Line]:
-    """Gives each run its style; curves that coincide get ever thinner, so that each shows."""
+def curves(runs: Iterable[Run]) -> list[Curve]:
+    """Gives each run its colour, and its turn among those that it coincides with."""
     runs = list(runs)
-    rank = {run.name: i for group in coincident(runs) for i, run in enumerate(reversed(group))}
-    return [
-        (
-            run,
-            Style(
-                color=COLORS[i % len(COLORS)],
-                marker=MARKERS[i % len(MARKERS)],
-                width=1.6 + 1.9 * rank[run.name],
-                size=6.0 + 4.0 * rank[run.name],
-                order=3 - 0.01 * rank[run.name],
-            ),
-        )
-        for i, run in enumerate(runs)
-    ]
+    turns = {run.name: (i, len(g)) for g in coincident(runs) for i, run in enumerate(g)}
+    colors = [COLORS[i % len(COLORS)] for i in range(len(runs))]
+    return [Curve(run, color, *turns[run.name]) for run, color in zip(runs, colors, strict=True)]
 
 
-def _losses(axes: Axes, comparison: Comparison, lines: list[Line], against: str) -> None:
-    """Draws the validation losses against steps, seconds or evaluations."""
-    for run, style in lines:
-        shown = [check for check in run.checks if against != "evaluations" or check.step]
-        x = [getattr(check, against) for check in shown]
-        y = [max(check.loss, LOG_FLOOR) for check in shown]
-        axes.plot(x, y, color=style.color, linewidth=style.width, zorder=style.order)
-        if y and run.status != "finished":
-            axes.plot(x[-1], y[-1], "X", color=style.color, markersize=11, zorder=4)
+def _against_steps(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
+    for curve in lines:
+        checks = curve.run.checks
+        _line(axes, curve, [c.step for c in checks], [c.loss for c in checks], **curve.dashes)
     _loss_axis(axes, comparison)
-    names = {
-        "step": "step",
-        "seconds": "seconds of training, validation left out",
-        "evaluations": "evaluations of the loss",
-    }
-    axes.set_xlabel(names[against])
+    axes.set_xlabel("step")
+
+
+def _against_seconds(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
+    for curve in lines:
+        checks = curve.run.checks
+        _line(axes, curve, [c.seconds for c in checks], [c.loss for c in checks], linewidth=1.8)
+    _loss_axis(axes, comparison)
+    axes.set_xlabel("seconds of training")
     equal = comparison.equal_seconds
-    if against == "seconds" and equal:
-        axes.axvline(equal, color="black", linestyle=":", linewidth=1)
+    if equal and len(comparison.finished) > 1:
+        axes.axvline(equal, color="0.3", linestyle=":", linewidth=1.2)
         axes.annotate(
-            f" {equal:.3g} s: the fastest is through",
+            f" first to finish, {equal:.3g} s",
             (equal, 0.97),
             xycoords=("data", "axes fraction"),
             va="top",
-            fontsize=8,
+            fontsize=9,
         )
-    if against == "evaluations" and len({run.evaluations for run, _ in lines}) > 1:
-        axes.set_xscale("log")
+
+
+def _against_evaluations(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
+    for curve in lines:
+        checks = curve.run.checks
+        x, y = [c.evaluations for c in checks], [c.loss for c in checks]
+        _line(axes, curve, x, y, **curve.dashes)
+    _loss_axis(axes, comparison)
+    axes.set_xlabel("evaluations of the training loss")
+
+
+def _line(
+    axes: Axes, curve: Curve, x: Sequence[float], losses: Sequence[float], **options: Any
+) -> None:
+    y = [_drawn(loss, curve.run) for loss in losses]
+    axes.plot(x, y, color=curve.color, **options)
+    if y and curve.run.status != "finished":
+        axes.plot(x[-1], y[-1], "X", color=curve.color, markersize=11, zorder=4)
+
+
+def _drawn(loss: float, run: Run) -> float:
+    return min(max(loss, LOG_FLOOR), CEILING * run.checks[0].loss)
 
 
 def _loss_axis(axes: Axes, comparison: Comparison) -> None:
-    losses = [check.loss for run in comparison.runs for check in run.checks]
     axes.set_ylabel(comparison.task.loss_name)
-    if losses and max(losses) > 8 * max(min(losses), LOG_FLOOR):
-        axes.set_yscale("log")
-        if max(losses) < 1e3 * min(losses):  # few decades: say 0.2 and 0.5 too, as plain numbers
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
+    _loss_scale(axes, [_drawn(c.loss, run) for run in comparison.runs for c in run.checks])
 
 
-def _memory(axes: Axes, comparison: Comparison, lines: list[Line]) -> None:
-    """Draws the final loss against the size of the optimizer's memory."""
-    sizes = []
-    for run, style in lines:
-        if run.final and run.state_bytes is not None:
-            sizes.append(run.state_bytes)
-            axes.plot(
-                run.state_bytes,
-                max(run.final.loss, LOG_FLOOR),
-                style.marker,
-                color=style.color,
-                markersize=style.size,
-                markeredgecolor="white",
-                zorder=style.order,
-            )
-    axes.set_xlabel("optimizer state")
+def _loss_scale(axes: Axes, losses: Sequence[float]) -> None:
+    """Makes the scale logarithmic if the losses spread widely."""
+    low, high = max(min(losses, default=1.0), LOG_FLOOR), max(losses, default=1.0)
+    if high < 8 * low:
+        return
+    axes.set_yscale("log")
+    if high < 1e3 * low:  # few decades: label 2 and 5 as well, as plain numbers
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _against_memory(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
+    """Draws final losses against memory; points at one place become rings around each other."""
+    points = [
+        (curve, curve.run.state_bytes, _drawn(curve.run.final.loss, curve.run))
+        for curve in lines
+        if curve.run.final and curve.run.state_bytes is not None
+    ]
+    drawn: list[tuple[float, float]] = []
+    for curve, x, y in points:
+        ring = sum(abs(x - a) <= 0.1 * a and abs(y - b) <= 0.02 * b for a, b in drawn)
+        drawn.append((x, y))
+        axes.plot(
+            x,
+            y,
+            "o",
+            markersize=7 + 6 * ring,
+            color=curve.color,
+            fillstyle="none" if ring else "full",
+            markeredgewidth=2.2,
+        )
+    axes.set_xlabel("optimizer state after the last step")
     axes.set_ylabel(f"final {comparison.task.loss_name}")
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    finals = [run.final.loss for run in comparison.finished if run.final]
-    if finals and max(finals) > 8 * max(min(finals), LOG_FLOOR):
-        axes.set_yscale("log")
-    if sizes and max(sizes) > 20 * max(min(sizes), 1) and min(sizes):
+    axes.margins(0.15)
+    _loss_scale(axes, [y for _, y in drawn])
+    sizes = [x for x, _ in drawn]
+    if sizes and min(sizes) > 0 and max(sizes) > 4 * min(sizes):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_xlim(0, 1.15 * max([*sizes, 1]))
-    axes.margins(y=0.25)
+        axes.set_xlim(left=0, right=1.25 * max([1, *sizes]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(round(x)) if x else "0"))
 
 
-def _paths(axes: Axes, lines: list[Line]) -> None:
+def _paths(axes: Axes, lines: list[Curve]) -> None:
     """Draws the ways through the plane, over the function's contours."""
-    x, y = torch.linspace(-2, 2, 300), torch.linspace(-1, 3, 300)
-    values = rosenbrock(x[None, :], y[:, None])
-    levels = [10 ** (power / 2) for power in range(-3, 8)]
-    axes.contour(x, y, values, levels=levels, colors="0.75", linewidths=0.7, zorder=1)
-    for run, style in lines:
-        path_x, path_y = zip(*run.path, strict=True)
-        axes.plot(path_x, path_y, color=style.color, linewidth=style.width, zorder=style.order)
+    x, y = torch.linspace(-1.7, 1.7, 400), torch.linspace(-0.5, 2, 400)
+    values = rosenbrock(x[None, :], y[:, None]).log10()
+    axes.contourf(x, y, values, levels=14, cmap="Greys", alpha=0.35, zorder=0)
+    for curve in lines:
+        near = takewhile(lambda point: max(map(abs, point)) < 10, curve.run.path)
+        path_x, path_y = zip(*near, strict=True)
+        axes.plot(path_x, path_y, color=curve.color, **curve.dashes)
     axes.plot(*START, "o", color="black", markersize=8, zorder=4)
-    axes.plot(1, 1, "*", color="black", markersize=14, zorder=4)
-    axes.set(xlim=(-2, 2), ylim=(-1, 3), xlabel="x", ylabel="y")
+    axes.plot(1, 1, "*", color="black", markersize=15, zorder=4)
+    axes.set(xlim=(-1.7, 1.7), ylim=(-0.5, 2), xlabel="x (● start, ★ minimum)", ylabel="y")
     axes.grid(False)
 
 
-def _handle(run: Run, style: Style) -> Line2D:
-    return Line2D(
-        [], [], color=style.color, marker=style.marker, linewidth=2.5, markersize=8,
-        markeredgecolor="white", label=_label(run),
-    )  # fmt: skip
-
-
-def _label(run: Run) -> str:
-    spec = "" if run.name == run.spec else f"   {run.spec}"
-    lr = f", at lr {run.lr:.3g}" if run.trials else ""
-    status = "" if run.status == "finished" else f" ({run.status}: ✗)"
-    return run.name + spec + lr + status
+def _handle(curve: Curve) -> Line2D:
+    run = curve.run
+    label = run.name if run.name == run.spec else f"{run.name}:  {run.spec}"
+    if run.trials and run.lr is not None:
+        label += f", tuned to lr {run.lr:.3g}"
+    if run.status != "finished":
+        label += f"  ({run.status}, ✖)"
+    return Line2D([], [], color=curve.color, linewidth=3, label=label)
 
 
 def _title(comparison: Comparison) -> str:
     settings = comparison.settings
     lines = [
-        f"projcore compare {comparison.task.name}: {comparison.task.description}; "
-        f"{settings['steps']} steps, seed {settings['seed']}, {settings['threads']} threads"
+        f"{comparison.task.name}: {comparison.task.description}",
+        f"{settings['steps']} steps, seed {settings['seed']}, {settings['threads']} threads",
     ]
     lines += [
-        f"One curve, drawn in stripes (they agree to 2 %): {', '.join(run.name for run in group)}"
+        "Dashes of several colours are one curve (apart by less than 2 %): "
+        + ", ".join(run.name for run in group)
         for group in coincident(comparison.runs)
         if len(group) > 1
     ]

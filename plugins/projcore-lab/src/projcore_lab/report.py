@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from projcore_lab.comparison import Comparison, coincident, difference
-from projcore_lab.runs import Run
+from projcore_lab.runs import Check, Run
 from projcore_lab.tune import at_edge
 
 
@@ -23,10 +23,10 @@ def table(comparison: Comparison) -> Table:
     for header in headers:
         result.add_column(header, justify="right", no_wrap=True)
     for run in comparison.runs:
-        cells = [run.name, _lr(run), _number(run.final and run.final.loss)]
+        cells = [run.name, _lr(run), _loss(run.final)]
         if run.status != "finished":
             cells[-1] = f"[red]{run.status}[/red]"
-        cells.append(_number(run.best and run.best.loss))
+        cells.append(_loss(run.best))
         if accuracy:
             share = run.final and run.final.accuracy
             cells.append("–" if share is None else f"{share:.1%}")
@@ -40,6 +40,8 @@ def table(comparison: Comparison) -> Table:
 def notes(comparison: Comparison) -> list[str]:
     """Returns what the table does not say by itself, in sentences."""
     lines = [f"{run.name}: {run.status}, {run.reason}" for run in comparison.runs if run.reason]
+    if any(at_edge(run) for run in comparison.runs):
+        lines.append("* at the edge of the grid that was tried; further out may be better.")
     for group in coincident(comparison.finished):
         if len(group) > 1:
             apart = max(difference(group[0], run) for run in group)
@@ -96,6 +98,10 @@ def _lr(run: Run) -> str:
     if run.lr is None:
         return "–"
     return f"{run.lr:.3g}" + ("*" if at_edge(run) else "")
+
+
+def _loss(check: Check | None) -> str:
+    return _number(check.loss if check else None)
 
 
 def _number(value: float | None) -> str:

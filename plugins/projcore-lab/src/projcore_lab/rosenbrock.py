@@ -14,8 +14,8 @@ class Rosenbrock(Task):
     """Minimises :math:`(1 - x)^2 + 100 (y - x^2)^2` in float64; nothing in it is random."""
 
     name = "rosenbrock"
-    steps = 500
-    lr = 0.05
+    steps = 1000
+    lr = 0.2
     inner = "adam"  # weight decay would pull away from the minimum
     loss_name = "loss"
     description = "(1 - x)² + 100 (y - x²)² from (-1.2, 1) to its minimum at (1, 1), in float64"

@@ -57,7 +57,7 @@ class Run:
         spec: The expression that made it.
         lr: Its learning rate, if it has one.
         trials: The learning rates that were tried before.
-        status: ``"finished"``, ``"diverged"`` (a loss was infinite or not a number) or ``"failed"``.
+        status: ``"finished"``, ``"diverged"`` (a loss was not finite) or ``"failed"``.
         reason: Of a status that is not ``"finished"``.
         losses: Training loss before each step.
         step_seconds: Time of each step.
@@ -227,9 +227,7 @@ def _train(
             on_step(step + 1, loss)
 
 
-def _extra_bytes(
-    task: Task, optimizer: torch.optim.Optimizer, closure: Closure, steps: int
-) -> int:
+def _extra_bytes(task: Task, optimizer: torch.optim.Optimizer, closure: Closure, steps: int) -> int:
     """Measures the optimizer's temporary memory on steps of their own; they change the model."""
     peak = 0
     closure.keep_grads = True

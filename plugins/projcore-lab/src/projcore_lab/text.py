@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from projcore.errors import ArgumentError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from projcore.errors import ArgumentError
 from projcore_lab.tasks import Batch, Task, Validation
 
 CHARACTERS = 1_000_000  # of the standard library's text
@@ -31,7 +31,7 @@ class Text(Task):
         file: The text, instead of the sources of Python's standard library.
 
     Raises:
-        ArgumentError: If the text is too short.
+        ArgumentError: If the file cannot be read, or the text is too short.
     """
 
     name = "text"
@@ -40,7 +40,7 @@ class Text(Task):
 
     def __init__(self, seed: int, file: Path | None = None) -> None:
         super().__init__(seed)
-        text = standard_library() if file is None else file.read_text("utf-8", errors="replace")
+        text = standard_library() if file is None else read(file)
         if len(text) < 100 * CONTEXT:
             raise ArgumentError(
                 f"The text has {len(text)} characters. Training takes {100 * CONTEXT} at least. "
@@ -109,6 +109,16 @@ def windows(data: Tensor, starts: Tensor) -> Batch:
     """Returns stretches of the text that begin at `starts`, and the same one character later."""
     stretches = data[starts[:, None] + torch.arange(CONTEXT + 1)]  # (b, CONTEXT + 1)
     return stretches[:, :-1], stretches[:, 1:]
+
+
+def read(file: Path) -> str:
+    """Returns the text of a file."""
+    try:
+        return file.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise ArgumentError(
+            f"--text {file} cannot be read: {error}. It is a text to train on. Name another."
+        ) from error
 
 
 def standard_library() -> str:

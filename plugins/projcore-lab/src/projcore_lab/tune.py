@@ -32,19 +32,18 @@ def tune(
     short = trial_steps(steps)
     trials: list[Trial] = []
     for factor in GRID:
-        offset = short * len(trials)
         lr = float(f"{own * factor:.6g}")  # 0.3 * 0.003 reads 0.0009
-        run = train(
-            task,
-            dataclasses.replace(contender, lr=lr),
-            short,
-            lambda step, loss, offset=offset: on_step and on_step(offset + step, loss),
-        )
+        candidate = dataclasses.replace(contender, lr=lr)
+        run = train(task, candidate, short, _shifted(on_step, short * len(trials)))
         trials.append(Trial(lr, run.final.loss if run.final else None))
     losses = {trial.loss: trial.lr for trial in reversed(trials) if trial.loss is not None}
     if not losses:
         return contender, trials
     return dataclasses.replace(contender, lr=losses[min(losses)]), trials
+
+
+def _shifted(on_step: OnStep | None, by: int) -> OnStep | None:
+    return on_step and (lambda step, loss: on_step(by + step, loss))
 
 
 def trial_steps(steps: int) -> int:

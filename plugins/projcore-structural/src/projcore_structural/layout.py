@@ -55,7 +55,8 @@ class VectorProjection(ProjectionBase):
     Raises:
         ArgumentError: If tensors differ in dtype or device; merge them inside `To`.
 
-    Cost: one copy of the update on the way in, none on the way out; nothing for elementwise modules.
+    Cost: one copy of the update on the way in, none on the way out; elementwise modules cost
+    nothing extra.
 
     Example:
         >>> from projcore import Optimizer
@@ -95,8 +96,8 @@ class VectorProjection(ProjectionBase):
 class ScalarProjection(ProjectionBase):
     r"""Runs modules on individual scalars, each element of each tensor by itself.
 
-    With :math:`n` elements in all, inside there are :math:`n` 0-d tensors, handed in as one stack of
-    shape :math:`(n,)` whose entries are independent tensors (``batch_dims`` is 1). A module that
+    With :math:`n` elements in all, inside there are :math:`n` 0-d tensors, handed in as one stack
+    of shape :math:`(n,)` whose entries are independent tensors (``batch_dims`` is 1). A module that
     works on each tensor by itself works on each scalar by itself, in one call for all of them:
     `Normalize` becomes a sign. Elementwise modules run outside, on the parameters, at no cost.
 

@@ -1,0 +1,211 @@
+"""L-BFGS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from projcore import Module, Objective, Settings, State, common, require
+from projcore_closure.product import dot, flat, peaks
+from projcore_closure.whole import require_whole
+
+Pair = tuple[list[Tensor], list[Tensor]]
+
+
+def two_loop(update: list[Tensor], pairs: Iterable[Pair], min_curvature: float) -> list[Tensor]:
+    r"""Returns the L-BFGS inverse Hessian times the update.
+
+    Args:
+        update: Vectors.
+        pairs: Steps :math:`s` and changes of the gradient :math:`y`, the newest first. Those with
+            :math:`y^\top s` not above `min_curvature` are left out.
+        min_curvature: At least 0, so that the inverse Hessian is positive definite.
+    """
+    result = [tensor.clone() for tensor in update]
+    used: list[tuple[list[Tensor], list[Tensor], float, float]] = []
+    for s, y in pairs:
+        curvature = dot(y, s)
+        if curvature > min_curvature:
+            alpha = dot(s, result) / curvature
+            torch._foreach_sub_(result, y, alpha=alpha)
+            used.append((s, y, curvature, alpha))
+    if used:
+        _, y, curvature, _ = used[0]
+        torch._foreach_mul_(result, curvature / dot(y, y))
+    for s, y, curvature, alpha in reversed(used):
+        torch._foreach_add_(result, s, alpha=alpha - dot(y, result) / curvature)
+    if not used:
+        size = sum(float(tensor.abs().sum(dtype=torch.float64)) for tensor in result)
+        torch._foreach_mul_(result, min(1.0, 1 / size) if size > 0 else 1.0)
+    return result
+
+
+class LBFGS(Module):
+    r"""Multiplies the update by an inverse Hessian learnt from the last steps.
+
+    With the steps :math:`s_k = x_{k+1} - x_k` and the changes of the gradient
+    :math:`y_k = g_{k+1} - g_k` of the last ``history_size`` steps,
+
+    .. math::
+        u \leftarrow H u, \qquad
+        H_{k+1} = (I - \rho_k s_k y_k^\top) H_k (I - \rho_k y_k s_k^\top) + \rho_k s_k s_k^\top,
+        \qquad \rho_k = 1 / y_k^\top s_k,
+
+    from :math:`H = (y^\top s / y^\top y) I` of the newest pair. While there is no pair, it is
+    :math:`\min(1, 1 / \|u\|_1) I`. A pair with :math:`y^\top s \le` ``min_curvature`` is not kept,
+    so `H` is positive definite. Points and gradients are those of the steps that were taken,
+    whatever modules follow: a learning rate, a line search. Put the line search right after it.
+
+    All tensors make one vector: the inner products are sums over all of them, so it does the same
+    bare and inside `VectorProjection`, where it is faster. For complex tensors they are
+    :math:`\mathrm{Re}\langle x, y \rangle`. A parameter without a gradient counts as zero gradient.
+    When tensors are added, or change their shape, dtype or device, it begins anew. When a
+    projection changes its map, no pair is made across the change; with ``transport`` earlier pairs
+    are carried over, with ``keep`` they stay as they are, which is rarely right.
+
+    Args:
+        history_size: How many pairs to keep, at least 1. Default 100, as in torch.
+        min_curvature: The least :math:`y^\top s`, at least 0. Default 1e-10, as in torch; lower it
+            if losses are tiny.
+
+    Raises:
+        ArgumentError: If ``history_size`` is below 1 or ``min_curvature`` below 0.
+
+    Cost: ``2 history_size + 4`` copies of the parameters, all made at the first step; ``5
+    history_size`` passes over one. The dtype is the parameters': put it inside `To` for bfloat16.
+    Differs from torch: one iteration a step; the first direction stays scaled until there is a
+    pair; there is one copy more of steps and changes, so that a step that fails harms nothing.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import StrongWolfe
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
+        >>> optimizer = Optimizer([weight], LBFGS(), StrongWolfe())
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = (weight**2 * torch.tensor([1.0, 10.0])).sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> for _ in range(10):
+        ...     loss = optimizer.step(closure)
+        >>> bool(closure() < 1e-8)
+        True
+
+    References:
+        Nocedal and Wright, Numerical Optimization, 2nd edition, 2006, algorithm 7.4, equation 7.20.
+    """
+
+    needs = frozenset({"params", "grads"})
+    kinds = {
+        "steps": "history",
+        "changes": "history",
+        "last_params": "first",
+        "last_grads": "first",
+        "last_check": "scalar",
+        "pairs": "scalar",
+    }
+
+    def __init__(self, history_size: int = 100, min_curvature: float = 1e-10) -> None:
+        super().__init__({"history_size": history_size, "min_curvature": min_curvature})
+
+    def check(self, settings: Settings) -> None:
+        require_whole(self, "history_size", settings["history_size"])
+        require(self, "min_curvature", settings["min_curvature"], minimum=0)
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        # The pair of a step is written while the step may still fail: into the row to spare.
+        rows = (settings["history_size"] + 1, *tensor.shape)
+        return {
+            "steps": tensor.new_zeros(rows),
+            "changes": tensor.new_zeros(rows),
+            "last_params": torch.zeros_like(tensor),
+            "last_grads": torch.zeros_like(tensor),
+            "last_check": torch.full((), -1.0, dtype=torch.float64),
+            "pairs": torch.zeros((), dtype=torch.int64),
+        }
+
+    def remember(self, objective: Objective, state: State) -> list[Settings]:
+        settings = super().remember(objective, state)
+        common(self, settings)
+        if not self._fits(objective, state, settings):
+            for node in state.nodes:
+                node.clear()
+            super().remember(objective, state)
+        return settings
+
+    def _fits(self, objective: Objective, state: State, settings: list[Settings]) -> bool:
+        """Whether the memory is of these tensors, all at the same pair."""
+        counts = {int(node["pairs"]) for node in state.nodes}
+        return len(counts) < 2 and all(
+            node["steps"].shape == (values["history_size"] + 1, *tensor.shape)
+            and node["steps"].dtype == tensor.dtype
+            and node["steps"].device == tensor.device
+            for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True)
+        )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        settings = common(self, self.remember(objective, state))
+        min_curvature = float(settings["min_curvature"])
+        self._learn(objective, state, min_curvature)
+        active = set(range(len(update)) if objective.active is None else objective.active)
+        vectors = [
+            flat(tensor) if i in active else torch.zeros_like(flat(tensor))
+            for i, tensor in enumerate(update)
+        ]
+        result = two_loop(vectors, self._pairs(state), min_curvature)
+        return [
+            unflat(vector, tensor) if i in active else tensor
+            for i, (vector, tensor) in enumerate(zip(result, update, strict=True))
+        ]
+
+    def _learn(self, objective: Objective, state: State, min_curvature: float) -> None:
+        """Keeps the pair of the last step, and this step's point.
+
+        Entries are replaced, and only the row to spare is written into: if the step fails later,
+        the memory is what it was.
+        """
+        nodes, params, grads = state.nodes, objective.params, objective.grads
+        last_params = [node["last_params"] for node in nodes]
+        last_grads = [node["last_grads"] for node in nodes]
+        # It differs at the first step, and if the last point was carried to another basis: what it
+        # lost there would be in s and y.
+        check = sum(peaks(last_params + last_grads))
+        if all(float(node["last_check"]) == check for node in nodes):
+            s = torch._foreach_sub(params, last_params)
+            y = torch._foreach_sub(grads, last_grads)
+            if min_curvature < dot(y, s) < math.inf and dot(y, y) < math.inf:
+                for node, step, change in zip(nodes, s, y, strict=True):
+                    row = int(node["pairs"]) % len(node["steps"])
+                    node["steps"][row].copy_(step)
+                    node["changes"][row].copy_(change)
+                    node["pairs"] = node["pairs"] + 1
+        check = sum(peaks(params + grads))
+        for node, param, grad in zip(nodes, params, grads, strict=True):
+            node["last_params"], node["last_grads"] = param.clone(), grad.clone()
+            node["last_check"] = torch.full_like(node["last_check"], check)
+
+    def _pairs(self, state: State) -> Iterable[Pair]:
+        """Yields the pairs, the newest first."""
+        if not state.nodes:
+            return
+        steps = [rows(node["steps"]) for node in state.nodes]
+        changes = [rows(node["changes"]) for node in state.nodes]
+        size, count = len(steps[0]), int(state.nodes[0]["pairs"])
+        for k in range(count - 1, max(count - size, -1), -1):
+            yield [step[k % size] for step in steps], [change[k % size] for change in changes]
+
+
+def rows(history: Tensor) -> tuple[Tensor, ...]:
+    """Returns the entries of a history, each as a vector."""
+    return tuple(flat(row) for row in history.unbind(0))
+
+
+def unflat(vector: Tensor, like: Tensor) -> Tensor:
+    """Undoes `flat`."""
+    if like.is_complex():
+        return torch.view_as_complex(vector.reshape(*like.shape, 2))
+    return vector.reshape(like.shape)

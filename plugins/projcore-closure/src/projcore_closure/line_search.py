@@ -1,0 +1,92 @@
+"""What line searches share: the line, and the step along it."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from projcore import Module, Objective, Settings, State, common
+from projcore_closure.product import dot
+
+
+class Trial(NamedTuple):
+    r"""A point of a line: the step :math:`a`, :math:`\phi(a)` and :math:`\phi'(a)`."""
+
+    step: float
+    value: float
+    slope: float
+
+
+class Line:
+    r"""The objective along an update: :math:`\phi(a) = f(x - a u)`.
+
+    If :math:`\langle g, u \rangle \le 0`, the loss does not fall along the update. Then :math:`u`
+    is the gradient instead, scaled to the length of the update.
+    """
+
+    def __init__(self, update: list[Tensor], objective: Objective) -> None:
+        grads = objective.grads
+        slope = dot(grads, update)
+        if slope <= 0:
+            length, steepness = math.sqrt(dot(update, update)), math.sqrt(dot(grads, grads))
+            ratio = length / steepness if steepness > 0 else 0.0
+            update, slope = list(torch._foreach_mul(grads, ratio)), length * steepness
+        loss = math.nan if objective.loss is None else float(objective.loss)
+        self.update = update
+        self.start = Trial(0.0, loss, -slope)
+        self._objective = objective
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss falls along it; not so where the gradient is zero or not finite."""
+        return math.isfinite(self.start.value) and -math.inf < self.start.slope < 0
+
+    def shift(self, step: float) -> list[Tensor]:
+        """Returns the update times a step."""
+        return list(torch._foreach_mul(self.update, step))
+
+    def value(self, step: float) -> float:
+        """Returns the loss at a step, infinity if it is not finite; takes no gradient."""
+        loss, _ = self._objective.evaluate(self._point(step), backward=False)
+        value = float(loss)
+        return value if math.isfinite(value) else math.inf
+
+    def trial(self, step: float) -> Trial:
+        """Returns loss and slope at a step; the loss is infinite if either is not finite."""
+        loss, grads = self._objective.evaluate(self._point(step))
+        assert grads is not None
+        value, slope = float(loss), -dot(grads, self.update)
+        finite = math.isfinite(value) and math.isfinite(slope)
+        return Trial(step, value if finite else math.inf, slope)
+
+    def _point(self, step: float) -> list[Tensor]:
+        # Rounded as the step will be that is taken: its loss is the one found here, exactly.
+        return list(torch._foreach_sub(self._objective.params, self.shift(step)))
+
+
+class LineSearch(Module):
+    """Scales the update by a step that makes the loss fall enough; override `search`."""
+
+    needs = frozenset({"params", "grads", "loss", "closure"})
+
+    @abstractmethod
+    def search(self, line: Line, settings: Settings) -> float:
+        """Returns the step, 0 if there is none. The loss falls along the line."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        if objective.active is not None:
+            active, result = objective.active, list(update)
+            part = [update[i] for i in active]
+            done = self.step(part, objective.select(active), state.select(active))
+            for i, tensor in zip(active, done, strict=True):
+                result[i] = tensor
+            return result
+        settings = common(self, self.remember(objective, state))
+        line = Line(update, objective)
+        step = self.search(line, settings) if line.falls else 0.0
+        return line.shift(step) if step else [torch.zeros_like(tensor) for tensor in update]

@@ -1,0 +1,57 @@
+"""Numbers about lists of tensors: the inner product, the largest elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Returns a vector of the elements; those of a complex tensor as real and imaginary parts."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.reshape(-1)
+
+
+def dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    r"""Returns :math:`\mathrm{Re} \sum_i \langle x_i, y_i \rangle` of two lists of tensors.
+
+    Tensors of less than 32 bits are multiplied and summed in float32, others in their own dtype;
+    the sums of the tensors are added in float64.
+
+    Example:
+        >>> dot([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
+        11.0
+    """
+    parts = [
+        torch.dot(_wide(flat(one)), _wide(flat(other)))
+        for one, other in zip(ones, others, strict=True)
+    ]
+    return sum(_numbers(parts))
+
+
+def peaks(tensors: Sequence[Tensor]) -> list[float]:
+    """Returns the largest absolute value in each tensor, 0 if it is empty.
+
+    Example:
+        >>> peaks([torch.tensor([1.0, -2.0]), torch.tensor(0.5), torch.tensor([])])
+        [2.0, 0.5, 0.0]
+    """
+    filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
+    return _numbers(list(torch._foreach_norm(filled, math.inf)))
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    """Returns 0-d tensors as numbers; reads from the device once, not for each."""
+    if not scalars:
+        return []
+    stacked = torch.stack([scalar.to(scalars[0].device, torch.float64) for scalar in scalars])
+    numbers: list[float] = stacked.tolist()
+    return numbers
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

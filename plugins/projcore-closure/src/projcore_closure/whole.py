@@ -1,0 +1,16 @@
+"""The check of settings that are whole numbers."""
+
+from __future__ import annotations
+
+from projcore import Module, require
+from projcore.errors import ArgumentTypeError
+
+
+def require_whole(owner: Module, name: str, value: object) -> None:
+    """Raises unless `value` is a whole number of at least 1."""
+    require(owner, name, value, minimum=1)
+    if not isinstance(value, int):
+        raise ArgumentTypeError(
+            f"{type(owner).__name__}({name}={value!r}) was given a {type(value).__name__}. "
+            f"{name} is a whole number. Pass an int."
+        )

@@ -1,0 +1,47 @@
+"""Runs the command as a user would, in this process, and hands back what it left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projcore.cli import main
+
+
+@dataclass
+class Result:
+    code: int
+    output: str
+    folder: Path
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads((self.folder / "compare.json").read_text("utf-8"))
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "compare.png"
+
+
+@pytest.fixture
+def compare(tmp_path, capsys):
+    def run(*arguments: str) -> Result:
+        options = ["--output", str(tmp_path / "out")]
+        if "--threads" not in arguments:
+            options += ["--threads", "1"]  # such small work is slower on several
+        code = main(["compare", *arguments, *options])
+        return Result(code, "".join(capsys.readouterr()), tmp_path / "out")
+
+    return run
+
+
+@pytest.fixture
+def story(tmp_path) -> Path:
+    """A text that is long enough."""
+    file = tmp_path / "story.txt"
+    file.write_text("It was a dark and stormy night; the rain fell in torrents. " * 200, "utf-8")
+    return file

@@ -1,0 +1,110 @@
+"""Calls the constructor that a spec names, and says where in the spec it went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
+
+from projcore import errors, registry
+from projcore.component import Kind
+from projcore.errors import PluginError, ProjcoreError, SpecError, UnknownNameError, suggest
+
+BUILDABLE: tuple[Kind, ...] = ("projection", "module")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument in a spec.
+
+    Attributes:
+        keyword: The parameter's name; None if it goes by its position.
+        make: Returns the value, given the parameter it is for.
+        place: Words that point at it.
+    """
+
+    keyword: str | None
+    make: Callable[[Parameter], Any]
+    place: str
+
+
+def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = "") -> Any:
+    """Calls a registered component's constructor; `hint` is for when there is none of that name.
+
+    Raises:
+        SpecError: If the arguments do not fit it.
+        UnknownNameError: If nothing is registered under that name.
+        ProjcoreError: What the constructor raises, with the place in the spec.
+    """
+    try:
+        cls = registry.load_component(registry.lookup(BUILDABLE, name))
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error}{hint}\n{place}") from None
+    except PluginError as error:
+        raise PluginError(f"{error}\n{place}") from error.__cause__
+    values = {}
+    for parameter, argument in _bind(name, registry.parameters(cls), arguments, place):
+        values[parameter.name] = argument.make(parameter)
+    try:
+        return cls(**values)
+    except ProjcoreError as error:
+        ours = getattr(errors, type(error).__name__, None) is type(error)
+        raise (type(error) if ours else SpecError)(f"{error}\n{place}") from error
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"{cls.__name__} refused its arguments: {type(error).__name__}: {error}\n{place}"
+        ) from error
+
+
+def _bind(
+    name: str, parameters: Sequence[Parameter], arguments: Sequence[Argument], place: str
+) -> list[tuple[Parameter, Argument]]:
+    """Returns each argument with the parameter it is for."""
+    by_name = {parameter.name: parameter for parameter in parameters}
+    ordered = [each for each in parameters if each.kind is not each.KEYWORD_ONLY]
+    listed = ", ".join(by_name) or "none"
+    bound: dict[str, Argument] = {}
+    for position, argument in enumerate(arguments):
+        keyword = argument.keyword
+        if keyword is None:
+            if position >= len(ordered):
+                raise SpecError(
+                    f"{name} takes {len(ordered)} arguments by position and was given more. "
+                    f"Its parameters: {listed}. Name them.\n{argument.place}"
+                )
+            keyword = ordered[position].name
+        elif keyword not in by_name:
+            raise SpecError(
+                f"{name} has no parameter {keyword!r}.{suggest(str(keyword), by_name)} "
+                f"Its parameters: {listed}.\n{argument.place}"
+            )
+        if keyword in bound:
+            raise SpecError(f"{name} was given {keyword!r} twice. Give it once.\n{argument.place}")
+        bound[keyword] = argument
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in bound:
+            raise SpecError(
+                f"{name} needs {parameter.name!r}, which was not given. "
+                f"Its parameters: {listed}.\n{place}"
+            )
+    return [(by_name[keyword], argument) for keyword, argument in bound.items()]
+
+
+def plain(value: Any) -> Any:
+    """Returns a value with each list of numbers in it as a tuple, which JSON cannot write."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    items = [plain(item) for item in value]
+    return tuple(items) if is_numbers(items) else items
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether a value is a sequence of numbers, or of sequences of numbers, and not empty."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(item, (int, float)) or is_numbers(item) for item in value)
+    )

@@ -1,0 +1,82 @@
+"""What became of a plugin, in words."""
+
+from __future__ import annotations
+
+from projcore._switches import DISABLE
+from projcore.component import Plugin
+from projcore.plugin import PROJCORE_API, PROJCORE_API_FLOOR
+
+BAD = ("failed", "incompatible", "corrupt")
+
+
+def story(plugin: Plugin) -> str:
+    """Returns what became of a plugin, as the rest of a sentence about it."""
+    if plugin.status == "failed":
+        return (
+            f"is installed but failed to load: {plugin.cause}. "
+            "Run 'projcore doctor' for the traceback."
+        )
+    if plugin.status == "incompatible":
+        return f"{plugin.cause}: {plugin.cure}"
+    if plugin.status == "corrupt":
+        return f"is corrupt: {plugin.cause}. {plugin.cure}"
+    if plugin.status == "conflict":
+        return f"shares names: {plugin.cause}. {plugin.cure}"
+    return f"is {plugin.cause}."
+
+
+def describe(error: BaseException) -> str:
+    """Returns type and message of an error in one line, and those of its root cause."""
+    root, seen = error, {id(error)}
+    while deeper := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
+        if id(deeper) in seen:
+            break
+        root = deeper
+        seen.add(id(root))
+    text = _one_line(error)
+    return text if root is error else f"{text} (caused by {_one_line(root)})"
+
+
+def _one_line(error: BaseException) -> str:
+    try:
+        message = " ".join(str(error).split()).rstrip(".")
+    except Exception:
+        message = "its message cannot be printed"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def api_mismatch(hooks: object, required: bool) -> tuple[str, str] | None:
+    """Returns cause and cure if a plugin was written for a plugin API that is not spoken here."""
+    api = getattr(hooks, "PROJCORE_API", None if required else PROJCORE_API)
+    if isinstance(api, bool) or not isinstance(api, int):
+        return (
+            f"does not say which plugin API it was written for (PROJCORE_API is {api!r})",
+            f"write PROJCORE_API = {PROJCORE_API} into its hook module",
+        )
+    if PROJCORE_API_FLOOR <= api <= PROJCORE_API:
+        return None
+    spoken = f"{PROJCORE_API_FLOOR} to {PROJCORE_API}"
+    if PROJCORE_API_FLOOR == PROJCORE_API:
+        spoken = str(PROJCORE_API)
+    return (
+        f"was written for plugin API {api}, this projcore speaks {spoken}",
+        "pip install -U projcore" if api > PROJCORE_API else "update the plugin",
+    )
+
+
+def restart(plugin: Plugin, error: Exception, editable: bool) -> str:
+    """Returns a hint where an editable install came too late for this Python to see its path."""
+    package = plugin.entry_point.partition(":")[0].partition(".")[0]
+    if editable and isinstance(error, ModuleNotFoundError) and error.name == package:
+        return " (if it was installed while Python was running, restart Python)"
+    return ""
+
+
+def cure(plugin: Plugin) -> str:
+    """Returns what to do about a plugin that fails."""
+    if plugin.distribution is None:
+        return "Correct it, and register it again."
+    return (
+        f"Update it (pip install -U {plugin.distribution}), or switch it off "
+        f"({DISABLE}={plugin.name})."
+    )

@@ -1,0 +1,83 @@
+"""The command line: ``projcore list | info | plugins | doctor``, and the commands of plugins."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import projcore
+from projcore import registry
+from projcore._known import COMMANDS
+from projcore._outcome import describe
+from projcore.cli import doctor, info, listing, plugins
+from projcore.component import Plugin
+from projcore.errors import PluginWarning, ProjcoreError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 1 if it failed, 2 if it was not understood."""
+    words = sys.argv[1:] if arguments is None else [*arguments]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)  # said below, or by the command itself
+        try:
+            return _run(words)
+        except ProjcoreError as error:
+            print(f"projcore: {error}", file=sys.stderr)
+            return 1
+        except BrokenPipeError:
+            # Whoever read our output has had enough, as in `projcore list | head`.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            return 130
+
+
+def _run(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="projcore", description="Optimizers in projected spaces for PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=projcore.__version__)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for command in (listing, info, plugins, doctor):
+        command.add(subparsers)
+    builtin = frozenset(subparsers.choices)
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name not in builtin:
+        # Only when they may be needed, and for --help.
+        for plugin, error in _add_commands(subparsers):
+            print(f"projcore: {plugin} added no commands: {describe(error)}", file=sys.stderr)
+        if name in COMMANDS and name not in subparsers.choices:
+            _explain(name)
+            return 2
+    parsed = parser.parse_args(words)
+    if parsed.command is None:
+        parser.print_help()
+        return 2
+    code: int = parsed.run(parsed) or 0
+    sys.stdout.flush()
+    return code
+
+
+def _add_commands(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> list[tuple[Plugin, Exception]]:
+    registry.manager.discover(lenient=True)
+    outcomes = registry.manager.call("projcore_add_commands", subparsers=subparsers)
+    return [(plugin, error) for plugin, _, error in outcomes if error is not None]
+
+
+def _explain(command: str) -> None:
+    extra = COMMANDS[command]
+    reason = f"which is not installed: pip install 'projcore[{extra}]'"
+    for plugin in registry.manager.plugins:
+        if plugin.distribution == f"projcore-{extra}":
+            reason = f"which is {plugin.status}. Run 'projcore doctor' for the reason."
+    print(
+        f"projcore: the command {command!r} is provided by 'projcore-{extra}', {reason}",
+        file=sys.stderr,
+    )

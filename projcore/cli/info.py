@@ -1,0 +1,76 @@
+"""``projcore info NAME``: all about one component."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from dataclasses import asdict
+from typing import Any
+
+from projcore import registry
+from projcore.cli.output import print_json, print_table
+from projcore.errors import PluginError
+
+
+def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("info", help="say what a component is and what it takes")
+    parser.add_argument("name", help="its name, for example adam or adaptive:adam")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Prints what is registered about the component, and what its class says."""
+    component = registry.get(None, arguments.name)
+    facts: dict[str, Any] = {**asdict(component), "provider": component.provider}
+    error = None
+    try:
+        target = registry.load_component(component)
+    except PluginError as failure:
+        error = str(failure)
+    else:
+        facts["parameters"] = [_parameter(each) for each in registry.parameters(target)]
+        facts["doc"] = inspect.getdoc(target) or ""
+    if arguments.json:
+        print_json({**facts, "error": error})
+    else:
+        _print(facts)
+    if error is not None:
+        print(f"projcore: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parameter(parameter: inspect.Parameter) -> dict[str, str | None]:
+    annotation = parameter.annotation
+    kind: str | None = None
+    if annotation is not parameter.empty:
+        kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    default = None if parameter.default is parameter.empty else repr(parameter.default)
+    return {"name": parameter.name, "type": kind, "default": default}
+
+
+def _print(facts: dict[str, Any]) -> None:
+    print(f"{facts['name']} ({facts['kind']}): {facts['summary']}\n")
+    lines = [
+        ("class", facts["target"]),
+        ("plugin", f"{facts['plugin']} ({facts['provider']})"),
+        ("paper", facts["paper"]),
+        ("tags", ", ".join(facts["tags"])),
+        ("aliases", ", ".join(facts["aliases"])),
+        ("example", facts["example"]),
+    ]
+    for name, value in lines:
+        if value not in (None, ""):
+            print(f"{name + ':':9}{value}")
+    if facts.get("parameters"):
+        print()
+        rows = [
+            [each["name"], each["type"] or "", each["default"] or "(required)"]
+            for each in facts["parameters"]
+        ]
+        print_table(["parameter", "type", "default"], rows)
+    if facts.get("doc"):
+        print(f"\n{facts['doc']}")

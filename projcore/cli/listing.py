@@ -1,0 +1,45 @@
+"""``projcore list``: what is installed."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from dataclasses import asdict
+
+from projcore import registry
+from projcore._outcome import BAD
+from projcore.cli.output import print_json, print_table
+from projcore.component import KINDS
+
+
+def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("list", help="list projections, modules and recipes")
+    parser.add_argument("--kind", choices=KINDS, help="only this kind")
+    parser.add_argument("--tag", help="only those with this tag")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Prints the components; says on the error stream if plugins are missing."""
+    found = [
+        component
+        for component in registry.components(arguments.kind)
+        if arguments.tag in (None, *component.tags)
+    ]
+    if arguments.json:
+        print_json([asdict(component) for component in found])
+    elif found:
+        rows = [[each.name, each.kind, each.plugin, each.summary] for each in found]
+        print_table(["name", "kind", "plugin", "summary"], rows)
+    else:
+        tags = sorted({tag for each in registry.components(arguments.kind) for tag in each.tags})
+        print(f"Nothing found. Tags: {', '.join(tags) or 'none'}.", file=sys.stderr)
+    bad = [plugin.name for plugin in registry.plugins() if plugin.status in BAD]
+    if bad:
+        print(
+            f"Plugins that could not be loaded: {', '.join(bad)}. Run 'projcore doctor'.",
+            file=sys.stderr,
+        )
+    return 0

@@ -1,0 +1,15 @@
+"""All installed modules: ``from projcore.modules import Adam``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from projcore import registry as _registry
+
+
+def __getattr__(name: str) -> Any:
+    return _registry.import_name("module", name, __name__)
+
+
+def __dir__() -> list[str]:
+    return _registry.importable("module")

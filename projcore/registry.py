@@ -1,0 +1,219 @@
+"""The components that plugins provide, by name.
+
+A name is short (``"adam"``) or qualified by its plugin (``"adaptive:adam"``); the latter works
+where two plugins have the same. What is asked for and not there is looked for once more, in case
+it was installed in the meantime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from projcore import _lookup
+from projcore._outcome import describe
+from projcore.component import KINDS, Component, Kind, Plugin, Status
+from projcore.errors import PluginError, UnknownNameError
+from projcore.manager import Manager
+
+__all__ = [
+    "Component",
+    "Kind",
+    "Plugin",
+    "Status",
+    "components",
+    "get",
+    "load",
+    "name_of",
+    "plugins",
+    "register_plugin",
+    "unregister_plugin",
+]
+
+manager = Manager()
+
+
+def components(kind: Kind | None = None) -> tuple[Component, ...]:
+    """Returns the registered components, of one kind or all, sorted by kind and name."""
+    manager.discover()
+    chosen = [each for each in manager.components if kind in (None, each.kind)]
+    return tuple(sorted(chosen, key=lambda each: (each.kind, each.name, each.plugin)))
+
+
+def plugins() -> tuple[Plugin, ...]:
+    """Returns all plugins that were found, whatever became of them, by name."""
+    manager.discover()
+    return manager.plugins
+
+
+def register_plugin(plugin: object, name: str | None = None) -> Plugin:
+    """Loads a plugin that is not installed, for example from a notebook.
+
+    Args:
+        plugin: A module, or any object, with hooks (see `projcore.plugin`).
+        name: Its name; by default that of the object. One registered under it before is replaced.
+
+    Raises:
+        ArgumentError: If an installed plugin has that name.
+        PluginError: If it fails; then nothing has changed.
+    """
+    return manager.add(plugin, name)
+
+
+def unregister_plugin(name: str) -> None:
+    """Forgets a plugin that was loaded by `register_plugin`."""
+    manager.remove(name)
+
+
+def get(kind: Kind | None, name: str) -> Component:
+    """Returns the component of that kind (None: of any) and name; imports nothing.
+
+    Raises:
+        UnknownNameError: If there is none, or several; the message says all that is known.
+
+    Example:
+        >>> get("module", "adam").plugin
+        'adaptive'
+    """
+    return lookup(KINDS if kind is None else (kind,), name)
+
+
+def lookup(kinds: tuple[Kind, ...], name: str) -> Component:
+    """Returns the component of one of these kinds and that name; imports nothing."""
+    found = _find(kinds, name, "name")
+    if len(found) > 1:
+        raise UnknownNameError(_lookup.several(kinds, name, found))
+    if not found:
+        raise UnknownNameError(_lookup.missing(manager, kinds, name)[0])
+    return found[0]
+
+
+def load(kind: Kind | None, name: str) -> Any:
+    """Returns the class (of a recipe: the function) of that kind and name.
+
+    Raises:
+        UnknownNameError: If there is none, or several.
+        PluginError: If it cannot be imported, or is not what it was registered as.
+    """
+    return load_component(get(kind, name))
+
+
+def load_component(component: Component) -> Any:
+    """Returns the class (of a recipe: the function) of a component.
+
+    Raises:
+        PluginError: If it cannot be imported, or is not what it was registered as.
+    """
+    module, _, attribute = component.target.partition(":")
+    who = f"{component.kind} {component.name!r} of plugin {component.plugin!r} "
+    who += f"({component.provider})"
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise PluginError(
+            f"{who} cannot be loaded: {describe(error)}. "
+            "Run 'projcore doctor --import' for the traceback."
+        ) from error
+    fault = _fault(component, target)
+    if fault is not None:
+        raise PluginError(f"{who} cannot be used: {component.target} {fault}")
+    return target
+
+
+def name_of(cls: type) -> str | None:
+    """Returns the name by which specs call a class, or None; imports no class.
+
+    It is qualified where the short name would not be enough.
+
+    Example:
+        >>> from projcore.modules import Adam
+        >>> name_of(Adam)
+        'adam'
+    """
+    manager.discover(lenient=True)
+    for component in manager.components:
+        if component.kind != "recipe" and _is_target(component, cls):
+            same = _lookup.find(manager, ("projection", "module"), component.name)
+            return component.name if same == [component] else component.qualified
+    return None
+
+
+def import_name(kind: Kind, attribute: str, module: str) -> Any:
+    """Returns the class of that name, for ``from projcore.projections import ...``.
+
+    Raises:
+        AttributeError: If nothing is known of such a name, so that ``hasattr`` works.
+        PluginError: If there is more to say than that: Python would drop the message of an
+            AttributeError.
+    """
+    if attribute.startswith("_"):
+        raise AttributeError(f"module {module!r} has no attribute {attribute!r}")
+    found = _find((kind,), attribute, "attribute")
+    if len(found) == 1:
+        return load_component(found[0])
+    if found:
+        raise PluginError(_lookup.several((kind,), attribute, found, "attribute"))
+    message, helpful = _lookup.missing(manager, (kind,), attribute, "attribute")
+    if helpful:
+        raise PluginError(message)
+    raise AttributeError(message)
+
+
+def importable(kind: Kind) -> list[str]:
+    """Returns the names that `import_name` finds."""
+    return sorted({component.attribute for component in components(kind)})
+
+
+def parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Returns the parameters that a class or function is called with."""
+    if isinstance(target, type):  # its metaclass or __new__ may accept anything
+        init: Callable[..., Any] = target.__init__  # type: ignore[misc]
+        return list(inspect.signature(init).parameters.values())[1:]
+    return list(inspect.signature(target).parameters.values())
+
+
+def _find(kinds: tuple[Kind, ...], name: str, by: _lookup.By) -> list[Component]:
+    manager.discover()
+    found = _lookup.find(manager, kinds, name, by)
+    if not found:
+        manager.discover(again=True)
+        found = _lookup.find(manager, kinds, name, by)
+    return found
+
+
+def _is_target(component: Component, cls: type) -> bool:
+    module, _, attribute = component.target.partition(":")
+    if vars(sys.modules.get(module, object)).get(attribute) is cls:
+        return True
+    within = cls.__module__ == module or cls.__module__.startswith(f"{module}.")
+    return within and cls.__qualname__ == attribute
+
+
+def _fault(component: Component, target: Any) -> str | None:
+    """Returns what is wrong with what a component's name stands for, or None."""
+    if component.kind == "recipe":
+        return None if callable(target) else "is no function."
+    if not isinstance(target, type):
+        return "is no class."
+    from projcore.core import Module, ProjectionBase
+
+    if component.kind == "projection" and not issubclass(target, ProjectionBase):
+        return "does not derive from projcore.ProjectionBase, as a projection must."
+    if component.kind == "module" and not issubclass(target, Module):
+        return "does not derive from projcore.Module, as a module must."
+    if component.kind == "module" and issubclass(target, ProjectionBase):
+        return "is a projection: register it in projcore_register_projections."
+    if inspect.isabstract(target):
+        names = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
+        return f"is abstract: it does not define {names}."
+    for parameter in parameters(target):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+            return (
+                f"takes {star}{parameter.name}: a spec could not say what it accepts. "
+                "Write its parameters out."
+            )
+    return None

@@ -1,0 +1,231 @@
+"""Checks: one law for one component each, made by one generator for all that runs them."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from projcore.errors import ArgumentError
+from projcore.testing.law import LAWS, Law, NotApplicable, Violation
+from projcore.testing.subject import Subject, as_subjects
+
+if TYPE_CHECKING:
+    import pytest
+
+Status = Literal["passed", "failed", "skipped", "expected"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A law to be checked on a component.
+
+    Attributes:
+        law: The law.
+        subject: The component.
+        skip: Why it does not apply, or None.
+        expected: Why it is expected to fail, or None.
+    """
+
+    law: Law
+    subject: Subject
+    skip: str | None = None
+    expected: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject.name}-{self.law.name}"
+
+    def __call__(self) -> str | None:
+        """Runs it; returns what is worth knowing, or None.
+
+        Raises:
+            Violation: If the component does not keep the law.
+            NotApplicable: If it turns out that the law does not apply.
+        """
+        try:
+            return self.law.body(self.subject)
+        except Violation as violation:
+            text = f"{self.subject.name} breaks the law {self.law.name!r}: {violation.what}"
+            raise Violation(text, violation.mend) from None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What became of a check.
+
+    Attributes:
+        component: The component.
+        law: The law's name.
+        status: ``"passed"``, ``"failed"``, ``"skipped"``, or ``"expected"`` for a failure that
+            was announced. An announced failure that does not come is one that failed.
+        message: Why it failed or was skipped, or what is worth knowing.
+        seconds: How long it took.
+        traceback: Where it failed.
+    """
+
+    component: str
+    law: str
+    status: Status
+    message: str = ""
+    seconds: float = 0.0
+    traceback: str = ""
+
+
+def checks(
+    *things: object, slow: bool = False, expected_failures: Mapping[str, str] | None = None
+) -> list[Check]:
+    """Returns all checks of components, those that do not apply included.
+
+    Args:
+        things: Names of plugins or components, classes, modules, or subjects.
+        slow: Include the laws that take seconds.
+        expected_failures: Reasons by law (``"atomic"``), or by component and law
+            (``"adam-atomic"``).
+
+    Raises:
+        ArgumentError: If no check applies, or an expected failure names no check.
+    """
+    from projcore.testing import laws  # noqa: F401 (declares them)
+
+    subjects = [subject for thing in things for subject in as_subjects(thing)]
+    reasons = dict(expected_failures or {})
+    unused = set(reasons)
+    result = []
+    for subject in subjects:
+        for law in LAWS:
+            if law.slow and not slow:
+                continue
+            check = Check(law, subject, law.not_applicable(subject))
+            names = [name for name in (str(check), law.name) if name in reasons]
+            unused -= set(names)
+            if names:
+                check = Check(law, subject, check.skip, reasons[names[0]])
+            result.append(check)
+    if not any(check.skip is None for check in result):
+        raise ArgumentError(
+            f"There is nothing to check: {', '.join(map(str, things)) or 'nothing'} was given. A "
+            "check that never runs proves nothing. Pass a plugin that registers components."
+        )
+    if unused:
+        raise ArgumentError(
+            f"expected_failures names {sorted(unused)}, which is no check. It holds names of laws, "
+            f"or of checks such as {str(result[0])!r}. Correct or remove it."
+        )
+    return result
+
+
+def check_component(
+    thing: object, slow: bool = False, expected_failures: Mapping[str, str] | None = None
+) -> list[CheckResult]:
+    """Checks all laws on a component, a plugin, a class or a module; see `checks`.
+
+    Returns:
+        A result for each check; `summary` counts them.
+
+    Raises:
+        ArgumentError: If there is nothing to check.
+
+    Example:
+        >>> from projcore.testing.parts import Momentum
+        >>> results = check_component(Momentum)
+        >>> [result for result in results if result.status == "failed"]
+        []
+    """
+    made = checks(thing, slow=slow, expected_failures=expected_failures)
+    results = [_run(check) for check in made]
+    if all(result.status == "skipped" for result in results):
+        reasons = sorted({result.message for result in results})
+        raise ArgumentError(
+            f"There is nothing to check: of {thing}, all was skipped ({'; '.join(reasons)}). A "
+            "check that never runs proves nothing. Correct its tags or its example."
+        )
+    return results
+
+
+def _run(check: Check) -> CheckResult:
+    status: Status = "passed"
+    message, trace = "", ""
+    start = time.perf_counter()
+    if check.skip is not None:
+        status, message = "skipped", check.skip
+    else:
+        try:
+            message = check() or ""
+        except NotApplicable as reason:
+            status, message = "skipped", str(reason)
+        except Exception as error:
+            status, message = "failed", _message(check, error)
+            trace = "".join(traceback.format_exception(error))
+    if check.expected is not None and status == "failed":
+        status, message = "expected", f"{check.expected} ({message})"
+    elif check.expected is not None and status == "passed":
+        status = "failed"
+        message = (
+            f"{check} was expected to fail ({check.expected}), but it passes. "
+            "Remove it from expected_failures."
+        )
+    seconds = time.perf_counter() - start
+    return CheckResult(check.subject.name, check.law.name, status, message, seconds, trace)
+
+
+def _message(check: Check, error: Exception) -> str:
+    if isinstance(error, Violation):
+        return str(error)
+    return (
+        f"{check.subject.name} breaks the law {check.law.name!r}: {type(error).__name__}: {error}. "
+        "It must work, or be refused with a ProjcoreError. The traceback says where."
+    )
+
+
+def summary(results: Iterable[CheckResult]) -> str:
+    """Returns how many checks passed, failed, were skipped, or failed as expected."""
+    counts = {"passed": 0, "failed": 0, "skipped": 0, "expected": 0}
+    for result in results:
+        counts[result.status] += 1
+    return (
+        f"{counts['passed']} passed, {counts['failed']} failed, {counts['expected']} failed as "
+        f"expected, {counts['skipped']} skipped"
+    )
+
+
+def parametrize_with_checks(
+    *things: object, slow: bool = False, expected_failures: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], pytest.MarkDecorator]:
+    """Makes a test of each check: decorates a test with the argument ``check``, which calls it.
+
+    Args:
+        things: As for `checks`.
+        slow: As for `checks`.
+        expected_failures: As for `checks`; one that passes fails the test.
+
+    Example:
+        >>> @parametrize_with_checks("adaptive")
+        ... def test_laws(check):
+        ...     check()
+    """
+    import pytest
+
+    def marks(check: Check) -> Sequence[pytest.MarkDecorator]:
+        if check.skip is not None:
+            return [pytest.mark.skip(reason=f"{check.law.name}: {check.skip}")]
+        if check.expected is not None:
+            return [pytest.mark.xfail(reason=check.expected, strict=True)]
+        return []
+
+    def run(check: Check) -> str | None:
+        try:
+            return check()
+        except NotApplicable as reason:
+            pytest.skip(f"{check.law.name}: {reason}")
+
+    def decorate(test: Callable[..., Any]) -> Any:
+        made = checks(*things, slow=slow, expected_failures=expected_failures)
+        parameters = [
+            pytest.param(partial(run, check), id=str(check), marks=marks(check)) for check in made
+        ]
+        return pytest.mark.parametrize("check", parameters)(test)
+
+    return decorate

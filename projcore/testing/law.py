@@ -1,0 +1,126 @@
+"""Laws: what a component must do, and to which components each applies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from projcore.testing.subject import Subject
+
+Body = Callable[["Subject"], "str | None"]
+
+
+class Violation(AssertionError):
+    """A component does not keep a law.
+
+    Attributes:
+        what: What was violated.
+        mend: What to do.
+    """
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(f"{what} {mend}")
+        self.what = what
+        self.mend = mend
+
+
+class NotApplicable(Exception):
+    """A law turned out not to apply; the text says why."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law and where it applies.
+
+    Attributes:
+        name: What the results call it.
+        body: Checks one subject: raises `Violation`; returns what is worth knowing, or None.
+        kind: The kind of component that it is about; None for all.
+        tags: Tags that a component must have for it to apply.
+        unless: Tags with which it does not apply.
+        slow: It takes seconds, and runs only when asked for.
+    """
+
+    name: str
+    body: Body
+    kind: Literal["projection", "module"] | None = None
+    tags: frozenset[str] = frozenset()
+    unless: frozenset[str] = frozenset()
+    slow: bool = False
+
+    def not_applicable(self, subject: Subject) -> str | None:
+        """Returns why the law does not apply to a component, or None if it does."""
+        if self.kind not in (None, subject.kind):
+            return f"for a {self.kind}"
+        missing = sorted(self.tags - subject.tags)
+        if missing:
+            return f"needs the tag {', '.join(missing)}"
+        present = sorted(self.unless & subject.tags)
+        return f"not for the tag {', '.join(present)}" if present else None
+
+
+LAWS: list[Law] = []
+
+
+def law(
+    kind: Literal["projection", "module"] | None = None,
+    tags: Sequence[str] = (),
+    unless: Sequence[str] = (),
+    slow: bool = False,
+    name: str | None = None,
+) -> Callable[[Body], Body]:
+    """Declares a function to be the check of a law, whose name is its own unless given."""
+
+    def declare(body: Body) -> Body:
+        called: str = name or body.__name__  # type: ignore[attr-defined]
+        LAWS.append(Law(called, body, kind, frozenset(tags), frozenset(unless), slow))
+        return body
+
+    return declare
+
+
+def ensure(holds: bool, what: str, mend: str) -> None:
+    """Raises unless a condition holds."""
+    if not holds:
+        raise Violation(what, mend)
+
+
+def ensure_close(
+    actual: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    tolerance: float,
+    what: str,
+    mend: str,
+) -> None:
+    """Raises unless two lists agree: each element within `tolerance` times the largest, or 1."""
+    ensure(len(actual) == len(expected), f"{what}: {len(actual)} for {len(expected)} tensors.", mend)
+    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        ensure(
+            one.shape == other.shape,
+            f"{what}: tensor {i} has shape {tuple(one.shape)} for {tuple(other.shape)}.",
+            mend,
+        )
+        if not one.numel():
+            continue
+        error = float((one - other).abs().max())
+        limit = tolerance * max(1.0, float(other.abs().max()))
+        ensure(
+            error <= limit,
+            f"{what}: tensor {i} is off by {error:.3g}, more than {limit:.3g}.",
+            mend,
+        )
+
+
+def ensure_equal(
+    actual: Sequence[Tensor], expected: Sequence[Tensor], what: str, mend: str
+) -> None:
+    """Raises unless two lists agree in every bit."""
+    import torch
+
+    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        same = one.dtype == other.dtype and torch.equal(one, other)
+        ensure(same, f"{what}: tensor {i} differs.", mend)

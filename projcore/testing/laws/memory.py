@@ -1,0 +1,49 @@
+"""What a component remembers can be saved, sharded and loaded."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from projcore.testing.law import ensure, law
+from projcore.testing.problem import Problem, make_problem
+from projcore.testing.run import make_optimizer, memory, take_steps
+from projcore.testing.subject import Subject
+
+
+@law(name="memory")
+def memory_law(subject: Subject) -> None:
+    """Memory is tensors and numbers under plain names, made at the first step whatever comes.
+
+    Names have no dots and no slashes, because checkpoints split at them. Every parameter has its
+    entries after the first step whether or not it had a gradient: processes that train together
+    must have the same.
+    """
+    full, partial = make_problem(), make_problem()
+    partial.missing = frozenset({1, 3})
+    entries = [memory(_after_a_step(problem, subject)) for problem in (full, partial)]
+    for i, (one, other) in enumerate(zip(*entries, strict=True)):
+        for key, value in one.items():
+            ensure(
+                isinstance(value, (Tensor, int, float)),
+                f"{key!r} in its state is a {type(value).__name__}.",
+                "State holds tensors and plain numbers only.",
+            )
+            ensure("." not in key, f"{key!r} in its state has a dot.", "Use another name.")
+            if isinstance(value, Tensor):
+                ensure(
+                    not value.requires_grad and value.grad_fn is None,
+                    f"{key!r} in its state requires grad.",
+                    "Make memory from detached tensors.",
+                )
+        ensure(
+            one.keys() == other.keys(),
+            f"After a first step without a gradient tensor {i} has {sorted(other)} in its state, "
+            f"with one {sorted(one)}.",
+            "Make all memory in init, which is called for each tensor at the first step.",
+        )
+
+
+def _after_a_step(problem: Problem, subject: Subject):  # type: ignore[no-untyped-def]
+    optimizer = make_optimizer(problem, subject.chain())
+    take_steps(problem, optimizer, 1)
+    return optimizer

@@ -1,0 +1,85 @@
+"""A run that was saved and loaded goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore import Module
+from projcore.errors import NeedsError
+from projcore.testing.law import ensure, ensure_equal, law
+from projcore.testing.parts import Merge, Mix, Scalars
+from projcore.testing.problem import Problem, make_problem
+from projcore.testing.run import make_optimizer, memory, take_steps
+from projcore.testing.subject import Subject
+
+STEPS = 3
+
+
+@law()
+def resume(subject: Subject) -> None:
+    """Steps, save, load, steps: bitwise as without saving and loading.
+
+    Through ``torch.save`` and ``torch.load(weights_only=True)`` into an optimizer built anew. Bare,
+    inside a mixture of elements, inside a vector and inside a batch of scalars.
+    """
+    wrappers: list[tuple[str, Callable[[list[Module]], list[Module]], bool]] = [
+        ("bare", lambda modules: modules, True),
+        ("in a mixture", lambda modules: [Mix(modules)], True),
+        ("in a vector", lambda modules: [Merge(modules)], False),
+        ("in scalars", lambda modules: [Scalars(modules)], False),
+    ]
+    for name, wrap, plan in wrappers:
+        try:
+            wrap(subject.chain())
+        except NeedsError:
+            continue
+        except ValueError:
+            continue  # its result must reach the parameters as it is
+        problem = make_problem()
+        optimizer = make_optimizer(problem, wrap(subject.chain()), plan)
+        take_steps(problem, optimizer, STEPS)
+        saved = _save({"point": problem.point(), "optimizer": optimizer.state_dict()})
+        expected = take_steps(problem, optimizer, STEPS)
+
+        loaded = torch.load(io.BytesIO(saved), weights_only=True)
+        again = Problem(loaded["point"])
+        other = make_optimizer(again, wrap(subject.chain()), plan)
+        other.load_state_dict(loaded["optimizer"])
+        mend = (
+            "All that outlives a step must be in its state, as tensors and numbers: what a module "
+            "keeps on itself is not saved."
+        )
+        ensure_equal(
+            take_steps(again, other, STEPS), expected, f"Resuming {name} is not bitwise", mend
+        )
+        ensure_same_memory(memory(other), memory(optimizer), f"After resuming {name}", mend)
+
+
+def ensure_same_memory(
+    actual: list[dict[str, Any]], expected: list[dict[str, Any]], what: str, mend: str
+) -> None:
+    """Raises unless two memories agree in every bit."""
+    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        ensure(
+            one.keys() == other.keys(),
+            f"{what} the memory of tensor {i} has {sorted(one)}, not {sorted(other)}.",
+            mend,
+        )
+        for key, value in one.items():
+            same = (
+                torch.equal(value, other[key]) and value.dtype == other[key].dtype
+                if isinstance(value, Tensor)
+                else value == other[key]
+            )
+            ensure(same, f"{what} {key!r} of tensor {i} differs.", mend)
+
+
+def _save(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

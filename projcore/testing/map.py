@@ -1,0 +1,119 @@
+"""A projection's map, called as the kernel calls it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore import Node, ProjectionBase, Settings
+from projcore.core import Current
+from projcore.testing.law import NotApplicable
+from projcore.testing.problem import flat, shaped
+
+
+class Map:
+    """The map of a projection at one point, with memory of its own.
+
+    Facts that the projection does not declare in ``needs`` are withheld: its ``params`` are then
+    filled with NaN. Tensors it does not apply to pass through.
+
+    Args:
+        projection: The projection.
+        like: Tensors of the shapes and dtypes of the space outside.
+
+    Attributes:
+        states: The projection's memory, one dict for each tensor that it applies to.
+        settings: Its settings, likewise.
+    """
+
+    def __init__(self, projection: ProjectionBase, like: Sequence[Tensor]) -> None:
+        self.projection = projection
+        self.like = list(like)
+        defaults: Settings = projection.defaults
+        self.applied = [i for i, t in enumerate(like) if projection.applies(t, defaults)]
+        if not self.applied:
+            raise NotApplicable("it applies to none of the tensors of this check")
+        self.settings: list[Settings] = [defaults] * len(self.applied)
+        self.states: list[Node] = [dict(projection.init(like[i], defaults)) for i in self.applied]
+        self.facts: tuple[list[Tensor], list[Tensor] | None, Tensor | None]
+        self.facts = ([torch.full_like(like[i], torch.nan) for i in self.applied], None, None)
+        self.inside: list[Tensor] = []
+        self.stacked = False
+
+    def learn(
+        self, update: Sequence[Tensor], params: Sequence[Tensor], grads: Sequence[Tensor], loss: Tensor
+    ) -> None:
+        """Sets this step's facts, and lets the projection learn its map."""
+        needs = self.projection.needs
+        hidden = [torch.full_like(tensor, torch.nan) for tensor in self.pick(self.like)]
+        self.facts = (
+            self.pick(params) if "params" in needs else hidden,
+            self.pick(grads) if "grads" in needs else None,
+            loss if "loss" in needs else None,
+        )
+        new = self.projection.refresh(self.pick(update), *self.facts, self.states, self.settings)
+        for state, entries in zip(self.states, new or [None] * len(self.states), strict=True):
+            state.update(entries or {})
+        self.inside = self.project(update, "update")
+
+    def pick(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Returns those of the tensors that the projection applies to."""
+        return [tensors[i] for i in self.applied]
+
+    def project(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
+        """Returns what is inside: the projected tensors, then those that pass through."""
+        result: Any = self.projection.project(
+            self.pick(tensors), *self.facts, self.states, self.settings, current
+        )
+        self.stacked = isinstance(result, Tensor)
+        inside = [result] if isinstance(result, Tensor) else list(result)
+        return inside + [t for i, t in enumerate(tensors) if i not in self.applied]
+
+    def unproject(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
+        """Undoes `project`: returns tensors outside."""
+        passing = len(self.like) - len(self.applied)
+        inside = list(tensors[: len(tensors) - passing])
+        result = iter(
+            self.projection.unproject(
+                inside[0] if self.stacked else inside,
+                *self.facts,
+                self.states,
+                self.settings,
+                current,
+            )
+        )
+        rest = iter(tensors[len(tensors) - passing :])
+        return [next(result if i in self.applied else rest) for i in range(len(self.like))]
+
+    def combine(self, update: Sequence[Tensor], result: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the full update, made by the projection's `combine`; its memory stays."""
+        count = len(self.inside) - len(self.like) + len(self.applied)
+        full = self.projection.combine(
+            self.pick(update),
+            self.inside[:count],
+            list(result[:count]),
+            *self.facts,
+            copy.deepcopy(self.states),
+            self.settings,
+        )
+        made, rest = iter(full), iter(result[count:])
+        return [next(made if i in self.applied else rest) for i in range(len(self.like))]
+
+    def matrix(self) -> Tensor:
+        r"""Returns :math:`U` in real coordinates, shape ``(outside, inside)``, column by column."""
+        eye = torch.eye(flat(self.inside).numel(), dtype=torch.float64)
+        columns = [flat(self.unproject(shaped(row, self.inside), "update")) for row in eye]
+        return torch.stack(columns, dim=1)
+
+
+def learnt(
+    projection: ProjectionBase, update: list[Tensor], params: list[Tensor], loss: Tensor
+) -> Map:
+    """Returns the map of a projection, learnt from a gradient that is also the update."""
+    made = Map(projection, params)
+    made.learn(update, params, update, loss)
+    return made
