@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format bench docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -12,6 +12,8 @@ help:
 	@echo "make test     run the whole test suite"
 	@echo "make lint     ruff, ruff-format and mypy"
 	@echo "make format   let ruff mend what it can"
+	@echo "make bench    time a step against torch.optim's"
+	@echo "make docs     write the pages of the components"
 	@echo "make install  only make .venv"
 	@echo "make clean    remove .venv, the demo's output and all caches"
 
@@ -43,6 +45,12 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist

@@ -38,7 +38,7 @@ def noun(kinds: Sequence[Kind]) -> str:
 
 def several(kinds: Sequence[Kind], name: str, found: Sequence[Component], by: By = "name") -> str:
     """Returns the message for a name that several components have."""
-    names = ", ".join(f"{each.qualified!r} ({each.provider})" for each in found)
+    names = ", ".join(sorted(f"{each.qualified!r} ({each.provider})" for each in found))
     plugins = {each.plugin for each in found}
     cure = "Use the qualified name" if by == "name" else "Import it from its own package"
     return (

@@ -105,6 +105,8 @@ class _Text:
                 return f"[{', '.join(items)}]"
             return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
         if isinstance(value, Mapping):
+            if self.strict and not all(isinstance(key, (str, int, float)) for key in value):
+                raise _refusal(value, where)
             pairs = [f"{key!r}: {self.value(item, where)}" for key, item in value.items()]
             return f"{{{', '.join(pairs)}}}"
         simple = _simple(value)
@@ -128,11 +130,10 @@ class _Json:
         }
         if not arguments:
             return name
-        first = registry.parameters(type(module))[0]
-        if list(arguments) == [first.name] and first.kind is not first.KEYWORD_ONLY:
-            value = arguments[first.name]
-            if not isinstance(value, dict):
-                return {name: value}
+        for first in registry.parameters(type(module))[:1]:
+            alone = list(arguments) == [first.name] and first.kind is not first.KEYWORD_ONLY
+            if alone and not isinstance(arguments[first.name], dict):
+                return {name: arguments[first.name]}
         return {name: arguments}
 
     def value(self, value: Any, where: str) -> Any:
@@ -143,6 +144,8 @@ class _Json:
         if isinstance(value, (list, tuple)):
             return [self.value(item, where) for item in value]
         if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise _refusal(value, where)
             return {key: self.value(item, where) for key, item in value.items()}
         simple = _simple(value)
         if simple is None and value is not None:
@@ -170,7 +173,11 @@ def _simple(value: Any) -> str | int | float | None:
 
 
 def _refusal(value: object, where: str) -> SpecError:
-    what = "a class" if isinstance(value, type) else f"of type {type(value).__name__}"
+    what = f"of type {type(value).__name__}"
+    if isinstance(value, type):
+        what = "a class"
+    elif isinstance(value, Mapping):
+        what = "a mapping whose keys are not texts"
     return SpecError(
         f"{where}{value!r}) cannot be written as a spec: the value is {what}. A spec holds "
         "numbers, texts, None, tuples, lists, mappings and modules. Pass one of these."

@@ -168,11 +168,18 @@ def importable(kind: Kind) -> list[str]:
 
 
 def parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Returns the parameters that a class or function is called with."""
-    if isinstance(target, type):  # its metaclass or __new__ may accept anything
-        init: Callable[..., Any] = target.__init__  # type: ignore[misc]
-        return list(inspect.signature(init).parameters.values())[1:]
-    return list(inspect.signature(target).parameters.values())
+    """Returns the parameters that a class or function is called with.
+
+    A module that has no constructor of its own has none: those of `Module` are for its subclasses.
+    """
+    if not isinstance(target, type):
+        return list(inspect.signature(target).parameters.values())
+    from projcore.core import Module
+
+    init: Callable[..., Any] = target.__init__  # type: ignore[misc]
+    if init is Module.__init__:
+        return []
+    return list(inspect.signature(init).parameters.values())[1:]
 
 
 def _find(kinds: tuple[Kind, ...], name: str, by: _lookup.By) -> list[Component]:

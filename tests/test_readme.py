@@ -1,4 +1,4 @@
-"""The Python blocks of each README.md run, one after another, as a reader would type them."""
+"""The Python blocks of each README.md and docs page run, one after another, as a reader would type them."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("plugins/*/README.md"))]
+READMES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("plugins/*/README.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_readme_runs(readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # it writes a checkpoint
     text = readme.read_text()

@@ -31,11 +31,11 @@ def read(
     optimizer: Optimizer, names: SettingNames, state_dict: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]]]:
     """Returns the groups and the memory of a saved state dict, as copies, or raises."""
-    for key in ("state", "param_groups"):
-        if key not in state_dict:
+    for key, kind in (("state", Mapping), ("param_groups", list)):
+        if not isinstance(state_dict, Mapping) or not isinstance(state_dict.get(key), kind):
             raise CheckpointError(
-                f"The state dict has no {key!r}, only {sorted(map(str, state_dict))}. It must be "
-                "what optimizer.state_dict() returned. Pass that."
+                f"A {type(state_dict).__name__} was given to load whose {key!r} is missing or no "
+                f"{kind.__name__.lower()}. It must be what optimizer.state_dict() returned."
             )
     groups = _read_groups(optimizer, names, state_dict["param_groups"])
     saved_ids = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))

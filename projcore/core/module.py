@@ -13,7 +13,7 @@ from torch import Tensor
 from projcore.core.objective import Objective
 from projcore.core.settings import Settings
 from projcore.core.state import Node, State
-from projcore.errors import ArgumentTypeError, ContractError
+from projcore.errors import ArgumentTypeError, ContractError, SpecError
 
 Scope = Literal["element", "tensor", "all"]
 Need = Literal["params", "grads", "loss", "closure"]
@@ -124,7 +124,11 @@ class Module(ABC):
     def __str__(self) -> str:
         from projcore.spec import expression
 
-        return expression(self)
+        try:
+            return expression(self)
+        except SpecError:  # an argument that no spec can hold; still fit to read
+            given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+            return f"{type(self).__name__}({given})"
 
     __repr__ = __str__
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -206,7 +206,7 @@ class Optimizer(torch.optim.Optimizer):
             CheckpointError: If it was saved by another tree of modules or for other parameters;
                 the message names the first difference.
         """
-        state_dict = state_dict.copy()
+        state_dict = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         groups, state = checkpoint.read(self, self._names, state_dict)

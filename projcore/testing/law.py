@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -113,6 +113,12 @@ def ensure_close(
             f"{what}: tensor {i} is off by {error:.3g}, more than {limit:.3g}.",
             mend,
         )
+
+
+def listed(reasons: Iterable[object]) -> str | None:
+    """Returns the first sentence of each reason, each once, in one line; None if there are none."""
+    sentences = dict.fromkeys(str(reason).split(". ")[0].rstrip(".") + "." for reason in reasons)
+    return " ".join(sentences) or None
 
 
 def ensure_equal(

@@ -91,6 +91,8 @@ class Map:
 
     def combine(self, update: Sequence[Tensor], result: Sequence[Tensor]) -> list[Tensor]:
         """Returns the full update, made by the projection's `combine`; its memory stays."""
+        if type(self.projection).combine is ProjectionBase.combine:
+            return self.unproject(result, "update")
         count = len(self.inside) - len(self.like) + len(self.applied)
         full = self.projection.combine(
             self.pick(update),

@@ -113,8 +113,13 @@ class Moments(Transform):
     def __init__(self, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8) -> None:
         super().__init__({"betas": betas, "eps": eps})
 
+    def check(self, settings: Settings) -> None:
+        for beta in settings["betas"]:
+            require(self, "betas", beta, minimum=0, below=1)
+        require(self, "eps", settings["eps"], minimum=0)
+
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        step = torch.zeros((), dtype=torch.float64)
+        step = torch.zeros((), dtype=torch.int64)
         moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
         return {**moments, "step": step}
 

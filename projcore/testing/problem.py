@@ -59,7 +59,7 @@ class Problem:
                 loss = self.loss(self.params)
                 if backward:
                     wanted = [p for i, p in enumerate(self.params) if i not in self.missing]
-                    grads = iter(torch.autograd.grad(loss, wanted))
+                    grads = iter(torch.autograd.grad(loss, wanted) if wanted else ())
                     for i, parameter in enumerate(self.params):
                         parameter.grad = None if i in self.missing else next(grads)
             return loss.detach()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from projcore import registry
 from projcore._scan import Found
 from projcore.component import Plugin
@@ -71,9 +72,7 @@ def found(
 
     distribution = distribution or f"dist-{name}"
     names = frozenset({name, distribution.replace("-", "_")})
-    return Found(
-        Plugin(name, distribution, version, f"{name}._plugin"), names, load, editable
-    )
+    return Found(Plugin(name, distribution, version, f"{name}._plugin"), names, load, editable)
 
 
 @pytest.fixture

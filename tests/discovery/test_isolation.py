@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from projcore import registry
 from projcore.errors import PluginError, PluginWarning, UnknownNameError
 from projcore.plugin import hookimpl

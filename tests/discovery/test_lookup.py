@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from projcore import registry
 from projcore._known import Known
 from projcore.errors import PluginError, PluginWarning, UnknownNameError
@@ -99,7 +100,9 @@ def test_nothing_near_is_answered_with_what_there_is(haar, known):
     assert lookup(None, "xyz") == "no component named 'xyz'. Installed: haar."
 
 
-@pytest.mark.parametrize("name", ["galore", "low_rank", "lowrank:galore", "projcore_lowrank:galore"])
+@pytest.mark.parametrize(
+    "name", ["galore", "low_rank", "lowrank:galore", "projcore_lowrank:galore"]
+)
 def test_what_is_known_but_not_installed(haar, known, name):
     assert lookup("projection", name) == (
         f"no projection named {name!r}. It is provided by 'projcore-lowrank', which is not "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from projcore import registry
 from projcore.errors import PluginError, PluginWarning
 
@@ -20,7 +21,15 @@ def loaded():
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("", "abc"), ("b", "ac"), ("a, c", "b"), ("*", ""), ("the-a", "bc"), ("A", "bc"), (",", "abc")],
+    [
+        ("", "abc"),
+        ("b", "ac"),
+        ("a, c", "b"),
+        ("*", ""),
+        ("the-a", "bc"),
+        ("A", "bc"),
+        (",", "abc"),
+    ],
 )
 def test_plugins_are_disabled_by_name_or_distribution(three, monkeypatch, value, expected):
     monkeypatch.setenv("PROJCORE_DISABLE_PLUGINS", value)
@@ -31,7 +40,9 @@ def test_plugins_are_disabled_by_name_or_distribution(three, monkeypatch, value,
     assert loaded() == list(expected)
 
 
-@pytest.mark.parametrize(("value", "expected"), [("", "abc"), ("b", "b"), ("a,c", "ac"), ("*", "abc")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("", "abc"), ("b", "b"), ("a,c", "ac"), ("*", "abc")]
+)
 def test_an_allow_list_leaves_the_others_out(three, monkeypatch, value, expected):
     monkeypatch.setenv("PROJCORE_PLUGINS", value)
     assert loaded() == list(expected)

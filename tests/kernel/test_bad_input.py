@@ -281,7 +281,7 @@ def test_a_closure_that_returns_nothing(make: Any, snapshot: Any, same: Any) -> 
     for param in params:
         param.grad = torch.ones_like(param)
     before = snapshot(optimizer)
-    with pytest.raises(errors.StepError, match="returned None.*return loss"):
+    with pytest.raises(errors.StepError, match=r"returned None.*return loss"):
         optimizer.step(lambda: None)
     assert same(before, snapshot(optimizer))
 
@@ -363,7 +363,7 @@ def test_modules_that_break_their_contract(
     optimizer = Optimizer(params, module)
     feed(params, 0)
     before = snapshot(optimizer)
-    with pytest.raises(errors.ContractError, match="Wrong|update of parameter 1"):
+    with pytest.raises(errors.ContractError, match=r"Wrong|update of parameter 1"):
         optimizer.step()
     after = snapshot(optimizer)
     for key in before.keys() - {"state"}:

@@ -255,8 +255,8 @@ def entry(saved: Any, value: Any, key: str = "0/exp_avg", index: int = 2) -> Non
 
 
 DAMAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "no state": (lambda saved: saved.pop("state"), "no 'state', only.*'param_groups'"),
-    "no groups": (lambda saved: saved.pop("param_groups"), "no 'param_groups'"),
+    "no state": (lambda saved: saved.pop("state"), "'state' is missing"),
+    "no groups": (lambda saved: saved.pop("param_groups"), "'param_groups' is missing"),
     "no params in a group": (lambda saved: saved["param_groups"][0].pop("params"), "params"),
     "a group is a list": (lambda saved: saved["param_groups"].__setitem__(0, []), "roup 0"),
     "groups are a number": (lambda saved: saved.update(param_groups=3), "param_groups"),

@@ -51,10 +51,12 @@ def test_every_preset_learns(compare):
         assert run["lr"] in (0.001, None)
 
 
-def test_a_spec_is_built_as_given(compare):
-    result = compare("rosenbrock", "adam(); lr(0.02)", "--steps", "3")
+def test_a_spec_is_built_and_shown_as_given(compare):
+    spec = "vector([adam()]); lr(0.02)"
+    result = compare("rosenbrock", spec, "--steps", "3")
     (run,) = result.data["runs"]
-    assert (run["spec"], run["lr"]) == ("adam(); lr(0.02)", 0.02)
+    assert (run["spec"], run["lr"]) == (spec, 0.02)
+    assert result.output.count("vector([adam()])") == 2  # when it is finished, and in the table
 
 
 def test_json_holds_settings_versions_and_numbers_only(compare):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from projcore import Module
 from projcore.errors import ProjcoreError
-from projcore.testing.law import NotApplicable, ensure_close, law
+from projcore.testing.law import NotApplicable, ensure_close, law, listed
 from projcore.testing.parts import Scalars, Stack
-from projcore.testing.problem import Problem, make_problem
+from projcore.testing.problem import Problem, flat, make_problem
 from projcore.testing.run import train
 from projcore.testing.subject import Subject
 
@@ -43,16 +42,14 @@ def batched(subject: Subject) -> str | None:
         actual = train(problem, modules, STEPS, plan=False)
         ensure_close(
             [tensor.flatten() for tensor in actual],
-            [torch.stack(expected[i::1]).flatten() for i in [0]]
-            if len(actual) == 1
-            else [tensor.flatten() for tensor in expected],
+            [flat(expected)] if len(actual) == 1 else [tensor.flatten() for tensor in expected],
             TOLERANCE,
             f"On a {stack.__name__.lower()} it does not do what it does on each tensor by itself",
             "Reduce over all but the first batch_dims dimensions, or do not set batched = True.",
         )
     if len(left_out) == 2:
-        raise NotApplicable("; ".join(left_out))
-    return "; ".join(left_out) or None
+        raise NotApplicable(str(listed(left_out)))
+    return listed(left_out)
 
 
 def _copy(tensors: Sequence[Tensor]) -> Problem:

@@ -8,7 +8,7 @@ from torch import Tensor
 from projcore import ProjectionBase
 from projcore.errors import NeedsError, ProjcoreError
 from projcore.testing.by_hand import methods, train_by_hand
-from projcore.testing.law import NotApplicable, ensure_close, law
+from projcore.testing.law import NotApplicable, ensure_close, law, listed
 from projcore.testing.parts import Scale
 from projcore.testing.problem import flat, make_problem
 from projcore.testing.run import maps, train
@@ -52,7 +52,7 @@ def composition(subject: Subject) -> str | None:
                 "alone: project applies the transpose of U to gradients and updates, and a left "
                 "inverse to params.",
             )
-    return "; ".join(left_out) or None
+    return listed(left_out)
 
 
 def kept(projection: ProjectionBase) -> ProjectionBase:

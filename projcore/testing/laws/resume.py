@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Module
-from projcore.errors import NeedsError
+from projcore.errors import ArgumentError
 from projcore.testing.law import ensure, ensure_equal, law
 from projcore.testing.parts import Merge, Mix, Scalars
 from projcore.testing.problem import Problem, make_problem
@@ -36,11 +36,9 @@ def resume(subject: Subject) -> None:
     for name, wrap, plan in wrappers:
         try:
             wrap(subject.chain())
-        except NeedsError:
-            continue
-        except ValueError:
-            continue  # its result must reach the parameters as it is
-        problem = make_problem()
+        except ArgumentError:
+            continue  # it cannot stand there
+        problem = make_problem(dtype=torch.float32)
         optimizer = make_optimizer(problem, wrap(subject.chain()), plan)
         take_steps(problem, optimizer, STEPS)
         saved = _save({"point": problem.point(), "optimizer": optimizer.state_dict()})

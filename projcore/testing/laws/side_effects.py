@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from projcore.testing.law import ensure, ensure_equal, law
 from projcore.testing.laws.resume import ensure_same_memory
 from projcore.testing.map import Map
 from projcore.testing.parts import Spy
-from projcore.testing.problem import make_problem
+from projcore.testing.problem import Problem, make_problem
 from projcore.testing.run import make_optimizer, maps, memory
 from projcore.testing.subject import Subject
 
@@ -36,16 +36,17 @@ def side_effects(subject: Subject) -> None:
     with same_surroundings():
         if subject.kind == "projection":
             _check_crossings(subject)
-        _check_steps(subject)
+        for dtype in (torch.float64, torch.float32):
+            _check_steps(subject, dtype)
 
 
-def _check_steps(subject: Subject) -> None:
+def _check_steps(subject: Subject, dtype: torch.dtype) -> None:
     spies = [Spy(), Spy()]
     chain = subject.chain()
     modules: list[Module] = [spies[0], *chain]
     if not chain[-1].final:
         modules.append(spies[1])
-    problem = make_problem()
+    problem = make_problem(dtype=dtype)
     optimizer = make_optimizer(problem, modules)
     addresses = [parameter.data_ptr() for parameter in problem.params]
     for _ in range(3):
@@ -55,8 +56,7 @@ def _check_steps(subject: Subject) -> None:
         versions = [tensor._version for tensor in given if tensor is not None]
         groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         kept = copy.deepcopy(groups)
-        needs_closure = bool({"closure", "loss"} & optimizer.needs)
-        optimizer.step((lambda: problem.loss(problem.params)) if needs_closure else None)
+        optimizer.step(_keeping_gradients(problem))
         ensure(groups == kept, "A step changed the parameter groups.", "Settings are read-only.")
         for i, parameter in enumerate(problem.params):
             ensure(
@@ -83,14 +83,15 @@ def _check_steps(subject: Subject) -> None:
             "A step changed gradients",
             READ_ONLY,
         )
-    for spy in spies:
-        for handed, copies in spy.seen:
-            ensure_equal(handed, copies, "The update that a module was given changed", READ_ONLY)
-            ensure(
-                not any(tensor.requires_grad for tensor in handed),
-                "An update requires grad.",
-                "Detach it.",
-            )
+        for spy in spies:
+            for handed, values in spy.seen:
+                ensure_equal(handed, values, "A step wrote into an update", READ_ONLY)
+                ensure(
+                    not any(tensor.requires_grad for tensor in handed),
+                    "An update requires grad.",
+                    "Detach it.",
+                )
+            spy.seen.clear()
     for entries in memory(optimizer):
         for key, value in entries.items():
             ensure(
@@ -98,6 +99,18 @@ def _check_steps(subject: Subject) -> None:
                 f"{key!r} in its state requires grad.",
                 "Detach it.",
             )
+
+
+def _keeping_gradients(problem: Problem) -> Callable[..., Tensor]:
+    """Returns a closure that, when first called, leaves the gradients as they are."""
+    calls = 0
+
+    def closure(backward: bool = True) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return problem.closure(backward) if calls > 1 else problem.closure(backward=False)
+
+    return closure
 
 
 @torch.no_grad()

@@ -19,6 +19,8 @@ def lerp_(targets: list[Tensor], tensors: list[Tensor], weight: float | Tensor) 
 def add_squares_(targets: list[Tensor], tensors: list[Tensor], factor: float | Tensor) -> None:
     """Adds squares: ``t += factor * x * x``; a negative factor subtracts."""
     if isinstance(factor, Tensor):
-        torch._foreach_add_(targets, torch._foreach_mul(torch._foreach_mul(tensors, tensors), factor))
+        torch._foreach_add_(
+            targets, torch._foreach_mul(torch._foreach_mul(tensors, tensors), factor)
+        )
     else:
         torch._foreach_addcmul_(targets, tensors, tensors, factor)

@@ -36,9 +36,9 @@ class Adagrad(Transform):
         s \leftarrow s + u^2, \quad
         u \leftarrow \frac{1}{1 + (t - 1) \delta} \cdot \frac{u}{\sqrt{s} + \epsilon}
 
-    The first factor is how ``lr_decay`` acts where the learning rate stands apart, in `LR`. Followed by
-    it this is `torch.optim.Adagrad`, up to rounding; its ``weight_decay`` is `WeightDecay` before
-    this module. Complex numbers are pairs of real ones, as there.
+    The first factor is how ``lr_decay`` acts where the learning rate stands apart, in `LR`.
+    Followed by it this is `torch.optim.Adagrad`, up to rounding; its ``weight_decay`` is
+    `WeightDecay` before this module. Complex numbers are pairs of real ones, as there.
 
     Args:
         lr_decay: :math:`\delta`, at least 0.

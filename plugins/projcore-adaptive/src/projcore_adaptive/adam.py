@@ -50,8 +50,8 @@ class Adam(Transform):
         v \leftarrow \beta_2 v + (1 - \beta_2) u^2, \quad
         u \leftarrow \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-    and with ``amsgrad`` the largest :math:`v` so far stands in for :math:`v`. Followed by `LR` it is
-    `torch.optim.Adam`, up to rounding; its ``weight_decay`` is `WeightDecay` before this module.
+    and with ``amsgrad`` the largest :math:`v` so far stands in for :math:`v`. Followed by `LR` it
+    is `torch.optim.Adam`, up to rounding; its ``weight_decay`` is `WeightDecay` before this module.
     Complex numbers are pairs of real ones, as there.
 
     Args:
@@ -62,8 +62,8 @@ class Adam(Transform):
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of two tensors, three with ``amsgrad``. Eager, 7 passes that touch 17 tensors (9 and 22
-    with ``amsgrad``: reading two, writing one, is three); compiled, one pass.
+    Cost: memory of two tensors, three with ``amsgrad``. Eager, 7 passes that read or write 17
+    tensors; 8 and 20 with ``amsgrad``. Compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer
@@ -114,7 +114,7 @@ class Adam(Transform):
 
 
 class AdamW(Transform):
-    r"""Adam with decoupled weight decay: adds :math:`\lambda p` to the direction that `Adam` returns.
+    r"""Adam with decoupled weight decay: adds :math:`\lambda p` to what `Adam` returns.
 
     The decay does not enter the moments. Followed by `LR`, parameters become
     :math:`p (1 - \eta \lambda) - \eta u`: this is `torch.optim.AdamW`, up to rounding.

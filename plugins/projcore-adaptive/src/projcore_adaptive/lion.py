@@ -35,9 +35,9 @@ class Lion(Transform):
         u' = \operatorname{sign}(\beta_1 m + (1 - \beta_1) u), \quad
         m \leftarrow \beta_2 m + (1 - \beta_2) u
 
-    Each element of the result is -1, 0 or 1, so learning rates are 3 to 10 times smaller than Adam's.
-    The published decay is decoupled: ``Lion(), WeightDecay(0.1), LR(1e-4)``. Complex numbers are
-    pairs of real ones.
+    Each element of the result is -1, 0 or 1, so learning rates are 3 to 10 times smaller than
+    Adam's. The published decay is decoupled: ``Lion(), WeightDecay(0.1), LR(1e-4)``. Complex
+    numbers are pairs of real ones.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from projcore import Settings, require
-from projcore_closure.line_search import Line, LineSearch
-from projcore_closure.whole import require_whole
+from projcore_closure._line_search import Line, LineSearch
+from projcore_closure._whole import require_whole
 
 
 class Backtracking(LineSearch):

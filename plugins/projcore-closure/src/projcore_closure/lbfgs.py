@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from projcore import Module, Objective, Settings, State, common, require
-from projcore_closure.product import dot, flat, peaks
-from projcore_closure.whole import require_whole
+from projcore_closure._product import dot, flat, peaks
+from projcore_closure._whole import require_whole
 
 Pair = tuple[list[Tensor], list[Tensor]]
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 from projcore import Settings, require
-from projcore_closure.line_search import Line, LineSearch, Trial
-from projcore_closure.product import peaks
-from projcore_closure.whole import require_whole
+from projcore_closure._line_search import Line, LineSearch, Trial
+from projcore_closure._product import peaks
+from projcore_closure._whole import require_whole
 
 
 def strong_wolfe(

@@ -115,8 +115,7 @@ def run_all(comparison: Comparison, contenders: Sequence[Contender], console: Co
                 comparison.runs.append(run)
                 comparison.missing.remove(run.name)
                 if bars.disable:
-                    loss = f"{comparison.task.loss_name} {run.final.loss:.4g}" if run.final else ""
-                    console.print(f"{run.name}: {run.status} {loss} in {run.seconds:.1f} s")
+                    console.print(report.line(run), markup=False, highlight=False)
     except KeyboardInterrupt:
         return True
     return False

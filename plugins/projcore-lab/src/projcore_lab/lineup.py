@@ -28,7 +28,7 @@ PRESETS = {
     f"{space}-{inner}": spec.replace("{inner}", inner)
     for inner in ("adamw", "adam")
     for space, spec in SPACES.items()
-} | {"vector-lbfgs": "vector([lbfgs(), strong_wolfe()])"}
+} | {"vector-lbfgs": "vector([lbfgs(history_size=10), strong_wolfe()])"}
 
 
 def default_names(inner: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from projcore_lab.comparison import Comparison, coincident, difference
@@ -23,7 +24,7 @@ def table(comparison: Comparison) -> Table:
     for header in headers:
         result.add_column(header, justify="right", no_wrap=True)
     for run in comparison.runs:
-        cells = [run.name, _lr(run), _loss(run.final)]
+        cells = [escape(run.name), _lr(run), _loss(run.final)]
         if run.status != "finished":
             cells[-1] = f"[red]{run.status}[/red]"
         cells.append(_loss(run.best))
@@ -35,6 +36,12 @@ def table(comparison: Comparison) -> Table:
         cells += [str(run.evaluations), size(run.state_bytes), size(run.extra_bytes)]
         result.add_row(*cells)
     return result
+
+
+def line(run: Run) -> str:
+    """Returns a run in a line, for where there is no progress bar."""
+    loss = f", loss {_loss(run.final)}" if run.final else ""
+    return f"{run.name}: {run.status} in {run.seconds:.1f} s{loss}"
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Module, Objective, Settings, State, common
-from projcore_closure.product import dot
+from projcore_closure._product import dot
 
 
 class Trial(NamedTuple):

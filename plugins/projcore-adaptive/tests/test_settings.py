@@ -1,0 +1,92 @@
+"""What is refused, what is kept, and what groups may change."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from projcore import Optimizer
+from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.modules import LR, Adagrad, Adam, AdamW, Lion, RMSprop
+
+BAD: list[tuple[Any, dict[str, Any], str]] = [
+    (Adam, {"betas": (1.0, 0.9)}, "betas[0]"),
+    (Adam, {"betas": (0.9, -0.1)}, "betas[1]"),
+    (Adam, {"betas": (0.9, math.nan)}, "betas[1]"),
+    (Adam, {"eps": -1e-8}, "eps"),
+    (AdamW, {"betas": (0.9, 1.5)}, "betas[1]"),
+    (AdamW, {"weight_decay": -0.1}, "weight_decay"),
+    (RMSprop, {"alpha": 1.0}, "alpha"),
+    (RMSprop, {"momentum": -0.1}, "momentum"),
+    (RMSprop, {"eps": -1.0}, "eps"),
+    (Adagrad, {"lr_decay": -0.1}, "lr_decay"),
+    (Adagrad, {"initial_accumulator_value": -1.0}, "initial_accumulator_value"),
+    (Adagrad, {"eps": math.nan}, "eps"),
+    (Lion, {"betas": (0.9, 1.0)}, "betas[1]"),
+]
+
+
+@pytest.mark.parametrize(("cls", "arguments", "name"), BAD)
+def test_values_out_of_range(cls: Any, arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        cls(**arguments)
+    assert f"{cls.__name__}({name}=" in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", [Adam, AdamW, Lion])
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999), None, ("a", 0.9)])
+def test_betas_that_are_no_pair(cls: Any, betas: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="betas"):
+        cls(betas=betas)
+
+
+def test_bad_values_in_groups() -> None:
+    weight = torch.zeros(2, requires_grad=True)
+    with pytest.raises(ArgumentError, match="betas"):
+        Optimizer([{"params": [weight], "betas": (2.0, 0.9)}], Adam(), LR(0.1))
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (Adam(), {"step", "exp_avg", "exp_avg_sq"}),
+        (Adam(amsgrad=True), {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),
+        (AdamW(), {"step", "exp_avg", "exp_avg_sq"}),
+        (RMSprop(), {"square_avg"}),
+        (RMSprop(centered=True, momentum=0.9), {"square_avg", "grad_avg", "momentum_buffer"}),
+        (Adagrad(), {"step", "sum"}),
+        (Lion(), {"exp_avg"}),
+    ],
+    ids=str,
+)
+def test_memory(module: Any, names: set[str]) -> None:
+    weight = torch.randn(3, 4).t().requires_grad_()
+    weight.grad = torch.ones_like(weight)
+    optimizer = Optimizer([weight], module, LR(0.1))
+    optimizer.step()
+    memory = optimizer.state[weight]
+    assert {key.removeprefix("0/") for key in memory} == names
+    assert names <= set(module.kinds)
+    for key, value in memory.items():
+        if key != "0/step":
+            assert value.shape == weight.shape
+            assert value.stride() == weight.stride()
+            assert value.isfinite().all()
+
+
+def test_momentum_of_rmsprop_is_a_setting_where_there_is_a_buffer() -> None:
+    weight = torch.zeros(2, requires_grad=True)
+    assert "momentum" in Optimizer([weight], RMSprop(momentum=0.5), LR(0.1)).param_groups[0]
+    with pytest.raises(ArgumentError, match="momentum"):
+        Optimizer([{"params": [weight], "momentum": 0.5}], RMSprop(), LR(0.1))
+
+
+def test_gradients_are_not_written() -> None:
+    for module in (Adam(), AdamW(), RMSprop(momentum=0.9), Adagrad(), Lion()):
+        weight = torch.ones(3, requires_grad=True)
+        weight.grad = torch.tensor([1.0, -2.0, 3.0])
+        Optimizer([weight], module, LR(0.1)).step()
+        torch.testing.assert_close(weight.grad, torch.tensor([1.0, -2.0, 3.0]), rtol=0, atol=0)

@@ -1,0 +1,90 @@
+"""Clipping by norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform, common, require
+from projcore_basic._norms import Order, as_order, each_norm, whole_norm
+
+# The summand of torch's clip_grad_norm_: a norm of exactly `max_norm` is scaled too, a little.
+TINY = 1e-6
+
+
+def clip_whole(tensors: list[Tensor], max_norm: float | Tensor, order: float) -> list[Tensor]:
+    """Scales all tensors by one factor, ``min(1, max_norm / (norm of all + 1e-6))``."""
+    factor = (max_norm / (whole_norm(tensors, order) + TINY)).clamp(max=1.0)
+    if all(tensor.device == factor.device for tensor in tensors):
+        return list(torch._foreach_mul(tensors, factor))
+    return [tensor * factor.to(tensor.device) for tensor in tensors]
+
+
+def clip_each(
+    tensors: list[Tensor], max_norm: float | Tensor, order: float, batch_dims: int
+) -> list[Tensor]:
+    """Scales each tensor, or each item of it, by a factor of its own."""
+    norms = each_norm(tensors, order, batch_dims)
+    factors = [(max_norm / (norm + TINY)).clamp(max=1.0) for norm in norms]
+    return list(torch._foreach_mul(tensors, factors))
+
+
+class ClipNorm(Transform):
+    r"""Scales the update down where its norm is above a bound.
+
+    .. math::
+        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert + 10^{-6}}\right)
+
+    The norm is that of all tensors together, and the result that of
+    `torch.nn.utils.clip_grad_norm_`; or with ``per_tensor``, of each tensor by itself. As there, an
+    infinite norm makes zeros of finite elements and NaN of infinite ones.
+
+    Args:
+        max_norm: :math:`c`, greater than 0.
+        norm_type: The order of the norm, greater than 0, or ``"inf"`` for the largest magnitude;
+            fixed, groups do not change it.
+        per_tensor: Whether each tensor has a norm of its own.
+
+    Raises:
+        ArgumentError: If ``max_norm`` or ``norm_type`` is out of range, or parameter groups
+            disagree in ``max_norm`` while the norm is one of all tensors.
+
+    Cost: two passes over the update.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = Optimizer([weight], ClipNorm(1.0), LR(1.0))
+        >>> weight.grad = torch.tensor([3.0, -4.0])
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([-0.6000,  0.8000])
+
+    References:
+        Pascanu, Mikolov & Bengio, 2013, https://arxiv.org/abs/1211.5063 (algorithm 1).
+    """
+
+    batched = True
+
+    def __init__(self, max_norm: float, norm_type: Order = 2.0, per_tensor: bool = False) -> None:
+        self.order = as_order(self, "norm_type", norm_type)
+        self.scope = "tensor" if per_tensor else "all"
+        super().__init__({"max_norm": max_norm})
+
+    def check(self, settings: Settings) -> None:
+        require(self, "max_norm", settings["max_norm"], above=0)
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        if self.scope == "tensor":
+            return clip_each(tensors, settings[0]["max_norm"], self.order, batch_dims)
+        return clip_whole(tensors, common(self, settings)["max_norm"], self.order)

@@ -1,0 +1,85 @@
+"""Normalization."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform, common, require
+from projcore_basic._norms import Order, as_order, each_norm, whole_norm
+
+
+def normalize_whole(tensors: list[Tensor], order: float, eps: float | Tensor) -> list[Tensor]:
+    """Divides all tensors by the norm of all."""
+    norm = _at_least(whole_norm(tensors, order), eps)
+    return [tensor / norm.to(tensor.device) for tensor in tensors]
+
+
+def normalize_each(
+    tensors: list[Tensor], order: float, eps: float | Tensor, batch_dims: int
+) -> list[Tensor]:
+    """Divides each tensor, or each item of it, by its norm."""
+    norms = [_at_least(norm, eps) for norm in each_norm(tensors, order, batch_dims)]
+    return list(torch._foreach_div(tensors, norms))
+
+
+def _at_least(norm: Tensor, eps: float | Tensor) -> Tensor:
+    # The second bound is for dtypes such as float16, in which eps may be 0.
+    return norm.clamp_min(eps).clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+class Normalize(Transform):
+    r"""Scales the update to unit norm: :math:`u \leftarrow u / \max(\lVert u \rVert, \epsilon)`.
+
+    Each tensor by itself, or all of them together. Inside `ScalarProjection`, where each element
+    is a tensor, what remains is the sign.
+
+    Args:
+        ord: The order of the norm, greater than 0, or ``"inf"`` for the largest magnitude; fixed,
+            groups do not change it.
+        eps: :math:`\epsilon`, greater than 0: a norm below it does not count.
+        per_tensor: Whether each tensor is scaled by itself; otherwise by the norm of all.
+
+    Raises:
+        ArgumentError: If ``ord`` or ``eps`` is out of range.
+
+    Cost: two passes over the update.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = Optimizer([weight], Normalize(), LR(1.0))
+        >>> weight.grad = torch.tensor([30.0, -40.0])
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([-0.6000,  0.8000])
+
+    References:
+        `torch.nn.functional.normalize` has the same formula and the same ``eps``.
+        Hazan, Levy & Shalev-Shwartz, 2015, https://arxiv.org/abs/1507.02030 (algorithm 1).
+    """
+
+    batched = True
+
+    def __init__(self, ord: Order = 2.0, eps: float = 1e-12, per_tensor: bool = True) -> None:
+        self.order = as_order(self, "ord", ord)
+        self.scope = "tensor" if per_tensor else "all"
+        super().__init__({"eps": eps})
+
+    def check(self, settings: Settings) -> None:
+        require(self, "eps", settings["eps"], above=0)
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        if self.scope == "tensor":
+            return normalize_each(tensors, self.order, settings[0]["eps"], batch_dims)
+        return normalize_whole(tensors, self.order, common(self, settings)["eps"])

@@ -1,0 +1,47 @@
+"""Sign."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform
+from projcore_basic._complex import as_given, as_real
+
+
+class Sign(Transform):
+    r"""Keeps the sign of each element of the update: :math:`u \leftarrow \operatorname{sign}(u)`.
+
+    The sign of 0 is 0. Of a complex number, the parts are replaced each by its own sign.
+
+    Cost: one pass over the update.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> weight = torch.nn.Parameter(torch.zeros(3))
+        >>> optimizer = Optimizer([weight], Sign(), LR(0.5))  # signSGD
+        >>> weight.grad = torch.tensor([3.0, 0.0, -0.1])
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([-0.5000,  0.0000,  0.5000])
+
+    References:
+        Bernstein et al., 2018, https://arxiv.org/abs/1802.04434 (algorithm 1).
+    """
+
+    scope = "element"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        return as_given(list(torch._foreach_sign(as_real(tensors))), tensors)

@@ -1,0 +1,246 @@
+"""Any optimizer of torch as a module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Optimizer, Settings, Transform, scalar
+from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, suggest
+
+# What one element of the step depends on, for torch's own; "all" is safe for every other.
+ELEMENTWISE = frozenset(
+    {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"}
+    | {"NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
+)
+TENSORWISE = frozenset({"Adafactor", "Muon"})
+# Keys of our own among the optimizer's: how often it stepped, and what it keeps in its groups.
+STEPS = "steps_taken"
+GROUP = "group:"
+
+
+class TorchOptim(Transform):
+    r"""Runs an optimizer class of torch, or written for torch, on copies of the parameters.
+
+    Each step gives the class copies of the parameters, with the update so far as their gradients
+    and with the state that it left at the step before; it steps, and the new update is
+
+    .. math::
+        u \leftarrow p_{old} - p_{new}
+
+    which holds its learning rate already. Its state and the numbers that it changes in its groups
+    are kept as memory, so it runs inside projections, resumes bitwise and follows schedulers.
+
+    Args:
+        optimizer: A subclass of `torch.optim.Optimizer`, or the name of one of torch's.
+        options: Its arguments beside the parameters. Numbers, and tuples of numbers, are settings
+            with the class's own defaults, which groups and schedulers change; others are fixed.
+
+    Raises:
+        ArgumentError: If torch has none of that name, the class refuses the options, or it is one
+            that cannot run so: it needs a closure (`torch.optim.LBFGS`) or sparse gradients.
+        ArgumentTypeError: If it is not such a class.
+
+    Cost: memory as the class has; each step makes an optimizer (tens of microseconds) and copies of
+    the parameters and the update. Not compiled.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), TorchOptim("Rprop", {"lr": 0.01}))
+    """
+
+    needs = frozenset({"params"})
+
+    def __init__(
+        self,
+        optimizer: str | type[torch.optim.Optimizer],
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.optimizer = as_optimizer(optimizer)
+        self.options = {key: _as_tuple(value) for key, value in (options or {}).items()}
+        self._name = self.optimizer.__name__
+        self._is_torchs = getattr(torch.optim, self._name, None) is self.optimizer
+        if self._is_torchs and self._name in ELEMENTWISE:
+            self.scope = "element"
+        elif self._is_torchs and self._name in TENSORWISE:
+            self.scope = "tensor"
+        self._takes = frozenset(inspect.signature(self.optimizer.__init__).parameters)
+        defaults = self._make([torch.zeros(2, 2)], self.options).defaults
+        super().__init__({key: value for key, value in defaults.items() if _is_numeric(value)})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        given = super().arguments
+        return {**given, "optimizer": self._name} if self._is_torchs else given
+
+    def check(self, settings: Settings) -> None:
+        known = {key: value for key, value in settings.items() if key in self._takes}
+        self._make([torch.zeros(2, 2)], {**self.options, **known})
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        # Memory must be there from the first step on, so a step is tried on zeros. Its names and
+        # shapes are kept; its values are not used.
+        zeros = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        nodes: list[Node] = [{}]
+        devices = [tensor.device] if tensor.is_cuda else []
+        try:
+            with torch.random.fork_rng(devices):
+                self._step([zeros], [zeros], nodes, [settings])
+        except (NotImplementedError, RuntimeError):
+            if not tensor.is_meta:
+                raise
+            return {}  # it reads values, which a tensor without storage has not
+        return {**nodes[0], STEPS: 0}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        assert params is not None
+        return self._step(tensors, params, states, settings)
+
+    @torch.no_grad()
+    def _step(
+        self,
+        tensors: Sequence[Tensor],
+        params: Sequence[Tensor],
+        states: Sequence[Node],
+        settings: Sequence[Settings],
+    ) -> list[Tensor]:
+        leaves = []
+        for tensor, param in zip(tensors, params, strict=True):
+            # Contiguous, because some of torch's kernels are wrong for others; and copies, because
+            # optimizers may write into gradients.
+            leaf = param.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+            leaf.grad = torch.empty_like(leaf).copy_(tensor)
+            leaves.append(leaf)
+        groups = _groups(leaves, states, settings)
+        inner = self._make(groups, self.options)
+        before = [dict(group) for group in inner.param_groups]
+        for leaf, state in zip(leaves, states, strict=True):
+            if state.get(STEPS):
+                inner.state[leaf] = {
+                    key: value
+                    for key, value in state.items()
+                    if key != STEPS and not key.startswith(GROUP)
+                }
+        inner.step()
+        numbers = {leaf: i for i, leaf in enumerate(leaves)}
+        for group, given in zip(inner.param_groups, before, strict=True):
+            changed = _changed(group, given)
+            for leaf in group["params"]:
+                kept = {**inner.state.get(leaf, {}), **changed}
+                self._check_kept(kept)
+                state = states[numbers[leaf]]
+                state.update({**kept, STEPS: state.get(STEPS, 0) + 1})
+        return list(torch._foreach_sub(list(params), [leaf.detach() for leaf in leaves]))
+
+    def _make(self, params: list[Any], options: Mapping[str, Any]) -> torch.optim.Optimizer:
+        try:
+            return self.optimizer(params, **options)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"TorchOptim({self._name!r}, {dict(options)!r}) was refused by {self._name}: "
+                f"{error}. Pass options that it takes."
+            ) from error
+
+    def _check_kept(self, kept: Mapping[str, Any]) -> None:
+        for key, value in kept.items():
+            if not isinstance(value, (Tensor, int, float)) or "/" in key:
+                raise ContractError(
+                    f"TorchOptim({self._name!r}) keeps {key!r}, a {type(value).__name__}. Memory "
+                    "is tensors and numbers under plain names, so that it can be saved. Use an "
+                    "optimizer that keeps only these."
+                )
+
+
+def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
+    """Returns the optimizer class of that name; raises if it is none that can run as a module."""
+    found = value
+    if isinstance(value, str):
+        names = [name for name in dir(torch.optim) if _is_optimizer(getattr(torch.optim, name))]
+        if value not in names:
+            raise ArgumentError(
+                f"TorchOptim({value!r}) names no optimizer of torch.optim."
+                f"{suggest(value, names)} It has {', '.join(names)}. Pass one of these, or a class."
+            )
+        found = getattr(torch.optim, value)
+    if not _is_optimizer(found) or issubclass(found, Optimizer):
+        raise ArgumentTypeError(
+            f"TorchOptim was given {value!r}. It runs a class derived from torch.optim.Optimizer. "
+            "Pass such a class, not an object made from it, or the name of one of torch's."
+        )
+    if found is torch.optim.SparseAdam:
+        raise ArgumentError(
+            "TorchOptim('SparseAdam') cannot be: it takes sparse gradients, updates are dense. "
+            "Use adam()."
+        )
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ArgumentError(
+            f"TorchOptim({found.__name__!r}) cannot be: its step needs a closure, and moves the "
+            "parameters while it runs. Use a module that evaluates the loss, such as lbfgs()."
+        )
+    return found
+
+
+def _is_optimizer(value: object) -> TypeGuard[type[torch.optim.Optimizer]]:
+    base = torch.optim.Optimizer
+    return isinstance(value, type) and issubclass(value, base) and value is not base
+
+
+def _is_numeric(value: object) -> bool:
+    if isinstance(value, tuple):
+        return any(_is_numeric(item) for item in value)
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_as_number(item) for item in value)
+    return scalar(value) if isinstance(value, Tensor) else value
+
+
+def _groups(
+    leaves: Sequence[Tensor], states: Sequence[Node], settings: Sequence[Settings]
+) -> list[dict[str, Any]]:
+    """Returns parameter groups for torch, one for all tensors of equal settings."""
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for i, values in enumerate(settings):
+        key = tuple((name, _as_number(value)) for name, value in values.items())
+        members.setdefault(key, []).append(i)
+    groups = []
+    for key, indices in members.items():
+        group: dict[str, Any] = dict(key)
+        for i in reversed(indices):  # what the first tensor remembers has the last word
+            if states[i].get(STEPS):
+                kept = {k: v for k, v in states[i].items() if k.startswith(GROUP)}
+                group.update({k.removeprefix(GROUP): v for k, v in kept.items()})
+        groups.append({**group, "params": [leaves[i] for i in indices]})
+    return groups
+
+
+def _changed(group: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an optimizer has written into its group, under names of ours."""
+    return {
+        GROUP + key: value
+        for key, value in group.items()
+        if key != "params"
+        and (isinstance(value, Tensor) or key not in before or value != before[key])
+    }

@@ -1,0 +1,45 @@
+"""The conformance kit: checks the laws on a plugin's components.
+
+In a plugin's tests, one test for each law and component::
+
+    from projcore.testing import parametrize_with_checks
+
+
+    @parametrize_with_checks("my_plugin")
+    def test_laws(check):
+        check()
+
+Elsewhere, without pytest::
+
+    from projcore.testing import check_component, summary
+
+    results = check_component("galore")
+    print(summary(results))
+
+Which laws apply follows from a component's kind and from the tags it is registered with:
+``linear``, ``lossless``, ``orthonormal``, ``layout``, ``data_dependent``, ``stochastic``.
+"""
+
+from __future__ import annotations
+
+from projcore.testing.check import (
+    Check,
+    CheckResult,
+    check_component,
+    checks,
+    parametrize_with_checks,
+    summary,
+)
+from projcore.testing.law import Violation
+from projcore.testing.subject import Subject
+
+__all__ = [
+    "Check",
+    "CheckResult",
+    "Subject",
+    "Violation",
+    "check_component",
+    "checks",
+    "parametrize_with_checks",
+    "summary",
+]

@@ -1,0 +1,208 @@
+"""A step that fails has not happened."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from projcore import Module, Optimizer, ProjectionBase
+from projcore.errors import ProjcoreError
+from projcore.testing.law import ensure, ensure_equal, law
+from projcore.testing.parts import Bomb, Failing
+from projcore.testing.problem import InjectedFault, Problem, make_problem
+from projcore.testing.run import make_optimizer, take_steps
+from projcore.testing.subject import Subject
+
+SHAPES = ((3, 2), (4,), ())
+MOST = 40  # operations of a step that are made to fail when it must be quick: an even choice
+MEND = (
+    "Compute first, write last: nothing but objective.evaluate may write a parameter, and it "
+    "restores them."
+)
+
+
+class FaultAt(TorchDispatchMode):
+    """Raises in place of one tensor operation, counted outside the closure; counts them all.
+
+    Args:
+        problem: Whose closure is not counted.
+        at: Which operation, from 1; None for none.
+    """
+
+    def __init__(self, problem: Problem, at: int | None = None) -> None:
+        super().__init__()
+        self.problem = problem
+        self.at = at
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if not self.problem.closing and func.namespace != "profiler":
+            self.count += 1
+            if self.count == self.at:
+                raise InjectedFault(f"in place of {func}")
+        return func(*args, **(kwargs or {}))
+
+
+@law()
+def atomic(subject: Subject) -> str:
+    """After an exception anywhere in a step every parameter is bitwise what it was.
+
+    And the next step works. The exception comes in each call of the closure, in a module beside
+    and inside it, in each call of `project` and `unproject` of a projection around it and of its
+    own, and in place of tensor operations of the first step and of a later one.
+
+    Returns how many of the steps taken after a fault were bitwise the step without it. That is not
+    demanded: memory may have moved.
+    """
+    _check_modules(subject)
+    return _check_operations(subject, MOST)
+
+
+@law(slow=True)
+def atomic_everywhere(subject: Subject) -> str:
+    """As `atomic`, with an exception in place of every operation, however many there are."""
+    return _check_operations(subject, math.inf)
+
+
+def _check_operations(subject: Subject, most: float) -> str:
+    exact = total = 0
+    for before in (0, 2):
+        problem = make_problem(SHAPES, torch.float32)
+        optimizer = make_optimizer(problem, subject.chain())
+        take_steps(problem, optimizer, before)
+        clean, same = copy.deepcopy((problem, optimizer))
+        clean.calls = 0
+        with FaultAt(clean) as counter:
+            same.step(clean.closure)
+        expected = clean.point()
+        faults: list[Callable[[Problem], Any]] = [
+            *(_fault_in_closure(call) for call in range(1, clean.calls + 1)),
+            *(_fault_in_operation(at) for at in _spread(counter.count, most)),
+        ]
+        for fault in faults:
+            retried = _check_fault(problem, optimizer, fault)
+            total += 1
+            exact += all(
+                torch.equal(one, other) for one, other in zip(retried, expected, strict=True)
+            )
+    return f"{exact} of {total} steps after a fault were bitwise the step without it"
+
+
+def _spread(count: int, most: float) -> list[int]:
+    if count <= most:
+        return list(range(1, count + 1))
+    return sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(int(most))})
+
+
+def _fault_in_closure(call: int) -> Callable[[Problem], Any]:
+    def arm(problem: Problem) -> Any:
+        problem.fail_at = problem.calls + call
+        return FaultAt(problem)
+
+    return arm
+
+
+def _fault_in_operation(at: int) -> Callable[[Problem], Any]:
+    return lambda problem: FaultAt(problem, at)
+
+
+def _check_fault(
+    problem: Problem, optimizer: Optimizer, fault: Callable[[Problem], Any]
+) -> list[Tensor]:
+    """Takes a step with a fault, on a copy, and one without; returns where that led."""
+    problem, optimizer = copy.deepcopy((problem, optimizer))
+    point = problem.point()
+    text = ""
+    with fault(problem):
+        try:
+            optimizer.step(problem.closure)
+        except InjectedFault as error:
+            text = str(error)
+    problem.fail_at = None
+    ensure(bool(text), "It swallowed an exception raised in a step.", "Never catch Exception.")
+    ensure_equal(problem.point(), point, f"After an exception {text} parameters differ", MEND)
+    optimizer.step(problem.closure)
+    after = problem.point()
+    ensure(
+        all(bool(torch.isfinite(tensor).all()) for tensor in after),
+        f"The step after an exception {text} is not finite.",
+        "Leave the state whole: change it after what may fail, or all of it at once.",
+    )
+    return after
+
+
+def _check_modules(subject: Subject) -> None:
+    """Raises in modules beside and inside, and in projections around it and in its own."""
+    beside: list[list[Module]] = [[Bomb(2), *subject.chain()]]
+    chain = subject.chain()
+    if not chain[-1].final:
+        beside.append([*chain, Bomb(2)])
+    if subject.kind == "projection":
+        beside.append([subject.around(Bomb(2), *_plain())])
+        beside.append([subject.around(*_plain(), Bomb(2))])
+    for modules in beside:
+        _check_modules_fail(modules)
+    for at in range(1, 100):
+        try:
+            around = [Failing(subject.chain(), at=at)]
+        except ProjcoreError:
+            break  # its result must reach the parameters as it is
+        if not _check_modules_fail(around):
+            break
+    if subject.kind == "projection":
+        for method in ("project", "unproject"):
+            for at in range(1, 100):
+                chain = subject.chain()
+                _fail_in(subject.pick(chain), method, at)
+                if not _check_modules_fail(chain):
+                    break
+
+
+def _plain() -> list[Module]:
+    from projcore.testing.parts import Momentum, Scale
+
+    return [Momentum(), Scale()]
+
+
+def _fail_in(module: Module, method: str, at: int) -> None:
+    """Makes one call of a projection's method raise, counted from the end of the first step."""
+    assert isinstance(module, ProjectionBase)
+    original = getattr(module, method)
+    count = 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise InjectedFault(f"in {method}")
+        return original(*args, **kwargs)
+
+    setattr(module, method, failing)
+
+
+def _check_modules_fail(modules: list[Module]) -> bool:
+    """Takes up to three steps, one of which is to fail; False if none did."""
+    problem = make_problem(SHAPES)
+    try:
+        optimizer = make_optimizer(problem, modules)
+    except InjectedFault:
+        return True  # it was called when the optimizer was made
+    for _ in range(3):
+        point = problem.point()
+        try:
+            optimizer.step(problem.closure)
+        except InjectedFault as error:
+            ensure_equal(
+                problem.point(), point, f"After an exception {error} parameters differ", MEND
+            )
+            take_steps(problem, optimizer, 1)
+            return True
+    return False

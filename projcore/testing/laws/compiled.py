@@ -1,0 +1,35 @@
+"""Compiling a step changes nothing but its speed."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from projcore import Optimizer
+from projcore.testing.law import ensure_close, law
+from projcore.testing.problem import make_problem
+from projcore.testing.run import take_steps, train
+from projcore.testing.subject import Subject
+
+TOLERANCE = 1e-6
+STEPS = 4
+
+
+@law(slow=True)
+def compiled(subject: Subject) -> None:
+    """``Optimizer(..., compile=True)`` leads where the eager one leads, to 1e-6."""
+    eager = train(make_problem(), subject.chain(), STEPS)
+    torch.compiler.reset()
+    problem = make_problem()
+    optimizer = Optimizer(problem.params, *subject.chain(), compile=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        actual = take_steps(problem, optimizer, STEPS)
+    ensure_close(
+        actual,
+        eager,
+        TOLERANCE,
+        "Compiled, a step leads elsewhere",
+        "Do not branch on the value of a tensor or of a setting that is a number.",
+    )

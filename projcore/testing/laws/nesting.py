@@ -1,0 +1,89 @@
+"""It works inside every projection, and every projection inside it."""
+
+from __future__ import annotations
+
+import torch
+
+from projcore import Module, ProjectionBase, registry
+from projcore.errors import ProjcoreError
+from projcore.testing.by_hand import methods, train_by_hand
+from projcore.testing.law import ensure, ensure_close, law, listed
+from projcore.testing.laws.composition import TOLERANCE, adds_to_unproject, kept
+from projcore.testing.map import learnt
+from projcore.testing.parts import Merge, Mix, Scalars, Scale
+from projcore.testing.problem import make_problem
+from projcore.testing.run import train
+from projcore.testing.subject import Subject, as_subjects
+
+STEPS = 3
+
+
+@law()
+def nesting(subject: Subject) -> str | None:
+    """It works in every registered projection; a projection around every other one too.
+
+    It trains, or is refused with a sentence. Two linear projections follow the law of composition:
+    momentum in both is momentum, by hand, on the product of their maps.
+
+    Returns what was refused.
+    """
+    refused = []
+    for other in projections():
+        pairs = [(other, subject)]
+        if subject.kind == "projection":
+            pairs.append((subject, other))
+        for outer, inner in pairs:
+            try:
+                _check_pair(outer, inner)
+            except ProjcoreError as error:
+                refused.append(f"{inner.name} in {outer.name}: {error}")
+    return listed(refused)
+
+
+def projections() -> list[Subject]:
+    """Returns all registered projections, and the kit's own."""
+    registered = [s for each in registry.components("projection") for s in as_subjects(each)]
+    linear = frozenset({"linear"})
+    own = [Subject(cls, cls.__name__, linear) for cls in (Merge, Scalars, Mix)]
+    return [*own, *registered]
+
+
+def _check_pair(outer: Subject, inner: Subject) -> None:
+    actual = train(make_problem(), [outer.around(*inner.chain())], STEPS)
+    ensure(
+        all(bool(torch.isfinite(tensor).all()) for tensor in actual),
+        f"{inner.name} in {outer.name} leads to what is not finite.",
+        "Each must keep the other's contract; check each alone first.",
+    )
+    if inner.kind == "module" or not _oracle_applies(outer, inner):
+        return
+    method, modules = methods()["momentum"]
+    both = [kept(each.around(Scale())) for each in (outer, inner)]
+    nested: list[Module] = [kept(outer.around(kept(inner.around(*modules()))))]
+    ensure_close(
+        train(make_problem(), nested, STEPS),
+        train_by_hand(make_problem(), both, method, STEPS),
+        TOLERANCE,
+        f"Momentum in {inner.name} in {outer.name} is not momentum on the product of their maps",
+        "Each must keep the law of composition by itself, and use only what it is given.",
+    )
+
+
+def _oracle_applies(outer: Subject, inner: Subject) -> bool:
+    if not all("linear" in each.tags for each in (outer, inner)):
+        return False
+    if any(adds_to_unproject(each) for each in (outer, inner)):
+        return False
+    # A batch is taken apart for a projection of one tensor, which the oracle does not do.
+    return not (inner.cls.scope == "tensor" and _stacks(outer))
+
+
+def _stacks(subject: Subject) -> bool:
+    projection = subject.around(Scale())
+    assert isinstance(projection, ProjectionBase)
+    if projection.scope != "all":
+        return False
+    problem = make_problem([(4, 3), (4, 3)])
+    loss = problem.closure()
+    point = problem.point()
+    return learnt(projection, point, point, loss).stacked

@@ -1,0 +1,51 @@
+"""What it prints builds it again."""
+
+from __future__ import annotations
+
+import projcore
+from projcore.testing.law import NotApplicable, ensure, ensure_equal, law
+from projcore.testing.problem import make_problem
+from projcore.testing.run import train
+from projcore.testing.subject import Subject
+
+
+@law()
+def rebuild(subject: Subject) -> None:
+    """``projcore.build(str(module))`` is the module again: prints the same, and does the same."""
+    if subject.spec is None:
+        raise NotApplicable("it is not registered, so no spec can name it")
+    modules = subject.chain()
+    original = subject.pick(modules)
+    if subject.kind == "projection":
+        from projcore.core import Chain
+
+        known = next(iter(_known_module()), None)
+        if known is None:
+            raise NotApplicable("no module is registered to stand inside it")
+        original = subject.around(Chain(known))
+    text = str(original)
+    again = projcore.build(text)
+    if len(again.children) == 1 and type(again) is not type(original):
+        (again,) = again.children.values()
+    mend = "Take every argument of the constructor as it is, and change none of them there."
+    ensure(type(again) is type(original), f"{text!r} builds a {type(again).__name__}.", mend)
+    ensure(str(again) == text, f"{text!r} builds {str(again)!r}.", mend)
+    if original.final:
+        chains = [[original], [again]]
+    else:
+        from projcore.testing.parts import Scale
+
+        chains = [[original, Scale()], [again, Scale()]]
+    one, other = (train(make_problem(), chain, 2) for chain in chains)
+    ensure_equal(other, one, f"What {text!r} builds does something else", mend)
+
+
+def _known_module():  # type: ignore[no-untyped-def]
+    from projcore import registry
+    from projcore.testing.subject import as_subjects
+
+    for component in registry.components("module"):
+        for subject in as_subjects(component):
+            module = subject.build()
+            if module.total_scope == "element" and not module.total_needs:
+                yield module

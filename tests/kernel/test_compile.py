@@ -1,0 +1,254 @@
+"""compile=True: one graph without breaks, compiled once, equal to eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from projcore import Optimizer
+from projcore.modules import (
+    LBFGS,
+    LR,
+    Adam,
+    Backtracking,
+    ClipNorm,
+    ClipValue,
+    HeavyBall,
+    Sign,
+    WeightDecay,
+)
+from projcore.projections import ScalarProjection, To, VectorProjection
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+
+
+class Counting:
+    """A backend of torch.compile that runs graphs as they are, and keeps them."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        self.graphs.append(graph)
+        return graph.forward
+
+
+@pytest.fixture
+def backend(monkeypatch: Any) -> Iterator[Counting]:
+    """Compiles with a backend that counts, and fails at a break of the graph."""
+    counting, compiler = Counting(), torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend=counting, fullgraph=True))
+    yield counting
+    torch._dynamo.reset()
+
+
+CHAINS: dict[str, Callable[[], list[Any]]] = {
+    "adam in a vector": lambda: [VectorProjection([Adam(), LR(0.1)])],
+    "bare": lambda: [ClipValue(0.5), WeightDecay(0.01), HeavyBall(0.9), LR(0.1)],
+    "bare adam": lambda: [Adam(), LR(0.1)],
+    "clipped": lambda: [VectorProjection([ClipNorm(1.0), Adam()]), LR(0.1)],
+    "scalars": lambda: [ScalarProjection([Adam(), ClipNorm(0.5)]), Sign(), LR(0.1)],
+    "to": lambda: [To([VectorProjection([ClipNorm(1.0), HeavyBall(0.9)])], "float64"), LR(0.1)],
+    "master": lambda: [To([Adam(), LR(0.1)], "float64", master=True)],
+}
+
+
+def close(one: Optimizer, other: Optimizer) -> None:
+    for mine, theirs in zip(params_of(one), params_of(other), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+        assert one.state[mine].keys() == other.state[theirs].keys()
+        for key, value in one.state[mine].items():
+            torch.testing.assert_close(value, other.state[theirs][key], rtol=1e-6, atol=1e-6)
+
+
+def params_of(optimizer: torch.optim.Optimizer) -> list[Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def pair(chain: str, make: Any, groups: int = 1) -> list[Optimizer]:
+    """The same optimizer twice, compiled and eager."""
+    result = []
+    for compiled in (True, False):
+        params = make((3, 2), (4,), (), dtype=torch.float32)
+        given = [{"params": params[i::groups]} for i in range(groups)]
+        result.append(Optimizer(given, *CHAINS[chain](), compile=compiled))
+    return result
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_one_graph_compiled_once(chain: str, make: Any, run: Any, backend: Counting) -> None:
+    """A scheduler changes the learning rate and the momentum at each step."""
+    compiled, eager = pair(chain, make)
+    for optimizer in (compiled, eager):
+        cyclic = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=0.2, total_steps=12, cycle_momentum=cyclic
+        )
+        for step in range(10):
+            run(optimizer, range(step, step + 1))
+            schedule.step()
+    assert len(backend.graphs) == 1
+    close(compiled, eager)
+
+
+def test_a_break_of_the_graph_is_seen(make: Any, run: Any, backend: Counting) -> None:
+    optimizer = Optimizer(make(), VectorProjection([LBFGS(), Backtracking()]), compile=True)
+    params = params_of(optimizer)
+    optimizer.step(closure_of(params))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        optimizer.step(closure_of(params))
+
+
+@pytest.mark.parametrize("chain", ["adam in a vector", "clipped", "scalars"])
+def test_groups(chain: str, make: Any, run: Any, backend: Counting) -> None:
+    compiled, eager = pair(chain, make, groups=2)
+    for optimizer in (compiled, eager):
+        for step in range(6):
+            optimizer.param_groups[1]["lr"] = 0.01 * step
+            run(optimizer, range(step, step + 1))
+    assert len(backend.graphs) == 1
+    close(compiled, eager)
+
+
+def test_groups_that_disagree_are_refused_as_in_eager(make: Any, run: Any, backend: Any) -> None:
+    compiled, eager = pair("clipped", make, groups=2)
+    for optimizer in (compiled, eager):
+        run(optimizer, range(2))
+        optimizer.param_groups[1]["max_norm"] = 3.0
+        with pytest.raises(ValueError, match=r"groups disagree: max_norm is 1.0 .* and 3.0"):
+            optimizer.step()
+        optimizer.param_groups[0]["max_norm"] = 3.0
+        run(optimizer, range(2, 4))
+    close(compiled, eager)
+
+
+def test_a_learning_rate_that_is_a_tensor(make: Any, run: Any, backend: Counting) -> None:
+    results = []
+    for compiled in (True, False):
+        rate = torch.tensor(0.1)
+        params = make((3,), (2, 2), dtype=torch.float32)
+        optimizer = Optimizer(params, VectorProjection([Adam()]), LR(rate), compile=compiled)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        for step in range(6):
+            run(optimizer, range(step, step + 1))
+            schedule.step()
+        assert isinstance(optimizer.param_groups[0]["lr"], Tensor)
+        results.append(optimizer)
+    assert len(backend.graphs) == 1
+    close(*results)
+
+
+@pytest.mark.parametrize("chain", ["adam in a vector", "clipped"])
+def test_after_loading(chain: str, make: Any, run: Any, backend: Counting) -> None:
+    compiled, eager = pair(chain, make)
+    run(compiled, range(4))
+    saved = compiled.state_dict()
+    other = pair(chain, make)[0]
+    with torch.no_grad():
+        for mine, theirs in zip(params_of(other), params_of(compiled), strict=True):
+            mine.copy_(theirs)
+    other.load_state_dict(saved)
+    run(other, range(4, 8))
+    run(eager, range(8))
+    close(other, eager)
+    assert saved["state"][0]["0/modules/1/step" if chain == "clipped" else "0/modules/0/step"] == 4
+
+
+@pytest.mark.parametrize("chain", ["adam in a vector", "clipped"])
+def test_missing_gradients_and_late_groups(
+    chain: str, make: Any, run: Any, backend: Counting
+) -> None:
+    compiled, eager = pair(chain, make)
+    for optimizer in (compiled, eager):
+        run(optimizer, range(8), lambda step: {0, 1, 2} if step % 3 else {0, 2})
+        optimizer.add_param_group({"params": make((2, 5), dtype=torch.float32), "lr": 0.01})
+        run(optimizer, range(8, 12))
+    close(compiled, eager)
+
+
+def test_a_step_without_any_gradient(make: Any, run: Any, backend: Counting) -> None:
+    compiled, eager = pair("adam in a vector", make)
+    for optimizer in (compiled, eager):
+        run(optimizer, range(6), lambda step: {0, 1, 2} if step != 3 else set())
+    close(compiled, eager)
+    assert len(backend.graphs) == 1
+
+
+def closure_of(params: list[Parameter]) -> Callable[..., Tensor]:
+    def closure(backward: bool = True) -> Tensor:
+        loss = torch.stack([(p - i - 1).pow(4).sum() for i, p in enumerate(params)]).sum()
+        if backward:
+            for param, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+                param.grad = grad
+        return loss
+
+    return closure
+
+
+def test_a_new_closure_at_each_step(make: Any, backend: Counting) -> None:
+    """Modules that do not call it are compiled once for all closures."""
+    compiled, eager = pair("adam in a vector", make)
+    for optimizer in (compiled, eager):
+        for _ in range(12):
+            optimizer.step(closure_of(params_of(optimizer)))
+    assert len(backend.graphs) == 1
+    close(compiled, eager)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        lambda: [VectorProjection([LBFGS(), Backtracking()])],
+        lambda: [ClipValue(10.0), VectorProjection([Backtracking(0.1)]), HeavyBall(0.5)],
+    ],
+)
+def test_closure_modules(chain: Any, make: Any, monkeypatch: Any) -> None:
+    """They evaluate in Python; what they cannot be compiled with runs as it is."""
+    compiler = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager"))
+    results = []
+    for compiled in (True, False):
+        params = make((3, 2), (4,), (), dtype=torch.float64)
+        optimizer = Optimizer(params, *chain(), compile=compiled)
+        for _ in range(12):  # more than what is compiled anew before torch gives up
+            optimizer.step(closure_of(params))
+        results.append(optimizer)
+    close(*results)
+    torch._dynamo.reset()
+
+
+def test_copies_compile_for_themselves(make: Any, run: Any, backend: Counting) -> None:
+    import copy
+
+    compiled, eager = pair("adam in a vector", make)
+    for optimizer in (compiled, eager):
+        run(optimizer, range(3))
+    other = copy.deepcopy(compiled)
+    assert other.compile
+    for optimizer in (other, eager):
+        run(optimizer, range(3, 6))
+    close(other, eager)
+
+
+def test_with_inductor(make: Any, run: Any) -> None:
+    """With torch's own compiler, in float32, forty steps on, the schedule included."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled, eager = pair("clipped", make)
+    for optimizer in (compiled, eager):
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+        for step in range(40):
+            run(optimizer, range(step, step + 1))
+            schedule.step()
+    close(compiled, eager)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    torch._dynamo.reset()

@@ -1,0 +1,204 @@
+"""The plan runs elementwise modules outside layout projections, and in pieces: same results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import Parameter
+
+from projcore import Module, Optimizer, ProjectionBase, Transform, registry
+from projcore.core import buckets
+from projcore.modules import LR, Adam, ClipNorm, HeavyBall, Normalize
+from projcore.projections import ScalarProjection, To, VectorProjection
+
+PROPERTY = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def examples(component: registry.Component) -> list[dict[str, Any]]:
+    example = component.example
+    return [dict(example)] if isinstance(example, dict) else [dict(e) for e in example or ()]
+
+
+def elementwise() -> list[Module]:
+    """All registered modules of scope "element" that need no closure, one of each example."""
+    built = [
+        registry.load("module", component.qualified)(**example)
+        for component in registry.components("module")
+        for example in examples(component)
+    ]
+    return [m for m in built if m.total_scope == "element" and not {"closure"} & m.total_needs]
+
+
+def layouts() -> list[tuple[type[ProjectionBase], dict[str, Any]]]:
+    """All registered layout projections, with each example's settings."""
+    return [
+        (registry.load("projection", component.qualified), example)
+        for component in registry.components("projection")
+        for example in examples(component)
+        if "layout" in component.tags
+    ]
+
+
+def test_there_is_something_to_test() -> None:
+    assert {type(module) for module in elementwise()} >= {Adam, LR, HeavyBall}
+    assert {cls for cls, _ in layouts()} >= {VectorProjection, ScalarProjection}
+
+
+SHAPES = st.lists(
+    st.lists(st.integers(0, 3), max_size=4).map(tuple), min_size=1, max_size=4
+).filter(lambda shapes: any(torch.Size(shape).numel() for shape in shapes))
+
+
+def trees(leaves: list[Module]) -> st.SearchStrategy[list[Any]]:
+    """Chains of leaves, nested at random in layout projections."""
+    leaf = st.sampled_from(range(len(leaves))).map(lambda i: leaves[i])
+    projections = layouts()
+
+    def wrap(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.builds(
+            lambda i, modules: projections[i][0](modules, **projections[i][1]),
+            st.sampled_from(range(len(projections))),
+            st.lists(inner, min_size=1, max_size=3),
+        )
+
+    return st.lists(st.recursive(leaf, wrap, max_leaves=4), min_size=1, max_size=3)
+
+
+def flattened(module: Module) -> list[Module]:
+    """The modules of a tree in order, without the projections."""
+    if not module.children:
+        return [module]
+    return [leaf for child in module.children.values() for leaf in flattened(child)]
+
+
+def trajectory(
+    chain: list[Module],
+    shapes: list[tuple[int, ...]],
+    dtype: torch.dtype = torch.float64,
+    elide: bool = True,
+    piece: int | None = None,
+) -> tuple[list[Tensor], Optimizer]:
+    """Three steps; the last parameter has no gradient at first if there are several."""
+    generator = torch.Generator().manual_seed(0)
+    params = [Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+    optimizer = Optimizer(params, *chain)
+    optimizer._elide = elide
+    with pytest.MonkeyPatch.context() as patch:
+        if piece is not None:
+            patch.setattr(buckets, "PIECE", piece)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator).to(dtype)
+            optimizer.step()
+    return [param.detach() for param in params], optimizer
+
+
+def close(one: list[Tensor], other: list[Tensor]) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+@PROPERTY
+@given(shapes=SHAPES, tree=trees(elementwise()))
+def test_elementwise_modules_in_any_layout(shapes: list[Any], tree: list[Module]) -> None:
+    outside, _ = trajectory([leaf for module in tree for leaf in flattened(module)], shapes)
+    plan, _ = trajectory(tree, shapes)
+    recipe, _ = trajectory(tree, shapes, elide=False)
+    assert all(map(torch.equal, plan, outside))  # the very same operations
+    close(recipe, outside)
+
+
+@PROPERTY
+@given(shapes=SHAPES, tree=trees([LR(0.3), HeavyBall(0.9), ClipNorm(0.5), Normalize(), Adam()]))
+def test_any_modules_in_any_layout(shapes: list[Any], tree: list[Module]) -> None:
+    """Here what is merged matters, so there is only the recipe to compare with."""
+    plan, _ = trajectory(tree, shapes)
+    recipe, _ = trajectory(tree, shapes, elide=False)
+    close(plan, recipe)
+
+
+@PROPERTY
+@given(
+    shapes=SHAPES,
+    chain=st.lists(st.sampled_from(range(len(elementwise()))), min_size=1, max_size=3),
+    piece=st.integers(1, 9),
+)
+def test_piece_by_piece(shapes: list[Any], chain: list[int], piece: int) -> None:
+    modules = [elementwise()[i] for i in chain]
+    whole, one = trajectory(modules, shapes)
+    pieces, other = trajectory(modules, shapes, piece=piece)
+    close(pieces, whole)
+    for mine, theirs in zip(*(o.param_groups[0]["params"] for o in (one, other)), strict=True):
+        memory, expected = other.state[theirs], one.state[mine]
+        assert list(memory) == list(expected)
+        for key, value in memory.items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14)
+
+
+class Spy(Transform):
+    """Notes the shapes that it is run on."""
+
+    def __init__(self, scope: Any, seen: list[Any]) -> None:
+        self.scope = scope
+        self.seen = seen
+        super().__init__()
+
+    def apply(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        self.seen.append([tuple(tensor.shape) for tensor in tensors])
+        return tensors
+
+
+def shapes_seen(build: Any, elide: bool = True) -> list[Any]:
+    seen: list[Any] = []
+    params = [Parameter(torch.ones(2, 3)), Parameter(torch.ones(4))]
+    optimizer = Optimizer(params, *build(seen))
+    optimizer._elide = elide
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    return seen
+
+
+OUTSIDE, MERGED = [(2, 3), (4,)], [(10,)]
+
+
+@pytest.mark.parametrize("elide", [True, False])
+def test_elementwise_modules_run_outside(elide: bool) -> None:
+    wide, narrow = "all", "element"
+
+    def build(seen: list[Any]) -> list[Any]:
+        inner = [Spy(narrow, seen), Spy(wide, seen), Spy(narrow, seen)]
+        return [VectorProjection([*inner, To([Spy(narrow, seen), Spy("tensor", seen)], "float64")])]
+
+    expected = [OUTSIDE, MERGED, OUTSIDE, MERGED, MERGED] if elide else [MERGED] * 5
+    assert shapes_seen(build, elide) == expected
+
+
+def test_what_hands_in_the_gradient_anew_is_not_elided() -> None:
+    def build(seen: list[Any]) -> list[Any]:
+        return [LR(0.0), VectorProjection([Spy("element", seen)], project_update=False)]
+
+    assert shapes_seen(build) == [MERGED]
+
+
+@pytest.mark.parametrize("piece", [2, 64])
+def test_pieces_are_small_and_whole_tensors_stay_whole(piece: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(buckets, "PIECE", piece)
+
+    def build(seen: list[Any]) -> list[Any]:
+        return [Spy("element", seen), Spy("tensor", seen)]
+
+    seen = shapes_seen(build)
+    assert seen[-1] == OUTSIDE
+    assert (len(seen) > 2) == (piece == 2)

@@ -1,0 +1,276 @@
+"""For each law a component that breaks it, and nothing else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from projcore import ProjectionBase, registry
+from projcore.plugin import hookimpl
+from projcore.testing import Subject, check_component
+from projcore.testing.law import LAWS  # noqa: I001
+from projcore.testing.parts import Merge, Mix, Momentum, Scale, UnitNorm
+from projcore.testing.problem import flat, shaped
+
+LINEAR = frozenset({"linear"})
+LAYOUT = frozenset({"linear", "lossless", "orthonormal", "layout"})
+
+
+class Counting(Momentum):
+    """Counts its steps on itself."""
+
+    count = 0
+
+    def apply(self, *args):
+        self.count += 1
+        return super().apply(*args)
+
+
+class Appending(Momentum):
+    """Changes the argument that it was given."""
+
+    def __init__(self, weights):
+        weights.append(1.0)
+        super().__init__()
+
+
+class Unchecked(Momentum):
+    """Takes anything for a number."""
+
+    def check(self, settings):
+        pass
+
+
+class TransposedParams(Mix):
+    """Projects a point by the transpose, which is no left inverse."""
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        return super().project(tensors, params, grads, loss, states, settings, "update")
+
+
+class Undeclared(Mix):
+    """Reads params, and does not say so."""
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        tensors = [tensor + 0 * param for tensor, param in zip(tensors, params, strict=True)]
+        return super().project(tensors, params, grads, loss, states, settings, current)
+
+
+class WrongInFloat32(Mix):
+    """Projects gradients by the inverse, if they are float32."""
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        if tensors[0].dtype is torch.float32:
+            current = "params"
+        return super().project(tensors, params, grads, loss, states, settings, current)
+
+
+class Halving(ProjectionBase):
+    """Keeps the first half of all elements, and evaluates the closure without the other half."""
+
+    linear = False
+
+    def project(self, tensors, *_, **__):
+        x = flat(tensors)
+        return [x[: len(x) // 2]]
+
+    def unproject(self, projected_tensors, params, *_, **__):
+        (z,) = projected_tensors
+        return shaped(torch.cat([z.double(), torch.zeros(flat(params).numel() - len(z))]), params)
+
+
+class Rolling(Merge):
+    """Rolls the vector by one more place at each step."""
+
+    def init(self, tensor, settings):
+        return {"places": 0}
+
+    def refresh(self, tensors, params, grads, loss, states, settings):
+        return [{"places": state["places"] + 1} for state in states]
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        (vector,) = super().project(tensors)
+        return [vector.roll(int(states[0]["places"]))]
+
+    def unproject(self, projected_tensors, params, grads, loss, states, settings, current):
+        (vector,) = projected_tensors
+        return super().unproject([vector.roll(-int(states[0]["places"]))], params)
+
+
+class WholeNorm(UnitNorm):
+    """Divides by the norm of all tensors, and says that it works on each by itself."""
+
+    batched = False
+
+    def apply(self, tensors, *_):
+        norm = torch.linalg.vector_norm(flat(tensors)) + 1e-12
+        return [tensor / norm.to(tensor.dtype) for tensor in tensors]
+
+
+class DeafToBatches(UnitNorm):
+    """Says that it takes batches, and takes them for one tensor."""
+
+    def apply(self, *args, batch_dims=0):
+        return super().apply(*args)
+
+
+class Aliasing(Momentum):
+    """Keeps one tensor under two names."""
+
+    def init(self, tensor, settings):
+        buffer = torch.zeros_like(tensor)
+        return {"momentum_buffer": buffer, "view": buffer}
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        super().apply(tensors, params, grads, loss, states, settings)
+        return [state["view"].clone() for state in states]
+
+
+class Dotted(Momentum):
+    """Names its memory so that a checkpoint splits the name."""
+
+    def init(self, tensor, settings):
+        return {**super().init(tensor, settings), "momentum.sum": 0.0}
+
+
+class InPlace(Scale):
+    """Writes into what it was given."""
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        torch._foreach_mul_(tensors, settings[0]["lr"])
+        return tensors
+
+
+class Reseeding(Scale):
+    """Sets the global seed."""
+
+    def apply(self, *args):
+        torch.manual_seed(0)
+        return super().apply(*args)
+
+
+class LearnsInProject(Mix):
+    """Changes its state when it projects."""
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        for state in states:
+            state["calls"] = state.get("calls", 0) + 1
+        return super().project(tensors, params, grads, loss, states, settings, current)
+
+
+class Swallowing(Scale):
+    """Goes on after any exception."""
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        try:
+            return super().apply(tensors, params, grads, loss, states, settings)
+        except Exception:
+            return tensors
+
+
+class Deaf(Scale):
+    """Reads its own default in place of the setting."""
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        return [tensor * self.defaults["lr"] for tensor in tensors]
+
+
+class Contiguous(Scale):
+    """Takes contiguous tensors only."""
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        return [(t.view(-1) * settings[0]["lr"]).view(t.shape) for t in tensors]
+
+
+class FloatCounter(Scale):
+    """Counts in a 0-d float64 tensor, which a compiled step does not write."""
+
+    def init(self, tensor, settings):
+        return {"step": torch.zeros((), dtype=torch.float64)}
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        for state in states:
+            state["step"] += 1
+        return [t / s["step"].to(t.dtype) for t, s in zip(tensors, states, strict=True)]
+
+
+class DropLast(ProjectionBase):
+    """All elements but the last; registered below, to nest others in."""
+
+    def project(self, tensors, *_, **__):
+        return [flat(tensors)[:-1]]
+
+    def unproject(self, projected_tensors, params, *_, **__):
+        (z,) = projected_tensors
+        return shaped(torch.cat([z, z.new_zeros(1)]), params)
+
+
+class NoFortyOne(Mix):
+    """Breaks down on what the projection above hands in."""
+
+    def project(self, tensors, *args):
+        if tensors[0].numel() == 41:
+            raise RuntimeError("forty-one")
+        return super().project(tensors, *args)
+
+
+def subject(cls, tags=frozenset(), **example):
+    spec = registry.name_of(cls)
+    return Subject(cls, cls.__name__, frozenset(tags), example, spec)
+
+
+# Name, subject, the law it breaks, and those that cannot hold if that one does not.
+BROKEN = [
+    (Counting, (), {}, "recipe", ()),
+    (Unchecked, (), {}, "settings", ()),
+    (TransposedParams, LINEAR, {}, "round_trip", ()),
+    (Undeclared, LINEAR, {}, "round_trip", ("adjoint", "composition", "nesting")),
+    (WrongInFloat32, LINEAR, {}, "adjoint", ()),
+    (Mix, LINEAR | {"lossless", "orthonormal"}, {}, "adjoint", ("round_trip", "invariance")),
+    (Halving, LINEAR, {}, "composition", ()),
+    (Rolling, LAYOUT, {}, "invariance", ()),
+    (WholeNorm, (), {}, "scope", ()),
+    (DeafToBatches, (), {}, "batched", ()),
+    (Aliasing, (), {}, "resume", ()),
+    (Dotted, (), {}, "memory", ()),
+    (InPlace, (), {}, "side_effects", ()),
+    (Reseeding, (), {}, "side_effects", ()),
+    (LearnsInProject, LINEAR, {}, "side_effects", ()),
+    (Swallowing, (), {}, "atomic", ()),
+    (Deaf, (), {}, "reach", ()),
+    (NoFortyOne, LINEAR, {}, "nesting", ()),
+    (Contiguous, (), {}, "inputs", ()),
+]
+
+
+@pytest.fixture
+def drop_last():
+    @hookimpl
+    def projcore_register_projections(register):
+        register("drop_last", f"{__name__}:DropLast", summary="All elements but the last.")
+
+    hooks = SimpleNamespace(projcore_register_projections=projcore_register_projections)
+    registry.register_plugin(hooks, "kit_can_fail")
+    yield
+    registry.unregister_plugin("kit_can_fail")
+
+
+@pytest.mark.parametrize(
+    ("cls", "tags", "example", "law", "implied"),
+    BROKEN,
+    ids=[f"{law}-{cls.__name__}" for cls, _, _, law, _ in BROKEN],
+)
+@pytest.mark.usefixtures("drop_last")
+def test_that_law_reports_it(cls, tags, example, law, implied):
+    results = check_component(subject(cls, tags, **example))
+    failed = {result.law: result.message for result in results if result.status == "failed"}
+    assert set(failed) == {law, *implied}, failed
+    assert cls.__name__ in failed[law]
+    assert f"{law!r}" in failed[law]
+
+
+def test_every_law_is_broken_once():
+    broken = {law for *_, law, _ in BROKEN} | {"rebuild", "compiled"}  # in tests of their own
+    assert {law.name for law in LAWS} == broken | {"atomic_everywhere"}
