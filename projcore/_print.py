@@ -66,6 +66,11 @@ def _leading(
     return leading
 
 
+def _arguments(module: Module) -> dict[str, Any]:
+    """Returns what a module was built with; its children as modules, in whatever form given."""
+    return {key: module.children.get(key, value) for key, value in module.arguments.items()}
+
+
 class _Text:
     def __init__(self, strict: bool) -> None:
         self.strict = strict
@@ -83,7 +88,7 @@ class _Text:
         if isinstance(module, Chain):
             return f"[{', '.join(map(self.module, module.modules))}]"
         name = registry.name_of(type(module)) or type(module).__name__
-        arguments = module.arguments
+        arguments = _arguments(module)
         short = name.rpartition(":")[2]
         parameters = registry.parameters(type(module))
         leading = {each.name for each in _leading(short, parameters, arguments)}
@@ -126,7 +131,7 @@ class _Json:
         name = registry.name_of(type(module)) or type(module).__name__
         arguments = {
             key: self.value(value, f"{type(module).__name__}({key}=")
-            for key, value in module.arguments.items()
+            for key, value in _arguments(module).items()
         }
         if not arguments:
             return name

@@ -165,8 +165,19 @@ class Transform(Module):
         each tensor, holding what `init` returned.
         """
 
+    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
+        if self._by_item(objective):
+            from projcore.core.projection import prepare_items
+
+            prepare_items(self, objective, state, rows)
+        else:
+            super().prepare(objective, state, rows)
+
+    def _by_item(self, objective: Objective) -> bool:
+        return objective.batch_dims > 0 and self.scope == "tensor" and not self.batched
+
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        if objective.batch_dims and self.scope == "tensor" and not self.batched:
+        if self._by_item(objective):
             from projcore.core.projection import run_items
 
             return run_items(self, update, objective, state)
@@ -208,7 +219,11 @@ class Transform(Module):
         params, grads, loss = facts(self.needs, objective)
         result = list(self.apply(update, params, grads, loss, nodes, settings, **extra))
         check_result(self, update, result)
-        return result
+        return [
+            # A 0-d tensor times a 0-d setting of more bits has more bits than the tensor had.
+            tensor if tensor.dtype == given.dtype else tensor.to(given.dtype)
+            for given, tensor in zip(update, result, strict=True)
+        ]
 
 
 def facts(

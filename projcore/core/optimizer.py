@@ -232,7 +232,8 @@ class Optimizer(torch.optim.Optimizer):
         self._reset_plan()
 
     def __str__(self) -> str:
-        return str(self.module)
+        modules = self.module.modules
+        return str(modules[0] if len(modules) == 1 else self.module)
 
     def __repr__(self) -> str:
         count = sum(len(group["params"]) for group in self.param_groups)
@@ -280,7 +281,7 @@ def _write(inputs: StepInputs, update: list[Tensor]) -> None:
 
 
 def _check_writable(i: int, parameter: Tensor, update: Tensor) -> None:
-    castable = torch.can_cast(update.dtype, parameter.dtype)
+    castable = parameter.is_complex() or not update.is_complex()
     if not castable or update.device != parameter.device:
         raise ContractError(
             f"The update of parameter {i} is {update.dtype} on {update.device}, the parameter "

@@ -250,6 +250,9 @@ class ProjectionBase(Module):
         return update
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
+        if objective.batch_dims and self.scope == "tensor":
+            prepare_items(self, objective, state, rows)
+            return
         crossing = Crossing(self, objective, state)
         crossing.check_applies()
         try:
@@ -515,11 +518,23 @@ def run_items(
     module: Module, update: list[Tensor], objective: Objective, state: State
 ) -> list[Tensor]:
     """Runs a module on each item of a batch by itself; its memory is kept for each item."""
-    crossing = Crossing(_Items(objective), objective, state)
-    items = crossing.down(update, "update")
-    memory = state.inside("items", crossing.origins, state.path)
+    crossing, items, memory = _take_apart(update, objective, state)
     result = module.step(items, ProjectedObjective(crossing, items), memory)
     return crossing.up(result, "update")
+
+
+def prepare_items(module: Module, objective: Objective, state: State, rows: list[Row]) -> None:
+    """Prepares a module for each item of a batch."""
+    crossing, items, memory = _take_apart(objective.template, objective, state)
+    module.prepare(ProjectedObjective(crossing, items), memory, rows)
+
+
+def _take_apart(
+    update: list[Tensor], objective: Objective, state: State
+) -> tuple[Crossing, list[Tensor], State]:
+    crossing = Crossing(_Items(objective), objective, state)
+    items = crossing.down(update, "update")
+    return crossing, items, state.inside("items", crossing.origins, state.path)
 
 
 def overrides(projection: ProjectionBase, method: str) -> bool:

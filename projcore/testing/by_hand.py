@@ -18,13 +18,13 @@ Method = Callable[[Function, Tensor, "dict[str, Any]"], Tensor]
 
 
 def momentum(function: Function, z: Tensor, memory: dict[str, Any]) -> Tensor:
+    """Heavy-ball momentum."""
     memory["m"] = 0.9 * memory.get("m", 0) + _gradient(function, z)
     return 0.05 * memory["m"]  # type: ignore[no-any-return]
 
 
-def adam(
-    function: Function, z: Tensor, memory: dict[str, Any], lr: float = 0.05
-) -> Tensor:
+def adam(function: Function, z: Tensor, memory: dict[str, Any], lr: float = 0.05) -> Tensor:
+    """Adam."""
     gradient = _gradient(function, z)
     memory["t"] = memory.get("t", 0) + 1
     memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * gradient
@@ -35,6 +35,7 @@ def adam(
 
 
 def adam_armijo(function: Function, z: Tensor, memory: dict[str, Any]) -> Tensor:
+    """Adam, with steps halved until Armijo's condition holds."""
     step = adam(function, z, memory, lr=2.0)
     slope = float(_gradient(function, z) @ step)
     length, start = 1.0, float(function(z))

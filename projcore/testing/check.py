@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from projcore.errors import ArgumentError
-from projcore.testing.law import LAWS, Law, NotApplicable, Violation
+from projcore.testing.law import Law, NotApplicable, Violation
 from projcore.testing.subject import Subject, as_subjects
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def checks(
     Raises:
         ArgumentError: If no check applies, or an expected failure names no check.
     """
-    from projcore.testing import laws  # noqa: F401 (declares them)
+    from projcore.testing.laws import LAWS
 
     subjects = [subject for thing in things for subject in as_subjects(thing)]
     reasons = dict(expected_failures or {})

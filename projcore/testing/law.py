@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from projcore.testing.subject import Subject
 
-Body = Callable[["Subject"], "str | None"]
+
+class Body(Protocol):
+    """Checks one subject: raises `Violation`; returns what is worth knowing, or None."""
+
+    __name__: str
+
+    def __call__(self, subject: Subject, /) -> str | None: ...
 
 
 class Violation(AssertionError):
@@ -38,7 +44,7 @@ class Law:
 
     Attributes:
         name: What the results call it.
-        body: Checks one subject: raises `Violation`; returns what is worth knowing, or None.
+        body: Checks one subject.
         kind: The kind of component that it is about; None for all.
         tags: Tags that a component must have for it to apply.
         unless: Tags with which it does not apply.
@@ -63,24 +69,18 @@ class Law:
         return f"not for the tag {', '.join(present)}" if present else None
 
 
-LAWS: list[Law] = []
-
-
 def law(
     kind: Literal["projection", "module"] | None = None,
     tags: Sequence[str] = (),
     unless: Sequence[str] = (),
     slow: bool = False,
-    name: str | None = None,
-) -> Callable[[Body], Body]:
-    """Declares a function to be the check of a law, whose name is its own unless given."""
+) -> Callable[[Body], Law]:
+    """Makes a law of the function that checks it, which lends it its name."""
 
-    def declare(body: Body) -> Body:
-        called: str = name or body.__name__  # type: ignore[attr-defined]
-        LAWS.append(Law(called, body, kind, frozenset(tags), frozenset(unless), slow))
-        return body
+    def make(body: Body) -> Law:
+        return Law(body.__name__, body, kind, frozenset(tags), frozenset(unless), slow)
 
-    return declare
+    return make
 
 
 def ensure(holds: bool, what: str, mend: str) -> None:
@@ -97,7 +97,9 @@ def ensure_close(
     mend: str,
 ) -> None:
     """Raises unless two lists agree: each element within `tolerance` times the largest, or 1."""
-    ensure(len(actual) == len(expected), f"{what}: {len(actual)} for {len(expected)} tensors.", mend)
+    ensure(
+        len(actual) == len(expected), f"{what}: {len(actual)} for {len(expected)} tensors.", mend
+    )
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         ensure(
             one.shape == other.shape,

@@ -45,7 +45,11 @@ class Map:
         self.stacked = False
 
     def learn(
-        self, update: Sequence[Tensor], params: Sequence[Tensor], grads: Sequence[Tensor], loss: Tensor
+        self,
+        update: Sequence[Tensor],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        loss: Tensor,
     ) -> None:
         """Sets this step's facts, and lets the projection learn its map."""
         needs = self.projection.needs

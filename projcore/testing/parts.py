@@ -237,7 +237,7 @@ class Merge(ProjectionBase):
         self, projected_tensors: Iterable[Tensor], params: list[Tensor], *_: Any, **__: Any
     ) -> list[Tensor]:
         (vector,) = projected_tensors
-        pieces = vector.split([param.numel() for param in params])
+        pieces = torch.functional.split(vector, [param.numel() for param in params])
         return [piece.reshape(param.shape) for piece, param in zip(pieces, params, strict=True)]
 
 
@@ -250,7 +250,9 @@ class Stack(Merge):
     def unproject(
         self, projected_tensors: Iterable[Tensor], params: list[Tensor], *_: Any, **__: Any
     ) -> list[Tensor]:
-        return [tensor.reshape(p.shape) for tensor, p in zip(projected_tensors, params, strict=True)]
+        return [
+            tensor.reshape(p.shape) for tensor, p in zip(projected_tensors, params, strict=True)
+        ]
 
 
 class Scalars(Merge):
@@ -294,9 +296,7 @@ class Mix(ProjectionBase):
             result += shaped(down @ x, [tensor])
         return result
 
-    def unproject(
-        self, projected_tensors: Iterable[Tensor], *_: Any, **__: Any
-    ) -> list[Tensor]:
+    def unproject(self, projected_tensors: Iterable[Tensor], *_: Any, **__: Any) -> list[Tensor]:
         return [
             shaped(self.matrix(flat([tensor]).numel()) @ flat([tensor]), [tensor])[0]
             for tensor in projected_tensors

@@ -32,7 +32,9 @@ def take_steps(problem: Problem, optimizer: Optimizer, count: int) -> list[Tenso
     return problem.point()
 
 
-def train(problem: Problem, modules: Sequence[Module], count: int, plan: bool = True) -> list[Tensor]:
+def train(
+    problem: Problem, modules: Sequence[Module], count: int, plan: bool = True
+) -> list[Tensor]:
     """Makes an optimizer and takes steps; returns where they led."""
     return take_steps(problem, make_optimizer(problem, modules, plan), count)
 
@@ -60,7 +62,7 @@ def maps(subject: Subject) -> Iterator[tuple[Map, Problem, list[Tensor], float]]
         yield made, problem, given, tolerance
 
 
-def memory(optimizer: Optimizer) -> list[dict[str, Any]]:
+def remembered(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Returns the memory of each parameter, by name."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return [dict(optimizer.state.get(p, {})) for p in parameters]

@@ -45,14 +45,16 @@ class Subject:
 
     def build(self, **changes: Any) -> Module:
         """Returns a new module, with some of its arguments changed."""
-        return self.cls(**{**self.example, **changes})
+        make: Any = self.cls
+        return cast("Module", make(**{**self.example, **changes}))
 
     def around(self, *modules: Module, **changes: Any) -> ProjectionBase:
         """Returns a new projection around modules; it hands all facts in."""
         accepted = inspect.signature(self.cls.__init__).parameters
         flags = [name for name in ("project_params", "project_grad") if name in accepted]
         arguments = {**dict.fromkeys(flags, True), **self.example, **changes}
-        return cast("ProjectionBase", self.cls(modules=list(modules), **arguments))
+        make: Any = self.cls
+        return cast("ProjectionBase", make(modules=list(modules), **arguments))
 
     def chain(self, **changes: Any) -> list[Module]:
         """Returns new modules that train with it, for the checks that do not mind its kind."""

@@ -63,7 +63,7 @@ def found(
     version: str = "1.0",
     editable: bool = False,
 ) -> Found:
-    """What a scan returns for an installed plugin; `hooks` may be an error, which loading raises."""
+    """What a scan returns for an installed plugin; loading raises `hooks` if it is an error."""
 
     def load() -> object:
         if isinstance(hooks, BaseException):
@@ -102,7 +102,7 @@ class Site:
         entry_points: str | bytes | None = None,
         files: Mapping[str, str] | None = None,
     ) -> Path:
-        """Writes a distribution `name` whose package holds the hook module; returns its dist-info."""
+        """Writes a distribution whose package holds the hook module; returns its dist-info."""
         package = name.replace("-", "_")
         folder = self.path / package
         folder.mkdir(exist_ok=True)

@@ -37,13 +37,15 @@ def test_what_nothing_is_known_of_is_a_missing_attribute(installed):
 
 def test_dunders_are_plain_missing_attributes(installed, monkeypatch):
     monkeypatch.setattr("projcore.registry.manager.discover", lambda **_: pytest.fail("looked"))
-    with pytest.raises(AttributeError, match="'projcore.projections' has no attribute '__path__'"):
+    with pytest.raises(
+        AttributeError, match=r"'projcore\.projections' has no attribute '__path__'"
+    ):
         _ = projections.__path__
 
 
 def test_a_slip_is_an_import_error_with_the_nearest(installed, plugin, found):
     installed.append(found("it", plugin({"galore": "a:GaLore"})))
-    with pytest.raises(ImportError, match="no projection named 'Galor'. Did you mean 'GaLore'"):
+    with pytest.raises(ImportError, match=r"no projection named 'Galor'\. Did you mean 'GaLore'"):
         from projcore.projections import Galor  # noqa: F401
     with pytest.raises(ImportError, match="Did you mean 'GaLore'"):
         from projcore.projections import galore  # noqa: F401
@@ -73,7 +75,7 @@ def test_a_failed_plugin_is_quoted(installed, found):
 def test_a_class_name_of_two_is_an_error(installed, plugin, found):
     for name in "ab":
         installed.append(found(name, plugin({f"galore_{name}": f"{name}:GaLore"})))
-    with pytest.raises(ImportError, match="'a:galore_a' .* Import it from its own package, or"):
+    with pytest.raises(ImportError, match=r"'a:galore_a' .* Import it from its own package, or"):
         from projcore.projections import GaLore  # noqa: F401
 
 

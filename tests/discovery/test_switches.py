@@ -75,7 +75,7 @@ def test_strict_makes_a_bad_plugin_an_error_each_time(three, found, monkeypatch,
     monkeypatch.setenv("PROJCORE_STRICT_PLUGINS", value)
     three.append(found("bad", RuntimeError("it broke")))
     for _ in range(2):
-        with pytest.raises(PluginError, match="PROJCORE_STRICT_PLUGINS is set, and:\n.*it broke"):
+        with pytest.raises(PluginError, match=r"PROJCORE_STRICT_PLUGINS is set, and:\n.*it broke"):
             registry.components()
 
 

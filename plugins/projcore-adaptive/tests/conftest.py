@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,8 +20,6 @@ PLACES: dict[str, Place] = {
     "vector": lambda modules: [VectorProjection(modules)],
     "scalar": lambda modules: [ScalarProjection(modules)],
     "to": lambda modules: [To(modules, "float64")],
-    "vector in to": lambda modules: [To([VectorProjection(modules)], "float64")],
-    "to in vector": lambda modules: [VectorProjection([To(modules, "float64")])],
     "scalar in to in vector": lambda modules: [
         VectorProjection([To([ScalarProjection(modules)], "float64")])
     ],
@@ -28,7 +27,6 @@ PLACES: dict[str, Place] = {
 COMPLEX_PLACES: dict[str, Place] = {
     "bare": list,
     "view as real": lambda modules: [ViewAsReal(modules)],
-    "vector in view as real": lambda modules: [ViewAsReal([VectorProjection(modules)])],
     "view as real in vector": lambda modules: [VectorProjection([ViewAsReal(modules)])],
 }
 
@@ -52,6 +50,16 @@ def parameters(dtype: torch.dtype) -> list[Tensor]:
     return [tensor.requires_grad_() for tensor in made]
 
 
+@cache
+def noises(dtype: torch.dtype, steps: int) -> list[list[Tensor]]:
+    random = torch.Generator().manual_seed(2)
+    shapes = [param.shape for param in parameters(dtype)]
+    return [
+        [torch.randn(shape, generator=random, dtype=dtype) for shape in shapes]
+        for _ in range(steps)
+    ]
+
+
 def trajectory(
     make: Callable[[Any], torch.optim.Optimizer],
     dtype: torch.dtype = torch.float64,
@@ -68,11 +76,9 @@ def trajectory(
     else:
         optimizer = make(params)
     scheduler = schedule(optimizer) if schedule else None
-    random = torch.Generator().manual_seed(2)
     points = []
-    for _ in range(steps):
-        for param in params:
-            noise = torch.randn(param.shape, generator=random, dtype=dtype)
+    for step in noises(dtype, steps):
+        for param, noise in zip(params, step, strict=True):
             param.grad = param.detach() - 1 + noise
         optimizer.step()
         if scheduler:

@@ -15,9 +15,6 @@ from projcore_adaptive.adam import adam_update
 from projcore_adaptive.lion import lion_update
 from projcore_adaptive.rmsprop import rmsprop_update
 
-# torch says this of itself when its compiler is first imported.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
-
 SHAPES: list[tuple[int, ...]] = [(5, 3), (4,)]
 
 
@@ -47,19 +44,45 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]], list[float]]
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_compiled_equals_eager(name: str) -> None:
-    function, memory, settings = CASES[name]
-    torch._dynamo.reset()
-    compiled = torch.compile(function, fullgraph=True)
-    numbers = [torch.tensor(value, dtype=torch.float64) for value in settings]
-    ours, eager = memory(), memory()
+@pytest.fixture(scope="module")
+def compiled() -> Callable[..., dict[str, list[Tensor]]]:
+    """All functions in one graph, because each graph takes seconds to compile."""
+
+    def run(
+        tensors: list[Tensor], memory: dict[str, list[Any]], numbers: dict[str, list[Any]]
+    ) -> dict[str, list[Tensor]]:
+        return {name: CASES[name][0](tensors, *memory[name], *numbers[name]) for name in CASES}
+
+    return torch.compile(run, fullgraph=True)
+
+
+@pytest.fixture(scope="module")
+def runs(compiled: Any) -> dict[str, list[tuple[Any, Any]]]:
+    """For each function, its compiled and eager results and memory after each of three steps."""
+    ours = {name: case[1]() for name, case in CASES.items()}
+    eager = {name: case[1]() for name, case in CASES.items()}
+    numbers = {
+        name: [torch.tensor(value, dtype=torch.float64) for value in case[2]]
+        for name, case in CASES.items()
+    }
     random = torch.Generator().manual_seed(0)
+    collected: dict[str, list[tuple[Any, Any]]] = {name: [] for name in CASES}
     for step in range(3):
         tensors = [torch.randn(shape, generator=random) for shape in SHAPES]
-        numbers[0].fill_(settings[0] - 0.01 * step)  # a schedule must not recompile
-        expected = function(tensors, *eager, numbers[0].item(), *settings[1:])
+        for values, (_, _, settings) in zip(numbers.values(), CASES.values(), strict=True):
+            values[0].fill_(settings[0] * (1 - 0.01 * step))  # a schedule must not recompile
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
-            result = compiled(copy.deepcopy(tensors), *ours, *numbers)
-        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+            results = compiled(tensors, ours, numbers)
+        for name, (function, _, _) in CASES.items():
+            expected = function(tensors, *eager[name], *[x.item() for x in numbers[name]])
+            pair = (results[name], ours[name]), (expected, eager[name])
+            collected[name].append(copy.deepcopy(pair))
+    return collected
+
+
+# torch says this of itself when its compiler is first imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_equals_eager(name: str, runs: Any) -> None:
+    for ours, eager in runs[name]:
         torch.testing.assert_close(ours, eager, rtol=1e-6, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 from collections.abc import Callable
@@ -54,7 +55,7 @@ with_both = pytest.mark.parametrize("search", SEARCHES)
 def bits(problem, optimizer: Optimizer) -> list[Any]:
     """Parameters, gradients and memory, to be compared bitwise."""
     memory = [value for entries in optimizer.state.values() for value in entries.values()]
-    grads = [parameter.grad for parameter in problem.params]
+    grads = [parameter.grad for parameter in problem.params if parameter.grad is not None]
     return [t.detach().clone() for t in (*problem.params, *grads, *memory)]
 
 
@@ -91,6 +92,10 @@ def test_a_step_retried_is_the_step(make, place, search, error, steps):
         other.step(twin.closure)
 
 
+class Injected(Exception):
+    """Raised on purpose."""
+
+
 class FailAt(TorchDispatchMode):
     """Raises at one of the operations."""
 
@@ -100,9 +105,9 @@ class FailAt(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
+        self.count += func.namespace != "profiler"
         if self.count == self.fail_at:
-            raise RuntimeError("injected")
+            raise Injected
         return func(*args, **(kwargs or {}))
 
 
@@ -121,12 +126,9 @@ def test_a_failure_at_any_operation_is_undone(make, place, search):
     after = bits(twin, other)
     saved = copy.deepcopy(optimizer.state_dict())
     for k in range(1, mode.count + 1):
-        try:
-            with FailAt(k):
-                optimizer.step(problem.closure)
-        except RuntimeError as error:
-            assert "injected" in str(error), k
-        else:  # it was in what puts parameters back, which tries again
+        with FailAt(k), contextlib.suppress(Injected):
+            optimizer.step(problem.closure)
+            # It was in what puts the parameters back, which is tried again.
             assert same(bits(problem, optimizer), after), k
             with torch.no_grad():
                 torch._foreach_copy_(problem.params, before)
@@ -138,7 +140,7 @@ def test_a_failure_at_any_operation_is_undone(make, place, search):
 
 @everywhere
 def test_what_a_failed_step_wrote_is_never_read(make, place):
-    """After the fault the gradient is another, and its pair is refused: the old ones must be there."""
+    """After the fault the gradient is another, whose pair is refused; the old ones are intact."""
     problem, twin = make(), make()
     optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(2), StrongWolfe()]))
     other = Optimizer(twin.params, *PLACES[place]([LBFGS(2), StrongWolfe()]))

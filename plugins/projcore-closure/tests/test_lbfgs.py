@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Optimizer, ProjectionBase
+from projcore import Module, Optimizer, ProjectionBase
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LBFGS, LR, Backtracking, StrongWolfe
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
@@ -239,6 +239,19 @@ def test_a_parameter_that_is_frozen_counts_as_zero_gradient(make, search):
             assert problem.loss(problem.point()) < loss
         assert distance(merged.params, bare.params) < 1e-10
     assert next(int(count) for count in entries(optimizers[0], "pairs")) > 10
+
+
+@pytest.mark.parametrize("search", [StrongWolfe, Backtracking])
+def test_what_an_update_holds_for_a_frozen_parameter_is_no_matter(make, search):
+    class Spoil(Module):
+        def step(self, update, objective, state):
+            return [torch.full_like(update[0], torch.nan), *update[1:]]
+
+    problem = make()
+    optimizer = Optimizer(problem.params, Spoil(), LBFGS(4), Spoil(), search())
+    problem.params[0].requires_grad_(False)
+    for _ in range(5):
+        assert optimizer.step(problem.closure) > problem.loss(problem.point())
 
 
 @pytest.mark.parametrize("place", ["bare", "vector", "to in vector"])

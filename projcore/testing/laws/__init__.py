@@ -1,40 +1,41 @@
-"""The laws, one file each; importing them declares them, in this order."""
+"""The laws, one file each, in the order in which they are checked."""
 
-from projcore.testing.laws.recipe import recipe
-from projcore.testing.laws.rebuild import rebuild
-from projcore.testing.laws.settings import settings_law
-from projcore.testing.laws.round_trip import round_trip
+from projcore.testing.law import Law
 from projcore.testing.laws.adjoint import adjoint
-from projcore.testing.laws.composition import composition
-from projcore.testing.laws.invariance import invariance
-from projcore.testing.laws.scope import scope
-from projcore.testing.laws.batched import batched
-from projcore.testing.laws.resume import resume
-from projcore.testing.laws.memory import memory_law
-from projcore.testing.laws.side_effects import side_effects
 from projcore.testing.laws.atomic import atomic, atomic_everywhere
-from projcore.testing.laws.reach import reach
-from projcore.testing.laws.nesting import nesting
-from projcore.testing.laws.inputs import inputs
+from projcore.testing.laws.batched import batched
 from projcore.testing.laws.compiled import compiled
+from projcore.testing.laws.composition import composition
+from projcore.testing.laws.inputs import inputs
+from projcore.testing.laws.invariance import invariance
+from projcore.testing.laws.memory import memory
+from projcore.testing.laws.nesting import nesting
+from projcore.testing.laws.reach import reach
+from projcore.testing.laws.rebuild import rebuild
+from projcore.testing.laws.recipe import recipe
+from projcore.testing.laws.resume import resume
+from projcore.testing.laws.round_trip import round_trip
+from projcore.testing.laws.scope import scope
+from projcore.testing.laws.settings import settings
+from projcore.testing.laws.side_effects import side_effects
 
-__all__ = [
-    "adjoint",
-    "atomic",
-    "atomic_everywhere",
-    "batched",
-    "compiled",
-    "composition",
-    "inputs",
-    "invariance",
-    "memory_law",
-    "nesting",
-    "reach",
-    "rebuild",
-    "recipe",
-    "resume",
-    "round_trip",
-    "scope",
-    "settings_law",
-    "side_effects",
-]
+LAWS: tuple[Law, ...] = (
+    recipe,
+    rebuild,
+    settings,
+    round_trip,
+    adjoint,
+    composition,
+    invariance,
+    scope,
+    batched,
+    memory,
+    resume,
+    side_effects,
+    reach,
+    inputs,
+    nesting,
+    atomic,
+    atomic_everywhere,
+    compiled,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,14 +36,12 @@ class FaultAt(TorchDispatchMode):
     """
 
     def __init__(self, problem: Problem, at: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.problem = problem
         self.at = at
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.problem.closing and func.namespace != "profiler":
             self.count += 1
             if self.count == self.at:
@@ -188,7 +186,7 @@ def _fail_in(module: Module, method: str, at: int) -> None:
     setattr(module, method, failing)
 
 
-def _check_modules_fail(modules: list[Module]) -> bool:
+def _check_modules_fail(modules: Sequence[Module]) -> bool:
     """Takes up to three steps, one of which is to fail; False if none did."""
     problem = make_problem(SHAPES)
     try:

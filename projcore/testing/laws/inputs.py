@@ -11,7 +11,7 @@ from projcore.errors import ProjcoreError
 from projcore.testing.law import NotApplicable, ensure, ensure_close, ensure_equal, law, listed
 from projcore.testing.laws.resume import ensure_same_memory
 from projcore.testing.problem import Problem, make_problem
-from projcore.testing.run import make_optimizer, memory, take_steps, train
+from projcore.testing.run import make_optimizer, remembered, take_steps, train
 from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-12  # between two float64 runs of a few steps that sum in another order
@@ -116,7 +116,7 @@ def _check_missing(subject: Subject) -> None:
     mend = "Return as many tensors as given, and keep to those of this step's states."
     for missing in ({1}, {0, 3}, set(), {2, 4}, set(range(5))):
         problem.missing = frozenset(missing)
-        before, kept = problem.point(), memory(optimizer)
+        before, kept = problem.point(), remembered(optimizer)
         kept = [{k: v.clone() if isinstance(v, Tensor) else v for k, v in m.items()} for m in kept]
         take_steps(problem, optimizer, 1)
         for i in missing:
@@ -125,7 +125,7 @@ def _check_missing(subject: Subject) -> None:
             )
             if apart and kept[i]:
                 what = "At a parameter without a gradient"
-                ensure_same_memory([memory(optimizer)[i]], [kept[i]], what, mend)
+                ensure_same_memory([remembered(optimizer)[i]], [kept[i]], what, mend)
         ensure(
             all(bool(torch.isfinite(p).all()) for p in problem.params),
             "With some gradients missing a parameter is not finite.",

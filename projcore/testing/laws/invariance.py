@@ -56,7 +56,10 @@ def invariance(subject: Subject) -> None:
         )
     recipe, planned = (
         train(
-            make_problem(), [subject.around(Momentum(), UnitNorm(), Moments(), Scale())], STEPS, plan
+            make_problem(),
+            [subject.around(Momentum(), UnitNorm(), Moments(), Scale())],
+            STEPS,
+            plan,
         )
         for plan in (False, True)
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from projcore import Optimizer
 from projcore.testing.law import ensure, law
 from projcore.testing.problem import Problem, make_problem
-from projcore.testing.run import make_optimizer, memory, take_steps
+from projcore.testing.run import make_optimizer, remembered, take_steps
 from projcore.testing.subject import Subject
 
 
-@law(name="memory")
-def memory_law(subject: Subject) -> None:
+@law()
+def memory(subject: Subject) -> None:
     """Memory is tensors and numbers under plain names, made at the first step whatever comes.
 
     Names have no dots and no slashes, because checkpoints split at them. Every parameter has its
@@ -20,7 +21,7 @@ def memory_law(subject: Subject) -> None:
     """
     full, partial = make_problem(), make_problem()
     partial.missing = frozenset({1, 3})
-    entries = [memory(_after_a_step(problem, subject)) for problem in (full, partial)]
+    entries = [remembered(_after_a_step(problem, subject)) for problem in (full, partial)]
     for i, (one, other) in enumerate(zip(*entries, strict=True)):
         for key, value in one.items():
             ensure(
@@ -43,7 +44,7 @@ def memory_law(subject: Subject) -> None:
         )
 
 
-def _after_a_step(problem: Problem, subject: Subject):  # type: ignore[no-untyped-def]
+def _after_a_step(problem: Problem, subject: Subject) -> Optimizer:
     optimizer = make_optimizer(problem, subject.chain())
     take_steps(problem, optimizer, 1)
     return optimizer

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from projcore import Module
 from projcore.errors import ArgumentError, ProjcoreError
 from projcore.testing.law import Violation, ensure_close, ensure_equal, law
-from projcore.testing.parts import Merge, Mix, Momentum, Scale, ScaleByTable
+from projcore.testing.parts import Mix, Momentum, Scale, ScaleByTable
 from projcore.testing.problem import Problem, make_problem
 from projcore.testing.run import make_optimizer, take_steps
 from projcore.testing.subject import Subject

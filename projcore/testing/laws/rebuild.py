@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import projcore
+from projcore import Module, registry
 from projcore.testing.law import NotApplicable, ensure, ensure_equal, law
+from projcore.testing.parts import Scale
 from projcore.testing.problem import make_problem
 from projcore.testing.run import train
-from projcore.testing.subject import Subject
+from projcore.testing.subject import Subject, as_subjects
 
 
 @law()
@@ -17,12 +21,10 @@ def rebuild(subject: Subject) -> None:
     modules = subject.chain()
     original = subject.pick(modules)
     if subject.kind == "projection":
-        from projcore.core import Chain
-
-        known = next(iter(_known_module()), None)
+        known = next(_known_modules(), None)
         if known is None:
             raise NotApplicable("no module is registered to stand inside it")
-        original = subject.around(Chain(known))
+        original = subject.around(known)
     text = str(original)
     again = projcore.build(text)
     if len(again.children) == 1 and type(again) is not type(original):
@@ -33,17 +35,13 @@ def rebuild(subject: Subject) -> None:
     if original.final:
         chains = [[original], [again]]
     else:
-        from projcore.testing.parts import Scale
-
         chains = [[original, Scale()], [again, Scale()]]
     one, other = (train(make_problem(), chain, 2) for chain in chains)
     ensure_equal(other, one, f"What {text!r} builds does something else", mend)
 
 
-def _known_module():  # type: ignore[no-untyped-def]
-    from projcore import registry
-    from projcore.testing.subject import as_subjects
-
+def _known_modules() -> Iterator[Module]:
+    """Yields registered modules that can stand anywhere."""
     for component in registry.components("module"):
         for subject in as_subjects(component):
             module = subject.build()

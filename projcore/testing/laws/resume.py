@@ -14,7 +14,7 @@ from projcore.errors import ArgumentError
 from projcore.testing.law import ensure, ensure_equal, law
 from projcore.testing.parts import Merge, Mix, Scalars
 from projcore.testing.problem import Problem, make_problem
-from projcore.testing.run import make_optimizer, memory, take_steps
+from projcore.testing.run import make_optimizer, remembered, take_steps
 from projcore.testing.subject import Subject
 
 STEPS = 3
@@ -55,7 +55,7 @@ def resume(subject: Subject) -> None:
         ensure_equal(
             take_steps(again, other, STEPS), expected, f"Resuming {name} is not bitwise", mend
         )
-        ensure_same_memory(memory(other), memory(optimizer), f"After resuming {name}", mend)
+        ensure_same_memory(remembered(other), remembered(optimizer), f"After resuming {name}", mend)
 
 
 def ensure_same_memory(

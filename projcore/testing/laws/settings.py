@@ -12,8 +12,8 @@ from projcore.testing.run import make_optimizer
 from projcore.testing.subject import Subject
 
 
-@law(name="settings")
-def settings_law(subject: Subject) -> None:
+@law()
+def settings(subject: Subject) -> None:
     """A key that is no setting is refused, and NaN too wherever a number is expected.
 
     In a parameter group, and NaN in the constructor; with a `ProjcoreError`.

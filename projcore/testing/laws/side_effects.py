@@ -19,7 +19,7 @@ from projcore.testing.laws.resume import ensure_same_memory
 from projcore.testing.map import Map
 from projcore.testing.parts import Spy
 from projcore.testing.problem import Problem, make_problem
-from projcore.testing.run import make_optimizer, maps, memory
+from projcore.testing.run import make_optimizer, maps, remembered
 from projcore.testing.subject import Subject
 
 READ_ONLY = "What it is given is read-only: make a new tensor, and write into its own state only."
@@ -74,9 +74,7 @@ def _check_steps(subject: Subject, dtype: torch.dtype) -> None:
                 f"A step moved the storage of parameter {i}.",
                 "Never use set_ or .data.",
             )
-            ensure(
-                parameter.requires_grad, f"Parameter {i} no longer requires grad.", READ_ONLY
-            )
+            ensure(parameter.requires_grad, f"Parameter {i} no longer requires grad.", READ_ONLY)
         ensure_equal(
             [p.grad for p in problem.params if p.grad is not None],
             copies,
@@ -92,7 +90,7 @@ def _check_steps(subject: Subject, dtype: torch.dtype) -> None:
                     "Detach it.",
                 )
             spy.seen.clear()
-    for entries in memory(optimizer):
+    for entries in remembered(optimizer):
         for key, value in entries.items():
             ensure(
                 not isinstance(value, Tensor) or not value.requires_grad,
@@ -160,12 +158,25 @@ def same_state(made: Map, what: str) -> Iterator[None]:
 @contextmanager
 def same_surroundings() -> Iterator[None]:
     """Raises on leaving if a global random state or a default of torch changed."""
-    before = _surroundings()
-    yield
-    for name, value in _surroundings().items():
-        same = (
-            torch.equal(value, before[name]) if isinstance(value, Tensor) else value == before[name]
-        )
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        # An earlier check may have left the states where a bad component would put them again.
+        torch.manual_seed(17)
+        random.seed(17)
+        if numpy is not None:
+            numpy.random.seed(17)
+        before = _surroundings()
+        try:
+            yield
+            after = _surroundings()
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+    for name, value in after.items():
+        old = before.get(name, value)
+        same = torch.equal(value, old) if isinstance(value, Tensor) else value == old
         ensure(
             same,
             f"It changed {name}.",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Optimizer, Settings, Transform, scalar
-from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, suggest
+from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, ProjcoreError, suggest
 
 # What one element of the step depends on, for torch's own; "all" is safe for every other.
 ELEMENTWISE = frozenset(
@@ -90,6 +90,8 @@ class TorchOptim(Transform):
         try:
             with torch.random.fork_rng(devices):
                 self._step([zeros], [zeros], nodes, [settings])
+        except ProjcoreError:
+            raise
         except (NotImplementedError, RuntimeError):
             if not tensor.is_meta:
                 raise

@@ -36,6 +36,7 @@ class WeightDecay(Transform):
     Cost: one pass over the update and the parameters; none, eager, where it is 0.
 
     Example:
+        >>> import torch
         >>> from projcore import Optimizer
         >>> from projcore.modules import LR, Adam
         >>> model = torch.nn.Linear(3, 2)

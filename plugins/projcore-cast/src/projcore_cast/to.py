@@ -101,7 +101,10 @@ class To(ProjectionBase):
         current: str,
     ) -> list[Tensor]:
         if self.master and current == "params":
-            return [state["master"] for state in states]
+            return [
+                self._current_master(state["master"], tensor)
+                for state, tensor in zip(states, tensors, strict=True)
+            ]
         return [self._cast(tensor) for tensor in tensors]
 
     def unproject(

@@ -20,7 +20,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum({_key(storage): storage.nbytes() for storage in storages}.values())
 
 
-class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class PeakMemory(TorchDispatchMode):
     """Counts the bytes of the tensors made inside the ``with`` block that are alive at once.
 
     Each result of a torch operation is followed from its making to the release of its storage, so

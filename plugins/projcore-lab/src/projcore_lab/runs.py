@@ -143,7 +143,7 @@ class Closure:
             loss = self._task.loss(self._model, self.batch)
         if backward:
             self._model.zero_grad(set_to_none=not self.keep_grads)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         self.evaluations += 1
         self.backwards += backward
         self.seconds += perf_counter() - start

@@ -1,0 +1,181 @@
+"""Clipping, normalization and sign against torch's own functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from projcore import Module, Optimizer
+from projcore.errors import ArgumentError
+from projcore.modules import LR, ClipNorm, ClipValue, Normalize, Sign
+from projcore.projections import ScalarProjection, VectorProjection
+
+ORDERS: list[Any] = [1, 2.0, 3, "inf"]
+
+
+def gradients(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    random = torch.Generator().manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(4, 3), (5,), (), (0, 2)]
+    made = [torch.randn(shape, generator=random, dtype=dtype) for shape in shapes]
+    return [made[0].t(), *made[1:]]
+
+
+def update(grads: Sequence[Tensor], *modules: Module) -> list[Tensor]:
+    """Returns what modules make of gradients."""
+    params = [torch.zeros_like(grad, requires_grad=True) for grad in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad.clone()
+    Optimizer(params, *modules).step()
+    for param, grad in zip(params, grads, strict=True):
+        torch.testing.assert_close(param.grad, grad, rtol=0, atol=0)  # not written
+    return [-param.detach() for param in params]
+
+
+def clipped(grads: Sequence[Tensor], max_norm: float, order: Any) -> list[Tensor]:
+    params = [torch.zeros_like(grad, requires_grad=True) for grad in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad.clone()
+    torch.nn.utils.clip_grad_norm_(params, max_norm, order)
+    return [param.grad for param in params if param.grad is not None]
+
+
+def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    torch.testing.assert_close(list(ours), list(theirs), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_clip_norm(order: Any, max_norm: float, dtype: torch.dtype) -> None:
+    grads = gradients(dtype)
+    if order == "inf":
+        grads = grads[:-1]  # torch has no largest element of an empty tensor
+    close(update(grads, ClipNorm(max_norm, order)), clipped(grads, max_norm, order))
+
+
+def test_clip_norm_at_the_bound() -> None:
+    # The 1e-6 of torch scales a norm of exactly the bound.
+    (result,) = update([torch.ones(1, dtype=torch.float64)], ClipNorm(1.0))
+    assert float(result) == 1 / (1 + 1e-6)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_clip_norm_per_tensor(order: Any) -> None:
+    grads = gradients()
+    expected = [clipped([g], 0.5, order)[0] for g in grads[:-1]]
+    close(update(grads, ClipNorm(0.5, order, per_tensor=True)), [*expected, grads[-1]])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_normalize(order: Any) -> None:
+    grads = gradients()
+    expected = [
+        torch.nn.functional.normalize(g.reshape(-1), float(order), dim=0).reshape(g.shape)
+        for g in grads[:-1]
+    ]
+    close(update(grads, Normalize(order)), [*expected, grads[-1]])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_normalize_all(order: Any) -> None:
+    grads = gradients()
+    merged = torch.cat([g.reshape(-1) for g in grads])
+    expected = merged / torch.linalg.vector_norm(merged, float(order))
+    result = update(grads, Normalize(order, per_tensor=False))
+    close([torch.cat([r.reshape(-1) for r in result])], [expected])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_normalize_zeros(dtype: torch.dtype) -> None:
+    for module in (Normalize(), Normalize(per_tensor=False)):
+        (result,) = update([torch.zeros(3, dtype=dtype)], module)
+        torch.testing.assert_close(result, torch.zeros(3, dtype=dtype), rtol=0, atol=0)
+
+
+def test_normalize_below_eps() -> None:
+    (result,) = update([torch.tensor([3e-3, 4e-3], dtype=torch.float64)], Normalize(eps=0.01))
+    close([result], [torch.tensor([0.3, 0.4], dtype=torch.float64)])
+
+
+WIDE: list[Module] = [
+    ClipNorm(0.5),
+    ClipNorm(0.5, 1, per_tensor=True),
+    Normalize(),
+    Normalize(3, per_tensor=False),
+    Normalize("inf"),
+]
+
+
+@pytest.mark.parametrize("module", WIDE, ids=str)
+def test_in_a_vector_all_is_one_tensor(module: Any) -> None:
+    grads = gradients()
+    merged = update([torch.cat([g.reshape(-1) for g in grads])], module)
+    result = update(grads, VectorProjection([module]))
+    close([torch.cat([r.reshape(-1) for r in result])], merged)
+
+
+@pytest.mark.parametrize("module", WIDE, ids=str)
+def test_in_scalars_each_is_a_tensor(module: Any) -> None:
+    grads = gradients()
+    numbers = [x for g in grads for x in g.reshape(-1)]
+    result = update(grads, ScalarProjection([module]))
+    expected = torch.stack(update(numbers, module))
+    close([torch.cat([r.reshape(-1) for r in result])], [expected])
+
+
+@pytest.mark.parametrize("module", [ClipNorm(0.5, per_tensor=True), Normalize(1)], ids=str)
+def test_batches(module: Any) -> None:
+    # Items of a batch are independent: as if each were given alone.
+    batch = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (result,) = module.apply([batch], None, None, None, [{}], [module.defaults], batch_dims=1)
+    items = module.apply(
+        list(batch), None, None, None, [{}] * 6, [module.defaults] * 6, batch_dims=0
+    )
+    close(list(result), items)
+
+
+def test_clip_value() -> None:
+    grads = gradients()
+    close(update(grads, ClipValue(0.3)), [g.clamp(-0.3, 0.3) for g in grads])
+
+
+def test_sign() -> None:
+    grads = gradients()
+    close(update(grads, Sign()), [g.sign() for g in grads])
+
+
+@pytest.mark.parametrize("module", [ClipValue(0.3), Sign()], ids=str)
+def test_complex_numbers_as_pairs(module: Any) -> None:
+    grads = gradients(torch.complex128)
+    expected = update([torch.view_as_real(g) for g in grads], module)
+    result = update([g.conj() for g in grads], module)
+    close(result, [torch.view_as_complex(e.contiguous()).conj() for e in expected])
+
+
+def test_groups_that_disagree() -> None:
+    params = [torch.zeros(2, requires_grad=True) for _ in range(2)]
+    groups = [{"params": params[0], "max_norm": 0.5}, {"params": params[1]}]
+    for param in params:
+        param.grad = torch.ones(2)
+    with pytest.raises(ArgumentError, match=r"max_norm is 0\.5 in one and 1\.0 in another"):
+        Optimizer(groups, ClipNorm(1.0), LR(0.1)).step()
+    Optimizer(groups, ClipNorm(1.0, per_tensor=True), LR(0.1)).step()
+
+
+def test_gradients_that_are_missing_do_not_count() -> None:
+    params = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    params[1].grad = torch.tensor([3.0, 4.0])
+    Optimizer(params, ClipNorm(1.0), LR(1.0)).step()
+    torch.testing.assert_close(params[1].detach(), torch.tensor([-0.6, -0.8]))
+
+
+def test_norms_that_are_not_finite() -> None:
+    grads = [torch.tensor([1.0, math.inf]), torch.ones(1)]
+    torch.testing.assert_close(
+        update(grads, ClipNorm(1.0)), clipped(grads, 1.0, 2.0), equal_nan=True
+    )

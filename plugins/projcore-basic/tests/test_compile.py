@@ -1,0 +1,79 @@
+"""Update functions trace into one graph, with settings and counts as tensors, and equal eager."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from projcore import Transform
+from projcore.modules import LR, ClipNorm, ClipValue, HeavyBall, Normalize, Sign, WeightDecay
+
+SHAPES: list[tuple[int, ...]] = [(5, 3), (4,)]
+
+MODULES: dict[str, Transform] = {
+    "lr": LR(0.1),
+    "heavy ball": HeavyBall(0.9),
+    "dampening": HeavyBall(0.9, 0.3),
+    "nesterov": HeavyBall(0.9, nesterov=True),
+    "weight decay": WeightDecay(0.1),
+    "clip norm": ClipNorm(0.5),
+    "clip norm per tensor": ClipNorm(0.5, 3, per_tensor=True),
+    "clip value": ClipValue(0.3),
+    "normalize": Normalize(),
+    "normalize all": Normalize(1, per_tensor=False),
+    "sign": Sign(),
+}
+
+Memory = dict[str, list[dict[str, Any]]]
+Values = dict[str, dict[str, Any]]
+
+
+def apply_all(tensors: list[Tensor], memory: Memory, settings: Values) -> dict[str, list[Tensor]]:
+    params = [tensor + 1 for tensor in tensors]
+    return {
+        name: list(module.apply(tensors, params, None, None, memory[name], [settings[name]] * 2))
+        for name, module in MODULES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[tuple[Any, Any]]:
+    """Compiled and eager results and memory of all, after each of three steps."""
+    # One graph for all, because each takes seconds to compile.
+    compiled: Callable[..., Any] = torch.compile(apply_all, fullgraph=True)
+    zeros = [torch.zeros(shape) for shape in SHAPES]
+    ours = {
+        name: [module.init(tensor, module.defaults) for tensor in zeros]
+        for name, module in MODULES.items()
+    }
+    eager = copy.deepcopy(ours)
+    values = {name: dict(module.defaults) for name, module in MODULES.items()}
+    numbers = {
+        name: {key: torch.tensor(value, dtype=torch.float64) for key, value in settings.items()}
+        for name, settings in values.items()
+    }
+    random = torch.Generator().manual_seed(0)
+    collected = []
+    for step in range(3):
+        tensors = [torch.randn(shape, generator=random) for shape in SHAPES]
+        values["lr"]["lr"] = 0.1 / (1 + step)
+        numbers["lr"]["lr"].fill_(0.1 / (1 + step))  # a schedule must not recompile
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            result = compiled(tensors, ours, numbers)
+        pair = (result, ours), (apply_all(tensors, eager, values), eager)
+        collected.append(copy.deepcopy(pair))
+    return collected
+
+
+# torch says this of itself when its compiler is first imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.parametrize("name", MODULES)
+def test_compiled_equals_eager(name: str, runs: Any) -> None:
+    for (ours, memory), (eager, eager_memory) in runs:
+        torch.testing.assert_close(ours[name], eager[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(memory[name], eager_memory[name], rtol=1e-6, atol=1e-6)

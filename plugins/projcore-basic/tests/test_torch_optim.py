@@ -1,0 +1,274 @@
+"""TorchOptim(X) is X, bare and inside projections."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+import projcore
+from projcore import Optimizer
+from projcore.errors import ArgumentError, ArgumentTypeError, ContractError
+from projcore.modules import LR, ClipNorm, TorchOptim
+from projcore.projections import To, VectorProjection
+
+ELEMENTWISE: dict[str, dict[str, Any]] = {
+    "SGD": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "Adam": {"amsgrad": True, "weight_decay": 0.1},
+    "AdamW": {"betas": (0.8, 0.9)},
+    "NAdam": {"lr": 0.01, "decoupled_weight_decay": True, "weight_decay": 0.1},
+    "RAdam": {"lr": 0.01},
+    "RMSprop": {"centered": True, "momentum": 0.5},
+    "Adagrad": {"lr_decay": 0.1},
+    "Adadelta": {},
+    "Adamax": {"maximize": True, "lr": 1e-4},
+    "ASGD": {"t0": 10.0},
+    "Rprop": {"etas": (0.6, 1.1)},
+}
+
+
+def of(place: Any, name: Any, options: dict[str, Any]) -> Callable[[Any], Optimizer]:
+    return lambda params: Optimizer(params, *place([TorchOptim(name, options)]))
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_same_trajectory(name: str, place: Any, follow: Any, same: Any) -> None:
+    options = ELEMENTWISE[name]
+    reference = partial(getattr(torch.optim, name), **options)
+    same(follow(of(place, name, options), steps=60), follow(reference, steps=60))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
+def test_complex_numbers(name: str, complex_place: Any, follow: Any, same: Any) -> None:
+    options, how = ELEMENTWISE[name], {"dtype": torch.complex128, "steps": 30}
+    reference = partial(getattr(torch.optim, name), **options)
+    same(follow(of(complex_place, name, options), **how), follow(reference, **how))
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+def test_by_tensor(name: str) -> None:
+    start = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    params = [start.clone().requires_grad_() for _ in range(3)]
+    optimizers = [
+        getattr(torch.optim, name)([params[0]], lr=0.1),
+        Optimizer([params[1]], TorchOptim(name, {"lr": 0.1})),
+        Optimizer([params[2]], To([TorchOptim(name, {"lr": 0.1})], "float32")),
+    ]
+    for _ in range(20):
+        for param, optimizer in zip(params, optimizers, strict=True):
+            param.grad = param.detach() - 1
+            optimizer.step()
+    for param in params[1:]:
+        torch.testing.assert_close(param, params[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:To get the last learning rate:UserWarning")
+def test_groups_and_schedules(place: Any, follow: Any, same: Any) -> None:
+    how = {
+        "groups": [{"lr": 0.03}, {"eps": 1e-2}],
+        "steps": 60,
+        "schedule": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=[0.05, 0.1], total_steps=61
+        ),
+    }
+    same(follow(of(place, "Adam", {}), **how), follow(torch.optim.Adam, **how))
+
+
+def test_after_other_modules() -> None:
+    ours, theirs = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = Optimizer([ours], VectorProjection([ClipNorm(0.1)]), TorchOptim("SGD", {"lr": 0.5}))
+    reference = torch.optim.SGD([theirs], lr=0.5)
+    for param in (ours, theirs):
+        param.grad = torch.tensor([1.0, 2.0, 3.0])
+    optimizer.step()
+    torch.nn.utils.clip_grad_norm_([theirs], 0.1)
+    reference.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_large_tensors() -> None:
+    # Large enough to be run piece by piece.
+    ours, theirs = (torch.linspace(-1, 1, 400 * 500).reshape(400, 500) for _ in range(2))
+    pairs = [
+        (ours.requires_grad_(), Optimizer([ours], TorchOptim("SGD", {"momentum": 0.9, "lr": 0.1}))),
+        (theirs.requires_grad_(), torch.optim.SGD([theirs], momentum=0.9, lr=0.1)),
+    ]
+    for _ in range(3):
+        for param, optimizer in pairs:
+            param.grad = param.detach().cos()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE, "Adafactor", "Muon"])
+def test_resume_is_bitwise(name: str) -> None:
+    def make() -> tuple[torch.Tensor, Optimizer]:
+        weight = torch.linspace(-1, 1, 12).reshape(3, 4).t().requires_grad_()
+        options = ELEMENTWISE.get(name, {})
+        return weight, Optimizer([weight], To([TorchOptim(name, options)], "float32"))
+
+    def steps(weight: torch.Tensor, optimizer: Optimizer, count: int) -> None:
+        for _ in range(count):
+            weight.grad = weight.detach().cos()
+            optimizer.step()
+
+    straight, optimizer = make()
+    steps(straight, optimizer, 6)
+    weight, optimizer = make()
+    steps(weight, optimizer, 3)
+    file = io.BytesIO()
+    torch.save((weight.detach(), optimizer.state_dict()), file)
+    file.seek(0)
+    saved, state = torch.load(file, weights_only=True)
+    resumed, optimizer = make()
+    with torch.no_grad():
+        resumed.copy_(saved)
+    optimizer.load_state_dict(state)
+    steps(resumed, optimizer, 3)
+    torch.testing.assert_close(resumed, straight, rtol=0, atol=0)
+
+
+def test_memory_is_there_without_a_gradient() -> None:
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    params[0].grad = torch.ones(2)
+    optimizer = Optimizer(params, TorchOptim("Adam"))
+    optimizer.step()
+    first, second = (optimizer.state[param] for param in params)
+    assert list(first) == list(second)
+    assert (first["0/steps_taken"], second["0/steps_taken"]) == (1, 0)
+    # The first gradient that it gets is its first step.
+    params[1].grad = torch.full((2,), 5.0)
+    optimizer.step()
+    torch.testing.assert_close(params[1].detach(), torch.full((2,), 1 - 1e-3))
+
+
+def test_nothing_else_changes() -> None:
+    weight = torch.ones(2, 3).t().requires_grad_()
+    weight.grad = torch.full((3, 2), 2.0)
+    address, random = weight.data_ptr(), torch.get_rng_state()
+    options = {"momentum": 0.9, "nesterov": True, "foreach": True}  # it writes into gradients
+    optimizer = Optimizer([weight], TorchOptim("SGD", options))
+    optimizer.step()
+    torch.testing.assert_close(weight.grad, torch.full((3, 2), 2.0), rtol=0, atol=0)
+    assert weight.data_ptr() == address
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(
+        value.requires_grad
+        for value in optimizer.state[weight].values()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+class Counting(torch.optim.Optimizer):
+    """Keeps a number in its groups, as some optimizers do, and random state in its memory."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "k": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["k"] += 1
+            for param in group["params"]:
+                if param.grad is not None:
+                    self.state[param].setdefault("noise", torch.rand(()))
+                    param.sub_(param.grad * group["lr"] * group["k"])
+
+
+class Listing(torch.optim.SGD):
+    """Keeps what cannot be saved."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        for param in self.param_groups[0]["params"]:
+            self.state[param]["seen"] = [1]
+
+
+def test_numbers_in_groups_are_kept() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = Optimizer([weight], TorchOptim(Counting, {"lr": 1.0}))
+    for _ in range(3):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+    assert float(weight.detach()) == -(1 + 2 + 3)
+    other = torch.zeros(1, requires_grad=True)
+    resumed = Optimizer([other], TorchOptim(Counting, {"lr": 1.0}))
+    resumed.load_state_dict(optimizer.state_dict())
+    other.grad = torch.ones(1)
+    resumed.step()
+    assert float(other.detach()) == -4
+
+
+def test_making_memory_draws_no_random_numbers() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.ones(1)
+    torch.manual_seed(0)
+    expected = torch.rand(())
+    torch.manual_seed(0)
+    optimizer = Optimizer([weight], TorchOptim(Counting))
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[weight]["0/noise"], expected, rtol=0, atol=0)
+
+
+def test_memory_that_cannot_be_saved() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    with pytest.raises(ContractError, match="'seen', a list"):
+        Optimizer([weight], TorchOptim(Listing, {"lr": 0.1}))
+
+
+def test_scopes() -> None:
+    assert TorchOptim("Adam").scope == "element"
+    assert TorchOptim(torch.optim.Muon).scope == "tensor"
+    assert TorchOptim(Counting).scope == "all"
+
+
+def test_spec() -> None:
+    for given in ("SGD", torch.optim.SGD):
+        module = TorchOptim(given, {"lr": 0.1})
+        assert str(module) == "torch_optim('SGD', options={'lr': 0.1})"
+        assert str(projcore.build(str(module))) == str(module)
+    built = projcore.build({"torch_optim": {"optimizer": "Adam", "options": {"betas": [0.5, 0.6]}}})
+    assert built.defaults["betas"] == (0.5, 0.6)
+    assert "amsgrad" not in built.defaults
+
+
+def test_copies() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = Optimizer([weight], TorchOptim("Adam"), LR(1.0))
+    assert str(copy.deepcopy(optimizer)) == str(optimizer)
+    assert str(pickle.loads(pickle.dumps(optimizer))) == str(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("Adm",), ArgumentError, "Did you mean 'Adam'"),
+        (("Optimizer",), ArgumentError, "names no optimizer"),
+        (("LBFGS",), ArgumentError, "needs a closure"),
+        ((torch.optim.SparseAdam,), ArgumentError, "sparse"),
+        ((torch.nn.Linear,), ArgumentTypeError, "derived from torch.optim.Optimizer"),
+        ((torch.optim.Optimizer,), ArgumentTypeError, "derived from"),
+        ((3,), ArgumentTypeError, "was given 3"),
+        ((Optimizer,), ArgumentTypeError, "derived from"),
+        (("SGD", {"lr": -1.0}), ArgumentError, "Invalid learning rate"),
+        (("SGD", {"rate": 1.0}), ArgumentError, "rate"),
+        (("Adam", {"fused": True, "foreach": True}), ArgumentError, "fused"),
+    ],
+)
+def test_what_is_refused(arguments: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        TorchOptim(*arguments)
+
+
+def test_what_is_refused_when_the_optimizer_is_built() -> None:
+    weight = torch.zeros(3, requires_grad=True)
+    with pytest.raises(ArgumentError, match="Muon only supports 2D"):
+        Optimizer([weight], TorchOptim("Muon"))
+    with pytest.raises(ArgumentError, match="Invalid learning rate"):
+        Optimizer([{"params": [weight], "lr": -1.0}], TorchOptim("SGD"))

@@ -1,0 +1,52 @@
+"""Two processes under DistributedDataParallel train as one does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("ddp_worker.py")
+
+
+def launch(size: int, folder: Path, bucket_view: bool) -> list[dict[str, Any]]:
+    """Runs the worker in `size` processes; returns what each of them wrote."""
+    folder.mkdir()
+    files = [folder / f"{rank}.pt" for rank in range(size)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(size), str(folder / "meet"), str(file)]
+            + [str(int(bucket_view))],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, file in enumerate(files)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed part")
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    (alone,) = launch(1, tmp_path / "one", False)
+    for bucket_view in (False, True):
+        both = launch(2, tmp_path / f"two-{bucket_view}", bucket_view)
+        for each in both:
+            torch.testing.assert_close(each["params"], both[0]["params"], rtol=0, atol=0)
+            # Averages over processes are summed in another order.
+            torch.testing.assert_close(each["params"], alone["params"], rtol=1e-10, atol=1e-12)
+            for mine, theirs in zip(each["memory"], alone["memory"], strict=True):
+                torch.testing.assert_close(mine["state"], theirs["state"], rtol=1e-9, atol=1e-12)
+        means = [sum(losses) / 2 for losses in zip(*(e["losses"] for e in both), strict=True)]
+        torch.testing.assert_close(means, alone["losses"], rtol=1e-10, atol=1e-12)
+        assert both[0]["losses"] != both[1]["losses"]

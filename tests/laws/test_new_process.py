@@ -1,0 +1,46 @@
+"""Resuming in a new process, for everything that is registered."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+SCRIPT = Path(__file__).with_name("resuming.py")
+REASONS = ("must reach the parameters as it is", "imaginary part would be lost")
+
+
+def test_resume_is_bitwise_in_a_new_process(tmp_path):
+    path = tmp_path / "saved.pt"
+    script = runpy.run_path(str(SCRIPT))
+    names, refused = script["save"](str(path))
+
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), str(path)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == []
+
+    modules, projections = script["subjects"]("module"), script["subjects"]("projection")
+    assert len(names) > len(modules) * (1 + len(projections))
+    for subject in (*modules, *projections):
+        assert any(name.startswith(subject.name) or f" in {subject.name}" in name for name in names)
+    for reason in refused:
+        assert any(known in reason for known in REASONS), reason
+
+
+def test_a_difference_is_seen(tmp_path):
+    path = tmp_path / "saved.pt"
+    script = runpy.run_path(str(SCRIPT))
+    script["save"].__globals__["cases"] = lambda: [
+        ("a", lambda: [script["Momentum"](), script["Scale"]()])
+    ]
+    script["save"](str(path))
+    saved = torch.load(path, weights_only=True)
+    for entry in saved.values():
+        entry["optimizer"]["state"][0]["0/momentum_buffer"].mul_(1.5)
+    torch.save(saved, path)
+    assert len(list(script["resume"](str(path)))) == len(saved) == 3
