@@ -57,7 +57,10 @@ def describe(optimizer: Optimizer) -> str:
     for row in rows:
         depth = row.path.count("/modules/")
         plan.append((row.path, "  " * depth + _head(row), _shapes(row.shapes)))
-    return f"{_table(parameters)}\n\n{_table(plan)}"
+    mode = "compiled" if optimizer.compiles else "eager"
+    if optimizer.compile and not optimizer.compiles:
+        mode += ", because a module evaluates the loss"
+    return f"{_table(parameters)}\n\n{_table(plan)}\n\nSteps run {mode}."
 
 
 def count_bytes(memory: Mapping[str, Any]) -> int:

@@ -219,6 +219,12 @@ class Transform(Module):
         params, grads, loss = facts(self.needs, objective)
         result = list(self.apply(update, params, grads, loss, nodes, settings, **extra))
         check_result(self, update, result)
+        for given, tensor in zip(update, result, strict=True):
+            if tensor.is_complex() and not given.is_complex():
+                raise ContractError(
+                    f"{type(self).__name__} returned a complex tensor for a real one. A module "
+                    "keeps the numbers real. Correct its apply."
+                )
         return [
             # A 0-d tensor times a 0-d setting of more bits has more bits than the tensor had.
             tensor if tensor.dtype == given.dtype else tensor.to(given.dtype)

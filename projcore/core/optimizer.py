@@ -32,7 +32,8 @@ class Optimizer(torch.optim.Optimizer):
         params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         compile: Whether to run the step through `torch.compile`. The first step, which creates the
-            memory, runs eagerly.
+            memory, runs eagerly, and so do all steps of a chain that evaluates the loss, whose loop
+            depends on what it finds. `describe` says which it is.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
@@ -108,6 +109,11 @@ class Optimizer(torch.optim.Optimizer):
         """The facts that the modules need; with ``"closure"``, step() must be given one."""
         return self.module.total_needs
 
+    @property
+    def compiles(self) -> bool:
+        """Whether steps are compiled: if asked for, and no module evaluates the loss."""
+        return self.compile and "closure" not in self.needs
+
     @torch.no_grad()
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Performs one step.
@@ -159,7 +165,7 @@ class Optimizer(torch.optim.Optimizer):
             closure,
             self._elide,
         )
-        if self.compile and self._warm:
+        if self.compiles and self._warm:
             if self._compiled is None:
                 self._compiled = torch.compile(_compute_and_write)
             self._compiled(self.module, inputs, self._tensor_table(), trees)

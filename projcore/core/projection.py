@@ -217,6 +217,13 @@ class ProjectionBase(Module):
     # What the kernel does with it.
 
     @property
+    def chain(self) -> Chain:
+        """The modules inside."""
+        chain = self.children[INNER]
+        assert isinstance(chain, Chain)
+        return chain
+
+    @property
     def total_scope(self) -> Scope:
         inner = self.children[INNER].total_scope
         return "element" if self.layout and inner == "element" else super().total_scope
@@ -240,11 +247,9 @@ class ProjectionBase(Module):
             return result
         if not (self.layout and self.project_update and objective.elide):
             return self._through(None, update, objective, state)
-        chain = self.children[INNER]
-        assert isinstance(chain, Chain)
         for elementwise, names in self.segments:
             if elementwise:
-                update = chain.run(names, update, objective, state.child(INNER))
+                update = self.chain.run(names, update, objective, state.child(INNER))
             else:
                 update = self._through(names, update, objective, state)
         return update
@@ -265,13 +270,11 @@ class ProjectionBase(Module):
             return
         rows.append(Row(state.path, self, [tuple(tensor.shape) for tensor in projected]))
         inner, memory = ProjectedObjective(crossing, projected), crossing.memory(state)
-        chain = self.children[INNER]
-        assert isinstance(chain, Chain)
         for elementwise, names in self.segments:
             if elementwise and objective.elide and self.project_update:
-                chain.prepare_some(names, objective, state.child(INNER), rows)
+                self.chain.prepare_some(names, objective, state.child(INNER), rows)
             else:
-                chain.prepare_some(names, inner, memory, rows)
+                self.chain.prepare_some(names, inner, memory, rows)
 
     def _through(
         self,
@@ -282,17 +285,14 @@ class ProjectionBase(Module):
     ) -> list[Tensor]:
         """Runs modules of the chain (all, or those named) in the projected space."""
         crossing = Crossing(self, objective, state)
-        crossing.check_applies()
         crossing.refresh(update)
         if self.project_update:
             projected = crossing.down(update, "update")
         else:
             projected = crossing.down(objective.grads, "grads")
         inner = ProjectedObjective(crossing, projected)
-        chain = self.children[INNER]
-        assert isinstance(chain, Chain)
         memory = crossing.memory(state)
-        result = chain.run(names or chain.children, projected, inner, memory)
+        result = self.chain.run(names or self.chain.children, projected, inner, memory)
         return crossing.combine(update, projected, result)
 
 
@@ -339,7 +339,7 @@ class Crossing:
 
     def refresh(self, update: list[Tensor]) -> None:
         """Lets the projection learn its map, and carries the memory inside over to it."""
-        if not overrides(self.projection, "refresh"):
+        if not self.applied or not overrides(self.projection, "refresh"):
             return
         tensors = self._pick(update)
         new = self.projection.refresh(tensors, *self.facts(), self.states, self.settings)
@@ -350,6 +350,9 @@ class Crossing:
 
     def down(self, tensors: list[Tensor], current: Current) -> list[Tensor]:
         """Returns tensors of the space in the projected space; those not projected as they are."""
+        if not self.applied:
+            self.origins = [[i] for i in range(self.count)]
+            return list(tensors)
         chosen = self._pick(tensors)
         projected = self.projection.project(
             chosen, *self.facts(), self.states, self.settings, current
@@ -381,6 +384,8 @@ class Crossing:
 
     def up(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
         """Returns tensors of the projected space in the space outside."""
+        if not self.applied:
+            return list(tensors)
         projected = self.projected(tensors)
         full = self.projection.unproject(
             projected[0] if self.stacked else projected,
@@ -395,7 +400,7 @@ class Crossing:
         self, update: list[Tensor], projected: list[Tensor], result: list[Tensor]
     ) -> list[Tensor]:
         """Returns the full update, made from what came in and what the modules inside returned."""
-        if not overrides(self.projection, "combine"):
+        if not self.applied or not overrides(self.projection, "combine"):
             return self.up(result, "update")
         full = self.projection.combine(
             self._pick(update),

@@ -23,7 +23,7 @@ def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Node | No
     if projection.policy == "keep" or not has_memory:
         _write(crossing, new)
     elif projection.policy == "reset":
-        every = projection.scope == "all" or projection.children[INNER].total_scope == "all"
+        every = projection.scope == "all" or projection.chain.total_scope == "all"
         for node, entries in zip(crossing.states, new, strict=True):
             if entries is not None or every:
                 for key in _inner_keys(node):
@@ -66,7 +66,7 @@ def _transport(crossing: Crossing, update: list[Tensor], new: Sequence[Node | No
             result[i] = tensor
         return result
 
-    _carry(projection.children[INNER], crossing.memory(crossing.state), old, current, move)
+    _carry(projection.chain, crossing.memory(crossing.state), old, current, move)
 
 
 def _carry(module: Module, state: State, old: Objective, new: Objective, move: Move) -> None:
@@ -126,8 +126,7 @@ def _carry_nested(
     projection: ProjectionBase, state: State, old: Objective, new: Objective, move: Move
 ) -> None:
     """Moves what is inside a projection: out of it by its map, over, and back in."""
-    chain = projection.children[INNER]
-    assert isinstance(chain, Chain)
+    chain = projection.chain
     segments = projection.segments if old.elide else [(False, list(chain.children))]
     for elementwise, names in segments:
         if elementwise:

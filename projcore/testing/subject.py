@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -46,13 +47,14 @@ class Subject:
     def build(self, **changes: Any) -> Module:
         """Returns a new module, with some of its arguments changed."""
         make: Any = self.cls
-        return cast("Module", make(**{**self.example, **changes}))
+        return cast("Module", make(**{**deepcopy(dict(self.example)), **changes}))
 
     def around(self, *modules: Module, **changes: Any) -> ProjectionBase:
         """Returns a new projection around modules; it hands all facts in."""
         accepted = inspect.signature(self.cls.__init__).parameters
         flags = [name for name in ("project_params", "project_grad") if name in accepted]
-        arguments = {**dict.fromkeys(flags, True), **self.example, **changes}
+        example = deepcopy(dict(self.example))  # a class may change what it is given
+        arguments = {**dict.fromkeys(flags, True), **example, **changes}
         make: Any = self.cls
         return cast("ProjectionBase", make(modules=list(modules), **arguments))
 

@@ -1,6 +1,6 @@
-"""One of several processes of test_ddp.py: trains a model under DistributedDataParallel.
+"""One of the processes of test_ddp.py: trains a model alone and under DistributedDataParallel.
 
-Arguments: rank, number of processes, a file to meet at, a file to write to, bucket view (0 or 1).
+Arguments: rank, number of processes, a file to meet at, a file to write to.
 """
 
 from __future__ import annotations
@@ -56,10 +56,13 @@ def train(rank: int, size: int, bucket_view: bool) -> dict[str, object]:
 if __name__ == "__main__":
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
-    if size > 1:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size
-        )
-    torch.save(train(rank, size, sys.argv[5] == "1"), sys.argv[4])
-    if size > 1:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size
+    )
+    results = {
+        "alone": train(0, 1, False),
+        "copied": train(rank, size, False),
+        "viewed": train(rank, size, True),
+    }
+    torch.save(results, sys.argv[4])
+    torch.distributed.destroy_process_group()

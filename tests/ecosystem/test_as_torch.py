@@ -6,6 +6,8 @@ import copy
 import gc
 import io
 import pickle
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -302,3 +304,12 @@ def test_two_optimizers_of_one_model(network: Any, train: Any, close: Any) -> No
         first.step()
         second.step()
     close(model, reference)
+
+
+def test_importing_does_not_import_the_compiler() -> None:
+    """It takes as long as the rest of torch together."""
+    code = "import sys, projcore; projcore.Optimizer; print('torch._dynamo' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"

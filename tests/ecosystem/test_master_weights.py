@@ -149,7 +149,7 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("case", FOLLOWED)
-def test_nothing_may_follow(case: str, make_one: Any = None) -> None:
+def test_nothing_may_follow(case: str) -> None:
     with pytest.raises(errors.ArgumentError, match=r"(?s)follows .*to\(.*Put .* inside it"):
         Optimizer([Parameter(torch.ones(2))], FOLLOWED[case]())
 

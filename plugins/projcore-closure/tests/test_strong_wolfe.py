@@ -240,7 +240,8 @@ def test_without_a_direction_nothing_moves_and_nothing_is_evaluated(make, search
 
 @pytest.mark.parametrize("search", [StrongWolfe, Backtracking])
 @pytest.mark.parametrize("gradient", [0.0, float("nan"), -1.0])
-def test_never_rises(search, gradient):
+@pytest.mark.parametrize("beyond", [math.nan, math.inf, -math.inf])
+def test_never_rises(search, gradient, beyond):
     """Whatever the gradient says, and where the loss is not finite at most points."""
     weight = Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
     optimizer = Optimizer([weight], search(max_evaluations=8))
@@ -251,7 +252,7 @@ def test_never_rises(search, gradient):
         calls += 1
         weight.grad = torch.full_like(weight, gradient)
         far = float((weight.detach() - torch.tensor([1.0, 2.0])).abs().sum())
-        return torch.tensor(math.nan if far > 0.3 else far)
+        return torch.tensor(beyond if far > 0.3 else far)
 
     for _ in range(3):
         optimizer.step(closure)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from projcore.cli import main
 
@@ -27,13 +28,19 @@ class Result:
         return self.folder / "compare.png"
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Such small work is slower on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def compare(tmp_path, capsys):
     def run(*arguments: str) -> Result:
-        options = ["--output", str(tmp_path / "out")]
-        if "--threads" not in arguments:
-            options += ["--threads", "1"]  # such small work is slower on several
-        code = main(["compare", *arguments, *options])
+        code = main(["compare", *arguments, "--output", str(tmp_path / "out")])
         return Result(code, "".join(capsys.readouterr()), tmp_path / "out")
 
     return run

@@ -14,14 +14,15 @@ from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-6
 STEPS = 4
+SHAPES = ((4, 3), (5,))
 
 
 @law(slow=True)
 def compiled(subject: Subject) -> None:
     """``Optimizer(..., compile=True)`` leads where the eager one leads, to 1e-6."""
-    eager = train(make_problem(), subject.chain(), STEPS)
+    eager = train(make_problem(SHAPES), subject.chain(), STEPS)
     torch.compiler.reset()
-    problem = make_problem()
+    problem = make_problem(SHAPES)
     optimizer = Optimizer(problem.params, *subject.chain(), compile=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own

@@ -130,7 +130,7 @@ class TorchOptim(Transform):
         inner = self._make(groups, self.options)
         before = [dict(group) for group in inner.param_groups]
         for leaf, state in zip(leaves, states, strict=True):
-            if state.get(STEPS):
+            if True:
                 inner.state[leaf] = {
                     key: value
                     for key, value in state.items()

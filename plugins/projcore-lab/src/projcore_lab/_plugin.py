@@ -46,7 +46,8 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
     )
     parser.add_argument("--steps", type=_count, help="training steps (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
-    parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
+    # One thread: results are then those of any machine, and what else runs there disturbs less.
+    parser.add_argument("--threads", type=_count, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--lr", type=_rate, help="learning rate of all that have one")
     parser.add_argument(
         "--tune", action="store_true", help="first find each learning rate in short runs"

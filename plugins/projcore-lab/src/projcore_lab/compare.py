@@ -36,7 +36,7 @@ def compare(arguments: Namespace) -> int:
         ArgumentError: If anything given is refused; then nothing was trained or written.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(arguments.threads or threads)
+    torch.set_num_threads(arguments.threads)
     try:
         task = make_task(arguments)
         contenders = lineup(arguments.spec, task, arguments.lr)

@@ -213,7 +213,7 @@ def _title(comparison: Comparison) -> str:
     settings = comparison.settings
     lines = [
         f"{comparison.task.name}: {comparison.task.description}",
-        f"{settings['steps']} steps, seed {settings['seed']}, {settings['threads']} threads",
+        f"{settings['steps']} steps, seed {settings['seed']}, threads: {settings['threads']}",
     ]
     lines += [
         "Dashes of several colours are one curve (apart by less than 2 %): "
