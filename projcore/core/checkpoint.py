@@ -104,15 +104,15 @@ def _check_complete(i: int, entries: Mapping[str, Any], expected: Mapping[str, A
 def _check_anchors(
     parameters: list[Tensor], state: Mapping[Tensor, Any], expected: list[dict[str, Any]]
 ) -> None:
-    """Raises if memory of a merged space was lost because its first parameter is frozen."""
+    """Raises if memory of a merged space was lost with its first parameter."""
     kept = {module_path(key) for entries in state.values() for key in entries}
     for i, (parameter, entries) in enumerate(zip(parameters, expected, strict=True)):
         lost = sorted({module_path(key) for key in entries} - kept)
-        if lost and not parameter.requires_grad and not state.get(parameter):
+        if lost and parameter not in state:
             raise CheckpointError(
                 f"The state dict lacks the memory of the module at {lost[0]!r}, which is kept with "
-                f"parameter {i}. That parameter is frozen, and torch's distributed checkpointing "
-                "leaves out frozen parameters. Save with requires_grad=True, or order it last."
+                f"parameter {i}. If that is frozen: torch's distributed checkpointing leaves out "
+                "frozen parameters. Save it with requires_grad=True, or order it last."
             )
 
 

@@ -108,7 +108,6 @@ class RootObjective(Objective):
             return [_NO_SETTINGS] * len(self.groups)
         return [values[group] for group in self.groups]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
         if self._closure is None:
             raise StepError(

@@ -60,6 +60,7 @@ class Optimizer(torch.optim.Optimizer):
         self._scalars: dict[tuple[Any, ...], Tensor]
         self._names = SettingNames(self.module)
         self._elide = True
+        self._built = False
         self._reset_plan()
         groups = list(_as_iterable(params))
         if not groups:
@@ -74,18 +75,20 @@ class Optimizer(torch.optim.Optimizer):
                 "Pass some."
             )
         outline(self, self.param_groups)
+        self._built = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, which may override settings; checked before it is added."""
         if isinstance(param_group, dict):
             param_group = dict(param_group)
             tensors = self._check_group(param_group)
-            if self.state:
+            if self._built:
                 added = {**self._names.defaults, **param_group, "params": tensors}
                 expected = outline(self, [*self.param_groups, added])
-                checkpoint.drop_outgrown(self, self._names, expected)
             param_group[SIGNATURE] = checkpoint.signature(self.module)
         super().add_param_group(param_group)
+        if self._built:
+            checkpoint.drop_outgrown(self, self._names, expected)
         self._reset_plan()
 
     def _check_group(self, group: dict[str, Any]) -> list[Any]:
@@ -234,6 +237,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._names = SettingNames(self.module)
+        self._built = True
         self.defaults = dict(self._names.defaults)  # torch adds a key of its own
         self._reset_plan()
 

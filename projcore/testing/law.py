@@ -127,8 +127,15 @@ def ensure_equal(
     actual: Sequence[Tensor], expected: Sequence[Tensor], what: str, mend: str
 ) -> None:
     """Raises unless two lists agree in every bit."""
+    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        ensure(same_bits(one, other), f"{what}: tensor {i} differs.", mend)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bits; a NaN may equal another."""
     import torch
 
-    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
-        same = one.dtype == other.dtype and torch.equal(one, other)
-        ensure(same, f"{what}: tensor {i} differs.", mend)
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    bits = [t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (one, other)]
+    return torch.equal(*bits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,18 +46,14 @@ class Scale(Transform):
         return list(torch._foreach_mul(tensors, settings[0]["lr"]))
 
 
-class ScaleByTable(Transform):
-    """Multiplies the update by a factor for each step, read from a table."""
+class Factor(Transform):
+    """Multiplies the update by its attribute `factor`, which a check sets from step to step."""
 
     scope = "element"
-    kinds = {"count": "scalar"}
 
-    def __init__(self, table: Sequence[float]) -> None:
-        self.table = table
+    def __init__(self) -> None:
+        self.factor = 1.0
         super().__init__()
-
-    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        return {"count": 0}
 
     def apply(
         self,
@@ -68,10 +64,7 @@ class ScaleByTable(Transform):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        factors = [self.table[int(state["count"])] for state in states]
-        for state in states:
-            state["count"] += 1
-        return [tensor * factor for tensor, factor in zip(tensors, factors, strict=True)]
+        return [tensor * self.factor for tensor in tensors]
 
 
 class Momentum(Transform):

@@ -94,7 +94,7 @@ def shaped(vector: Tensor, like: Iterable[Tensor]) -> list[Tensor]:
         shape = (*tensor.shape, 2) if tensor.is_complex() else tensor.shape
         count = tensor.numel() * (2 if tensor.is_complex() else 1)
         part = vector[start : start + count].reshape(shape)
-        part = torch.view_as_complex(part.contiguous()) if tensor.is_complex() else part
+        part = torch.view_as_complex(part.clone()) if tensor.is_complex() else part
         result.append(part.to(tensor.dtype))
         start += count
     return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from projcore import registry
@@ -136,6 +138,19 @@ def test_a_plugin_without_hooks_is_a_failure(installed, plugin, found):
     installed.append(found("empty", plugin()))
     with pytest.warns(PluginWarning, match="implements no hook"):
         registry.components()
+
+
+def test_a_name_that_is_taken_fails_and_leaves_the_first_alone(installed, plugin, found):
+    first = plugin(modules={"one": "a:One"}).implement("projcore_doctor", lambda: ["still here"])
+    again = found("dist", plugin(modules={"two": "a:Two"}), "dist")
+    installed += [found("dist", first, "dist"), replace_entry_point(again, "another._plugin")]
+    with pytest.warns(PluginWarning, match="ValueError: Plugin name already registered"):
+        assert [each.qualified for each in registry.components()] == ["dist:one"]
+    assert [result for _, result, _ in registry.manager.call("projcore_doctor")] == [["still here"]]
+
+
+def replace_entry_point(found, entry_point):
+    return replace(found, plugin=replace(found.plugin, entry_point=entry_point))
 
 
 def test_an_unknown_hook_is_a_failure_with_the_nearest(installed, plugin, found):

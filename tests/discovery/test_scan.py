@@ -121,14 +121,14 @@ def test_what_pip_could_not_delete_is_ignored(site, good):
 
 
 def test_a_distribution_seen_twice_counts_once(site, good, tmp_path):
-    site.install("twice", good("thing"))
+    site.install("twice", good("thing"), entry_point="pair")
     second = tmp_path / "second"
     second.mkdir()
-    type(site)(second).install("twice", good("thing"), version="2.0")
+    type(site)(second).install("twice", good("thing"), version="2.0", entry_point="pair")
     path = f"{site.path}:{second}"
     plugins, components = statuses(site, PYTHONPATH=path)
-    assert plugins["twice"][1:3] == ["1.0", "loaded"]
-    assert components.count("twice:thing") == 1
+    assert plugins["pair"][1:3] == ["1.0", "loaded"]
+    assert components.count("pair:thing") == 1
 
 
 def test_a_zoo_of_bad_plugins_harms_nobody(site, good):

@@ -213,6 +213,14 @@ def test_modules_may_stand_in_json():
     assert build([module, "plain"]).modules[0] is module
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["anything([1, 2])", "anything(value=(1, 2))", {"anything": [1, 2]}, {"anything": (1, 2)}],
+)
+def test_a_list_of_numbers_becomes_a_tuple(spec):
+    assert build(spec).arguments == {"value": (1, 2)}
+
+
 @pytest.mark.parametrize("name", ["plain", "parts:plain"])
 def test_a_name_alone_needs_no_parentheses(name):
     assert type(build(name)) is Plain

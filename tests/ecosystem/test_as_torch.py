@@ -277,6 +277,57 @@ def test_grad_mode_is_left_alone(chain: str, network: Any, closure_of: Any) -> N
         assert not any(isinstance(v, torch.Tensor) and v.requires_grad for v in entries.values())
 
 
+def test_steps_within_the_backward_pass(network: Any, train: Any, equal: Any) -> None:
+    """An optimizer for each parameter, which steps as soon as its gradient is there."""
+    model, plain = network(), network()
+    optimizers = {param: Optimizer([param], Adam(), LR(0.1)) for param in model.parameters()}
+
+    def take(param: torch.nn.Parameter) -> None:
+        optimizers[param].step()
+        param.grad = None
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(take)
+    whole = Optimizer(plain.parameters(), Adam(), LR(0.1))
+    for step in range(4):
+        train(plain, whole, [step])
+        inputs = torch.randn(8, 3, dtype=torch.float64, generator=torch.manual_seed(step))
+        (model(inputs) - inputs[:, :2].sin()).square().mean().backward()
+    assert equal(model, plain)
+
+
+@chains
+def test_gradients_that_have_a_graph_of_their_own(chain: str, network: Any) -> None:
+    model = network()
+    optimizer = Optimizer(model.parameters(), *CHAINS[chain]())
+
+    def closure() -> Any:
+        loss = model(torch.ones(1, 3, dtype=torch.float64)).square().sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        for param, grad in zip(model.parameters(), grads, strict=True):
+            param.grad = grad
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    for entries in optimizer.state.values():
+        assert not any(isinstance(v, torch.Tensor) and v.requires_grad for v in entries.values())
+    assert all(param.is_leaf for param in model.parameters())
+
+
+def test_copies_once_a_schedule_has_wrapped_the_step(network: Any, train: Any) -> None:
+    model = network()
+    optimizer = Optimizer(model.parameters(), *CHAINS["vector"]())
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    train(model, optimizer, range(1), schedule)
+    copies = copy.deepcopy((model, optimizer, schedule))
+    train(copies[0], copies[1], range(1, 3), copies[2])
+    assert copies[1].param_groups[0]["lr"] == pytest.approx(0.01)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    model, optimizer = by_pickle((model, optimizer))
+    train(model, optimizer, range(1))
+
+
 def test_averaged_models(network: Any, train: Any) -> None:
     model = network()
     average = torch.optim.swa_utils.AveragedModel(model)

@@ -213,14 +213,20 @@ GROUPS = {
         "several dtypes: torch.float32, torch.float64.*To",
     ),
     "no dict": ([OTHER], TypeError, "dict"),
+    "names beside no names": ({"params": [("other", OTHER)]}, ValueError, "name"),
+    "a set": ({"params": {OTHER}}, TypeError, "order"),
 }
 
 
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("elide", [False, True])
 @pytest.mark.parametrize("case", GROUPS)
-def test_late_groups(case: str, snapshot: Any, same: Any) -> None:
+def test_late_groups(case: str, elide: bool, stepped: bool, snapshot: Any, same: Any) -> None:
     optimizer = Optimizer([ONE], VectorProjection([ClipNorm(1.0), Adam()]), LR(0.1))
+    optimizer._elide = elide
     ONE.grad = torch.ones_like(ONE)
-    optimizer.step()
+    if stepped:
+        optimizer.step()
     before = snapshot(optimizer)
     group, error, message = GROUPS[case]
     with pytest.raises(error, match=f"(?s){message}"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Optimizer
+from projcore import Optimizer, Transform, common
 from projcore.modules import (
     LBFGS,
     LR,
@@ -109,12 +109,21 @@ def test_one_graph_compiled_once(chain: str, make: Any, run: Any, backend: Count
     close(compiled, eager)
 
 
+class Breaking(Transform):
+    """Cannot be traced."""
+
+    scope = "element"
+
+    def apply(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        torch._dynamo.graph_break()
+        return tensors
+
+
 def test_a_break_of_the_graph_is_seen(make: Any, run: Any, backend: Counting) -> None:
-    optimizer = Optimizer(make(), VectorProjection([LBFGS(), Backtracking()]), compile=True)
-    params = params_of(optimizer)
-    optimizer.step(closure_of(params))
+    optimizer = Optimizer(make(), Breaking(), LR(0.1), compile=True)
+    run(optimizer, range(1))
     with pytest.raises(torch._dynamo.exc.Unsupported):
-        optimizer.step(closure_of(params))
+        run(optimizer, range(1, 2))
 
 
 @pytest.mark.parametrize("chain", ["adam in a vector", "clipped", "scalars"])
@@ -126,6 +135,32 @@ def test_groups(chain: str, make: Any, run: Any, backend: Counting) -> None:
             run(optimizer, range(step, step + 1))
     assert len(backend.graphs) == 1
     close(compiled, eager)
+
+
+class Wide(Transform):
+    """Works on all tensors at once, with a setting of any kind."""
+
+    scope = "all"
+
+    def __init__(self, value: Any) -> None:
+        super().__init__({"value": value})
+
+    def apply(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        common(self, facts[4])
+        return list(tensors)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(0.5, 0.25), (1, 2), [0.5], 1000, "text", True, None, 0.5, torch.tensor(0.5)],
+    ids=repr,
+)
+def test_equal_settings_of_two_groups(value: Any, make: Any, run: Any, backend: Counting) -> None:
+    groups = [{"params": [param], "value": deepcopy(value)} for param in make((2,), (3,))]
+    chain = [Wide(deepcopy(value)), LR(0.1)]
+    optimizer = Optimizer(groups, *chain, compile=True)
+    run(optimizer, range(3))
+    assert len(backend.graphs) == 1
 
 
 def test_groups_that_disagree_are_refused_as_in_eager(make: Any, run: Any, lenient: None) -> None:
@@ -217,16 +252,19 @@ def test_a_new_closure_at_each_step(make: Any, backend: Counting) -> None:
         lambda: [ClipValue(10.0), VectorProjection([Backtracking(0.1)]), HeavyBall(0.5)],
     ],
 )
-def test_closure_modules(chain: Any, make: Any, lenient: None) -> None:
-    """They evaluate in Python, also when torch has given up compiling them anew."""
+def test_closure_modules_run_eagerly(chain: Any, make: Any, backend: Counting) -> None:
+    """Their loops depend on what they find."""
     results = []
     for compiled in (True, False):
         params = make((3, 2), (4,), (), dtype=torch.float64)
         optimizer = Optimizer(params, *chain(), compile=compiled)
+        assert not optimizer.compiles
         for _ in range(6):
             optimizer.step(closure_of(params))
-        results.append(optimizer)
-    close(*results)
+        results.append(params)
+        assert ("because a module evaluates the loss" in optimizer.describe()) == compiled
+    assert all(map(torch.equal, *results))
+    assert not backend.graphs
 
 
 def test_copies_compile_for_themselves(make: Any, run: Any, backend: Counting) -> None:
@@ -238,6 +276,20 @@ def test_copies_compile_for_themselves(make: Any, run: Any, backend: Counting) -
     for optimizer in (other, eager):
         run(optimizer, range(3, 6))
     close(other, eager)
+
+
+def test_a_user_compiles_the_step(make: Any, feed: Any, lenient: None) -> None:
+    results = []
+    for compiled in (True, False):
+        params = make((3, 2), (4,))
+        optimizer = Optimizer(params, *CHAINS["clipped"]())
+        take = torch.compile(optimizer.step) if compiled else optimizer.step
+        for step in range(4):
+            feed(params, step)
+            take()
+        results.append(params)
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
 def test_with_inductor(make: Any, run: Any) -> None:

@@ -28,14 +28,6 @@ class Counting(Momentum):
         return super().apply(*args)
 
 
-class Appending(Momentum):
-    """Changes the argument that it was given."""
-
-    def __init__(self, weights):
-        weights.append(1.0)
-        super().__init__()
-
-
 class Unchecked(Momentum):
     """Takes anything for a number."""
 
@@ -185,18 +177,6 @@ class Contiguous(Scale):
 
     def apply(self, tensors, params, grads, loss, states, settings):
         return [(t.view(-1) * settings[0]["lr"]).view(t.shape) for t in tensors]
-
-
-class FloatCounter(Scale):
-    """Counts in a 0-d float64 tensor, which a compiled step does not write."""
-
-    def init(self, tensor, settings):
-        return {"step": torch.zeros((), dtype=torch.float64)}
-
-    def apply(self, tensors, params, grads, loss, states, settings):
-        for state in states:
-            state["step"] += 1
-        return [t / s["step"].to(t.dtype) for t, s in zip(tensors, states, strict=True)]
 
 
 class DropLast(ProjectionBase):

@@ -10,79 +10,72 @@ import pytest
 import torch
 from torch import Tensor
 
-from projcore_adaptive.adagrad import adagrad_update
-from projcore_adaptive.adam import adam_update
-from projcore_adaptive.lion import lion_update
-from projcore_adaptive.rmsprop import rmsprop_update
+from projcore import Transform
+from projcore.modules import Adagrad, Adam, AdamW, Lion, RMSprop
 
 SHAPES: list[tuple[int, ...]] = [(5, 3), (4,)]
 
-
-def zeros() -> list[Tensor]:
-    return [torch.zeros(shape) for shape in SHAPES]
-
-
-def counts() -> list[Tensor]:
-    return [torch.zeros((), dtype=torch.int64) for _ in SHAPES]
-
-
-# The function, its memory, and its settings.
-CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]], list[float]]] = {
-    "adam": (
-        adam_update,
-        lambda: [zeros(), zeros(), None, counts()],
-        [0.9, 0.99, 1e-8],
-    ),
-    "amsgrad": (
-        adam_update,
-        lambda: [zeros(), zeros(), zeros(), counts()],
-        [0.9, 0.99, 1e-8],
-    ),
-    "rmsprop": (rmsprop_update, lambda: [zeros(), zeros()], [0.9, 1e-3]),
-    "adagrad": (adagrad_update, lambda: [zeros(), counts()], [0.1, 1e-8]),
-    "lion": (lion_update, lambda: [zeros()], [0.9, 0.99]),
+MODULES: dict[str, Transform] = {
+    "adam": Adam(),
+    "amsgrad": Adam((0.8, 0.9), 1e-3, amsgrad=True),
+    "adamw": AdamW(weight_decay=0.1),
+    "rmsprop": RMSprop(0.9),
+    "rmsprop centered momentum": RMSprop(0.9, 1e-3, centered=True, momentum=0.5),
+    "adagrad": Adagrad(lr_decay=0.1),
+    "lion": Lion(),
 }
 
+Memory = dict[str, list[dict[str, Any]]]
+Values = dict[str, dict[str, Any]]
+
+
+def apply_all(tensors: list[Tensor], memory: Memory, settings: Values) -> dict[str, list[Tensor]]:
+    params = [tensor + 1 for tensor in tensors]
+    return {
+        name: list(module.apply(tensors, params, None, None, memory[name], [settings[name]] * 2))
+        for name, module in MODULES.items()
+    }
+
+
+def as_tensors(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(as_tensors(item) for item in value)
+    return torch.tensor(value, dtype=torch.float64)
+
 
 @pytest.fixture(scope="module")
-def compiled() -> Callable[..., dict[str, list[Tensor]]]:
-    """All functions in one graph, because each graph takes seconds to compile."""
-
-    def run(
-        tensors: list[Tensor], memory: dict[str, list[Any]], numbers: dict[str, list[Any]]
-    ) -> dict[str, list[Tensor]]:
-        return {name: CASES[name][0](tensors, *memory[name], *numbers[name]) for name in CASES}
-
-    return torch.compile(run, fullgraph=True)
-
-
-@pytest.fixture(scope="module")
-def runs(compiled: Any) -> dict[str, list[tuple[Any, Any]]]:
-    """For each function, its compiled and eager results and memory after each of three steps."""
-    ours = {name: case[1]() for name, case in CASES.items()}
-    eager = {name: case[1]() for name, case in CASES.items()}
+def runs() -> list[tuple[Any, Any]]:
+    """Compiled and eager results and memory of all, after each of three steps."""
+    # One graph for all, because each takes seconds to compile.
+    compiled: Callable[..., Any] = torch.compile(apply_all, fullgraph=True)
+    zeros = [torch.zeros(shape) for shape in SHAPES]
+    ours = {
+        name: [module.init(tensor, module.defaults) for tensor in zeros]
+        for name, module in MODULES.items()
+    }
+    eager = copy.deepcopy(ours)
+    values = {name: dict(module.defaults) for name, module in MODULES.items()}
     numbers = {
-        name: [torch.tensor(value, dtype=torch.float64) for value in case[2]]
-        for name, case in CASES.items()
+        name: {key: as_tensors(value) for key, value in settings.items()}
+        for name, settings in values.items()
     }
     random = torch.Generator().manual_seed(0)
-    collected: dict[str, list[tuple[Any, Any]]] = {name: [] for name in CASES}
+    collected = []
     for step in range(3):
         tensors = [torch.randn(shape, generator=random) for shape in SHAPES]
-        for values, (_, _, settings) in zip(numbers.values(), CASES.values(), strict=True):
-            values[0].fill_(settings[0] * (1 - 0.01 * step))  # a schedule must not recompile
+        values["adam"]["betas"] = (0.9 - 0.1 * step, 0.999)
+        numbers["adam"]["betas"][0].fill_(0.9 - 0.1 * step)  # a schedule must not recompile
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
-            results = compiled(tensors, ours, numbers)
-        for name, (function, _, _) in CASES.items():
-            expected = function(tensors, *eager[name], *[x.item() for x in numbers[name]])
-            pair = (results[name], ours[name]), (expected, eager[name])
-            collected[name].append(copy.deepcopy(pair))
+            result = compiled(tensors, ours, numbers)
+        pair = (result, ours), (apply_all(tensors, eager, values), eager)
+        collected.append(copy.deepcopy(pair))
     return collected
 
 
 # torch says this of itself when its compiler is first imported.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MODULES)
 def test_compiled_equals_eager(name: str, runs: Any) -> None:
-    for ours, eager in runs[name]:
-        torch.testing.assert_close(ours, eager, rtol=1e-6, atol=1e-6)
+    for (ours, memory), (eager, eager_memory) in runs:
+        torch.testing.assert_close(ours[name], eager[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(memory[name], eager_memory[name], rtol=1e-6, atol=1e-6)

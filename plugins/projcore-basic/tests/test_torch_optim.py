@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -257,6 +258,8 @@ def test_copies() -> None:
         ((3,), ArgumentTypeError, "was given 3"),
         ((Optimizer,), ArgumentTypeError, "derived from"),
         (("SGD", {"lr": -1.0}), ArgumentError, "Invalid learning rate"),
+        (("SGD", {"lr": math.nan}), ArgumentError, "not NaN"),
+        (("Adam", {"betas": (0.9, math.nan)}), ArgumentError, "betas"),
         (("SGD", {"rate": 1.0}), ArgumentError, "rate"),
         (("Adam", {"fused": True, "foreach": True}), ArgumentError, "fused"),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from projcore import Optimizer, ProjectionBase
+from projcore import Module, Optimizer, ProjectionBase
 from projcore.modules import LBFGS, Backtracking, StrongWolfe
 from projcore.projections import To, VectorProjection
 
@@ -138,21 +138,36 @@ def test_a_failure_at_any_operation_is_undone(make, place, search):
     assert same(bits(problem, optimizer), after)
 
 
+class Fuse(Module):
+    """Raises while it is blown."""
+
+    blown = False
+
+    def step(self, update, objective, state):
+        if self.blown:
+            raise Injected
+        return update
+
+
 @everywhere
-def test_what_a_failed_step_wrote_is_never_read(make, place):
-    """After the fault the gradient is another, whose pair is refused; the old ones are intact."""
-    problem, twin = make(), make()
-    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(2), StrongWolfe()]))
-    other = Optimizer(twin.params, *PLACES[place]([LBFGS(2), StrongWolfe()]))
+@pytest.mark.parametrize("history_size", [1, 2, 3])
+def test_what_a_failed_step_wrote_is_never_read(make, place, history_size):
+    """The step fails after it made a pair. The next one has a gradient that makes none."""
+    problem, twin, fuse = make(), make(), Fuse()
+    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(history_size), fuse]))
+    other = Optimizer(twin.params, *PLACES[place]([LBFGS(history_size), fuse]))
     for _ in range(6):
         optimizer.step(problem.closure)
         other.step(twin.closure)
-    problem.fail_at = problem.calls + 2
-    with pytest.raises(RuntimeError, match="injected"):
+    before = [parameter.grad.clone() for parameter in problem.params]
+    fuse.blown = True
+    with pytest.raises(Injected):
         optimizer.step(problem.closure)
-    problem.sign = twin.sign = -1.0
-    optimizer.step(problem.closure)
-    other.step(twin.closure)
+    fuse.blown = False
+    for parameters, each in ((problem.params, optimizer), (twin.params, other)):
+        for parameter, grad in zip(parameters, before, strict=True):
+            parameter.grad = grad.clone()
+        each.step()
     assert same(problem.point(), twin.point())
 
 

@@ -14,7 +14,7 @@ from projcore.errors import ArgumentError, ArgumentTypeError, NeedsError, StepEr
 from projcore.modules import LBFGS, Backtracking, StrongWolfe
 from projcore.projections import To, VectorProjection
 from projcore_closure._line_search import Trial
-from projcore_closure.strong_wolfe import cubic_minimum, strong_wolfe
+from projcore_closure.strong_wolfe import between, beyond, cubic_minimum, strong_wolfe
 
 
 class Function:
@@ -170,13 +170,35 @@ def test_without_a_step_the_result_is_zero():
 
 
 def test_gives_the_best_step_if_it_runs_out():
-    for seed in range(100):
-        for count in (1, 2, 3, 4):
-            function = Function(seed)
+    for seed in range(300):
+        for count in (1, 2, 3, 4, 5):
+            function, tried = Function(seed), [0.0]
             start = function(0.0)
-            step = strong_wolfe(function, start, 1.0, 1e-4, 1e-3, max_evaluations=count)
-            assert function.calls <= count + 1
-            assert function.value(step) <= start.value + 1e-4 * step * start.slope
+
+            def evaluate(step, function=function, tried=tried):
+                tried.append(step)
+                return function(step)
+
+            step = strong_wolfe(evaluate, start, 1.0, 0.1, 1e-3, max_evaluations=count)
+            assert len(tried) <= count + 1
+            enough = [a for a in tried if function.value(a) <= start.value + 0.1 * a * start.slope]
+            assert step == min(enough, key=function.value), seed
+
+
+def test_steps_stay_where_they_should():
+    """Beyond: 1 % to tenfold; between: a tenth of the width off the ends."""
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        near, far = np.sort(generator.uniform(0, 3, size=2))
+        one = Trial(near, generator.normal(), -abs(generator.normal()))
+        other = Trial(far, one.value - abs(generator.normal()), generator.normal())
+        left, right = near + 0.0999 * (far - near), far - 0.0999 * (far - near)
+        assert left < between(one, other) < right
+        assert left < between(other, one) < right
+        falling = other._replace(slope=-abs(other.slope))
+        assert far + 0.00999 * (far - near) < beyond(one, falling) <= 10 * far
+    nothing = Trial(2.0, math.inf, math.nan)
+    assert between(Trial(1.0, 0.0, -1.0), nothing) == 1.5
 
 
 class Times(Module):

@@ -200,6 +200,12 @@ def test_evaluations_are_counted(compare):
     assert lbfgs["checks"][-1]["evaluations"] == lbfgs["evaluations"]
 
 
+def test_specs_may_stand_before_and_after_options(compare):
+    for arguments in (["--steps", "1", "adam(); lr(1)"], ["adam(); lr(1)", "--steps", "1"]):
+        (run,) = compare("rosenbrock", *arguments).data["runs"]
+        assert (run["spec"], run["final"]["step"]) == ("adam(); lr(1)", 1)
+
+
 def test_bad_options_are_refused(compare, tmp_path, story):
     for options in (["--steps", "0"], ["--lr", "nan"], ["--threads", "-1"]):
         with pytest.raises(SystemExit, match="2"):

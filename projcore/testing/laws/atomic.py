@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from projcore import Module, Optimizer, ProjectionBase
 from projcore.errors import ProjcoreError
-from projcore.testing.law import ensure, ensure_equal, law
+from projcore.testing.law import ensure, ensure_equal, law, same_bits
 from projcore.testing.parts import Bomb, Failing
 from projcore.testing.problem import InjectedFault, Problem, make_problem
 from projcore.testing.run import make_optimizer, take_steps
@@ -88,9 +88,7 @@ def _check_operations(subject: Subject, most: float) -> str:
         for fault in faults:
             retried = _check_fault(problem, optimizer, fault)
             total += 1
-            exact += all(
-                torch.equal(one, other) for one, other in zip(retried, expected, strict=True)
-            )
+            exact += all(map(same_bits, retried, expected))
     return f"{exact} of {total} steps after a fault were bitwise the step without it"
 
 

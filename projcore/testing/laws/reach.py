@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from projcore import Module
 from projcore.errors import ArgumentError, ProjcoreError
 from projcore.testing.law import Violation, ensure_close, ensure_equal, law
-from projcore.testing.parts import Mix, Momentum, Scale, ScaleByTable
+from projcore.testing.parts import Factor, Mix, Momentum, Scale
 from projcore.testing.problem import Problem, make_problem
 from projcore.testing.run import make_optimizer, take_steps
 from projcore.testing.subject import Subject
@@ -29,7 +29,7 @@ def reach(subject: Subject) -> str | None:
     For each setting that is a constructor's argument: overridden in the group, bare and inside
     projections, it gives bitwise the run of a module built with that value. For a projection, so
     does the learning rate of a module inside, and a `LambdaLR` gives bitwise the run of a module
-    that reads the same factors from a table; tensors in groups that differ move as each would
+    that is told the same factors; tensors in groups that differ move as each would
     alone, or are refused with a sentence where they become one tensor.
     """
     untried = _check_settings(subject)
@@ -113,18 +113,19 @@ def _check_inside(subject: Subject) -> None:
 
 def _check_schedule(subject: Subject) -> None:
     factors = [1.0, 0.5, 0.25, 2.0]
-    table, scheduled = make_problem(), make_problem()
-    fixed = make_optimizer(
-        table, [subject.around(Momentum(), ScaleByTable([0.05 * factor for factor in factors]))]
-    )
+    told, scheduled = make_problem(), make_problem()
+    factor = Factor()
+    fixed = make_optimizer(told, [subject.around(Momentum(), factor)])
     optimizer = make_optimizer(scheduled, [subject.around(Momentum(), Scale(0.05))])
     scheduler = LambdaLR(optimizer, lambda step: factors[step])
-    for _ in range(STEPS):
+    for step in range(STEPS):
         optimizer.step(scheduled.closure)
         scheduler.step()
+        factor.factor = 0.05 * factors[step]
+        fixed.step(told.closure)
     ensure_close(
         scheduled.point(),
-        take_steps(table, fixed, STEPS),
+        told.point(),
         TOLERANCE,
         "A learning-rate schedule does not act inside",
         "Leave settings to the kernel: hand on what it gave.",

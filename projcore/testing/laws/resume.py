@@ -11,7 +11,7 @@ from torch import Tensor
 
 from projcore import Module
 from projcore.errors import ArgumentError
-from projcore.testing.law import ensure, ensure_equal, law
+from projcore.testing.law import ensure, ensure_equal, law, same_bits
 from projcore.testing.parts import Merge, Mix, Scalars
 from projcore.testing.problem import Problem, make_problem
 from projcore.testing.run import make_optimizer, remembered, take_steps
@@ -70,9 +70,7 @@ def ensure_same_memory(
         )
         for key, value in one.items():
             same = (
-                torch.equal(value, other[key]) and value.dtype == other[key].dtype
-                if isinstance(value, Tensor)
-                else value == other[key]
+                same_bits(value, other[key]) if isinstance(value, Tensor) else value == other[key]
             )
             ensure(same, f"{what} {key!r} of tensor {i} differs.", mend)
 

@@ -33,7 +33,7 @@ def projcore_register_modules(register: Register) -> None:
         summary="Divides by the root of the running mean of squared gradients.",
         paper="Tieleman & Hinton, 2012, Neural Networks for Machine Learning, lecture 6.5",
         tags=TAGS,
-        example={},
+        example=[{}, {"centered": True, "momentum": 0.9}],
     )
     register(
         "adagrad",
@@ -41,7 +41,7 @@ def projcore_register_modules(register: Register) -> None:
         summary="Divides by the root of the sum of squared gradients.",
         paper="Duchi, Hazan & Singer, 2011, JMLR 12",
         tags=TAGS,
-        example={},
+        example=[{}, {"lr_decay": 0.1}],
     )
     register(
         "lion",

@@ -43,7 +43,7 @@ def projcore_register_modules(register: Register) -> None:
         summary="Scales the update down where its norm is above a bound.",
         paper="arXiv:1211.5063",
         tags=("clipping",),
-        example={"max_norm": 1.0},
+        example=[{"max_norm": 1.0}, {"max_norm": 0.5, "norm_type": 1, "per_tensor": True}],
     )
     register(
         "clip_value",
@@ -58,7 +58,7 @@ def projcore_register_modules(register: Register) -> None:
         "projcore_basic:Normalize",
         summary="Scales the update to unit norm.",
         paper="arXiv:1507.02030",
-        example={},
+        example=[{}, {"ord": "inf"}, {"per_tensor": False}],
     )
     register(
         "sign",
@@ -71,5 +71,8 @@ def projcore_register_modules(register: Register) -> None:
         "torch_optim",
         "projcore_basic:TorchOptim",
         summary="Runs any optimizer class of torch.optim as a module.",
-        example={"optimizer": "SGD", "options": {"lr": 0.1}},
+        example=[
+            {"optimizer": "SGD", "options": {"lr": 0.1, "momentum": 0.9}},
+            {"optimizer": "Adam"},
+        ],
     )

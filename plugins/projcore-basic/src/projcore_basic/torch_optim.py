@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from projcore import Node, Optimizer, Settings, Transform, scalar
+from projcore import Node, Optimizer, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, ProjcoreError, suggest
 
 # What one element of the step depends on, for torch's own; "all" is safe for every other.
@@ -78,6 +78,10 @@ class TorchOptim(Transform):
         return {**given, "optimizer": self._name} if self._is_torchs else given
 
     def check(self, settings: Settings) -> None:
+        for name, value in settings.items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None:
+                    require(self, name, number)  # torch takes NaN
         known = {key: value for key, value in settings.items() if key in self._takes}
         self._make([torch.zeros(2, 2)], {**self.options, **known})
 
@@ -98,7 +102,8 @@ class TorchOptim(Transform):
             return {}  # it reads values, which a tensor without storage has not
         return {**nodes[0], STEPS: 0}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # As torch.optim does it; torch.compiler.disable would import the compiler, which takes seconds.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def apply(
         self,
         tensors: list[Tensor],
@@ -130,7 +135,7 @@ class TorchOptim(Transform):
         inner = self._make(groups, self.options)
         before = [dict(group) for group in inner.param_groups]
         for leaf, state in zip(leaves, states, strict=True):
-            if True:
+            if state.get(STEPS):
                 inner.state[leaf] = {
                     key: value
                     for key, value in state.items()

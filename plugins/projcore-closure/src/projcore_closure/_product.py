@@ -30,7 +30,7 @@ def dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
         torch.dot(_wide(flat(one)), _wide(flat(other)))
         for one, other in zip(ones, others, strict=True)
     ]
-    return sum(_numbers(parts))
+    return sum(_numbers(parts), 0.0)
 
 
 def peaks(tensors: Sequence[Tensor]) -> list[float]:
@@ -40,14 +40,16 @@ def peaks(tensors: Sequence[Tensor]) -> list[float]:
         >>> peaks([torch.tensor([1.0, -2.0]), torch.tensor(0.5), torch.tensor([])])
         [2.0, 0.5, 0.0]
     """
+    if not tensors:
+        return []
     filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
     return _numbers(list(torch._foreach_norm(filled, math.inf)))
 
 
 def _numbers(scalars: list[Tensor]) -> list[float]:
-    """Returns 0-d tensors as numbers; reads from the device once, not for each."""
-    if not scalars:
-        return []
+    """Returns 0-d tensors as numbers; reads from another device than the CPU once, not for each."""
+    if all(scalar.is_cpu for scalar in scalars):
+        return [scalar.item() for scalar in scalars]
     stacked = torch.stack([scalar.to(scalars[0].device, torch.float64) for scalar in scalars])
     numbers: list[float] = stacked.tolist()
     return numbers

@@ -63,8 +63,8 @@ class LBFGS(Module):
     bare and inside `VectorProjection`, where it is faster. For complex tensors they are
     :math:`\mathrm{Re}\langle x, y \rangle`. A parameter without a gradient counts as zero gradient.
     When tensors are added, or change their shape, dtype or device, it begins anew. When a
-    projection changes its map, no pair is made across the change; with ``transport`` earlier pairs
-    are carried over, with ``keep`` they stay as they are, which is rarely right.
+    projection changes its map, ``transport`` carries the pairs over, and none is made across the
+    change; ``keep`` leaves them as they are, which is rarely right.
 
     Args:
         history_size: How many pairs to keep, at least 1. Default 100, as in torch.
@@ -201,7 +201,9 @@ class LBFGS(Module):
 
 def rows(history: Tensor) -> tuple[Tensor, ...]:
     """Returns the entries of a history, each as a vector."""
-    return tuple(flat(row) for row in history.unbind(0))
+    if history.is_complex():
+        history = torch.view_as_real(history)
+    return history.reshape(len(history), history[0].numel()).unbind(0)
 
 
 def unflat(vector: Tensor, like: Tensor) -> Tensor:

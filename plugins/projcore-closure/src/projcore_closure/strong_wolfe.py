@@ -44,7 +44,7 @@ def strong_wolfe(
     # steps that satisfy the first condition, low is the best; the value falls from there on.
     for _ in range(max_evaluations):
         trial = evaluate(step)
-        before, old_width = low, math.inf if high is None else abs(high.step - low.step)
+        before = low
         if trial.value > start.value + c1 * step * start.slope or trial.value >= low.value:
             high = trial
         elif abs(trial.slope) <= -c2 * start.slope:
@@ -53,24 +53,20 @@ def strong_wolfe(
             if trial.slope * (1.0 if high is None else high.step - low.step) >= 0:
                 high = low
             low = trial
-        if high is None:
-            step = _beyond(before, low)
-            continue
-        width = abs(high.step - low.step)
-        if width <= min_width:
+        if high is not None and abs(high.step - low.step) <= min_width:
             break
-        step = _between(low, high) if width < old_width * 2 / 3 else (low.step + high.step) / 2
+        step = beyond(before, low) if high is None else between(low, high)
     return low.step
 
 
-def _beyond(before: Trial, low: Trial) -> float:
+def beyond(before: Trial, low: Trial) -> float:
     """Returns a greater step: where a cubic has its minimum, at most ten times as far."""
     least, most = low.step + 0.01 * (low.step - before.step), 10 * low.step
     minimum = cubic_minimum(before, low)
     return most if minimum is None or minimum < low.step else min(max(minimum, least), most)
 
 
-def _between(low: Trial, high: Trial) -> float:
+def between(low: Trial, high: Trial) -> float:
     """Returns a step inside: where a cubic has its minimum, a tenth of the width off the ends."""
     minimum = cubic_minimum(low, high)
     if minimum is None:

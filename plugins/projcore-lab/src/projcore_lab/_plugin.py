@@ -34,16 +34,23 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
     """Adds the command."""
     parser = subparsers.add_parser(
         "compare",
+        usage="%(prog)s TASK [SPEC ...] [options]",
         help="train a model with several optimizers, and compare them",
         description="Trains a model with several optimizers from the same weights on the same "
         "batches; shows a table and writes compare.json and compare.png.",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", choices=["text", "digits", "rosenbrock"], help="what to train")
     parser.add_argument(
-        "spec", nargs="*", help="optimizers: presets, or expressions such as 'adam(); lr(0.003)'"
+        "task",
+        choices=["text", "digits", "rosenbrock"],
+        metavar="task",
+        help="what to train: text, digits or rosenbrock",
     )
+    spec = parser.add_argument(
+        "spec", nargs="+", help="optimizers: presets, or expressions such as 'adam(); lr(0.003)'"
+    )
+    spec.required = False  # with "*", argparse would not take specs that follow an option
     parser.add_argument("--steps", type=_count, help="training steps (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
     # One thread: results are then those of any machine, and what else runs there disturbs less.

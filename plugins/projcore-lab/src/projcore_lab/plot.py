@@ -221,4 +221,4 @@ def _title(comparison: Comparison) -> str:
         for group in coincident(comparison.runs)
         if len(group) > 1
     ]
-    return "\n".join("\n".join(textwrap.wrap(line, 130)) for line in lines)
+    return "\n".join("\n".join(textwrap.wrap(line, 130, break_on_hyphens=False)) for line in lines)

@@ -15,7 +15,7 @@ def table(comparison: Comparison) -> Table:
     """Returns the table of all runs."""
     equal = comparison.equal_seconds
     accuracy = any(run.final and run.final.accuracy is not None for run in comparison.runs)
-    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=comparison.task.description)
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     result.add_column("optimizer", overflow="fold")
     headers = ["lr", "final\nloss", "best\nloss"]
     headers += ["accu-\nracy"] * accuracy
