@@ -13,7 +13,7 @@ from torch import Tensor
 from projcore.core.objective import Objective
 from projcore.core.settings import Settings
 from projcore.core.state import Node, State
-from projcore.errors import ArgumentTypeError, ContractError, SpecError
+from projcore.errors import ArgumentTypeError, ContractError
 
 Scope = Literal["element", "tensor", "all"]
 Need = Literal["params", "grads", "loss", "closure"]
@@ -90,7 +90,7 @@ class Module(ABC):
         """Creates memory where there is none yet, and returns the settings of each tensor."""
         settings = objective.settings(state.path)
         for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True):
-            if not node:
+            if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
                 node.update(self.init(tensor, values))
         return settings
 
@@ -124,11 +124,7 @@ class Module(ABC):
     def __str__(self) -> str:
         from projcore.spec import expression
 
-        try:
-            return expression(self)
-        except SpecError:  # an argument that no spec can hold; still fit to read
-            given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-            return f"{type(self).__name__}({given})"
+        return expression(self, strict=False)
 
     __repr__ = __str__
 

@@ -188,7 +188,8 @@ class Optimizer(torch.optim.Optimizer):
             values = [group[key] for group in self.param_groups]
             for i, value in enumerate(values):
                 first = next((j for j in range(i) if values[j] is value or values[j] == value), i)
-                groups[i][key] = self._as_tensor((first, key), value)
+                shared = groups[first].get(key)  # groups of equal value share its tensor
+                groups[i][key] = self._as_tensor((i, key), value) if first == i else shared
         return self._names.table(groups)
 
     def _as_tensor(self, key: tuple[Any, ...], value: Any) -> Any:

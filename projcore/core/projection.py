@@ -173,7 +173,8 @@ class ProjectionBase(Module):
         """Learns the map: returns the new states (None for those that stay), or None for no change.
 
         Called once a step, before anything crosses, so parameters, gradients and update cross by
-        the same map.
+        the same map. New states are a change of the map, which memory inside follows by `policy`;
+        what changes at each step without that, such as a count of steps, is written in place.
         """
         return None
 
@@ -194,8 +195,9 @@ class ProjectionBase(Module):
         if kind not in ("first", "second"):
             return None
         full = list(self.unproject(tensors, params, None, None, old_states, settings, "update"))
-        moved = list(self.project(full, params, None, None, new_states, settings, "update"))
-        return [tensor.abs() for tensor in moved] if kind == "second" else moved
+        projected = self.project(full, params, None, None, new_states, settings, "update")
+        moved = [projected] if isinstance(projected, Tensor) else list(projected)
+        return [_absolute(tensor) for tensor in moved] if kind == "second" else moved
 
     def combine(
         self,
@@ -236,15 +238,30 @@ class ProjectionBase(Module):
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         if objective.batch_dims and self.scope == "tensor":
             return run_items(self, update, objective, state)
-        active = objective.active
-        if active is not None and self.scope != "all" and self.learns:
-            result = list(update)
-            if active:
-                part = [update[i] for i in active]
-                done = self.step(part, objective.select(active), state.select(active))
-                for i, tensor in zip(active, done, strict=True):
-                    result[i] = tensor
-            return result
+        if objective.active is not None and self.scope != "all" and self.learns:
+            return self._step_without_idle(update, objective, state)
+        return self._step(update, objective, state)
+
+    def _step_without_idle(
+        self, update: list[Tensor], objective: Objective, state: State
+    ) -> list[Tensor]:
+        """Leaves out tensors that are projected but have no gradient to learn from."""
+        assert objective.active is not None
+        settings = objective.settings(state.path)
+        chosen = [
+            i
+            for i, tensor in enumerate(objective.template)
+            if i in objective.active or not self.applies(tensor, settings[i])
+        ]
+        result = list(update)
+        if chosen:
+            part = [update[i] for i in chosen]
+            done = self._step(part, objective.select(chosen), state.select(chosen))
+            for i, tensor in zip(chosen, done, strict=True):
+                result[i] = tensor
+        return result
+
+    def _step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         if not (self.layout and self.project_update and objective.elide):
             return self._through(None, update, objective, state)
         for elementwise, names in self.segments:
@@ -367,11 +384,8 @@ class Crossing:
                     f"tensors. A projection of scope {self.projection.scope!r} returns a list with "
                     'one for each. Correct it, or declare scope = "all".'
                 )
-            merged = list(tensors)
-            for i, tensor in zip(self.applied, result, strict=True):
-                merged[i] = tensor
             self.origins = [[i] for i in range(self.count)]
-            return merged
+            return self.inside(tensors, result)
         if self.stacked and self.passing:
             raise ContractError(
                 f"{type(self.projection).__name__}.project returned a stack, but does not apply to "
@@ -386,9 +400,8 @@ class Crossing:
         """Returns tensors of the projected space in the space outside."""
         if not self.applied:
             return list(tensors)
-        projected = self.projected(tensors)
         full = self.projection.unproject(
-            projected[0] if self.stacked else projected,
+            self.projected(tensors),
             *self.facts(),
             self.states,
             self.settings,
@@ -412,14 +425,32 @@ class Crossing:
         )
         return self._outside(result, full)
 
-    def projected(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Picks, of all tensors inside, those that were projected."""
+    def projected(self, tensors: Sequence[Tensor]) -> Any:
+        """Picks, of all tensors inside, those that were projected: a list, or the stack."""
+        if self.stacked:
+            return tensors[0]
         if self.projection.scope != "all":
             return [tensors[i] for i in self.applied]
         return list(tensors[: len(tensors) - len(self.passing)])
 
+    def inside(self, tensors: Sequence[Tensor], projected: list[Tensor]) -> list[Tensor]:
+        """Puts projected tensors in their places among all tensors inside."""
+        if self.projection.scope == "all":
+            return projected + list(tensors[len(projected) :])
+        result = list(tensors)
+        for i, tensor in zip(self.applied, projected, strict=True):
+            result[i] = tensor
+        return result
+
     def _outside(self, tensors: Sequence[Tensor], full: Iterable[Tensor]) -> list[Tensor]:
         result: list[Any] = [None] * self.count
+        full = list(full)
+        if len(full) != len(self.applied):
+            raise ContractError(
+                f"{type(self.projection).__name__} returned {len(full)} tensors from its space, "
+                f"for {len(self.applied)} that were projected. It returns one for each. Correct "
+                "its unproject or combine."
+            )
         for i, tensor in zip(self.applied, full, strict=True):
             result[i] = tensor
         passed = self.passing
@@ -540,6 +571,13 @@ def _take_apart(
     crossing = Crossing(_Items(objective), objective, state)
     items = crossing.down(update, "update")
     return crossing, items, state.inside("items", crossing.origins, state.path)
+
+
+def _absolute(tensor: Tensor) -> Tensor:
+    """The absolute value; of a complex tensor, that of each part, since they are two variances."""
+    if tensor.is_complex():
+        return torch.view_as_complex(torch.view_as_real(tensor).abs())
+    return tensor.abs()
 
 
 def overrides(projection: ProjectionBase, method: str) -> bool:

@@ -93,8 +93,11 @@ def common(owner: object, settings: Sequence[Settings]) -> Settings:
 
 
 def _equal(one: object, other: object) -> bool:
-    if one is other or torch.compiler.is_compiling():
-        return one is other  # there, groups share the tensor of a value that they share
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        # In a trace, groups share the tensor of a value that they share.
+        return one is other or (not torch.compiler.is_compiling() and bool(one == other))
     return bool(one == other)
 
 

@@ -19,54 +19,57 @@ Move = Callable[["list[Tensor]", Kind], "list[Tensor] | None"]
 def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Node | None]) -> None:
     """Gives a projection its new states, and treats the memory inside by its policy."""
     projection = crossing.projection
-    has_memory = any(_inner_keys(node) for node in crossing.states)
-    if projection.policy == "keep" or not has_memory:
+    wide_inside = projection.chain.total_scope == "all" or not crossing.objective.elide
+    wide = wide_inside or projection.scope == "all"
+    slots = list(zip(crossing.applied, crossing.states, new, strict=True))
+    # A tensor that has learnt no map yet has nothing to carry over.
+    newcomers = {i for i, node, entries in slots if entries and not entries.keys() <= node.keys()}
+    changed = [
+        i
+        for i, node, entries in slots
+        if entries is not None and (wide or (i not in newcomers and _inner_keys(node)))
+    ]
+    has_memory = any(_inner_keys(node) for node in crossing.state.nodes)
+    if projection.policy == "keep" or not changed or not has_memory:
         _write(crossing, new)
-    elif projection.policy == "reset":
-        every = projection.scope == "all" or projection.chain.total_scope == "all"
-        for node, entries in zip(crossing.states, new, strict=True):
-            if entries is not None or every:
-                for key in _inner_keys(node):
-                    del node[key]
+    elif projection.policy == "reset" or (wide and newcomers):
+        for i in range(crossing.count) if wide_inside else changed:
+            node = crossing.state.nodes[i]
+            for key in _inner_keys(node):
+                del node[key]
         _write(crossing, new)
+    elif wide:
+        _transport(crossing, crossing, update, new)
     else:
-        _transport(crossing, update, new)
+        part = Crossing(
+            projection, crossing.objective.select(changed), crossing.state.select(changed)
+        )
+        _transport(crossing, part, [update[i] for i in changed], new)
 
 
-def _transport(crossing: Crossing, update: list[Tensor], new: Sequence[Node | None]) -> None:
+def _transport(
+    crossing: Crossing, part: Crossing, update: list[Tensor], new: Sequence[Node | None]
+) -> None:
+    """Carries over the memory inside of some of the tensors."""
     projection = crossing.projection
     old_states = [
         {name: value for name, value in node.items() if not isinstance(value, dict)}
-        for node in crossing.states
+        for node in part.states
     ]
-    old = ProjectedObjective(crossing, crossing.down(update, "update"))
+    old = ProjectedObjective(part, part.down(update, "update"))
     _write(crossing, new)
-    current = ProjectedObjective(crossing, crossing.down(update, "update"))
-    everything = projection.scope == "all"
-    changed = [j for j, entries in enumerate(new) if entries is not None or everything]
-    params = crossing.facts()[0]
+    current = ProjectedObjective(part, part.down(update, "update"))
+    params = part.facts()[0]
 
     def move(tensors: list[Tensor], kind: Kind) -> list[Tensor] | None:
-        applied = list(range(len(tensors))) if everything else crossing.applied
-        slots = applied if everything else [applied[j] for j in changed]
-        if everything:
-            slots = slots[: len(tensors) - len(crossing.passing)]
         moved = projection.transport(
-            [tensors[i] for i in slots],
-            kind,
-            [params[j] for j in changed],
-            [old_states[j] for j in changed],
-            [crossing.states[j] for j in changed],
-            [crossing.settings[j] for j in changed],
+            part.projected(tensors), kind, params, old_states, part.states, part.settings
         )
         if moved is None:
             return None
-        result = list(tensors)
-        for i, tensor in zip(slots, moved, strict=True):
-            result[i] = tensor
-        return result
+        return part.inside(tensors, [moved] if isinstance(moved, Tensor) else list(moved))
 
-    _carry(projection.chain, crossing.memory(crossing.state), old, current, move)
+    _carry(projection.chain, part.memory(part.state), old, current, move)
 
 
 def _carry(module: Module, state: State, old: Objective, new: Objective, move: Move) -> None:
@@ -76,9 +79,9 @@ def _carry(module: Module, state: State, old: Objective, new: Objective, move: M
             _carry(child, state.child(name), old, new, move)
         return
     if not _carry_entries(module, state, move):
+        state.shared.clear()
         for node in state.nodes:
             node.clear()
-        state.shared.clear()
     elif isinstance(module, ProjectionBase):
         _carry_nested(module, state, old, new, move)
 

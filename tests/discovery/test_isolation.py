@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -246,3 +248,18 @@ def test_an_editable_install_that_comes_too_late_says_restart(installed, found):
     installed.append(found("fresh", error, editable=True))
     with pytest.warns(PluginWarning, match="installed while Python was running, restart Python"):
         registry.components()
+
+
+def test_threads_load_each_plugin_once(installed, plugin, found):
+    loads = []
+
+    def load():
+        loads.append(None)
+        time.sleep(0.05)
+        return plugin(modules={"one": "a:One"})
+
+    installed.append(found("slow", load))
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: len(registry.components()), range(8)))
+    assert results == [1] * 8
+    assert len(loads) == 1

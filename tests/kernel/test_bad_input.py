@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Optimizer, ProjectionBase, Transform, errors
+from projcore import Optimizer, ProjectionBase, Transform, errors, require
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall
 from projcore.projections import VectorProjection
 
@@ -139,6 +139,14 @@ SETTINGS: dict[str, tuple[Callable[..., Any], str, Any]] = {
     "boolean": (LR, "lr", True),
     "vector": (LR, "lr", torch.ones(2)),
 }
+
+
+@pytest.mark.parametrize("value", [math.nan, torch.tensor(math.nan), None, True, "1", [1.0]])
+def test_a_setting_without_bounds_is_still_a_number(value: Any) -> None:
+    with pytest.raises(errors.ProjcoreError, match=r"Owner\(name="):
+        require("Owner", "name", value)
+    for number in (0, -1.5, math.inf, torch.tensor(2)):
+        require("Owner", "name", number)
 
 
 def blame(name: str) -> str:

@@ -147,6 +147,17 @@ def test_loaded_memory_is_a_copy(chain: str, make: Any, run: Any, same: Any) -> 
     assert same(before["param_groups"], saved["param_groups"])
 
 
+def test_loaded_settings_are_copies(make: Any, run: Any) -> None:
+    rate = torch.tensor(0.1)
+    optimizer = Optimizer(make(), Adam(), LR(rate))
+    run(optimizer, range(1))
+    saved = optimizer.state_dict()
+    other = Optimizer(make(), Adam(), LR(torch.tensor(0.5)))
+    other.load_state_dict(saved)
+    other.param_groups[0]["lr"].fill_(7.0)
+    assert rate == saved["param_groups"][0]["lr"] == torch.tensor(0.1)
+
+
 def test_saved_settings_win(make: Any, run: Any) -> None:
     optimizer = Optimizer([{"params": make(), "lr": 0.3}], Adam(), LR(0.1))
     run(optimizer, range(1))

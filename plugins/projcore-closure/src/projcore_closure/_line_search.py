@@ -77,7 +77,6 @@ class LineSearch(Module):
     def search(self, line: Line, settings: Settings) -> float:
         """Returns the step, 0 if there is none. The loss falls along the line."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         if objective.active is not None:
             active, result = objective.active, list(update)

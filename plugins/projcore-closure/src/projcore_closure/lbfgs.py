@@ -146,7 +146,6 @@ class LBFGS(Module):
             for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True)
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         settings = common(self, self.remember(objective, state))
         min_curvature = float(settings["min_curvature"])

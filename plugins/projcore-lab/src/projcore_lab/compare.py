@@ -15,7 +15,7 @@ from projcore.errors import ArgumentError, ProjcoreError
 from projcore_lab import plot, report
 from projcore_lab.comparison import Comparison
 from projcore_lab.digits import Digits
-from projcore_lab.lineup import Contender, lineup
+from projcore_lab.lineup import Contender, learning_rate, lineup
 from projcore_lab.rosenbrock import Rosenbrock
 from projcore_lab.runs import Closure, OnStep, Run, Trial, train
 from projcore_lab.tasks import Task
@@ -52,7 +52,7 @@ def compare(arguments: Namespace) -> int:
         comparison = Comparison(task, settings)
         console = Console()
         if not console.is_terminal:
-            console.width = 100
+            console.width = 120
         interrupted = run_all(comparison, contenders, console)
     finally:
         torch.set_num_threads(threads)
@@ -125,9 +125,10 @@ def run_one(comparison: Comparison, contender: Contender, bars: Progress) -> Run
     """Trains one contender, after finding its learning rate if that was asked for."""
     task, steps = comparison.task, comparison.settings["steps"]
     trials: list[Trial] = []
-    if comparison.settings["tune"]:
+    own = learning_rate(contender.optimizer(task.model()))
+    if comparison.settings["tune"] and own is not None:
         bar = add_bar(bars, f"{contender.name}: learning rate", trial_steps(steps) * len(GRID))
-        contender, trials = tune(task, contender, steps, bar)
+        contender, trials = tune(task, contender, own, steps, bar)
     run = train(task, contender, steps, add_bar(bars, contender.name, steps))
     run.trials = trials
     return run

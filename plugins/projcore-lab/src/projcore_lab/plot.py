@@ -20,9 +20,9 @@ from projcore_lab.report import size
 from projcore_lab.rosenbrock import START, rosenbrock
 from projcore_lab.runs import Run
 
-COLORS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and two more
+COLORS = (  # Okabe and Ito's, which colour-blind readers can tell apart, then some of Tol's
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"),
-    *("#8C6D31", "#7F7F7F"),
+    *("#999933", "#882255", "#44AA99", "#332288", "#999999", "#DDCC77", "#AA4499"),
 )
 LOG_FLOOR = 1e-20  # losses below it are drawn there
 CEILING = 10  # losses above so many times the first one are drawn there
@@ -134,7 +134,9 @@ def _drawn(loss: float, run: Run) -> float:
 
 
 def _loss_axis(axes: Axes, comparison: Comparison) -> None:
-    axes.set_ylabel(comparison.task.loss_name)
+    floor = any(c.loss < LOG_FLOOR for run in comparison.runs for c in run.checks)
+    note = f" (0 is drawn at {LOG_FLOOR:g})" if floor else ""
+    axes.set_ylabel(comparison.task.loss_name + note)
     _loss_scale(axes, [_drawn(c.loss, run) for run in comparison.runs for c in run.checks])
 
 
@@ -177,7 +179,8 @@ def _against_memory(axes: Axes, comparison: Comparison, lines: list[Curve]) -> N
     sizes = [x for x, _ in drawn]
     if sizes and min(sizes) > 0 and max(sizes) > 4 * min(sizes):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        few = max(sizes) < 50 * min(sizes)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(left=0, right=1.25 * max([1, *sizes]))

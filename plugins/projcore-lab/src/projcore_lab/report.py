@@ -12,15 +12,15 @@ from projcore_lab.tune import at_edge
 
 
 def table(comparison: Comparison) -> Table:
-    """Returns the table of all runs."""
+    """Returns the table of all runs; that of a default line-up is not wider than 80 characters."""
     equal = comparison.equal_seconds
     accuracy = any(run.final and run.final.accuracy is not None for run in comparison.runs)
-    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    result.add_column("optimizer", overflow="fold")
+    result = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    result.add_column("optimizer", overflow="fold", min_width=13)
     headers = ["lr", "final\nloss", "best\nloss"]
     headers += ["accu-\nracy"] * accuracy
-    headers += [f"loss at\n{equal:.3g} s" if equal else "loss at", "step\nms", "own\nms"]
-    headers += ["evalu-\nations", "state", "extra\nmemory"]
+    headers += [f"after\n{equal:.3g} s" if equal else "after", "step\nms", "own\nms"]
+    headers += ["evals", "state", "extra\nmemory"]
     for header in headers:
         result.add_column(header, justify="right", no_wrap=True)
     for run in comparison.runs:
@@ -33,7 +33,7 @@ def table(comparison: Comparison) -> Table:
             cells.append("–" if share is None else f"{share:.1%}")
         cells.append(_number(None if equal is None else run.loss_after(equal)))
         cells += [_milliseconds(run.median_step), _milliseconds(run.median_own)]
-        cells += [str(run.evaluations), size(run.state_bytes), size(run.extra_bytes)]
+        cells += [str(run.evaluations), _short(run.state_bytes), _short(run.extra_bytes)]
         result.add_row(*cells)
     return result
 
@@ -101,6 +101,10 @@ def size(count: int | None) -> str:
     return f"{amount:.3g} {unit}"
 
 
+def _short(count: int | None) -> str:
+    return size(count).replace(" ", "")
+
+
 def _lr(run: Run) -> str:
     if run.lr is None:
         return "–"
@@ -112,7 +116,9 @@ def _loss(check: Check | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if value >= 1 else f"{value:.3g}"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from projcore_lab.lineup import Contender, learning_rate
+from projcore_lab.lineup import Contender
 from projcore_lab.runs import OnStep, Run, Trial, train
 from projcore_lab.tasks import Task
 
@@ -13,22 +13,19 @@ SHARE = 5  # each short run takes this part of the steps
 
 
 def tune(
-    task: Task, contender: Contender, steps: int, on_step: OnStep | None = None
+    task: Task, contender: Contender, own: float, steps: int, on_step: OnStep | None = None
 ) -> tuple[Contender, list[Trial]]:
     """Returns the contender with the learning rate that did best, and all that were tried.
 
-    A contender without a learning rate comes back as it is, and so does one that diverged with
-    each of them.
+    One that diverged with each of them comes back as it is.
 
     Args:
         task: What to train.
         contender: The optimizer.
+        own: Its own learning rate, around which others are tried.
         steps: Of the full run; each short one takes a fifth.
         on_step: Called after each step with how many were made in all the short runs.
     """
-    own = learning_rate(contender.optimizer(task.model()))
-    if own is None:
-        return contender, []
     short = trial_steps(steps)
     trials: list[Trial] = []
     for factor in GRID:
