@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Module, ProjectionBase
 from projcore.testing.map import Map
-from projcore.testing.parts import Armijo, Moments, Momentum, Scale
+from projcore.testing.parts import Armijo, EveryFact, Moments, Momentum, Scale
 from projcore.testing.problem import Problem, flat, shaped
 
 Function = Callable[[Tensor], Tensor]
@@ -46,6 +46,14 @@ def adam_armijo(function: Function, z: Tensor, memory: dict[str, Any]) -> Tensor
     return 0 * step
 
 
+def every_fact(function: Function, z: Tensor, memory: dict[str, Any]) -> Tensor:
+    """Mixes the point, the gradient, and loss and gradient at a trial point."""
+    gradient = _gradient(function, z)
+    trial = z - 0.1 * gradient
+    factor = 0.05 * float(function(trial) / (1 + function(z).square()))
+    return factor * (0.1 * z + 0.5 * gradient + _gradient(function, trial))
+
+
 def methods() -> dict[str, tuple[Method, Callable[[], list[Module]]]]:
     """Returns methods by name: the one by hand, and the modules that do the same."""
     return {
@@ -55,6 +63,7 @@ def methods() -> dict[str, tuple[Method, Callable[[], list[Module]]]]:
             adam_armijo,
             lambda: [Moments(), Scale(2.0), Armijo()],
         ),
+        "a mixture of all facts": (every_fact, lambda: [EveryFact()]),
     }
 
 

@@ -182,6 +182,21 @@ class Armijo(Module):
         return [0 * tensor for tensor in update]
 
 
+class EveryFact(Module):
+    """Mixes all there is to know about a step: params, grads, and loss and grads at a trial point."""
+
+    needs = frozenset({"params", "grads", "loss", "closure"})
+
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        params, grads = objective.params, objective.grads
+        loss, there = objective.evaluate([p - 0.1 * t for p, t in zip(params, update, strict=True)])
+        assert there is not None
+        assert objective.loss is not None
+        factor = 0.05 * float(loss / (1 + objective.loss.square()))
+        facts = zip(params, grads, there, strict=True)
+        return [factor * (0.1 * p + 0.5 * g + other) for p, g, other in facts]
+
+
 class Spy(Module):
     """Hands the update on, and remembers copies of it; or tells who wrote into what it handed on.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Optimizer
+from projcore import Module, Optimizer
 from projcore.modules import LBFGS, LR, Adam, Backtracking, ClipNorm, HeavyBall
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -93,6 +93,54 @@ def test_gradients_that_are_views_of_one_bucket(chain: str) -> None:
         optimizer.step(lambda: torch.zeros(()))
     assert torch.equal(bucket, kept)
     assert [p.grad.data_ptr() for p in params if p.grad is not None] == places
+
+
+class Peek(Module):
+    """Evaluates elsewhere, and goes on with the gradient it was given."""
+
+    scope = "all"
+    needs = frozenset({"closure", "params", "grads"})
+
+    def __init__(self, seen: list[list[Tensor]]) -> None:
+        self.seen = seen
+        super().__init__()
+
+    def step(self, update: list[Tensor], objective: Any, state: Any) -> list[Tensor]:
+        kept = [tensor.clone() for tensor in update]
+        points = [[param + scale for param in objective.params] for scale in (1.0, 2.0)]
+        results = [objective.evaluate(point)[1] for point in points]
+        copies = [[grad.clone() for grad in result] for result in results]
+        self.seen.append(kept)
+        assert all(map(torch.equal, kept, update))
+        assert all(map(torch.equal, kept, objective.grads))
+        for result, copy, point in zip(results, copies, points, strict=True):
+            assert all(map(torch.equal, result, copy))
+            assert all(torch.equal(grad, 2 * p) for grad, p in zip(result, point, strict=True))
+        return update
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("wrap", [lambda m: [m], lambda m: [VectorProjection([m])]])
+def test_evaluations_leave_the_gradients_alone(wrap: Any, in_place: bool, make: Any) -> None:
+    """Also where the closure zeroes and fills them in place."""
+    params, seen = make((3,), (2, 2)), []
+    optimizer = Optimizer(params, *wrap(Peek(seen)), LR(0.25))
+
+    def closure(backward: bool = True) -> Tensor:
+        optimizer.zero_grad(set_to_none=not in_place)
+        loss = torch.stack([p.square().sum() for p in params]).sum()
+        if backward:
+            loss.backward()
+        return loss
+
+    for _ in range(3):
+        before = [param.detach().clone() for param in params]
+        optimizer.step(closure)
+        for param, start in zip(params, before, strict=True):
+            assert torch.equal(param, start - start * 0.5)
+            assert param.grad is not None
+            assert torch.equal(param.grad, 2 * start)
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("chain", CHAINS)

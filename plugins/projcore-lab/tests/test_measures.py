@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
-from projcore_lab.comparison import coincident, difference
-from projcore_lab.lineup import Contender
+from projcore_lab.comparison import Comparison, coincident, difference
+from projcore_lab.digits import Digits
+from projcore_lab.lineup import Contender, default_names
 from projcore_lab.memory import PeakMemory, state_bytes
-from projcore_lab.report import size
+from projcore_lab.report import size, table
 from projcore_lab.rosenbrock import Rosenbrock
-from projcore_lab.runs import Check, Closure, Run, train
+from projcore_lab.runs import Check, Closure, Run, Trial, train
 from projcore_lab.text import CONTEXT, Text, standard_library
 
 N = 1000
@@ -126,6 +128,34 @@ def test_models_start_alike_and_leave_the_random_state_alone(story):
     for one, other in zip(task.model().parameters(), task.model().parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     torch.testing.assert_close(torch.get_rng_state(), before)
+
+
+def test_the_table_of_a_default_lineup_fits_a_terminal():
+    task = Digits(0)
+    final = Check(400, 9.87, 886, 0.012345, 0.9888)
+    names = default_names(task.inner)
+    runs = [
+        Run(
+            name,
+            name,
+            lr=0.0009,
+            trials=[Trial(0.0009, 0.1)],
+            checks=[final, final],
+            step_seconds=[0.0123],
+            own_seconds=[0.00987],
+            evaluations=1518,
+            state_bytes=79_500,
+            extra_bytes=41_100,
+        )
+        for name in names
+    ]
+    console = Console(width=80, record=True)
+    console.print(table(Comparison(task, {}, runs)))
+    lines = console.export_text().splitlines()
+    for name, row in zip(names, lines[3:], strict=True):
+        for cell in (name, "0.0009*", "0.0123", "98.9%", "12.3", "9.87", "1518", "79.5kB"):
+            assert cell in row
+        assert row.rstrip().endswith("41.1kB")
 
 
 def run_of(name: str, *losses: float) -> Run:

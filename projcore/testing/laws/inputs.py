@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from projcore import Optimizer
 from projcore.errors import ProjcoreError
 from projcore.testing.law import NotApplicable, ensure, ensure_close, ensure_equal, law, listed
 from projcore.testing.laws.resume import ensure_same_memory
@@ -110,11 +111,16 @@ def _check_strides(subject: Subject) -> None:
 
 
 def _check_missing(subject: Subject) -> None:
-    problem = make_problem()
-    optimizer = make_optimizer(problem, subject.chain())
-    apart = subject.pick(subject.chain()).total_scope != "all"
+    for plan in (True, False):
+        problem = make_problem()
+        optimizer = make_optimizer(problem, subject.chain(), plan)
+        apart = plan and subject.pick(subject.chain()).total_scope != "all"
+        _check_missing_in(problem, optimizer, apart)
+
+
+def _check_missing_in(problem: Problem, optimizer: Optimizer, apart: bool) -> None:
     mend = "Return as many tensors as given, and keep to those of this step's states."
-    for missing in ({1}, {0, 3}, set(), {2, 4}, set(range(5))):
+    for missing in (set(), {1}, {0, 3}, {3}, {2, 4}, set(range(5)), set()):
         problem.missing = frozenset(missing)
         before, kept = problem.point(), remembered(optimizer)
         kept = [{k: v.clone() if isinstance(v, Tensor) else v for k, v in m.items()} for m in kept]

@@ -157,7 +157,7 @@ def warm_up(task: Task) -> None:
 def write(comparison: Comparison, folder: Path, console: Console) -> None:
     """Shows the table and writes the files."""
     console.print(f"\n{comparison.task.description}", markup=False, highlight=False)
-    console.print(report.table(comparison))
+    console.print(report.table(comparison), "")
     for line in report.notes(comparison):
         console.print(line, markup=False, highlight=False)
     data = folder / "compare.json"

@@ -118,7 +118,7 @@ def _loss(check: Check | None) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if value >= 1 else f"{value:.3g}"
+    return f"{value:#.4g}" if value >= 1 else f"{value:#.3g}"
 
 
 def _milliseconds(seconds: float | None) -> str:
