@@ -288,11 +288,14 @@ def as_module(value: object) -> Module:
 
 
 def scalar(tensor: Tensor | float) -> Any:
-    """Returns the Python number in a 0-d tensor, or in a trace the tensor itself.
+    """Returns the Python number in a 0-d tensor, or in a trace a tensor.
 
     So formulas with step counters and settings run on numbers when eager, and make one graph
     without breaks when compiled.
     """
-    if isinstance(tensor, Tensor) and not torch.compiler.is_compiling():
-        return tensor.item()
-    return tensor
+    if not isinstance(tensor, Tensor):
+        return tensor
+    if torch.compiler.is_compiling():
+        # A float to the power of an integer tensor would be rounded to float32.
+        return tensor if tensor.is_floating_point() else tensor.double()
+    return tensor.item()

@@ -200,11 +200,20 @@ def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
     arguments = {} if backward or not takes_backward(closure) else {"backward": False}
     with torch.enable_grad():
         loss = closure(**arguments)
-    if loss is None:
-        raise StepError(
-            "The closure returned None. It must return the loss. Add `return loss` to it."
-        )
-    return torch.as_tensor(loss).detach()
+    return as_loss(loss)
+
+
+def as_loss(value: object) -> Tensor:
+    """Returns what a closure returned as a 0-d tensor; raises unless it is one real number."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach().reshape(())
+    if isinstance(value, (int, float)):
+        return torch.tensor(value, dtype=torch.float64)
+    given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise StepError(
+        f"The closure returned {given}. A module needs the loss, which is one real number. "
+        "Add `return loss` to it, and reduce the loss, for example by its mean."
+    )
 
 
 def takes_backward(closure: Callable[..., Any]) -> bool:

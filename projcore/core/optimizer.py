@@ -12,7 +12,7 @@ from projcore.core import checkpoint
 from projcore.core.chain import Chain, as_chain
 from projcore.core.describe import describe, outline
 from projcore.core.module import Need
-from projcore.core.objective import RootObjective, fill_zeros
+from projcore.core.objective import RootObjective, as_loss, fill_zeros
 from projcore.core.settings import SIGNATURE, SettingNames
 from projcore.core.state import Node, State, flatten, unflatten
 from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, StepError
@@ -143,13 +143,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        if value is None and wanted:
-            raise StepError(
-                f"{self.module} needs {wanted}, but the closure returned None. It must return the "
-                "loss. Add `return loss` to it."
-            )
-        loss = None if value is None else torch.as_tensor(value).detach()
-        self._update(closure, loss)
+        self._update(closure, as_loss(value) if wanted else None)
         return value
 
     def _update(self, closure: Callable[..., Any] | None, loss: Tensor | None) -> None:

@@ -183,7 +183,7 @@ class Armijo(Module):
 
 
 class EveryFact(Module):
-    """Mixes all there is to know about a step: params, grads, and loss and grads at a trial point."""
+    """Mixes all that it may ask for: params, grads, and loss and grads at a trial point."""
 
     needs = frozenset({"params", "grads", "loss", "closure"})
 

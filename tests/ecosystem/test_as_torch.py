@@ -247,6 +247,16 @@ def test_step_returns_what_the_closure_returned(chain: str, network: Any, closur
         assert optimizer.step() is None
 
 
+@pytest.mark.parametrize("value", [None, 1, 0.5, {"loss": 1.0}, (1.0, "text"), "text"])
+def test_a_closure_may_return_anything_where_no_module_needs_the_loss(
+    value: Any, network: Any, closure_of: Any
+) -> None:
+    model = network()
+    optimizer = Optimizer(model.parameters(), *CHAINS["vector"]())
+    closure_of(model, optimizer, 0)()
+    assert optimizer.step(lambda: value) is value
+
+
 @chains
 def test_a_closure_that_takes_no_keyword(chain: str, network: Any, closure_of: Any) -> None:
     models = [network(), network()]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore import Optimizer, ProjectionBase, Transform, errors, require
-from projcore.modules import LR, Adam, ClipNorm, HeavyBall
+from projcore.modules import LR, Adam, Backtracking, ClipNorm, HeavyBall
 from projcore.projections import VectorProjection
 
 
@@ -298,6 +298,32 @@ def test_a_closure_that_returns_nothing(make: Any, snapshot: Any, same: Any) -> 
     with pytest.raises(errors.StepError, match=r"returned None.*return loss"):
         optimizer.step(lambda: None)
     assert same(before, snapshot(optimizer))
+
+
+NO_LOSS = {
+    "vector": torch.ones(2),
+    "complex": torch.tensor(1 + 1j),
+    "list": [1.0, 2.0],
+    "text": "loss",
+    "dict": {"loss": 1.0},
+}
+
+
+@pytest.mark.parametrize("case", NO_LOSS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_closure_that_returns_no_loss(
+    case: str, first: bool, make: Any, snapshot: Any, same: Any
+) -> None:
+    """At this step's point, or only at another."""
+    params = make((2,))
+    optimizer = Optimizer(params, VectorProjection([Backtracking()]))
+    params[0].grad = torch.ones_like(params[0])
+    results = [NO_LOSS[case]] if first else [1.0, NO_LOSS[case]]
+    before = snapshot(optimizer)
+    with pytest.raises(errors.StepError, match=r"closure returned .*loss"):
+        optimizer.step(lambda: results.pop(0))
+    after = snapshot(optimizer)
+    assert same(before["params"], after["params"])
 
 
 def sparse(param: Parameter) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from projcore import Optimizer, ProjectionBase, Transform
+from projcore import Optimizer, ProjectionBase, Transform, registry
 from projcore.modules import LBFGS, LR, Adam, Backtracking, ClipNorm, HeavyBall, StrongWolfe
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 
@@ -156,6 +156,27 @@ def test_a_fault_at_every_operation_of_the_first_step(chain: str, snapshot: Any,
     """Memory is not there yet, so it cannot have moved: the retry is always exact."""
     _, inexact = count_inexact(chain, 0, snapshot, same)
     assert inexact == 0
+
+
+def registered() -> list[str]:
+    """Specs of all registered modules, with each example's settings."""
+    specs = []
+    for component in registry.components("module"):
+        found = component.example
+        for example in [found] if isinstance(found, dict) else found or []:
+            specs.append(str(registry.load("module", component.qualified)(**example)))
+    return specs
+
+
+@pytest.mark.parametrize("spec", registered())
+def test_a_fault_at_every_operation_of_every_module(
+    spec: str, snapshot: Any, same: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(CHAINS, "it", (lambda: [VectorProjection([spec])], False))
+    count, inexact = count_inexact("it", 2, snapshot, same)
+    print(f"{spec}: {count} operations, {inexact} retries differ")
+    if not any(begin("it", 1).state.values()):
+        assert inexact == 0  # without memory there is nothing to differ
 
 
 FUSE = {"left": -1, "burnt": 0}

@@ -16,6 +16,14 @@ from projcore.core import buckets
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall, Normalize
 from projcore.projections import ScalarProjection, To, VectorProjection
 
+MIXED = [
+    LR(0.3),
+    HeavyBall(0.9),
+    Adam(),
+    ClipNorm(0.5),
+    ClipNorm(0.5, per_tensor=True),
+    Normalize(),
+]
 PROPERTY = settings(
     max_examples=60,
     deadline=None,
@@ -55,9 +63,7 @@ def test_there_is_something_to_test() -> None:
     assert {cls for cls, _ in layouts()} >= {VectorProjection, ScalarProjection}
 
 
-SHAPES = st.lists(
-    st.lists(st.integers(0, 3), max_size=4).map(tuple), min_size=1, max_size=4
-).filter(lambda shapes: any(torch.Size(shape).numel() for shape in shapes))
+SHAPES = st.lists(st.lists(st.integers(0, 3), max_size=4).map(tuple), min_size=1, max_size=4)
 
 
 def trees(leaves: list[Module]) -> st.SearchStrategy[list[Any]]:
@@ -120,7 +126,7 @@ def test_elementwise_modules_in_any_layout(shapes: list[Any], tree: list[Module]
 
 
 @PROPERTY
-@given(shapes=SHAPES, tree=trees([LR(0.3), HeavyBall(0.9), ClipNorm(0.5), Normalize(), Adam()]))
+@given(shapes=SHAPES, tree=trees(MIXED))
 def test_any_modules_in_any_layout(shapes: list[Any], tree: list[Module]) -> None:
     """Here what is merged matters, so there is only the recipe to compare with."""
     plan, _ = trajectory(tree, shapes)
@@ -202,3 +208,28 @@ def test_pieces_are_small_and_whole_tensors_stay_whole(piece: int, monkeypatch: 
     seen = shapes_seen(build)
     assert seen[-1] == OUTSIDE
     assert (len(seen) > 2) == (piece == 2)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        lambda: [Adam(), LR(0.1)],
+        lambda: [ClipNorm(0.1, per_tensor=True), HeavyBall(0.9), LR(0.1)],
+        lambda: [To([Adam()], "float64"), LR(0.1)],
+    ],
+)
+def test_dtypes_mix_where_nothing_merges(chain: Any) -> None:
+    """As an optimizer for each parameter."""
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float32]
+    together, apart = (
+        [Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes] for _ in range(2)
+    )
+    optimizers = [Optimizer(together, *chain()), *(Optimizer([p], *chain()) for p in apart)]
+    for step in range(3):
+        for params in (together, apart):
+            for i, param in enumerate(params):
+                param.grad = torch.full_like(param, 1 + i + step)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(map(torch.equal, together, apart))
+    assert [param.dtype for param in together] == dtypes

@@ -23,8 +23,9 @@ def composition(subject: Subject) -> str | None:
     r"""Modules inside do what they do to :math:`z \mapsto f(x_0 + U (z - z_0))`.
 
     Momentum, Adam, Adam with a line search, and a mixture of all that a module may ask for run
-    inside the projection, and by hand, with autograd, on that function; :math:`U` is the dense matrix of `unproject` at each step, and
-    :math:`z_0` the projected parameters. In float64 and complex128.
+    inside the projection, and by hand, with autograd, on that function; :math:`U` is the dense
+    matrix of `unproject` at each step, and :math:`z_0` the projected parameters. In float64 and
+    complex128.
     """
     if adds_to_unproject(subject):
         raise NotApplicable("its combine returns more than unproject does")

@@ -31,7 +31,7 @@ def table(comparison: Comparison) -> Table:
         if accuracy:
             share = run.final and run.final.accuracy
             cells.append("–" if share is None else f"{share:.1%}")
-        cells.append(_number(None if equal is None else run.loss_after(equal)))
+        cells.append(_number(run.loss_after(equal) if run.final and equal else None))
         cells += [_milliseconds(run.median_step), _milliseconds(run.median_own)]
         cells += [str(run.evaluations), _short(run.state_bytes), _short(run.extra_bytes)]
         result.add_row(*cells)
@@ -116,8 +116,8 @@ def _loss(check: Check | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
+    if not value:
+        return "–" if value is None else "0"
     return f"{value:#.4g}" if value >= 1 else f"{value:#.3g}"
 
 

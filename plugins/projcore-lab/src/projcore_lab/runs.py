@@ -15,7 +15,7 @@ from projcore_lab.lineup import Contender, learning_rate
 from projcore_lab.memory import PeakMemory, state_bytes
 from projcore_lab.tasks import Batch, Task
 
-CHECKS = 40  # validations in a run
+CHECKS = 40  # validations in a run, beside early ones
 MEMORY_STEPS = 2  # steps on which memory is measured, after the others
 
 OnStep = Callable[[int, float], object]
@@ -204,7 +204,8 @@ def _train(
         position = task.position(model)
         if position:
             run.path.append(position)
-        if step % every == 0 or step == steps:
+        early = step < every and step & (step - 1) == 0  # 1, 2, 4, ...: where the loss falls fast
+        if early or step % every == 0 or step == steps:
             loss, accuracy = task.validate(model)
             if not math.isfinite(loss):
                 run.status, run.reason = "diverged", f"{task.loss_name} {loss} after step {step}"
