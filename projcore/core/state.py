@@ -57,7 +57,7 @@ class State:
             count = used.get(first, 0)
             used[first] = count + 1
             nodes.append(self.nodes[first].setdefault(f"{name}:{count}" if count else name, {}))
-        return State(nodes, nodes[0] if nodes else {}, path)
+        return State(nodes, self._anchor.setdefault(name, {}), path)
 
 
 def unflatten(flat: Mapping[str, Any]) -> Node:

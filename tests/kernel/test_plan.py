@@ -38,9 +38,26 @@ def examples(component: registry.Component) -> list[dict[str, Any]]:
     return [dict(example)] if isinstance(example, dict) else [dict(e) for e in example or ()]
 
 
+class Sums(Transform):
+    """Replaces its memory, where others write into it; one entry is a plain number."""
+
+    scope = "element"
+
+    def init(self, tensor: Tensor, settings: Any) -> dict[str, Any]:
+        return {"sum": torch.zeros_like(tensor), "count": 0, "weight": torch.ones(())}
+
+    def apply(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        for state, tensor in zip(facts[3], tensors, strict=True):
+            state["sum"] = state["sum"] + state["weight"] * tensor
+            state["count"] += 1
+            state["weight"] = state["weight"] / 2
+        return [state["sum"] / state["count"] for state in facts[3]]
+
+
 def elementwise() -> list[Module]:
     """All registered modules of scope "element" that need no closure, one of each example."""
-    built = [
+    built: list[Module] = [Sums()]
+    built += [
         registry.load("module", component.qualified)(**example)
         for component in registry.components("module")
         for example in examples(component)
@@ -149,6 +166,7 @@ def test_piece_by_piece(shapes: list[Any], chain: list[int], piece: int) -> None
         memory, expected = other.state[theirs], one.state[mine]
         assert list(memory) == list(expected)
         for key, value in memory.items():
+            assert type(value) is type(expected[key])
             torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from projcore import Optimizer
+from projcore import Module, Objective, Optimizer, ProjectionBase, State
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.projections import ScalarProjection, VectorProjection
 
@@ -53,3 +54,37 @@ def test_one_recipe_for_other_shapes(make: Any, run: Any) -> None:
     chain = [VectorProjection([Adam()]), LR(0.1)]
     for shapes in [((3,),), ((2, 2), ()), ((0,), (5, 1))]:
         run(Optimizer(make(*shapes), *chain), range(2))
+
+
+class CountedTogether(Module):
+    """Counts steps in memory that belongs to no single tensor."""
+
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        state.shared["count"] = state.shared.get("count", 0) + 1
+        return update
+
+
+class Learning(ProjectionBase):
+    """Leaves tensors as they are, but wants to see only those that have a gradient."""
+
+    scope = "tensor"
+
+    def refresh(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def project(self, tensors: list[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
+        return tensors
+
+    def unproject(self, projected_tensors: list[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
+        return projected_tensors
+
+
+def test_shared_memory_stays_in_one_place_whichever_tensors_have_a_gradient(make: Any) -> None:
+    params = make((2,), (3,))
+    optimizer = Optimizer(params, Learning([CountedTogether()]), LR(0.1))
+    for idle in (None, 0, 1, None):
+        for i, param in enumerate(params):
+            param.grad = None if i == idle else torch.ones_like(param)
+        optimizer.step()
+    assert optimizer.state[params[0]] == {"0/modules/0/shared/count": 4}
+    assert optimizer.state[params[1]] == {}

@@ -78,6 +78,25 @@ class CopyingSGD(torch.optim.SGD):
         return super().step(closure)
 
 
+class NoisySGD(torch.optim.SGD):
+    """Draws random numbers in each step."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad.add_(torch.randn_like(param))
+        return super().step(closure)
+
+
+def test_random_contenders_follow_the_seed():
+    def losses(seed: int) -> list[float]:
+        contender = Contender("a", "a", lambda p: NoisySGD(p, lr=1e-4))
+        return train(Rosenbrock(seed), contender, 3).losses
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+
+
 def test_extra_memory_is_the_optimizers_alone(story):
     task = Text(0, story)
     largest = max(param.nbytes for param in task.model().parameters())

@@ -35,7 +35,7 @@ class Text(Task):
     """
 
     name = "text"
-    steps = 700
+    steps = 600
     lr = 3e-3
 
     def __init__(self, seed: int, file: Path | None = None) -> None:
