@@ -1,0 +1,92 @@
+"""Other dtypes and devices, and complex numbers as pairs of real ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from projcore import Optimizer, Transform
+from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.modules import LR
+from projcore.projections import To, ViewAsReal
+
+
+class Seen(Transform):
+    """Notes the tensors that it is given."""
+
+    needs = frozenset({"params", "grads"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: list[Any] = []
+
+    def apply(self, tensors, params, grads, loss, states, settings):  # type: ignore[no-untyped-def]
+        self.lists = [tensors, params, grads]
+        return tensors
+
+
+def step(projection: Any, weight: torch.Tensor) -> None:
+    weight.requires_grad_()
+    weight.grad = torch.ones_like(weight)
+    Optimizer([weight], projection, LR(0.1)).step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, "float64", "torch.float64"])
+def test_everything_inside_has_the_dtype(dtype: Any) -> None:
+    seen = Seen()
+    weight = torch.zeros(3)
+    step(To([seen], dtype), weight)
+    assert {tensor.dtype for tensors in seen.lists for tensor in tensors} == {torch.float64}
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight.detach(), torch.full((3,), -0.1))
+
+
+def test_none_keeps_the_dtype() -> None:
+    seen = Seen()
+    step(To([seen], None), torch.zeros(3, dtype=torch.bfloat16))
+    assert {tensor.dtype for tensors in seen.lists for tensor in tensors} == {torch.bfloat16}
+
+
+def test_a_real_parameter_in_a_complex_dtype_stays_real() -> None:
+    weight = torch.zeros(3)
+    step(To([Seen()], "complex64"), weight)
+    torch.testing.assert_close(weight.detach(), torch.full((3,), -0.1))
+
+
+def test_a_complex_parameter_does_not_lose_its_imaginary_part() -> None:
+    with pytest.raises(ArgumentError, match="ViewAsReal"):
+        step(To([LR(1.0)], "float32"), torch.zeros(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("dtype", ["float46", "Tensor", "int64", torch.bool])
+def test_what_is_no_dtype_for_updates_is_refused(dtype: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"To\(dtype="):
+        To([LR(1.0)], dtype)
+
+
+def test_what_is_no_device_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"To\(device='abacus'"):
+        To([LR(1.0)], None, "abacus")
+    with pytest.raises(ArgumentTypeError, match=r"To\(device=3"):
+        To([LR(1.0)], None, 3)  # type: ignore[arg-type]
+
+
+def test_complex_tensors_are_pairs_and_real_ones_untouched() -> None:
+    seen = Seen()
+    params = [torch.zeros(2, 3, dtype=torch.complex64), torch.zeros(4)]
+    for param in params:
+        param.requires_grad_()
+        param.grad = torch.ones_like(param)
+    Optimizer(params, ViewAsReal([seen])).step()
+    assert [tuple(tensor.shape) for tensor in seen.lists[1]] == [(2, 3, 2), (4,)]
+    assert seen.lists[1][1].data_ptr() == params[1].data_ptr()
+    assert seen.lists[1][0].data_ptr() == params[0].data_ptr()
+
+
+def test_conjugate_gradients_are_viewed_too() -> None:
+    weight = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
+    weight.grad = torch.tensor([1 + 2j, 3j]).conj()
+    Optimizer([weight], ViewAsReal([LR(1.0)])).step()
+    torch.testing.assert_close(weight.detach(), -torch.tensor([1 - 2j, -3j]))
