@@ -1,4 +1,4 @@
-"""Writes docs/components: a page for each registered component, from its registration and docstring.
+"""Writes docs/components: a page for each component, from its registration and docstring.
 
 Run it with ``make docs`` after a change; a test compares.
 """
@@ -16,7 +16,11 @@ FOLDER = Path(__file__).parent / "components"
 
 def pages() -> dict[str, str]:
     """Returns the text of each page by its file name."""
-    components = [c for c in registry.components() if (c.distribution or "").startswith("projcore-")]
+    components = [
+        component
+        for component in registry.components()
+        if (component.distribution or "").startswith("projcore-")
+    ]
     texts = {f"{component.name}.md": page(component) for component in components}
     rows = [
         f"| [{c.name}]({c.name}.md) | {c.kind} | {c.plugin} | {c.summary} |"

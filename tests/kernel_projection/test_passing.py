@@ -247,9 +247,12 @@ def test_origins_of_gradients():
     run(optimizer, params, range(1), missing=(0, 1, 4))
     run(bare, outside, range(1), missing=(0, 1, 4))
     close(params, outside)
-    before = optimizer.state[params[1]]["0/modules/1/momentum_buffer"].clone()
-    run(optimizer, params, [1], missing=(1, 4, 5))
-    assert torch.equal(optimizer.state[params[1]]["0/modules/1/momentum_buffer"], before)
+    run(optimizer, params, [1])
+    before = [optimizer.state[params[i]]["0/modules/1/momentum_buffer"].clone() for i in (1, 0)]
+    run(optimizer, params, [2], missing=(0, 1, 4, 5))
+    after = [optimizer.state[params[i]]["0/modules/1/momentum_buffer"] for i in (1, 0)]
+    assert torch.equal(after[0], before[0])  # of 1 and 4, none of which has one
+    assert not torch.equal(after[1], before[1])  # of 0 and 2, which has one
 
 
 def test_scope_tensor_gives_one_for_each():

@@ -165,8 +165,8 @@ def test_an_error_of_one_contender_does_not_cost_the_others(compare, monkeypatch
     def step(self, closure=None):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
-    result = compare("rosenbrock", *PAIR, "--steps", "3")
+    monkeypatch.setattr(torch.optim.Adam, "step", step)  # torch's AdamW inherits it
+    result = compare("rosenbrock", "torch-adam", "adam(); lr(0.1)", "--steps", "3")
     assert result.code == 1
     assert [run["status"] for run in result.data["runs"]] == ["failed", "finished"]
     assert "out of luck" in result.output
