@@ -14,7 +14,7 @@ from projcore.core.state import Node, State
 from projcore.errors import ContractError
 
 # Elements in a piece: a few tensors of it fit a core's share of the cache (measured: benchmarks/).
-PIECE = 1 << 16
+PIECE = 1 << 18
 
 
 def worthwhile(update: Sequence[Tensor]) -> bool:

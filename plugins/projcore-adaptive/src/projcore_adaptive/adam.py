@@ -8,7 +8,7 @@ from torch import Tensor
 from projcore import Node, Settings, Transform, require, scalar
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._complex import as_given, as_real
-from projcore_adaptive._foreach import add_squares_, lerp_
+from projcore_adaptive._foreach import add_squares_, lerp_, once
 
 
 def adam_update(
@@ -35,8 +35,8 @@ def adam_update(
     # bc1 * (sqrt(v / bc2) + eps), the corrections gathered in numbers to save a pass.
     denominators = torch._foreach_sqrt(exp_avg_sqs)
     scales = [c1 / c2**0.5 for c1, c2 in zip(correction1, correction2, strict=True)]
-    torch._foreach_mul_(denominators, scales)
-    torch._foreach_add_(denominators, [eps * c1 for c1 in correction1])
+    torch._foreach_mul_(denominators, once(scales))
+    torch._foreach_add_(denominators, once([eps * c1 for c1 in correction1]))
     return list(torch._foreach_div(exp_avgs, denominators))
 
 
