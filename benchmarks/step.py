@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from projcore import Optimizer
@@ -71,10 +72,10 @@ def report(title: str, seconds: dict[str, list[float]], console: Console) -> Non
     table = Table(title=title)
     table.add_column("optimizer")
     table.add_column("ms", justify="right")
-    table.add_column(f"/ {first}", justify="right")
+    table.add_column(escape(f"/ {first}"), justify="right")
     for name, times in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(times, seconds[first], strict=True))
-        table.add_row(name, f"{statistics.median(times) * 1e3:.2f}", f"{ratio:.2f}")
+        table.add_row(escape(name), f"{statistics.median(times) * 1e3:.2f}", f"{ratio:.2f}")
     console.print(table)
 
 

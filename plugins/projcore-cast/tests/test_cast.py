@@ -9,8 +9,8 @@ import torch
 
 from projcore import Optimizer, Transform
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.modules import LR
-from projcore.projections import To, ViewAsReal
+from projcore.modules import LR, Adam, Normalize
+from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 
 
 class Seen(Transform):
@@ -90,3 +90,21 @@ def test_conjugate_gradients_are_viewed_too() -> None:
     weight.grad = torch.tensor([1 + 2j, 3j]).conj()
     Optimizer([weight], ViewAsReal([LR(1.0)])).step()
     torch.testing.assert_close(weight.detach(), -torch.tensor([1 - 2j, -3j]))
+
+
+def test_elementwise_modules_inside_pairs_leave_a_vector_too() -> None:
+    params = [torch.zeros(n, dtype=torch.complex64, requires_grad=True) for n in (2, 3)]
+    optimizer = Optimizer(params, VectorProjection([ViewAsReal([Adam()])]), LR(0.1))
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    shapes = [tuple(optimizer.state[p]["0/modules/0/modules/0/exp_avg"].shape) for p in params]
+    assert shapes == [(2, 2), (3, 2)]
+
+
+def test_a_complex_scalar_is_normalized_by_its_magnitude() -> None:
+    weight = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
+    optimizer = Optimizer([weight], ScalarProjection([ViewAsReal([Normalize()])]), LR(1.0))
+    weight.grad = torch.tensor([3 + 4j, -2j])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.6 - 0.8j, 1j]))

@@ -37,7 +37,7 @@ class ViewAsReal(ProjectionBase):
         torchzero's `ViewAsReal` has the same interface; torch.optim views complex parameters so.
     """
 
-    scope = "tensor"
+    scope = "element"
 
     def __init__(
         self,
