@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore import Module, Optimizer, ProjectionBase, Transform, registry
-from projcore.core import buckets
+from projcore.core import pieces
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall, Normalize
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -119,7 +119,7 @@ def trajectory(
     optimizer._elide = elide
     with pytest.MonkeyPatch.context() as patch:
         if piece is not None:
-            patch.setattr(buckets, "PIECE", piece)
+            patch.setattr(pieces, "PIECE", piece)
         for _ in range(3):
             for param in params:
                 param.grad = torch.randn(param.shape, generator=generator).to(dtype)
@@ -218,7 +218,7 @@ def test_what_hands_in_the_gradient_anew_is_not_elided() -> None:
 
 @pytest.mark.parametrize("piece", [2, 64])
 def test_pieces_are_small_and_whole_tensors_stay_whole(piece: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(buckets, "PIECE", piece)
+    monkeypatch.setattr(pieces, "PIECE", piece)
 
     def build(seen: list[Any]) -> list[Any]:
         return [Spy("element", seen), Spy("tensor", seen)]
