@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from projcore.core.pieces import run_pieces, worthwhile
 from projcore.core.module import Module, Row, Transform, as_module, check_result
 from projcore.core.objective import Objective
+from projcore.core.pieces import run_pieces, worthwhile
 from projcore.core.state import State
 from projcore.errors import ArgumentError
 

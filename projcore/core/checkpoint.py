@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from projcore.core.describe import outline
-from projcore.core.module import Module
+from projcore.core.module import Kind, Module
 from projcore.core.settings import SIGNATURE, SettingNames, positions
 from projcore.core.state import SHARED, Node, flatten
 from projcore.errors import CheckpointError, ProjcoreError
@@ -79,14 +79,18 @@ def module_path(key: str) -> str:
     return "/".join(part for part in parents if part not in (SHARED, "items"))
 
 
+def kind_of(names: SettingNames, key: str) -> Kind:
+    """Returns how an entry changes under a change of basis."""
+    return names.modules[module_path(key)].kinds.get(key.rpartition("/")[2], "opaque")
+
+
 def _fits(names: SettingNames, key: str, value: Any, expected: Any) -> bool:
     """Whether an entry has the shape that the module gives it; histories may be longer."""
     if not isinstance(expected, Tensor):
         return isinstance(value, (Tensor, int, float))
     if not isinstance(value, Tensor):
         return False
-    kinds = names.modules[module_path(key)].kinds
-    skip = 1 if kinds.get(key.rpartition("/")[2]) == "history" else 0
+    skip = 1 if kind_of(names, key) == "history" else 0
     return value.shape[skip:] == expected.shape[skip:] and value.ndim == expected.ndim
 
 

@@ -152,7 +152,7 @@ class Optimizer(torch.optim.Optimizer):
         if all(missing):
             return
         grads = fill_zeros(parameters, usable_gradients(parameters))
-        trees = [unflatten(self.state.get(p, {})) for p in parameters]
+        trees = [unflatten(self._memory(p)) for p in parameters]
         inputs = StepInputs(
             parameters,
             grads,
@@ -174,6 +174,23 @@ class Optimizer(torch.optim.Optimizer):
         if any(memory):  # then torch's checkpointing wants an entry for every parameter
             self.state.update(zip(parameters, memory, strict=True))
         self._warm = True
+
+    def _memory(self, parameter: Tensor) -> dict[str, Any]:
+        """Returns the memory that a step works on.
+
+        A closure is the user's code and may well fail, in the middle of a line search. So a step
+        that evaluates the loss works on copies, beside which an evaluation is dear; but not of
+        histories, which are large, and whose modules replace rather than overwrite what they read.
+        """
+        entries: dict[str, Any] = self.state.get(parameter, {})
+        if "closure" not in self.needs:
+            return entries
+        return {
+            key: value.clone()
+            if isinstance(value, Tensor) and checkpoint.kind_of(self._names, key) != "history"
+            else value
+            for key, value in entries.items()
+        }
 
     def _tensor_table(self) -> dict[str, list[dict[str, Any]]]:
         """Returns the settings with 0-d tensors for floats, so that a change recompiles nothing."""

@@ -289,3 +289,33 @@ def test_the_fault_is_seen_by_a_check_like_these(snapshot: Any, same: Any) -> No
     with pytest.raises(Injected), Fault(1), torch.no_grad():
         step()
     assert not same(before, [param.detach().clone() for param in params])
+
+
+@pytest.mark.parametrize("failing", range(1, 9))
+def test_a_step_whose_closure_failed_is_tried_again_as_if_it_had_not(failing: int) -> None:
+    """Memory that modules before the line search write in place is as it was."""
+
+    def train(fails: bool) -> torch.Tensor:
+        weight = torch.tensor([3.0, -4.0], dtype=torch.float64, requires_grad=True)
+        optimizer = Optimizer([weight], "vector([adam(), lr(0.5), backtracking()])")
+        calls = 0
+
+        def closure(backward: bool = True) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if fails and calls == failing:
+                raise RuntimeError("the closure failed")
+            optimizer.zero_grad()
+            loss = (weight**4).sum()
+            if backward:
+                loss.backward()
+            return loss
+
+        for _ in range(4):
+            try:
+                optimizer.step(closure)
+            except RuntimeError:
+                optimizer.step(closure)
+        return weight.detach()
+
+    assert torch.equal(train(fails=True), train(fails=False))
