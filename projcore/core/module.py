@@ -163,7 +163,7 @@ class Transform(Module):
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
         if self._by_item(objective):
-            from projcore.core.projection import prepare_items
+            from projcore.core.items import prepare_items
 
             prepare_items(self, objective, state, rows)
         else:
@@ -174,7 +174,7 @@ class Transform(Module):
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         if self._by_item(objective):
-            from projcore.core.projection import run_items
+            from projcore.core.items import run_items
 
             return run_items(self, update, objective, state)
         settings = self.remember(objective, state)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -12,15 +10,15 @@ import torch
 from torch import Tensor
 
 from projcore.core.chain import Chain, as_chain
-from projcore.core.module import Kind, Module, Need, Row, Scope, facts
-from projcore.core.objective import Evaluation, Objective, merge_settings
+from projcore.core.crossing import INNER, Crossing, ProjectedObjective
+from projcore.core.module import Kind, Module, Need, Row, Scope
+from projcore.core.objective import Objective
 from projcore.core.settings import Settings
 from projcore.core.state import Node, State
-from projcore.errors import ArgumentError, ContractError, NeedsError, ProjcoreError
+from projcore.errors import ArgumentError, NeedsError, ProjcoreError
 
 Current = Literal["params", "grads", "update"]
 Policy = Literal["keep", "reset", "transport"]
-INNER = "modules"
 
 
 class ProjectionBase(Module):
@@ -95,7 +93,7 @@ class ProjectionBase(Module):
         self.final = self.final or chain.final
         self.segments = _segments(chain) if self.layout else [(False, list(chain.children))]
         # A tensor without a gradient must not enter a map that is learnt, nor a residual kept.
-        self.learns = overrides(self, "refresh") or overrides(self, "combine")
+        self.learns = self.overrides("refresh") or self.overrides("combine")
 
     def _check_needs(self, chain: Chain) -> None:
         delivered: set[Need] = {"loss"}
@@ -218,6 +216,10 @@ class ProjectionBase(Module):
 
     # What the kernel does with it.
 
+    def overrides(self, method: str) -> bool:
+        """Whether it has a method of its own in place of the base class's."""
+        return getattr(type(self), method) is not getattr(ProjectionBase, method)
+
     @property
     def chain(self) -> Chain:
         """The modules inside."""
@@ -237,6 +239,8 @@ class ProjectionBase(Module):
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         if objective.batch_dims and self.scope == "tensor":
+            from projcore.core.items import run_items
+
             return run_items(self, update, objective, state)
         if objective.active is not None and self.scope != "all" and self.learns:
             return self._step_without_idle(update, objective, state)
@@ -273,6 +277,8 @@ class ProjectionBase(Module):
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
         if objective.batch_dims and self.scope == "tensor":
+            from projcore.core.items import prepare_items
+
             prepare_items(self, objective, state, rows)
             return
         crossing = Crossing(self, objective, state)
@@ -313,276 +319,11 @@ class ProjectionBase(Module):
         return crossing.combine(update, projected, result)
 
 
-class Crossing:
-    """One step's passage through a projection: which tensors cross, by which map, and back."""
-
-    def __init__(self, projection: ProjectionBase, objective: Objective, state: State) -> None:
-        self.projection = projection
-        self.objective = objective
-        self.count = len(objective.template)
-        settings = objective.settings(state.path)
-        self.applied = [
-            i
-            for i, (tensor, values) in enumerate(zip(objective.template, settings, strict=True))
-            if projection.applies(tensor, values)
-        ]
-        self.state = state
-        self.states = [state.nodes[i] for i in self.applied]
-        self.settings = [settings[i] for i in self.applied]
-        for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
-            for name, value in projection.init(objective.template[i], values).items():
-                node.setdefault(name, value)
-        self.passing = sorted(set(range(self.count)) - set(self.applied))
-        self.stacked = False
-        self.origins: list[list[int]] = []
-
-    def check_applies(self) -> None:
-        """Raises if the projection applies to no tensor at all."""
-        if not self.applied:
-            shapes = [tuple(tensor.shape) for tensor in self.objective.template]
-            raise ArgumentError(
-                f"{self.projection} applies to none of its {self.count} tensors, of shapes "
-                f"{', '.join(map(str, shapes[:5]))}{', ...' if self.count > 5 else ''}. "
-                "Change its settings, or remove it."
-            )
-
-    def facts(self) -> tuple[list[Tensor], list[Tensor] | None, Tensor | None]:
-        params, grads, loss = facts(self.projection.needs, self.objective)
-        stand_ins = self.objective.template if params is None else params
-        return self._pick(stand_ins), None if grads is None else self._pick(grads), loss
-
-    def _pick(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [tensors[i] for i in self.applied]
-
-    def refresh(self, update: list[Tensor]) -> None:
-        """Lets the projection learn its map, and carries the memory inside over to it."""
-        if not self.applied or not overrides(self.projection, "refresh"):
-            return
-        tensors = self._pick(update)
-        new = self.projection.refresh(tensors, *self.facts(), self.states, self.settings)
-        if new is not None:
-            from projcore.core.transport import change_map
-
-            change_map(self, update, list(new))
-
-    def down(self, tensors: list[Tensor], current: Current) -> list[Tensor]:
-        """Returns tensors of the space in the projected space; those not projected as they are."""
-        if not self.applied:
-            self.origins = [[i] for i in range(self.count)]
-            return list(tensors)
-        chosen = self._pick(tensors)
-        projected = self.projection.project(
-            chosen, *self.facts(), self.states, self.settings, current
-        )
-        self.stacked = isinstance(projected, Tensor)
-        result = [projected] if isinstance(projected, Tensor) else list(projected)
-        if self.projection.scope != "all":
-            if self.stacked or len(result) != len(chosen):
-                raise ContractError(
-                    f"{type(self.projection).__name__}.project returned "
-                    f"{'a stack' if self.stacked else f'{len(result)} tensors'} for {len(chosen)} "
-                    f"tensors. A projection of scope {self.projection.scope!r} returns a list with "
-                    'one for each. Correct it, or declare scope = "all".'
-                )
-            self.origins = [[i] for i in range(self.count)]
-            return self.inside(tensors, result)
-        if self.stacked and self.passing:
-            raise ContractError(
-                f"{type(self.projection).__name__}.project returned a stack, but does not apply to "
-                f"{len(self.passing)} tensors, which are no stack. Return a list, or apply to all."
-            )
-        origins = self.projection.origins(len(chosen), len(result))
-        self.origins = [[self.applied[i] for i in origin] for origin in origins]
-        self.origins += [[i] for i in self.passing]
-        return result + [tensors[i] for i in self.passing]
-
-    def up(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
-        """Returns tensors of the projected space in the space outside."""
-        if not self.applied:
-            return list(tensors)
-        full = self.projection.unproject(
-            self.projected(tensors),
-            *self.facts(),
-            self.states,
-            self.settings,
-            current,
-        )
-        return self._outside(tensors, full)
-
-    def combine(
-        self, update: list[Tensor], projected: list[Tensor], result: list[Tensor]
-    ) -> list[Tensor]:
-        """Returns the full update, made from what came in and what the modules inside returned."""
-        if not self.applied or not overrides(self.projection, "combine"):
-            return self.up(result, "update")
-        full = self.projection.combine(
-            self._pick(update),
-            self.projected(projected),
-            self.projected(result),
-            *self.facts(),
-            self.states,
-            self.settings,
-        )
-        return self._outside(result, full)
-
-    def projected(self, tensors: Sequence[Tensor]) -> Any:
-        """Picks, of all tensors inside, those that were projected: a list, or the stack."""
-        if self.stacked:
-            return tensors[0]
-        if self.projection.scope != "all":
-            return [tensors[i] for i in self.applied]
-        return list(tensors[: len(tensors) - len(self.passing)])
-
-    def inside(self, tensors: Sequence[Tensor], projected: list[Tensor]) -> list[Tensor]:
-        """Puts projected tensors in their places among all tensors inside."""
-        if self.projection.scope == "all":
-            return projected + list(tensors[len(projected) :])
-        result = list(tensors)
-        for i, tensor in zip(self.applied, projected, strict=True):
-            result[i] = tensor
-        return result
-
-    def _outside(self, tensors: Sequence[Tensor], full: Iterable[Tensor]) -> list[Tensor]:
-        result: list[Any] = [None] * self.count
-        full = list(full)
-        if len(full) != len(self.applied):
-            raise ContractError(
-                f"{type(self.projection).__name__} returned {len(full)} tensors from its space, "
-                f"for {len(self.applied)} that were projected. It returns one for each. Correct "
-                "its unproject or combine."
-            )
-        for i, tensor in zip(self.applied, full, strict=True):
-            result[i] = tensor
-        passed = self.passing
-        if self.projection.scope == "all":
-            tail = tensors[len(tensors) - len(passed) :]
-        else:
-            tail = [tensors[i] for i in passed]
-        for i, tensor in zip(passed, tail, strict=True):
-            result[i] = tensor
-        return result
-
-    def memory(self, state: State) -> State:
-        """Returns the memory of the modules inside."""
-        return state.inside(INNER, self.origins, f"{state.path}/{INNER}")
-
-
-class ProjectedObjective(Objective):
-    """The facts as seen inside a projection; each is projected when first asked for."""
-
-    def __init__(self, crossing: Crossing, template: list[Tensor]) -> None:
-        outer = crossing.objective
-        self.template = template
-        self.elide = outer.elide
-        self.groups = [
-            outer.groups[origin[0]]
-            if len(origin) == 1
-            else tuple(dict.fromkeys(outer.groups[i] for i in origin))
-            for origin in crossing.origins
-        ]
-        if crossing.stacked:
-            self.batch_dims = 1
-        elif crossing.projection.scope != "all":
-            self.batch_dims = outer.batch_dims
-        if outer.active is not None:
-            chosen = set(outer.active)
-            active = [j for j, origin in enumerate(crossing.origins) if chosen & set(origin)]
-            self.active = None if len(active) == len(template) else active
-        self._crossing = crossing
-        self._params: list[Tensor] | None = None
-        self._grads: list[Tensor] | None = None
-
-    @property
-    def params(self) -> list[Tensor]:
-        if self._params is None:
-            self._params = self._crossing.down(self._crossing.objective.params, "params")
-        return self._params
-
-    @property
-    def grads(self) -> list[Tensor]:
-        if self._grads is None:
-            self._grads = self._crossing.down(self._crossing.objective.grads, "grads")
-        return self._grads
-
-    @property
-    def loss(self) -> Tensor | None:
-        return self._crossing.objective.loss
-
-    def settings(self, path: str) -> list[Settings]:
-        crossing = self._crossing
-        return merge_settings(path, crossing.objective.settings(path), crossing.origins)
-
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
-        crossing, outer = self._crossing, self._crossing.objective
-        if crossing.projection.linear and not crossing.projection.layout:
-            shift = crossing.up(torch._foreach_sub(list(point), self.params), "params")
-            full = list(torch._foreach_add(outer.params, shift))
-        else:
-            full = crossing.up(point, "params")
-        loss, grads = outer.evaluate(full, backward)
-        return loss, None if grads is None else crossing.down(grads, "grads")
-
-
-class _Items(ProjectionBase):
-    """Takes a batch apart into its items."""
-
-    layout = True
-
-    def __init__(self, objective: Objective) -> None:
-        self.dims = objective.batch_dims
-        self.template = objective.template
-        self.counts = [math.prod(tensor.shape[: self.dims]) for tensor in self.template]
-
-    def origins(self, count: int, projected: int) -> list[list[int]]:
-        return [[i] for i, items in enumerate(self.counts) for _ in range(items)]
-
-    def project(self, tensors: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
-        batches = [tensor.flatten(0, self.dims - 1) for tensor in tensors]
-        return [item for batch in batches for item in batch.unbind(0)]
-
-    def unproject(self, projected_tensors: Iterable[Tensor], *_: Any, **__: Any) -> list[Tensor]:
-        items = iter(projected_tensors)
-        return [
-            torch.stack(list(itertools.islice(items, count))).reshape(tensor.shape)
-            if count
-            else tensor
-            for count, tensor in zip(self.counts, self.template, strict=True)
-        ]
-
-
-def run_items(
-    module: Module, update: list[Tensor], objective: Objective, state: State
-) -> list[Tensor]:
-    """Runs a module on each item of a batch by itself; its memory is kept for each item."""
-    crossing, items, memory = _take_apart(update, objective, state)
-    result = module.step(items, ProjectedObjective(crossing, items), memory)
-    return crossing.up(result, "update")
-
-
-def prepare_items(module: Module, objective: Objective, state: State, rows: list[Row]) -> None:
-    """Prepares a module for each item of a batch."""
-    crossing, items, memory = _take_apart(objective.template, objective, state)
-    module.prepare(ProjectedObjective(crossing, items), memory, rows)
-
-
-def _take_apart(
-    update: list[Tensor], objective: Objective, state: State
-) -> tuple[Crossing, list[Tensor], State]:
-    crossing = Crossing(_Items(objective), objective, state)
-    items = crossing.down(update, "update")
-    return crossing, items, state.inside("items", crossing.origins, state.path)
-
-
 def _absolute(tensor: Tensor) -> Tensor:
     """The absolute value; of a complex tensor, that of each part, since they are two variances."""
     if tensor.is_complex():
         return torch.view_as_complex(torch.view_as_real(tensor).abs())
     return tensor.abs()
-
-
-def overrides(projection: ProjectionBase, method: str) -> bool:
-    """Whether a projection has a method of its own in place of the base class's."""
-    return getattr(type(projection), method) is not getattr(ProjectionBase, method)
 
 
 def _segments(chain: Chain) -> list[tuple[bool, list[str]]]:

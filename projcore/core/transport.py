@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from projcore.core.chain import Chain
+from projcore.core.crossing import INNER, Crossing, ProjectedObjective
 from projcore.core.module import Kind, Module
 from projcore.core.objective import Objective
-from projcore.core.projection import INNER, Crossing, ProjectedObjective, ProjectionBase
+from projcore.core.projection import ProjectionBase
 from projcore.core.state import SHARED, Node, State
 
 Move = Callable[["list[Tensor]", Kind], "list[Tensor] | None"]

@@ -1,0 +1,230 @@
+"""The passage of a step through a projection, and the facts as seen on the other side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from projcore.core.module import facts
+from projcore.core.objective import Evaluation, Objective, merge_settings
+from projcore.core.settings import Settings
+from projcore.core.state import State
+from projcore.errors import ArgumentError, ContractError
+
+if TYPE_CHECKING:
+    from projcore.core.projection import Current, ProjectionBase
+
+INNER = "modules"
+
+
+class Crossing:
+    """One step's passage through a projection: which tensors cross, by which map, and back."""
+
+    def __init__(self, projection: ProjectionBase, objective: Objective, state: State) -> None:
+        self.projection = projection
+        self.objective = objective
+        self.count = len(objective.template)
+        settings = objective.settings(state.path)
+        self.applied = [
+            i
+            for i, (tensor, values) in enumerate(zip(objective.template, settings, strict=True))
+            if projection.applies(tensor, values)
+        ]
+        self.state = state
+        self.states = [state.nodes[i] for i in self.applied]
+        self.settings = [settings[i] for i in self.applied]
+        for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
+            for name, value in projection.init(objective.template[i], values).items():
+                node.setdefault(name, value)
+        self.passing = sorted(set(range(self.count)) - set(self.applied))
+        self.stacked = False
+        self.origins: list[list[int]] = []
+
+    def check_applies(self) -> None:
+        """Raises if the projection applies to no tensor at all."""
+        if not self.applied:
+            shapes = [tuple(tensor.shape) for tensor in self.objective.template]
+            raise ArgumentError(
+                f"{self.projection} applies to none of its {self.count} tensors, of shapes "
+                f"{', '.join(map(str, shapes[:5]))}{', ...' if self.count > 5 else ''}. "
+                "Change its settings, or remove it."
+            )
+
+    def facts(self) -> tuple[list[Tensor], list[Tensor] | None, Tensor | None]:
+        params, grads, loss = facts(self.projection.needs, self.objective)
+        stand_ins = self.objective.template if params is None else params
+        return self._pick(stand_ins), None if grads is None else self._pick(grads), loss
+
+    def _pick(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [tensors[i] for i in self.applied]
+
+    def refresh(self, update: list[Tensor]) -> None:
+        """Lets the projection learn its map, and carries the memory inside over to it."""
+        if not self.applied or not self.projection.overrides("refresh"):
+            return
+        tensors = self._pick(update)
+        new = self.projection.refresh(tensors, *self.facts(), self.states, self.settings)
+        if new is not None:
+            from projcore.core.transport import change_map
+
+            change_map(self, update, list(new))
+
+    def down(self, tensors: list[Tensor], current: Current) -> list[Tensor]:
+        """Returns tensors of the space in the projected space; those not projected as they are."""
+        if not self.applied:
+            self.origins = [[i] for i in range(self.count)]
+            return list(tensors)
+        chosen = self._pick(tensors)
+        projected = self.projection.project(
+            chosen, *self.facts(), self.states, self.settings, current
+        )
+        self.stacked = isinstance(projected, Tensor)
+        result = [projected] if isinstance(projected, Tensor) else list(projected)
+        if self.projection.scope != "all":
+            if self.stacked or len(result) != len(chosen):
+                raise ContractError(
+                    f"{type(self.projection).__name__}.project returned "
+                    f"{'a stack' if self.stacked else f'{len(result)} tensors'} for {len(chosen)} "
+                    f"tensors. A projection of scope {self.projection.scope!r} returns a list with "
+                    'one for each. Correct it, or declare scope = "all".'
+                )
+            self.origins = [[i] for i in range(self.count)]
+            return self.inside(tensors, result)
+        if self.stacked and self.passing:
+            raise ContractError(
+                f"{type(self.projection).__name__}.project returned a stack, but does not apply to "
+                f"{len(self.passing)} tensors, which are no stack. Return a list, or apply to all."
+            )
+        origins = self.projection.origins(len(chosen), len(result))
+        self.origins = [[self.applied[i] for i in origin] for origin in origins]
+        self.origins += [[i] for i in self.passing]
+        return result + [tensors[i] for i in self.passing]
+
+    def up(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
+        """Returns tensors of the projected space in the space outside."""
+        if not self.applied:
+            return list(tensors)
+        full = self.projection.unproject(
+            self.projected(tensors),
+            *self.facts(),
+            self.states,
+            self.settings,
+            current,
+        )
+        return self._outside(tensors, full)
+
+    def combine(
+        self, update: list[Tensor], projected: list[Tensor], result: list[Tensor]
+    ) -> list[Tensor]:
+        """Returns the full update, made from what came in and what the modules inside returned."""
+        if not self.applied or not self.projection.overrides("combine"):
+            return self.up(result, "update")
+        full = self.projection.combine(
+            self._pick(update),
+            self.projected(projected),
+            self.projected(result),
+            *self.facts(),
+            self.states,
+            self.settings,
+        )
+        return self._outside(result, full)
+
+    def projected(self, tensors: Sequence[Tensor]) -> Any:
+        """Picks, of all tensors inside, those that were projected: a list, or the stack."""
+        if self.stacked:
+            return tensors[0]
+        if self.projection.scope != "all":
+            return [tensors[i] for i in self.applied]
+        return list(tensors[: len(tensors) - len(self.passing)])
+
+    def inside(self, tensors: Sequence[Tensor], projected: list[Tensor]) -> list[Tensor]:
+        """Puts projected tensors in their places among all tensors inside."""
+        if self.projection.scope == "all":
+            return projected + list(tensors[len(projected) :])
+        result = list(tensors)
+        for i, tensor in zip(self.applied, projected, strict=True):
+            result[i] = tensor
+        return result
+
+    def _outside(self, tensors: Sequence[Tensor], full: Iterable[Tensor]) -> list[Tensor]:
+        result: list[Any] = [None] * self.count
+        full = list(full)
+        if len(full) != len(self.applied):
+            raise ContractError(
+                f"{type(self.projection).__name__} returned {len(full)} tensors from its space, "
+                f"for {len(self.applied)} that were projected. It returns one for each. Correct "
+                "its unproject or combine."
+            )
+        for i, tensor in zip(self.applied, full, strict=True):
+            result[i] = tensor
+        passed = self.passing
+        if self.projection.scope == "all":
+            tail = tensors[len(tensors) - len(passed) :]
+        else:
+            tail = [tensors[i] for i in passed]
+        for i, tensor in zip(passed, tail, strict=True):
+            result[i] = tensor
+        return result
+
+    def memory(self, state: State) -> State:
+        """Returns the memory of the modules inside."""
+        return state.inside(INNER, self.origins, f"{state.path}/{INNER}")
+
+
+class ProjectedObjective(Objective):
+    """The facts as seen inside a projection; each is projected when first asked for."""
+
+    def __init__(self, crossing: Crossing, template: list[Tensor]) -> None:
+        outer = crossing.objective
+        self.template = template
+        self.elide = outer.elide
+        self.groups = [
+            outer.groups[origin[0]]
+            if len(origin) == 1
+            else tuple(dict.fromkeys(outer.groups[i] for i in origin))
+            for origin in crossing.origins
+        ]
+        if crossing.stacked:
+            self.batch_dims = 1
+        elif crossing.projection.scope != "all":
+            self.batch_dims = outer.batch_dims
+        if outer.active is not None:
+            chosen = set(outer.active)
+            active = [j for j, origin in enumerate(crossing.origins) if chosen & set(origin)]
+            self.active = None if len(active) == len(template) else active
+        self._crossing = crossing
+        self._params: list[Tensor] | None = None
+        self._grads: list[Tensor] | None = None
+
+    @property
+    def params(self) -> list[Tensor]:
+        if self._params is None:
+            self._params = self._crossing.down(self._crossing.objective.params, "params")
+        return self._params
+
+    @property
+    def grads(self) -> list[Tensor]:
+        if self._grads is None:
+            self._grads = self._crossing.down(self._crossing.objective.grads, "grads")
+        return self._grads
+
+    @property
+    def loss(self) -> Tensor | None:
+        return self._crossing.objective.loss
+
+    def settings(self, path: str) -> list[Settings]:
+        crossing = self._crossing
+        return merge_settings(path, crossing.objective.settings(path), crossing.origins)
+
+    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+        crossing, outer = self._crossing, self._crossing.objective
+        if crossing.projection.linear and not crossing.projection.layout:
+            shift = crossing.up(torch._foreach_sub(list(point), self.params), "params")
+            full = list(torch._foreach_add(outer.params, shift))
+        else:
+            full = crossing.up(point, "params")
+        loss, grads = outer.evaluate(full, backward)
+        return loss, None if grads is None else crossing.down(grads, "grads")
