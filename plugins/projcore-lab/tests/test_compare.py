@@ -116,7 +116,15 @@ def test_a_wrong_spec_is_refused_before_any_training(compare, monkeypatch, spec,
     assert not result.folder.exists()
 
 
-def test_an_interruption_keeps_what_is_finished(compare, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Python's own answer to SIGINT, which a process started in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_keeps_what_is_finished(compare, monkeypatch, interruptible):
     batches = []
 
     def batch(self, step):
