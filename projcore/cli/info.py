@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from projcore import registry
+from projcore._formula import memory_of
 from projcore.cli.output import print_json, print_table
+from projcore.component import Component
 from projcore.errors import PluginError
 
 
@@ -32,6 +35,7 @@ def run(arguments: Namespace) -> int:
         error = str(failure)
     else:
         facts["parameters"] = [_parameter(each) for each in registry.parameters(target)]
+        facts["memory"] = _memory(component, target)
         facts["doc"] = inspect.getdoc(target) or ""
     if arguments.json:
         print_json({**facts, "error": error})
@@ -41,6 +45,19 @@ def run(arguments: Namespace) -> int:
         print(f"projcore: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _memory(component: Component, target: Any) -> str | None:
+    """Returns what the first example of a component keeps for a parameter of shape (m, n)."""
+    if component.kind == "recipe":
+        return None
+    example = component.example or {}
+    first = example if isinstance(example, Mapping) else next(iter(example), {})
+    formula = memory_of(target, dict(first))
+    if formula is None:
+        return None
+    arguments = ", ".join(f"{name}={value!r}" for name, value in first.items())
+    return f"{formula} for a parameter of m x n{arguments and f', with {arguments}'}"
 
 
 def _parameter(parameter: inspect.Parameter) -> dict[str, str | None]:
@@ -61,6 +78,7 @@ def _print(facts: dict[str, Any]) -> None:
         ("tags", ", ".join(facts["tags"])),
         ("aliases", ", ".join(facts["aliases"])),
         ("example", facts["example"]),
+        ("memory", facts.get("memory")),
     ]
     for name, value in lines:
         if value not in (None, ""):

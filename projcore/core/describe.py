@@ -59,8 +59,19 @@ def describe(optimizer: Optimizer) -> str:
         plan.append((row.path, "  " * depth + _head(row), _shapes(row.shapes)))
     mode = "compiled" if optimizer.compiles else "eager"
     if optimizer.compile and not optimizer.compiles:
-        mode += ", because a module evaluates the loss"
+        mode += f", because of {_untraceable(optimizer)}"
     return f"{_table(parameters)}\n\n{_table(plan)}\n\nSteps run {mode}."
+
+
+def _untraceable(optimizer: Optimizer) -> str:
+    """The modules that are not traceable themselves, beside what they run inside."""
+    modules = optimizer._names.modules.values()
+    reasons = {
+        f"{type(each).__name__}, which {'evaluates the loss' if closure else 'branches'}"
+        for each in modules
+        if (closure := "closure" in each.needs) or not each.traceable
+    }
+    return " and ".join(sorted(reasons))
 
 
 def count_bytes(memory: Mapping[str, Any]) -> int:

@@ -44,6 +44,8 @@ class Module(ABC):
             vector, ``"second"`` like the diagonal of a covariance, ``"covariance"``, ``"history"``
             (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"opaque"`` (reset).
         final: Its result must reach the parameters as it is: nothing may follow it in a chain.
+        traceable: Whether its step makes one graph for `torch.compile`. One that branches in Python
+            on its memory, or evaluates the loss, does not, and then all steps run eagerly.
         defaults: Its settings; a parameter group overrides them by name.
         children: The modules it runs, by name.
     """
@@ -52,6 +54,7 @@ class Module(ABC):
     needs: frozenset[Need] = frozenset()
     kinds: ClassVar[Mapping[str, Kind]] = {}
     final: bool = False
+    traceable: ClassVar[bool] = True
     _arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Module:
@@ -120,6 +123,22 @@ class Module(ABC):
     def total_needs(self) -> frozenset[Need]:
         """What this module and its children need of the space that it stands in."""
         return self.needs.union(*(child.total_needs for child in self.children.values()))
+
+    @property
+    def total_traceable(self) -> bool:
+        """Whether this module and its children are traceable."""
+        children = all(child.total_traceable for child in self.children.values())
+        return self.traceable and "closure" not in self.needs and children
+
+    def spec(self) -> Any:
+        """Returns this module as texts, numbers, lists and dicts, as in JSON; `build` reads it.
+
+        Raises:
+            SpecError: If an argument is something that no spec can hold, as a class.
+        """
+        from projcore.spec import to_spec
+
+        return to_spec(self)
 
     def __str__(self) -> str:
         from projcore.spec import expression

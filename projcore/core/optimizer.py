@@ -32,8 +32,8 @@ class Optimizer(torch.optim.Optimizer):
         params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         compile: Whether to run the step through `torch.compile`. The first step, which creates the
-            memory, runs eagerly, and so do all steps of a chain that evaluates the loss, whose loop
-            depends on what it finds. `describe` says which it is.
+            memory, runs eagerly, and so do all steps if a module is not traceable, as one that
+            evaluates the loss, whose loop depends on what it finds. `describe` says which it is.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
@@ -114,8 +114,8 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def compiles(self) -> bool:
-        """Whether steps are compiled: if asked for, and no module evaluates the loss."""
-        return self.compile and "closure" not in self.needs
+        """Whether steps are compiled: if asked for, and all modules are traceable."""
+        return self.compile and self.module.total_traceable
 
     @torch.no_grad()
     def step(self, closure: Callable[..., Any] | None = None) -> Any:

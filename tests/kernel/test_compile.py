@@ -262,8 +262,31 @@ def test_closure_modules_run_eagerly(chain: Any, make: Any, backend: Counting) -
         for _ in range(6):
             optimizer.step(closure_of(params))
         results.append(params)
-        assert ("because a module evaluates the loss" in optimizer.describe()) == compiled
+        assert ("which evaluates the loss" in optimizer.describe()) == compiled
     assert all(map(torch.equal, *results))
+    assert not backend.graphs
+
+
+class EverySecond(Transform):
+    """Passes every second update, which it finds out in Python."""
+
+    traceable = False
+
+    def init(self, tensor: torch.Tensor, settings: Any) -> dict[str, Any]:
+        return {"step": torch.zeros((), dtype=torch.int64)}
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        for state in states:
+            state["step"] += 1
+        return tensors if states[0]["step"] % 2 else [torch.zeros_like(t) for t in tensors]
+
+
+def test_what_is_not_traceable_runs_eagerly(make: Any, run: Any, backend: Counting) -> None:
+    params = make((3, 2), (4,))
+    optimizer = Optimizer(params, VectorProjection([EverySecond()]), compile=True)
+    run(optimizer, range(4))
+    assert not optimizer.compiles
+    assert "eager, because of EverySecond, which branches" in optimizer.describe()
     assert not backend.graphs
 
 

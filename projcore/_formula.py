@@ -1,0 +1,92 @@
+"""How much memory a module takes for a matrix, as a formula that is measured, not claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from projcore.errors import ProjcoreError
+
+if TYPE_CHECKING:
+    from projcore.core import Module
+
+_SHAPES = ((37, 53), (37, 71), (41, 53), (41, 71))
+_OTHER = (43, 97)
+
+
+def memory_of(cls: type[Module], example: dict[str, Any]) -> str | None:
+    """Returns what a module keeps for a parameter of shape (m, n), m < n, in words, or None.
+
+    It is found by letting the module make its memory on tensors without storage. None means that
+    the numbers follow no formula in mn, m and n, or cannot be known before the first step.
+
+    Example:
+        >>> from projcore.modules import Adam
+        >>> memory_of(Adam, {})
+        '2 mn + 1 elements'
+    """
+    from projcore.core import ProjectionBase
+
+    is_projection = issubclass(cls, ProjectionBase)
+    own = _fit(lambda shape: _count(cls, example, is_projection, shape)[0])
+    if not is_projection:
+        return None if own is None else f"{own} elements"
+    inside = _fit(lambda shape: _count(cls, example, is_projection, shape)[1])
+    if own is None or inside is None:
+        return None
+    return f"{own} elements, and what modules inside keep for {inside} elements,"
+
+
+def _fit(count: Callable[[tuple[int, int]], int]) -> str | None:
+    """Returns the formula ``a mn + b m + c n + d`` of a count, or None if it has none."""
+    try:
+        (f11, f12, f21, f22), other = map(count, _SHAPES), count(_OTHER)
+    except (ProjcoreError, NotImplementedError, RuntimeError, IndexError):
+        return None
+    (m1, n1), (m2, n2) = _SHAPES[0], _SHAPES[3]
+    a = _quotient(f22 - f21 - f12 + f11, (m2 - m1) * (n2 - n1))
+    if a is None:
+        return None
+    b, c = _quotient(f21 - f11, m2 - m1), _quotient(f12 - f11, n2 - n1)
+    if b is None or c is None:
+        return None
+    b, c = b - a * n1, c - a * m1
+    d = f11 - a * m1 * n1 - b * m1 - c * n1
+    m, n = _OTHER
+    if a * m * n + b * m + c * n + d != other or min(a, b, c, d) < 0:
+        return None
+    terms = [
+        name if factor == 1 else f"{factor} {name}"
+        for factor, name in ((a, "mn"), (b, "m"), (c, "n"))
+        if factor
+    ]
+    return " + ".join([*terms, str(d)] if d or not terms else terms)
+
+
+def _quotient(number: int, divisor: int) -> int | None:
+    return number // divisor if number % divisor == 0 else None
+
+
+def _count(
+    cls: type[Module], example: dict[str, Any], is_projection: bool, shape: tuple[int, int]
+) -> tuple[int, int]:
+    """Returns how many numbers it keeps for a parameter, and how many its modules work on."""
+    import torch
+
+    from projcore.core import Optimizer
+    from projcore.core.describe import outline
+    from projcore.core.module import Row
+    from projcore.core.state import flatten
+    from projcore.testing.parts import UnitNorm
+
+    make: Any = cls
+    module = make(modules=[UnitNorm()], **example) if is_projection else make(**example)
+    parameter = torch.nn.Parameter(torch.empty(shape, device="meta"))
+    optimizer = Optimizer([parameter], module)
+    rows: list[Row] = []
+    (tree,) = outline(optimizer, optimizer.param_groups, rows)
+    numbers = [
+        value.numel() if isinstance(value, torch.Tensor) else 1 for value in flatten(tree).values()
+    ]
+    inside = [torch.Size(shape).numel() for row in rows[1:] for shape in row.shapes]
+    return sum(numbers), sum(inside)
