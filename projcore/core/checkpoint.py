@@ -183,6 +183,12 @@ def _check_entry(
             f"{key!r} of parameter {i} is a {type(value).__name__} in the state dict. Memory is "
             "tensors and numbers. It is damaged. Load another."
         )
+    if expected is not None and kind_of(names, key) == "fixed" and value != expected:
+        raise CheckpointError(
+            f"{key!r} of parameter {i} is {value} in the state dict, {expected} here: "
+            f"{names.modules[module_path(key)]} treats it otherwise. Build the optimizer with the "
+            "same modules, and parameters of the same names, as when it was saved."
+        )
     if isinstance(expected, Tensor) and not _fits(names, key, value, expected):
         shape = tuple(value.shape) if isinstance(value, Tensor) else value
         raise CheckpointError(

@@ -181,6 +181,7 @@ class ProjectedObjective(Objective):
         outer = crossing.objective
         self.template = template
         self.elide = outer.elide
+        self.parameter_names = outer.parameter_names
         self.groups = [
             outer.groups[origin[0]]
             if len(origin) == 1
@@ -198,6 +199,16 @@ class ProjectedObjective(Objective):
         self._crossing = crossing
         self._params: list[Tensor] | None = None
         self._grads: list[Tensor] | None = None
+
+    @property
+    def sources(self) -> list[tuple[int, ...]]:
+        outer = self._crossing.objective.sources
+        return [
+            outer[origin[0]]
+            if len(origin) == 1
+            else tuple(sorted({source for i in origin for source in outer[i]}))
+            for origin in self._crossing.origins
+        ]
 
     @property
     def params(self) -> list[Tensor]:

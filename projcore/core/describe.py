@@ -30,6 +30,7 @@ def outline(
         [i for i, group in enumerate(groups) for _ in group["params"]],
         optimizer._names.table(groups),
         elide=optimizer._elide,
+        names=parameter_names(groups),
     )
     trees: list[Node] = [{} for _ in stand_ins]
     with torch.no_grad():
@@ -39,20 +40,38 @@ def outline(
     return trees
 
 
+def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Returns the name of each parameter of groups, None for those that were given without."""
+    return [
+        name for group in groups for name in group.get("param_names", [None] * len(group["params"]))
+    ]
+
+
 def describe(optimizer: Optimizer) -> str:
     """Returns a table of the parameters and one of the plan."""
     rows: list[Row] = []
     trees = outline(optimizer, optimizer.param_groups, rows)
-    parameters = [("parameter", "shape", "dtype", "group", "state bytes")]
+    parameters: list[tuple[str, ...]] = [
+        ("parameter", "shape", "dtype", "group", "route", "inside", "state bytes")
+    ]
+    names = parameter_names(optimizer.param_groups)
     index = 0
     for number, group in enumerate(optimizer.param_groups):
-        names = group.get("param_names", range(index, index + len(group["params"])))
-        for name, parameter in zip(names, group["params"], strict=True):
+        for parameter in group["params"]:
             memory = optimizer.state.get(parameter) or flatten(trees[index])
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            size = f"{count_bytes(memory):,}"
-            parameters.append((str(name), _shape(parameter.shape), dtype, str(number), size))
+            parameters.append(
+                (
+                    names[index] or str(index),
+                    _shape(parameter.shape),
+                    str(parameter.dtype).removeprefix("torch."),
+                    str(number),
+                    _routes(rows, index),
+                    _inside(rows, index),
+                    f"{count_bytes(memory):,}",
+                )
+            )
             index += 1
+    parameters = _without_empty(parameters)
     plan = [("position", "module", "runs on")]
     for row in rows:
         depth = row.path.count("/modules/")
@@ -61,6 +80,33 @@ def describe(optimizer: Optimizer) -> str:
     if optimizer.compile and not optimizer.compiles:
         mode += f", because of {_untraceable(optimizer)}"
     return f"{_table(parameters)}\n\n{_table(plan)}\n\nSteps run {mode}."
+
+
+def _routes(rows: Sequence[Row], index: int) -> str:
+    """Where each module that sends tensors to different modules sends a parameter's."""
+    texts = [
+        f"{row.path}: {route}"
+        for row in rows
+        for source, route in zip(row.sources, row.routes, strict=False)
+        if index in source
+    ]
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _inside(rows: Sequence[Row], index: int) -> str:
+    """The shapes that a parameter has, or is part of, inside the innermost projection."""
+    shapes: list[tuple[int, ...]] = []
+    for row in rows:
+        if "modules" in row.module.children:
+            pairs = zip(row.shapes, row.sources, strict=False)
+            shapes = [shape for shape, source in pairs if index in source] or shapes
+    return _shapes(shapes) if shapes else ""
+
+
+def _without_empty(table: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Leaves out the columns in which there is nothing but the header."""
+    kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
+    return [tuple(row[i] for i in kept) for row in table]
 
 
 def _untraceable(optimizer: Optimizer) -> str:
@@ -94,7 +140,7 @@ def _head(row: Row) -> str:
     return text.replace(f"[{inside.replace('; ', ', ')}]", "[...]") if inside else text
 
 
-def _shapes(shapes: list[tuple[int, ...]]) -> str:
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     if not shapes:
         return "known after the first step"
     counted: dict[str, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,18 +15,31 @@ from projcore.core.settings import Settings
 from projcore.core.state import Node, State
 from projcore.errors import ArgumentTypeError, ContractError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Scope = Literal["element", "tensor", "all"]
 Need = Literal["params", "grads", "loss", "closure"]
-Kind = Literal["first", "second", "covariance", "history", "scalar", "opaque"]
+Kind = Literal["first", "second", "covariance", "history", "scalar", "fixed", "opaque"]
 SCOPES: tuple[Scope, ...] = ("element", "tensor", "all")
 
 
 class Row(NamedTuple):
-    """One line of a plan: the module at a position, and the shapes that it runs on."""
+    """One line of a plan: the module at a position, and what it runs on.
+
+    Attributes:
+        path: The position.
+        module: The module.
+        shapes: The shapes of its tensors; of a projection, of those inside.
+        sources: Of each tensor, the indices of the parameters that it is made from.
+        routes: Where it sends each tensor, if it sends tensors to different modules.
+    """
 
     path: str
     module: Module
-    shapes: list[tuple[int, ...]]
+    shapes: Sequence[tuple[int, ...]] = ()
+    sources: Sequence[tuple[int, ...]] = ()
+    routes: Sequence[str] = ()
 
 
 class Module(ABC):
@@ -42,7 +55,9 @@ class Module(ABC):
             ``"closure"``. Checked when it is put inside a projection.
         kinds: How each entry of its memory changes under a change of basis: ``"first"`` like a
             vector, ``"second"`` like the diagonal of a covariance, ``"covariance"``, ``"history"``
-            (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"opaque"`` (reset).
+            (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"fixed"`` (a number that
+            follows from recipe and parameter: kept, and a checkpoint with another is refused),
+            ``"opaque"`` (reset).
         final: Its result must reach the parameters as it is: nothing may follow it in a chain.
         traceable: Whether its step makes one graph for `torch.compile`. One that branches in Python
             on its memory, or evaluates the loss, does not, and then all steps run eagerly.
@@ -57,7 +72,7 @@ class Module(ABC):
     traceable: ClassVar[bool] = True
     _arguments: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Module:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
@@ -100,7 +115,8 @@ class Module(ABC):
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
         """Does what a step does but the mathematics: creates memory, notes what runs where."""
         self.remember(objective, state)
-        rows.append(Row(state.path, self, [tuple(tensor.shape) for tensor in objective.template]))
+        shapes = [tuple(tensor.shape) for tensor in objective.template]
+        rows.append(Row(state.path, self, shapes, objective.sources))
 
     @property
     def arguments(self) -> dict[str, Any]:

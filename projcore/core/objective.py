@@ -26,6 +26,7 @@ class Objective(ABC):
         batch_dims: How many leading dimensions of each tensor index independent tensors.
         groups: The parameter group of each tensor, or those that it is made from.
         elide: Whether layout projections may run elementwise modules outside (see the plan).
+        parameter_names: The name of each of the optimizer's parameters, None for one without.
     """
 
     template: list[Tensor]
@@ -33,6 +34,22 @@ class Objective(ABC):
     active: list[int] | None = None
     batch_dims: int = 0
     elide: bool = True
+    parameter_names: Sequence[str | None]
+
+    @property
+    @abstractmethod
+    def sources(self) -> list[tuple[int, ...]]:
+        """Of each tensor, the indices of the optimizer's parameters that it is made from."""
+
+    @property
+    def names(self) -> list[str | None]:
+        """The name of the parameter that each tensor is made from.
+
+        It is None if that has no name, or if there are several.
+        """
+        return [
+            self.parameter_names[source[0]] if len(source) == 1 else None for source in self.sources
+        ]
 
     @property
     @abstractmethod
@@ -64,6 +81,10 @@ class Objective(ABC):
         """Returns the objective as a function of some of the tensors, the others held fixed."""
         return _Selected(self, indices)
 
+    def replace(self, grads: list[Tensor], active: list[int] | None) -> Objective:
+        """Returns the objective with other gradients, and other tensors that have one."""
+        return _Replaced(self, grads, active)
+
 
 class RootObjective(Objective):
     """The facts in the space of the parameters themselves."""
@@ -78,6 +99,7 @@ class RootObjective(Objective):
         loss: Tensor | None = None,
         closure: Callable[..., Any] | None = None,
         elide: bool = True,
+        names: Sequence[str | None] | None = None,
     ) -> None:
         self.template = [parameter.detach() for parameter in parameters]
         self.active = active
@@ -85,10 +107,15 @@ class RootObjective(Objective):
         self._parameters = parameters
         self._grads = grads
         self.groups: list[int] = groups
+        self.parameter_names = [None] * len(parameters) if names is None else names
         self._table = table
         self._loss = loss
         self._closure = closure
         self._origin: list[Tensor] | None = None
+
+    @property
+    def sources(self) -> list[tuple[int, ...]]:
+        return [(i,) for i in range(len(self.template))]
 
     @property
     def params(self) -> list[Tensor]:
@@ -147,12 +174,18 @@ class _Selected(Objective):
         self.groups = [whole.groups[i] for i in indices]
         self.batch_dims = whole.batch_dims
         self.elide = whole.elide
+        self.parameter_names = whole.parameter_names
         self._whole = whole
         self._indices = indices
         if whole.active is not None:
             chosen = set(whole.active)
             active = [j for j, i in enumerate(indices) if i in chosen]
             self.active = None if len(active) == len(indices) else active
+
+    @property
+    def sources(self) -> list[tuple[int, ...]]:
+        sources = self._whole.sources
+        return [sources[i] for i in self._indices]
 
     @property
     def params(self) -> list[Tensor]:
@@ -178,6 +211,19 @@ class _Selected(Objective):
             full[i] = tensor
         loss, grads = self._whole.evaluate(full, backward)
         return loss, None if grads is None else [grads[i] for i in self._indices]
+
+
+class _Replaced(_Selected):
+    """An objective with other gradients than it had."""
+
+    def __init__(self, whole: Objective, grads: list[Tensor], active: list[int] | None) -> None:
+        super().__init__(whole, range(len(whole.template)))
+        self.active = active
+        self._given = grads
+
+    @property
+    def grads(self) -> list[Tensor]:
+        return self._given
 
 
 _NO_SETTINGS: dict[str, Any] = {}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from projcore.core import checkpoint
 from projcore.core.chain import Chain, as_chain
-from projcore.core.describe import describe, outline
-from projcore.core.module import Need
+from projcore.core.describe import describe, outline, parameter_names
+from projcore.core.module import Module, Need
 from projcore.core.objective import RootObjective, as_loss, fill_zeros
 from projcore.core.settings import SIGNATURE, SettingNames
 from projcore.core.state import Node, State, flatten, unflatten
@@ -47,7 +48,12 @@ class Optimizer(torch.optim.Optimizer):
         clip_norm(1.0); adam(); lr(0.001)
     """
 
-    def __init__(self, params: Any, *modules: Any, compile: bool = False) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        *modules: Module | str | Mapping[str, Any] | Sequence[Any],
+        compile: bool = False,
+    ) -> None:
         if not modules:
             raise ArgumentError(
                 "Optimizer(params) was given no modules. It runs one or more. Pass for example "
@@ -84,6 +90,9 @@ class Optimizer(torch.optim.Optimizer):
             tensors = self._check_group(param_group)
             if self._built:
                 added = {**self._names.defaults, **param_group, "params": tensors}
+                added["param_names"] = [
+                    p[0] if isinstance(p, tuple) else None for p in param_group["params"]
+                ]
                 expected = outline(self, [*self.param_groups, added])
             param_group[SIGNATURE] = checkpoint.signature(self.module)
         super().add_param_group(param_group)
@@ -161,6 +170,7 @@ class Optimizer(torch.optim.Optimizer):
             loss,
             closure,
             self._elide,
+            parameter_names(self.param_groups),
         )
         if self.compiles and self._warm:
             if self._compiled is None:
@@ -272,6 +282,7 @@ class StepInputs(NamedTuple):
     loss: Tensor | None
     closure: Callable[..., Any] | None
     elide: bool
+    names: list[str | None]
 
 
 def _compute(
@@ -286,6 +297,7 @@ def _compute(
         inputs.loss,
         inputs.closure,
         inputs.elide,
+        inputs.names,
     )
     return module.step(inputs.grads, objective, State(trees, trees[0]))
 

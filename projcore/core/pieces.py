@@ -149,6 +149,11 @@ class _Rows(Objective):
         self.template = [whole.template[0][self._rows]]
         self.groups = whole.groups
         self.elide = whole.elide
+        self.parameter_names = whole.parameter_names
+
+    @property
+    def sources(self) -> list[tuple[int, ...]]:
+        return self._whole.sources
 
     @property
     def params(self) -> list[Tensor]:

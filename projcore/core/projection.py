@@ -53,6 +53,9 @@ class ProjectionBase(Module):
             which never destroys what the map cannot represent. Otherwise at ``unproject(z)``.
         layout: It only rearranges elements. Modules of scope ``"element"`` give the same result
             outside, and run there, at no cost.
+        same_points: A point inside is the same point outside, up to rounding, as under a cast. A
+            layout has it too. Only there may a module stand inside whose result must reach the
+            parameters as it is.
         learns: Whether its map or its residual is made from what crosses: then only tensors with a
             gradient are handed to it. By default, whether it overrides `refresh` or `combine`.
         policy: What happens to memory inside when `refresh` changes the map: ``"keep"``,
@@ -64,6 +67,7 @@ class ProjectionBase(Module):
 
     linear: ClassVar[bool] = True
     layout: ClassVar[bool] = False
+    same_points: bool = False
     policy: Policy = "keep"
 
     def __init__(
@@ -85,7 +89,7 @@ class ProjectionBase(Module):
                 "in. Modules inside begin with the update or with the gradient. Pass one as True."
             )
         self._check_needs(chain)
-        if chain.final and not self.layout:
+        if chain.final and not (self.layout or self.same_points):
             raise ArgumentError(
                 f"{type(self).__name__} was given {chain}, whose result must reach the parameters "
                 "as it is. Use it outside this projection."
@@ -289,10 +293,11 @@ class ProjectionBase(Module):
         except ProjcoreError:
             raise
         except (NotImplementedError, RuntimeError):  # the map depends on values
-            rows.append(Row(state.path, self, []))
+            rows.append(Row(state.path, self))
             return
-        rows.append(Row(state.path, self, [tuple(tensor.shape) for tensor in projected]))
         inner, memory = ProjectedObjective(crossing, projected), crossing.memory(state)
+        shapes = [tuple(tensor.shape) for tensor in projected]
+        rows.append(Row(state.path, self, shapes, inner.sources))
         for elementwise, names in self.segments:
             if elementwise and objective.elide and self.project_update:
                 self.chain.prepare_some(names, objective, state.child(INNER), rows)

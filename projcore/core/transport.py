@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from projcore.core.chain import Chain
 from projcore.core.crossing import INNER, Crossing, ProjectedObjective
 from projcore.core.module import Kind, Module
 from projcore.core.objective import Objective
 from projcore.core.projection import ProjectionBase
 from projcore.core.state import SHARED, Node, State
+
+KEPT: tuple[Kind, ...] = ("scalar", "fixed")
 
 Move = Callable[["list[Tensor]", Kind], "list[Tensor] | None"]
 
@@ -53,10 +54,7 @@ def _transport(
 ) -> None:
     """Carries over the memory inside of some of the tensors."""
     projection = crossing.projection
-    old_states = [
-        {name: value for name, value in node.items() if not isinstance(value, dict)}
-        for node in part.states
-    ]
+    old_states = [_own(node) for node in part.states]
     old = ProjectedObjective(part, part.down(update, "update"))
     _write(crossing, new)
     current = ProjectedObjective(part, part.down(update, "update"))
@@ -75,45 +73,48 @@ def _transport(
 
 def _carry(module: Module, state: State, old: Objective, new: Objective, move: Move) -> None:
     """Moves the memory of a module and its children from one space into another."""
-    if isinstance(module, Chain):
-        for name, child in module.children.items():
-            _carry(child, state.child(name), old, new, move)
-        return
-    if not _carry_entries(module, state, move):
+    if not _carry_entries(module, state, old, move):
         state.shared.clear()
         for node in state.nodes:
             node.clear()
     elif isinstance(module, ProjectionBase):
         _carry_nested(module, state, old, new, move)
+    else:
+        for name, child in module.children.items():
+            _carry(child, state.child(name), old, new, move)
 
 
-def _carry_entries(module: Module, state: State, move: Move) -> bool:
+def _carry_entries(module: Module, state: State, old: Objective, move: Move) -> bool:
     """Moves a module's own entries; False if there is one that cannot be moved."""
-    shared = [name for name in state.shared if module.kinds.get(name) != "scalar"]
-    if shared:
+    if any(module.kinds.get(name) not in KEPT for name in state.shared):
         return False
-    names = {
-        name: None
-        for node in state.nodes
-        for name, value in node.items()
-        if not isinstance(value, dict)
-    }
+    entries = [_own(node) for node in state.nodes]
+    used = [i for i, own in enumerate(entries) if own]  # a route has memory of its tensors only
     moved: dict[str, list[Tensor]] = {}
-    for name in names:
+    for name in dict.fromkeys(name for own in entries for name in own):
         kind = module.kinds.get(name, "opaque")
-        if kind == "scalar":
+        if kind in KEPT:
             continue
-        if kind == "opaque" or any(name not in node for node in state.nodes):
+        if kind == "opaque" or any(name not in entries[i] for i in used):
             return False
-        tensors = [node[name] for node in state.nodes]
+        like = entries[used[0]][name]
+        lead = like.shape[:1] if kind == "history" else ()
+        tensors = [
+            own[name] if own else like.new_zeros((*lead, *tensor.shape))
+            for own, tensor in zip(entries, old.template, strict=True)
+        ]
         result = _move_history(tensors, move) if kind == "history" else move(tensors, kind)
         if result is None:
             return False
         moved[name] = result
     for name, tensors in moved.items():
-        for node, tensor in zip(state.nodes, tensors, strict=True):
-            node[name] = tensor
+        for i in used:
+            state.nodes[i][name] = tensors[i]
     return True
+
+
+def _own(node: Node) -> Node:
+    return {name: value for name, value in node.items() if not isinstance(value, dict)}
 
 
 def _move_history(tensors: list[Tensor], move: Move) -> list[Tensor] | None:

@@ -8,6 +8,7 @@ from torch.nn import Parameter
 
 from projcore import Optimizer, ProjectionBase
 from projcore.errors import ProjcoreError
+from projcore.modules import Route
 from projcore.testing.parts import Merge, Mix, Moments, Momentum, Scalars, Scale
 from projcore.testing.problem import flat
 from tests.kernel_projection.subspace import Remember, Subspace, WholeSubspace, given
@@ -308,3 +309,21 @@ def test_a_parameter_that_comes_late(policy):
 def test_policies_are_checked_by_their_projection():
     assert Subspace.policy == "keep"
     assert issubclass(ProjcoreError, Exception)
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset", "transport"])
+@pytest.mark.parametrize("kind", ["first", "second", "history", "opaque"])
+def test_memory_inside_other_modules_moves_too(policy, kind):
+    """Of a route some tensors have memory, others have none: each moves as without the route."""
+    shapes = ((4, 3), (4, 5), (5,))
+    bases = given(OLD, NEW)
+
+    def chain():
+        return [Remember(kind), Momentum(), Scale()]
+
+    route = Route({"shape==2x3": chain(), "*": [Route({"*": chain()})]})
+    routed, optimizer = run([Subspace([route], bases, policy)], 3, shapes)
+    plain, twin = run([Subspace(chain(), bases, policy)], 3, shapes)
+    close(routed, plain)
+    moved = memory(routed, optimizer, "0/modules/0/0/0")[0]
+    close(moved, memory(plain, twin)[0])

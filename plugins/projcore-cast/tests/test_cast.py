@@ -108,3 +108,29 @@ def test_a_complex_scalar_is_normalized_by_its_magnitude() -> None:
     weight.grad = torch.tensor([3 + 4j, -2j])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.6 - 0.8j, 1j]))
+
+
+class Last(Transform):
+    """What must come last: its result is to reach the parameters as it is."""
+
+    final = True
+
+    def apply(self, tensors: list[torch.Tensor], *_: Any) -> list[torch.Tensor]:
+        return tensors
+
+
+@pytest.mark.parametrize("master", [False, True])
+def test_a_final_module_may_stand_where_points_are_the_same(master: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    inner = ViewAsReal([To([LR(0.1), Last()], "float32", master=master)])
+    optimizer = Optimizer([weight], inner)
+    with pytest.raises(ArgumentError, match="must reach the parameters"):
+        Optimizer([weight], inner, LR(1.0))
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert weight.tolist() == [0.8984375] * 3
+
+
+def test_a_master_copy_may_not_stand_in_another_cast() -> None:
+    with pytest.raises(ArgumentError, match="Use it outside this projection"):
+        To([VectorProjection([To([LR(0.1)], "float64", master=True)])], "float32")

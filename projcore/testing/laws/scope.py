@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from projcore.errors import ArgumentError
 from projcore.testing.law import NotApplicable, ensure, ensure_close, law
 from projcore.testing.parts import Merge, Scalars
 from projcore.testing.problem import make_problem
@@ -43,7 +44,10 @@ def scope(subject: Subject) -> None:
         return
     together, apart = make_problem(), make_problem()
     whole = make_optimizer(together, subject.chain())
-    single = [make_optimizer(apart, subject.chain(), groups=[p]) for p in apart.params]
+    try:
+        single = [make_optimizer(apart, subject.chain(), groups=[p]) for p in apart.params]
+    except ArgumentError as error:
+        raise NotApplicable(f"it refuses a tensor by itself: {error}") from None
     for _ in range(STEPS):
         apart.closure()
         for optimizer in single:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, ProjectionBase, Settings
+from projcore import Module, Node, ProjectionBase, Settings, as_module
 from projcore.errors import ArgumentError, ArgumentTypeError
 
 
@@ -64,7 +64,9 @@ class To(ProjectionBase):
         self.final = master
         if master:
             self.needs = frozenset({"params"})
-        super().__init__(modules, project_update=True, project_params=True, project_grad=True)
+        chain = as_module(modules)
+        self.same_points = not _keeps_master(chain)  # which must know the parameters to the bit
+        super().__init__(chain, project_update=True, project_params=True, project_grad=True)
         self.learns = False  # a tensor without a gradient keeps its master copy
 
     def refresh(
@@ -184,3 +186,8 @@ def as_device(value: torch.device | str | None) -> torch.device | None:
         return torch.device(value)
     except RuntimeError as error:
         raise ArgumentError(f"To(device={value!r}) names no device: {error}") from error
+
+
+def _keeps_master(module: Module) -> bool:
+    children = module.children.values()
+    return (isinstance(module, To) and module.master) or any(map(_keeps_master, children))

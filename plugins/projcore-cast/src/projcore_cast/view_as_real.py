@@ -38,6 +38,7 @@ class ViewAsReal(ProjectionBase):
     """
 
     scope = "element"
+    same_points = True
 
     def __init__(
         self,

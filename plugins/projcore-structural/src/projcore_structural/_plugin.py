@@ -1,4 +1,4 @@
-"""Registers the structural projections; imports none of them."""
+"""Registers the structural projections, and routing; imports none of them."""
 
 from __future__ import annotations
 
@@ -25,5 +25,23 @@ def projcore_register_projections(register: Register) -> None:
         summary="Splits all parameters into scalars, each a tensor of its own.",
         tags=TAGS,
         aliases=("scalar_projection",),
+        example={},
+    )
+
+
+@hookimpl
+def projcore_register_modules(register: Register) -> None:
+    register(
+        "route",
+        "projcore_structural:Route",
+        summary="Runs different modules on different parameters, by name, shape or dtype.",
+        tags=("routing",),
+        example={"routes": {"ndim>=2": "freeze()", "*": None}},
+    )
+    register(
+        "freeze",
+        "projcore_structural:Freeze",
+        summary="Makes the update zero, so that parameters stay where they are.",
+        tags=("routing",),
         example={},
     )

@@ -1,0 +1,39 @@
+"""Parameters that stay where they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform
+
+
+class Freeze(Transform):
+    r"""Makes the update zero, so that parameters stay where they are.
+
+    .. math:: u \leftarrow 0
+
+    Of use in `Route`; what comes before it in a chain still runs, and still remembers.
+
+    Cost: one pass that writes a tensor.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore_structural import Route
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 2))
+        >>> route = Route({"0.*": Freeze(), "*": None})
+        >>> optimizer = Optimizer(model.named_parameters(), route)
+    """
+
+    scope = "element"
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        return [torch.zeros_like(tensor) for tensor in tensors]

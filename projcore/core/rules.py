@@ -1,0 +1,294 @@
+"""Rules that pick parameters by name, shape, dtype or type, written as text."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore.errors import ArgumentError, ArgumentTypeError, suggest
+
+Predicate = Callable[["str | None", Tensor], bool]
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_FIELDS = ("ndim", "numel", "shape", "dtype", "type")
+_COMPARISON = re.compile(r"([^=!<>]*)(==|!=|>=|<=|>|<)(.*)")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a rule may look at.
+
+    Attributes:
+        name: The parameter's name; None if it has none, or if the tensor is made from several.
+        tensor: A tensor of its shape and dtype, without storage.
+        types: Names of the classes of the model's module that owns it; None if not known.
+    """
+
+    name: str | None
+    tensor: Tensor
+    types: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.tensor.shape)) or "scalar"
+        return f"{self.name or 'unnamed'} ({shape})"
+
+
+class Rule:
+    """A condition on a parameter: words that must all hold, or a function.
+
+    =============================  ============================================================
+    ``*.weight``                   its name matches, with ``*``, ``?`` and ``[...]`` as in a shell
+    ``!*.norm.*``                  its name does not match
+    ``ndim==2``, ``numel>=1000``   a comparison: ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``
+    ``shape==768x*``               its shape matches, one pattern for each dimension
+    ``dtype==bfloat16``            its dtype
+    ``type==Linear``               the class of its owner, or a base; in `param_groups` only
+    =============================  ============================================================
+
+    Args:
+        condition: Such words, separated by spaces, or a function that is given the name and a
+            tensor of the parameter's shape and dtype (without values), and says yes or no.
+
+    Raises:
+        ArgumentError: If a word cannot be understood.
+        ArgumentTypeError: If it is neither text nor a function.
+
+    Example:
+        >>> rule = Rule("*.weight ndim==2")
+        >>> rule.matches(Candidate("0.weight", torch.empty(3, 2)))
+        True
+        >>> rule.matches(Candidate("0.bias", torch.empty(3)))
+        False
+    """
+
+    def __init__(self, condition: str | Predicate) -> None:
+        self._predicate: Predicate | None = None
+        self._words: list[_Word] = []
+        if isinstance(condition, str):
+            self.text = condition
+            self._words = [_read(word, condition) for word in condition.split()]
+            if not self._words:
+                raise ArgumentError(
+                    "A rule is empty. It says which parameters it is for. Write for example "
+                    "'*.weight ndim==2', or '*' for all."
+                )
+        elif callable(condition):
+            self.text = getattr(condition, "__name__", repr(condition))
+            self._predicate = condition
+        else:
+            raise ArgumentTypeError(
+                f"{condition!r} was given as a rule. A rule is text such as '*.weight ndim==2', or "
+                "a function of a name and a tensor. Pass one of these."
+            )
+
+    def matches(self, candidate: Candidate) -> bool:
+        """Whether it holds.
+
+        Raises:
+            ArgumentError: If it asks for what is not known, as the name of a merged tensor.
+        """
+        if self._predicate is not None:
+            return bool(self._predicate(candidate.name, candidate.tensor))
+        return all(word.holds(candidate, self.text) for word in self._words)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class _Word:
+    """One word of a rule: a field, how it is compared, and with what."""
+
+    field: str
+    compare: str
+    value: str
+
+    def holds(self, candidate: Candidate, rule: str) -> bool:
+        if self.field == "name":
+            return self._name_matches(candidate, rule) == (self.compare == "==")
+        if self.field in ("ndim", "numel"):
+            number = getattr(candidate.tensor, self.field)
+            number = number() if callable(number) else number
+            return _OPERATORS[self.compare](number, int(self.value))
+        if self.field == "dtype":
+            found = str(candidate.tensor.dtype).removeprefix("torch.") == self.value
+        elif self.field == "shape":
+            patterns, shape = self.value.split("x"), candidate.tensor.shape
+            found = len(patterns) == len(shape) and all(
+                fnmatchcase(str(size), each) for size, each in zip(shape, patterns, strict=True)
+            )
+        else:
+            if candidate.types is None:
+                raise ArgumentError(
+                    f"The rule {rule!r} asks for the type of a parameter's owner, which only the "
+                    "model knows. Use it in projcore.param_groups(model, ...)."
+                )
+            found = self.value in candidate.types
+        return found == (self.compare == "==")
+
+    def _name_matches(self, candidate: Candidate, rule: str) -> bool:
+        if self.value == "*":
+            return True
+        if candidate.name is None:
+            raise ArgumentError(
+                f"The rule {rule!r} asks for a name, but a tensor of shape "
+                f"{tuple(candidate.tensor.shape)} has none: the optimizer was given parameters "
+                "without names, or the tensor is made from several. Pass model.named_parameters(), "
+                "and put the rule outside a projection that merges."
+            )
+        return fnmatchcase(candidate.name, self.value)
+
+
+def _read(word: str, rule: str) -> _Word:
+    match = _COMPARISON.fullmatch(word)
+    if match is None:
+        return _Word("name", "!=", word[1:]) if word.startswith("!") else _Word("name", "==", word)
+    field, compare, value = match.groups()
+    if field not in _FIELDS:
+        raise ArgumentError(
+            f"The rule {rule!r} compares {field!r}.{suggest(field, _FIELDS)} It can compare "
+            f"{', '.join(_FIELDS)}. Correct it."
+        )
+    if field in ("ndim", "numel") and not value.isdecimal():
+        raise ArgumentError(
+            f"The rule {rule!r} compares {field} with {value!r}. It must be a whole number. "
+            f"Write for example {field}{compare}2, without spaces."
+        )
+    if field == "dtype" and not isinstance(getattr(torch, value, None), torch.dtype):
+        raise ArgumentError(
+            f"The rule {rule!r} compares dtype with {value!r}, which is no dtype of torch. Write "
+            "for example dtype==float32."
+        )
+    if field in ("shape", "dtype", "type") and (compare not in ("==", "!=") or not value):
+        raise ArgumentError(
+            f"The rule {rule!r} has {word!r}. A {field} is compared with == or !=. Correct it."
+        )
+    return _Word(field, compare, value)
+
+
+class Rules:
+    """Rules in order: each parameter goes to the first that holds for it.
+
+    Args:
+        conditions: What each `Rule` is made of.
+        owner: Who has these rules, for messages.
+    """
+
+    def __init__(self, conditions: Iterable[str | Predicate], owner: str) -> None:
+        self.rules = [Rule(condition) for condition in conditions]
+        self.owner = owner
+        if not self.rules:
+            raise ArgumentError(
+                f"{owner} was given no rules. It needs one or more. Write for example '*', for all."
+            )
+
+    def choose(
+        self,
+        names: Sequence[str | None],
+        tensors: Sequence[Tensor],
+        types: Sequence[tuple[str, ...]] | None = None,
+        complete: bool = False,
+    ) -> list[int]:
+        """Returns, for each tensor, the index of the first rule that holds.
+
+        Args:
+            names: The name of each, or None.
+            tensors: Their shapes and dtypes count.
+            types: Names of the classes of each one's owner, if known.
+            complete: These are all there are, so a rule that none of them follows is an error.
+
+        Raises:
+            ArgumentError: If no rule holds for one, or a rule asks for what is not known.
+        """
+        candidates = [
+            Candidate(
+                names[i],
+                torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"),
+                None if types is None else types[i],
+            )
+            for i, tensor in enumerate(tensors)
+        ]
+        chosen = []
+        for candidate in candidates:
+            index = next((i for i, rule in enumerate(self.rules) if rule.matches(candidate)), None)
+            if index is None:
+                raise ArgumentError(
+                    f"{self.owner} has no rule for {candidate}; its rules are "
+                    f"{', '.join(repr(str(rule)) for rule in self.rules)}. Each parameter needs "
+                    "one. Add '*' as the last, for all that is left."
+                )
+            chosen.append(index)
+        if complete:
+            for i in sorted(set(range(len(self.rules))) - set(chosen)):
+                self._refuse_idle(self.rules[i], candidates)
+        return chosen
+
+    def _refuse_idle(self, rule: Rule, candidates: Sequence[Candidate]) -> None:
+        why = "matches none"
+        if taken := [candidate for candidate in candidates if rule.matches(candidate)]:
+            why = f"comes too late: rules before it take all that it matches, as {taken[0]}"
+        more = ", ..." if len(candidates) > 8 else ""
+        raise ArgumentError(
+            f"The rule {str(rule)!r} of {self.owner} {why}. There are "
+            f"{', '.join(map(str, candidates[:8])) or 'no tensors'}{more}. Correct, move or remove "
+            "it."
+        )
+
+
+def param_groups(
+    model: torch.nn.Module, rules: Mapping[str | Predicate, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Makes torch's parameter groups of a model: one for each rule, with its settings.
+
+    Each parameter goes to the first rule that holds for it (see `Rule`); a shared parameter counts
+    once, under its first name. The groups hold names, so that rules of the optimizer's modules may
+    use them too.
+
+    Args:
+        model: The model.
+        rules: The settings of each rule's group.
+
+    Raises:
+        ArgumentError: If a parameter has no rule, or a rule no parameter.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+        >>> rules = {"type==Linear ndim==2": {"weight_decay": 0.1}, "*": {"weight_decay": 0.0}}
+        >>> groups = param_groups(model, rules)
+        >>> [[name for name, _ in group["params"]] for group in groups]
+        [['0.weight'], ['0.bias', '1.weight', '1.bias']]
+    """
+    named = list(model.named_parameters())
+    names = [name for name, _ in named]
+    chosen = Rules(rules, "param_groups").choose(
+        names,
+        [parameter.detach() for _, parameter in named],
+        [_types(model, name) for name in names],
+        complete=True,
+    )
+    return [
+        {
+            "params": [each for each, k in zip(named, chosen, strict=True) if k == index],
+            **settings,
+        }
+        for index, settings in enumerate(rules.values())
+    ]
+
+
+def _types(model: torch.nn.Module, name: str) -> tuple[str, ...]:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return tuple(cls.__name__ for cls in type(owner).__mro__)
