@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help install demo test lint format bench docs clean
+.PHONY: help install demo test lint format bench docs wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -13,7 +13,8 @@ help:
 	@echo "make lint     ruff, ruff-format and mypy"
 	@echo "make format   let ruff mend what it can"
 	@echo "make bench    time a step against torch.optim's"
-	@echo "make docs     write the pages of the components"
+	@echo "make docs     write the pages that follow from the code, and build the site in site/"
+	@echo "make wheels   build the kernel and all plugins into dist/"
 	@echo "make install  only make .venv"
 	@echo "make clean    remove .venv, the demo's output and all caches"
 
@@ -50,8 +51,15 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
 docs: $(READY)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheels: $(READY)
+	rm -rf dist
+	for folder in . plugins/*; do \
+	  (cd $$folder && "$(CURDIR)/$(BIN)/python" -m hatchling build -t wheel -d "$(CURDIR)/dist") || exit; \
+	done
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist site
 	find projcore plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

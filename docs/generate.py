@@ -1,68 +1,300 @@
-"""Writes docs/components: a page for each component, from its registration and docstring.
+"""Writes the pages that follow from the code: components, tags, laws, commands, public names.
 
 Run it with ``make docs`` after a change; a test compares.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+from unittest import mock
 
+from docs.docstrings import markdown, page
 from projcore import registry
-from projcore.registry import Component
+from projcore.cli import main as projcore_main
+from projcore.component import Component
+from projcore.core import Module
+from projcore.testing.law import Law
+from projcore.testing.laws import LAWS
+from projcore.testing.packaging import CHECKS
+from projcore.testing.subject import as_subjects
 
-FOLDER = Path(__file__).parent / "components"
+DOCS = Path(__file__).parent
+NOTE = "<!-- Written by make docs: do not edit. -->"
+
+API = {
+    "projcore": "What `import projcore` gives. Importing it does not import torch.",
+    "projcore.errors": "[Error messages](../errors.md) says what each means.",
+    "projcore.hookspecs": "[Hooks](../hooks.md) says when each is called, with examples.",
+    "projcore.plugin": "What the author of a plugin imports: [Publishing a plugin](../plugin.md).",
+    "projcore.registry": "The components that plugins provide, by name.",
+    "projcore.spec": "Modules written as text or as JSON: [Settings and specs](../specs.md).",
+    "projcore.testing": "[The conformance kit](../kit.md) says how to use it.",
+}
+
+TAGS = {
+    "linear": "The map is linear: a closure inside is evaluated at $x_0 + U (z - z_0)$.",
+    "lossless": "What goes in comes out as it was: $U U^+ x = x$.",
+    "orthonormal": "$U^\\top U = I$: lengths and angles inside are those outside.",
+    "layout": "Elements are only rearranged; elementwise modules inside cost nothing extra.",
+    "data_dependent": "The map is learnt from the tensors, in `refresh`.",
+    "stochastic": "It draws random numbers.",
+}
 
 
 def pages() -> dict[str, str]:
-    """Returns the text of each page by its file name."""
-    components = [
-        component
-        for component in registry.components()
-        if (component.distribution or "").startswith("projcore-")
-    ]
-    texts = {f"{component.name}.md": page(component) for component in components}
-    rows = [
-        f"| [{c.name}]({c.name}.md) | {c.kind} | {c.plugin} | {c.summary} |"
-        for c in sorted(components, key=lambda c: (c.kind, c.name))
-    ]
-    head = ["# Components", "", "| name | kind | plugin | summary |", "| --- | --- | --- | --- |"]
-    texts["README.md"] = "\n".join([*head, *rows]) + "\n"
+    """Returns the text of each generated page by its path in the folder of this file."""
+    components = ours()
+    links = {each.attribute: f"{each.name}.md" for each in components}
+    texts = {f"components/{each.name}.md": component_page(each, links) for each in components}
+    texts["components/README.md"] = index(components)
+    texts["components/tags.md"] = tags(components)
+    texts |= {f"api/{module.rpartition('.')[2]}.md": api(module) for module in API}
+    texts["laws.md"] = laws()
+    texts["commands.md"] = commands()
     return texts
 
 
-def page(component: Component) -> str:
+def api(module: str) -> str:
+    """Returns the page of a module's public names, which mkdocstrings fills in."""
+    home = importlib.import_module(module)
+    own = [name for name, value in vars(home).items() if _is_own(module, name, value)]
+    lines = [f"# {module}", "", NOTE, "", API[module]]
+    for name in getattr(home, "__all__", own):
+        if not isinstance(getattr(home, name), ModuleType) and not name.startswith("__"):
+            lines += ["", f"::: {module}.{name}"]
+    return "\n".join(lines) + "\n"
+
+
+def _is_own(module: str, name: str, value: object) -> bool:
+    return getattr(value, "__module__", None) == module and not name.startswith("_")
+
+
+def ours() -> list[Component]:
+    """Returns the components of this repository's plugins."""
+    return [
+        each for each in registry.components() if (each.distribution or "").startswith("projcore-")
+    ]
+
+
+# Components.
+
+
+def index(components: list[Component]) -> str:
+    """Returns the page that lists them."""
+    lines = ["# Components", "", NOTE, ""]
+    lines += ["What each is called, what it does, and the plugin it comes with. [By tag](tags.md)."]
+    for kind, title in (
+        ("projection", "Projections"),
+        ("module", "Modules"),
+        ("recipe", "Recipes"),
+    ):
+        chosen = [each for each in components if each.kind == kind]
+        if chosen:
+            lines += ["", f"## {title}", ""]
+            lines += table("name", "plugin", "summary")
+            lines += [row(f"[{c.name}]({c.name}.md)", c.plugin, c.summary) for c in chosen]
+    return "\n".join(lines) + "\n"
+
+
+def tags(components: list[Component]) -> str:
+    """Returns the page that lists components by tag."""
+    found: dict[str, list[Component]] = {name: [] for name in TAGS}
+    for component in components:
+        for tag in component.tags:
+            found.setdefault(tag, []).append(component)
+    lines = ["# Tags", "", NOTE, ""]
+    lines += [
+        "A component is registered with tags. These say which [laws](../laws.md) it keeps:",
+        "",
+    ]
+    lines += [*table("tag", "means", "components")]
+    lines += [row(f"`{tag}`", TAGS[tag], names(found[tag])) for tag in TAGS]
+    lines += ["", "The others are words to find it by: `projcore list --tag NAME`.", ""]
+    lines += table("tag", "components")
+    lines += [row(f"`{tag}`", names(found[tag])) for tag in sorted(found.keys() - TAGS.keys())]
+    return "\n".join(lines) + "\n"
+
+
+def names(components: list[Component]) -> str:
+    """Returns links to components."""
+    return ", ".join(f"[{each.name}]({each.name}.md)" for each in components) or "none yet"
+
+
+def component_page(component: Component, links: dict[str, str]) -> str:
     """Returns the page of one component."""
-    cls = registry.load(component.kind, component.name)
-    signature = inspect.signature(cls)
-    facts = {
+    target = registry.load(component.kind, component.name)
+
+    def link(word: str) -> str:
+        other = links.get(word) if word != component.attribute else None
+        return f"[`{word}`]({other})" if other else f"`{word}`"
+
+    lines = [f"# {component.name}", "", NOTE, "", component.summary, ""]
+    lines += ["```py", signature(component.attribute, target), "```", "", *table("", "")]
+    lines += [row(key, value) for key, value in facts(component, target).items()]
+    lines += ["", page(target.__doc__ or "", link)]
+    return "\n".join(lines)
+
+
+def facts(component: Component, target: Any) -> dict[str, str]:
+    """Returns what the table of a component says."""
+    return {
         "kind": component.kind,
-        "import": f"`from projcore.{component.kind}s import {cls.__name__}`",
+        "import": f"`from projcore.{component.kind}s import {component.attribute}`",
         "install": f"`pip install 'projcore[{component.plugin}]'`",
-        "scope": f"`{cls.scope}`",
-        "needs": ", ".join(f"`{need}`" for need in sorted(cls.needs)) or "nothing",
-        "memory": ", ".join(f"`{k}` ({v})" for k, v in cls.kinds.items()) or "none",
-        "tags": ", ".join(component.tags) or "none",
+        "plugin": f"{component.plugin} ({component.provider})",
+        **(class_facts(component, target) if component.kind != "recipe" else {}),
+        "tags": ", ".join(f"[{tag}](tags.md)" for tag in component.tags) or "none",
+        **({"aliases": ", ".join(map(repr, component.aliases))} if component.aliases else {}),
         "paper": component.paper or "none",
     }
+
+
+def class_facts(component: Component, cls: type[Module]) -> dict[str, str]:
+    """Returns what the table says of a class."""
     if isinstance(cls.scope, property) or isinstance(cls.needs, property):
         raise TypeError(f"{cls.__name__}: scope and needs are plain attributes")
-    lines = [f"# {component.name}", "", component.summary, "", "```python"]
-    lines += [f"{cls.__name__}{signature}", "```", "", "| | |", "| --- | --- |"]
-    lines += [f"| {key} | {value} |" for key, value in facts.items()]
-    lines += ["", "```text", inspect.cleandoc(cls.__doc__ or ""), "```", ""]
-    return "\n".join(lines)
+    subject = as_subjects(component)[0]
+    settings = subject.pick(subject.chain()).defaults
+    return {
+        "scope": f"`{cls.scope}`",
+        "needs": ", ".join(f"`{need}`" for need in sorted(cls.needs)) or "nothing",
+        "settings": ", ".join(f"`{name}`" for name in settings) or "none",
+        "memory": ", ".join(f"`{name}` ({kind})" for name, kind in cls.kinds.items()) or "none",
+    }
+
+
+def signature(name: str, target: Any) -> str:
+    """Returns how it is called; over several lines if it is long."""
+    parameters = [
+        str(parameter.replace(annotation=_Text(parameter.annotation)))
+        if parameter.annotation is not parameter.empty
+        else str(parameter)
+        for parameter in inspect.signature(target).parameters.values()
+    ]
+    short = f"{name}({', '.join(parameters)})"
+    if len(short) <= 88:
+        return short
+    return "\n".join([f"{name}(", *(f"    {parameter}," for parameter in parameters), ")"])
+
+
+class _Text:
+    """An annotation that prints without quotes."""
+
+    def __init__(self, annotation: Any) -> None:
+        text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+# Laws.
+
+
+def laws() -> str:
+    """Returns the page of the laws."""
+    lines = ["# Laws", "", NOTE, ""]
+    lines += [
+        "What [the conformance kit](kit.md) checks, in this order: first plugins as packages,"
+    ]
+    lines += ["then projections and modules."]
+    for law in (*CHECKS, *LAWS):
+        where = "For a plugin as a package." if law in CHECKS else applies(law)
+        lines += ["", f"## {law.name}", "", f"*{where}*", ""]
+        text = markdown(inspect.getdoc(law.body) or "")
+        lines += [text.partition("\n\nReturns ")[0]]
+    return "\n".join(lines) + "\n"
+
+
+def applies(law: Law) -> str:
+    """Returns where a law applies, in words."""
+    text = f"For {law.kind}s" if law.kind else "For projections and modules"
+    if law.tags:
+        text += f" with the tag{'s' if len(law.tags) > 1 else ''} {' and '.join(sorted(law.tags))}"
+    if law.unless:
+        text += f", unless {' or '.join(sorted(law.unless))}"
+    return text + ("; takes seconds, so it runs when asked for." if law.slow else ".")
+
+
+# Commands.
+
+
+def commands() -> str:
+    """Returns the page of the command line."""
+    lines = ["# Command line", "", NOTE, ""]
+    lines += ["`projcore COMMAND --help` prints the same. A command exits with 1 if it failed, and"]
+    lines += ["with 2 if it was not understood."]
+    for name, summary, parser in subparsers():
+        usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+        lines += ["", f"## {name}", "", f"{summary[:1].upper()}{summary[1:]}.", ""]
+        lines += ["```text", usage, "```", ""]
+        if parser.description and parser.description.rstrip(".") != summary:
+            lines += [parser.description, ""]
+        lines += [*table("argument", "means"), *arguments(parser)]
+    return "\n".join(lines) + "\n"
+
+
+def arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yields a row for each argument of a command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        head = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+        if action.option_strings and action.nargs != 0:
+            head += f" {action.metavar or action.dest.upper()}"
+        choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
+        text = (action.help or "") % {**vars(action), "prog": parser.prog}
+        yield row(f"`{head}`", f"{text[:1].upper()}{text[1:].rstrip('.')}.{choices}")
+
+
+def subparsers() -> list[tuple[str, str, argparse.ArgumentParser]]:
+    """Returns name, summary and parser of each command."""
+
+    class Caught(Exception):
+        pass
+
+    def catch(parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        raise Caught(parser)
+
+    with mock.patch("argparse.ArgumentParser.parse_args", catch):
+        try:
+            projcore_main(["--help"])
+        except Caught as caught:
+            (parser,) = caught.args
+    (action,) = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    return [(name, helps[name], each) for name, each in action.choices.items()]
+
+
+# Markdown.
+
+
+def table(*head: str) -> list[str]:
+    """Returns the first lines of a table."""
+    return [row(*head), "|" + " --- |" * len(head)]
+
+
+def row(*cells: str) -> str:
+    """Returns a line of a table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def main() -> None:
     """Writes all pages, and removes those of components that are gone."""
-    FOLDER.mkdir(exist_ok=True)
     texts = pages()
-    for path in FOLDER.glob("*.md"):
-        if path.name not in texts:
+    for path in DOCS.glob("components/*.md"):
+        if f"components/{path.name}" not in texts:
             path.unlink()
     for name, text in texts.items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        path = DOCS / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

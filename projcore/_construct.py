@@ -51,7 +51,9 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
     except ProjcoreError as error:
         ours = getattr(errors, type(error).__name__, None) is type(error)
         raise (type(error) if ours else SpecError)(f"{error}\n{place}") from error
-    except (TypeError, ValueError) as error:
+    except RecursionError:
+        raise
+    except Exception as error:  # of whatever kind: the place in the spec is worth more
         raise SpecError(
             f"{cls.__name__} refused its arguments: {type(error).__name__}: {error}\n{place}"
         ) from error
@@ -102,9 +104,11 @@ def plain(value: Any) -> Any:
 
 
 def is_numbers(value: Any) -> bool:
-    """Whether a value is a sequence of numbers, or of sequences of numbers, and not empty."""
+    """Whether a value is a sequence of numbers, None, or such sequences, and not empty."""
     return (
         isinstance(value, (list, tuple))
         and len(value) > 0
-        and all(isinstance(item, (int, float)) or is_numbers(item) for item in value)
+        and all(
+            item is None or isinstance(item, (int, float)) or is_numbers(item) for item in value
+        )
     )

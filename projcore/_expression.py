@@ -26,11 +26,16 @@ class Expression:
     A qualified name, ``plugin:name``, is read as Python reads ``plugin.name``; dots that the user
     wrote are refused.
 
+    Args:
+        text: It.
+        path: Where in a larger spec it stands, for messages; empty if it is the whole.
+
     Raises:
         SpecError: If it is not Python's syntax.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, path: str = "") -> None:
+        self.at = f"at {path}\n" if path else ""
         self.text = textwrap.dedent(text).strip()
         self.colons = {match.start(1) for match in _QUALIFIED.finditer(self.text) if match.group(1)}
         source = "".join("." if i in self.colons else c for i, c in enumerate(self.text))
@@ -42,14 +47,16 @@ class Expression:
             place = self._point(line, column, column + 1)
             raise SpecError(f"The spec cannot be read: {error.msg}.\n{place}") from None
         except (ValueError, RecursionError, MemoryError) as error:
-            raise SpecError(f"The spec cannot be read: {error or 'it is too deep'}.") from None
+            reason = error or "it is too deep"
+            raise SpecError(f"The spec cannot be read: {reason}.\n{self.at}".rstrip()) from None
 
     def build(self) -> Module:
         """Makes the module, or the chain if there are several."""
         from projcore.core import Chain, Module
 
         if not self.body:
-            raise SpecError("The spec is empty. Write a module, for example 'adam(); lr(0.001)'.")
+            empty = "The spec is empty. Write a module, for example 'adam(); lr(0.001)'."
+            raise SpecError(f"{empty}\n{self.at}".rstrip())
         modules = []
         for statement in self.body:
             if not isinstance(statement, ast.Expr):
@@ -151,4 +158,4 @@ class Expression:
 
     def _point(self, line: int, begin: int, end: int) -> str:
         text = self.lines[min(line, len(self.lines)) - 1]
-        return f"  {text}\n  {' ' * begin}{'^' * max(end - begin, 1)}"
+        return f"{self.at}  {text}\n  {' ' * begin}{'^' * max(end - begin, 1)}"

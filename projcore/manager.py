@@ -17,7 +17,7 @@ from projcore._outcome import BAD, api_mismatch, cure, describe, restart, story
 from projcore._scan import Found, canonical, scan
 from projcore._switches import DISABLE, STRICT, Switches
 from projcore.component import KINDS, Component, Example, Kind, Plugin, make_component
-from projcore.errors import ArgumentError, PluginError, PluginWarning, suggest
+from projcore.errors import ArgumentError, ArgumentTypeError, PluginError, PluginWarning, suggest
 
 
 class Manager:
@@ -159,6 +159,11 @@ class Manager:
             self._loading = None
 
     def _check_hooks(self, hooks: object) -> None:
+        if type(hooks).__hash__ is None:
+            raise ArgumentTypeError(
+                f"It is a {type(hooks).__name__}, which has no hash, so pluggy cannot tell it from "
+                "others. Pass a module, or an object of a class without __eq__."
+            )
         callers = self._pluggy.get_hookcallers(hooks) or []
         if not callers:
             raise ArgumentError(

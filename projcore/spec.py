@@ -6,12 +6,28 @@ A spec is an expression, as a module prints itself::
     "galore([adam(betas=(0.9, 0.95)), lr(1e-3)], rank=64)"
     "adam(); lr(3e-3)"                                       # a chain
 
-or made of mappings, lists and values, as in JSON and TOML::
+or made of mappings, lists and values, as in JSON and YAML::
 
     "adam"
     {"adam": {"betas": [0.9, 0.95]}}                         # arguments by name
     {"lr": 1e-3}                                             # the first argument
     ["adam", {"lr": 1e-3}]                                   # a chain
+
+The same in TOML, any of which ``build(document["optimizer"])`` reads::
+
+    optimizer = "clip_norm(1.0); galore([adam()], rank=64); lr(1e-3)"
+
+    optimizer = [{clip_norm = 1.0}, {galore = {modules = ["adam"], rank = 64}}, {lr = 1e-3}]
+
+    [[optimizer]]                                            # a table for each module
+    clip_norm = 1.0
+    [[optimizer]]
+    galore = {modules = ["adam"], rank = 64}
+    [[optimizer]]
+    lr = 1e-3
+
+An argument that is not given has its default. TOML has no None: where one is wanted that is not
+the default, write that module as an expression, ``"adafactor(lr=None)"``.
 
 It holds names of registered components, and values. It is never evaluated, and no dotted path in
 it is ever resolved: reading one runs no code but the constructors it names.
@@ -33,12 +49,16 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "expression", "to_spec"]
 
+WHOLE = "spec"
+"""How messages call the whole; what is within is called as in Python, ``spec['vector'][0]``."""
 
-def build(spec: Any) -> Module:
+
+def build(spec: Module | str | Mapping[str, Any] | Sequence[Any]) -> Module:
     """Makes the module that a spec describes.
 
     Args:
-        spec: An expression, its JSON form, or a module, which is returned as it is.
+        spec: An expression, its JSON form (from JSON, TOML or YAML), or a module, which is
+            returned as it is.
 
     Raises:
         SpecError: If it cannot be read, or its arguments do not fit.
@@ -52,7 +72,7 @@ def build(spec: Any) -> Module:
         adam(); lr(0.001)
     """
     try:
-        return _module(spec, "spec")
+        return _module(spec, WHOLE)
     except RecursionError:
         raise SpecError("The spec is nested too deeply to be read. Flatten it.") from None
 
@@ -63,7 +83,7 @@ def _module(spec: Any, path: str) -> Module:
     if isinstance(spec, Module):
         return spec
     if isinstance(spec, str):
-        return Expression(spec).build()
+        return Expression(spec, path if path != WHOLE else "").build()
     if isinstance(spec, Mapping):
         return _call(spec, path)
     if isinstance(spec, Sequence) and not isinstance(spec, (bytes, bytearray)):
@@ -84,7 +104,8 @@ def _call(spec: Mapping[Any, Any], path: str) -> Module:
     if len(spec) != 1 or not isinstance(name := next(iter(spec)), str):
         raise SpecError(
             f"{dict(spec)!r} at {path} has {len(spec)} keys. A mapping that stands for a module "
-            "has one, its name. For a chain, write a list of such mappings."
+            "has one, its name: {'adam': {'betas': [0.9, 0.95]}}. For a chain, write a list of "
+            "such mappings."
         )
     path = f"{path}[{name!r}]"
     given = spec[name]

@@ -1,6 +1,8 @@
-"""Writes projcore/_known.py, by which messages can say what to install.
+"""Writes what the kernel knows of our own plugins, installed or not.
 
-Run it after a component was added, renamed or removed::
+That is ``projcore/_known.py``, by which messages can say what to install, and the stubs
+``projcore/projections.pyi``, ``modules.pyi`` and ``recipes.pyi``, by which type checkers and
+editors see what is imported by name. Run it after a component was added, renamed or removed::
 
     python tools/known.py
 """
@@ -11,11 +13,12 @@ import argparse
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE = ROOT / "projcore" / "_known.py"
+KINDS = ("projection", "module", "recipe")
 
-HEAD = '''\
+KNOWN = '''\
 """What our own plugins provide, installed or not. Written by tools/known.py; do not edit."""
 
 from __future__ import annotations
@@ -39,17 +42,70 @@ class Known(NamedTuple):
         return f"projcore-{self.extra}"
 
 
+KNOWN: tuple[Known, ...] = (
+%s)
+
+COMMANDS: dict[str, str] = {
+%s}
 '''
 
+# A star, since what cannot be resolved, because its plugin is not installed, is then not bound at
+# all, and falls to __getattr__. `from package import Name` would bind it, to Any or to an error.
+STUB = '''\
+"""What is imported from here, for type checkers. Written by tools/known.py; do not edit."""
 
-def render() -> str:
-    """Returns the text of the file, from the hook modules under plugins/."""
-    components: list[tuple[str, ...]] = []
+# mypy: disable-error-code="import-not-found"
+# pyright: reportMissingImports=false
+
+%s'''
+
+CLASS_STUB = """\
+from typing import Any
+
+from projcore import {base}
+{imports}
+# Of a plugin that is not known here: what it takes and has is not known either.
+class _{base}({base}):
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __getattr__(self, name: str) -> Any: ...
+{methods}
+def __getattr__(name: str) -> type[_{base}]: ...
+"""
+
+METHOD = "    def {name}(self, *args: Any, **kwargs: Any) -> Any: ...\n"
+
+CLASSES = {
+    "projection": ("ProjectionBase", ("project", "unproject")),
+    "module": ("Module", ("step",)),
+}
+
+RECIPE_STUB = """\
+from collections.abc import Callable
+
+from projcore import Optimizer
+{imports}
+def __getattr__(name: str) -> Callable[..., Optimizer]: ...
+"""
+
+
+class Registered(NamedTuple):
+    """A component, as a plugin registers it."""
+
+    kind: str
+    name: str
+    target: str
+    extra: str
+    aliases: tuple[str, ...]
+
+
+def texts() -> dict[str, str]:
+    """Returns the text of each file, by its path in the repository."""
+    components: list[Registered] = []
     commands: dict[str, str] = {}
     for path in sorted(ROOT.glob("plugins/*/src/*/_plugin.py")):
         extra = path.parents[2].name.removeprefix("projcore-")
         module = _load(path)
-        for kind in ("projection", "module", "recipe"):
+        for kind in KINDS:
             hook = getattr(module, f"projcore_register_{kind}s", None)
             if hook is not None:
                 hook(_Recorder(kind, extra, components))
@@ -57,26 +113,43 @@ def render() -> str:
             subparsers = argparse.ArgumentParser().add_subparsers()
             module.projcore_add_commands(subparsers)
             commands |= dict.fromkeys(subparsers.choices, extra)
-    lines = [f"    Known({', '.join(values)}),\n" for values in sorted(components)]
+    return {
+        "projcore/_known.py": _known(components, commands),
+        **{f"projcore/{kind}s.pyi": _stub(kind, components) for kind in KINDS},
+    }
+
+
+def _known(components: list[Registered], commands: dict[str, str]) -> str:
+    lines = []
+    for each in sorted(components):
+        attribute = each.target.partition(":")[2]
+        values = [f'"{value}"' for value in (each.kind, each.name, attribute, each.extra)]
+        if each.aliases:
+            names = ", ".join(f'"{alias}"' for alias in each.aliases)
+            values.append(f"({names},)" if len(each.aliases) == 1 else f"({names})")
+        lines.append(f"    Known({', '.join(values)}),\n")
     entries = [f'    "{name}": "{extra}",\n' for name, extra in sorted(commands.items())]
-    return (
-        f"{HEAD}KNOWN: tuple[Known, ...] = (\n{''.join(lines)})\n\n"
-        f"COMMANDS: dict[str, str] = {{\n{''.join(entries)}}}\n"
-    )
+    return KNOWN % ("".join(lines), "".join(entries))
+
+
+def _stub(kind: str, components: list[Registered]) -> str:
+    places = {each.target.partition(":")[0] for each in components if each.kind == kind}
+    imports = "".join(f"from {place} import *  # noqa: F403\n" for place in sorted(places))
+    if kind == "recipe":
+        return STUB % RECIPE_STUB.format(imports=imports)
+    base, abstract = CLASSES[kind]
+    methods = "".join(METHOD.format(name=name) for name in abstract)
+    return STUB % CLASS_STUB.format(imports=imports, base=base, methods=methods)
 
 
 class _Recorder:
-    def __init__(self, kind: str, extra: str, found: list[tuple[str, ...]]) -> None:
+    def __init__(self, kind: str, extra: str, found: list[Registered]) -> None:
         self.kind, self.extra, self.found = kind, extra, found
 
     def __call__(
         self, name: str, target: str, *, aliases: tuple[str, ...] = (), **_: object
     ) -> None:
-        values = [f'"{value}"' for value in (self.kind, name, target.partition(":")[2], self.extra)]
-        if aliases:
-            names = ", ".join(f'"{alias}"' for alias in aliases)
-            values.append(f"({names},)" if len(aliases) == 1 else f"({names})")
-        self.found.append(tuple(values))
+        self.found.append(Registered(self.kind, name, target, self.extra, tuple(aliases)))
 
 
 def _load(path: Path) -> ModuleType:
@@ -89,4 +162,5 @@ def _load(path: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
-    FILE.write_text(render(), encoding="utf-8")
+    for path, text in texts().items():
+        (ROOT / path).write_text(text, encoding="utf-8")

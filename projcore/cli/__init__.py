@@ -1,4 +1,7 @@
-"""The command line: ``projcore list | info | plugins | doctor``, and the commands of plugins."""
+"""The command line, and the commands of plugins.
+
+Its own: ``projcore list | info | plugins | doctor | check | new-plugin``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import projcore
 from projcore import registry
 from projcore._known import COMMANDS
 from projcore._outcome import describe
-from projcore.cli import doctor, info, listing, plugins
+from projcore.cli import check, doctor, info, listing, new_plugin, plugins
 from projcore.component import Plugin
 from projcore.errors import PluginWarning, ProjcoreError
 
@@ -43,7 +46,7 @@ def _run(words: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=projcore.__version__)
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (listing, info, plugins, doctor):
+    for command in (listing, info, plugins, doctor, check, new_plugin):
         command.add(subparsers)
     builtin = frozenset(subparsers.choices)
     name = next((word for word in words if not word.startswith("-")), None)

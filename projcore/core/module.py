@@ -61,6 +61,8 @@ class Module(ABC):
         final: Its result must reach the parameters as it is: nothing may follow it in a chain.
         traceable: Whether its step makes one graph for `torch.compile`. One that branches in Python
             on its memory, or evaluates the loss, does not, and then all steps run eagerly.
+        gradient_free: It makes its update from losses alone: parameters that require a gradient
+            and were given none take part, with the gradient zero.
         defaults: Its settings; a parameter group overrides them by name.
         children: The modules it runs, by name.
     """
@@ -70,6 +72,7 @@ class Module(ABC):
     kinds: ClassVar[Mapping[str, Kind]] = {}
     final: bool = False
     traceable: ClassVar[bool] = True
+    gradient_free: ClassVar[bool] = False
     _arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -145,6 +148,11 @@ class Module(ABC):
         """Whether this module and its children are traceable."""
         children = all(child.total_traceable for child in self.children.values())
         return self.traceable and "closure" not in self.needs and children
+
+    @property
+    def total_gradient_free(self) -> bool:
+        """Whether this module or one of its children is gradient-free."""
+        return self.gradient_free or any(c.total_gradient_free for c in self.children.values())
 
     def spec(self) -> Any:
         """Returns this module as texts, numbers, lists and dicts, as in JSON; `build` reads it.

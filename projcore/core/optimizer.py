@@ -157,7 +157,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self, closure: Callable[..., Any] | None, loss: Tensor | None) -> None:
         parameters = [p for group in self.param_groups for p in group["params"]]
-        missing = [p.grad is None for p in parameters]
+        free = self.module.total_gradient_free
+        missing = [p.grad is None and not (free and p.requires_grad) for p in parameters]
         if all(missing):
             return
         grads = fill_zeros(parameters, usable_gradients(parameters))

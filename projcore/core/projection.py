@@ -175,8 +175,10 @@ class ProjectionBase(Module):
         """Learns the map: returns the new states (None for those that stay), or None for no change.
 
         Called once a step, before anything crosses, so parameters, gradients and update cross by
-        the same map. New states are a change of the map, which memory inside follows by `policy`;
-        what changes at each step without that, such as a count of steps, is written in place.
+        the same map. ``tensors`` is the update that comes in; to learn from the gradient, declare
+        ``needs = {"grads"}``. New states are a change of the map, which memory inside follows by
+        `policy`. What changes without that, such as a count or a running mean, is put into
+        ``states``: a new value in the place of the old, which a step that fails leaves alone.
         """
         return None
 
@@ -192,7 +194,9 @@ class ProjectionBase(Module):
         r"""Returns memory of that kind in the new basis, or None if it cannot be carried over.
 
         By default ``"first"`` moves as :math:`U_{new}^\top U_{old} m`, and ``"second"`` as the
-        absolute value of that. ``params`` are stand-ins for shapes.
+        absolute value of that, which is rough: signed weights may cancel and leave a variance
+        near 0. Where the squares of the weights are to be had, override it; or return None.
+        ``params`` are stand-ins for shapes.
         """
         if kind not in ("first", "second"):
             return None

@@ -148,7 +148,8 @@ def _carry_nested(
             before: Crossing = before,
             after: Crossing = after,
         ) -> list[Tensor] | None:
-            if kind not in ("first", "history") and not projection.layout:
+            elementwise = projection.layout or projection.same_points
+            if kind not in ("first", "history") and not elementwise:
                 return None
             moved = move(before.up(tensors, "update"), kind)
             return None if moved is None else after.down(moved, "update")

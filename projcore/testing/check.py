@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from projcore.errors import ArgumentError
 from projcore.testing.law import Law, NotApplicable, Violation
+from projcore.testing.packaging import CHECKS, Package, as_packages
 from projcore.testing.subject import Subject, as_subjects
 
 if TYPE_CHECKING:
@@ -21,17 +22,17 @@ Status = Literal["passed", "failed", "skipped", "expected"]
 
 @dataclass(frozen=True)
 class Check:
-    """A law to be checked on a component.
+    """A law to be checked on a component, or a check of a plugin as a package.
 
     Attributes:
         law: The law.
-        subject: The component.
+        subject: The component, or the plugin.
         skip: Why it does not apply, or None.
         expected: Why it is expected to fail, or None.
     """
 
     law: Law
-    subject: Subject
+    subject: Subject | Package
     skip: str | None = None
     expected: str | None = None
 
@@ -79,6 +80,8 @@ def checks(
 ) -> list[Check]:
     """Returns all checks of components, those that do not apply included.
 
+    Of a plugin, those of its package come first; see `projcore.testing.packaging`.
+
     Args:
         things: Names of plugins or components, classes, modules, or subjects.
         slow: Include the laws that take seconds.
@@ -90,21 +93,24 @@ def checks(
     """
     from projcore.testing.laws import LAWS
 
-    subjects = [subject for thing in things for subject in as_subjects(thing)]
+    subjects: list[Subject | Package] = []
+    for thing in things:
+        subjects += [*as_packages(thing), *as_subjects(thing)]
     reasons = dict(expected_failures or {})
     unused = set(reasons)
     result = []
     for subject in subjects:
-        for law in LAWS:
+        for law in CHECKS if isinstance(subject, Package) else LAWS:
             if law.slow and not slow:
                 continue
-            check = Check(law, subject, law.not_applicable(subject))
+            skip = None if isinstance(subject, Package) else law.not_applicable(subject)
+            check = Check(law, subject, skip)
             names = [name for name in (str(check), law.name) if name in reasons]
             unused -= set(names)
             if names:
                 check = Check(law, subject, check.skip, reasons[names[0]])
             result.append(check)
-    if not any(check.skip is None for check in result):
+    if not any(check.skip is None for check in result if isinstance(check.subject, Subject)):
         raise ArgumentError(
             f"There is nothing to check: {', '.join(map(str, things)) or 'nothing'} was given. A "
             "check that never runs proves nothing. Pass a plugin that registers components."
@@ -118,9 +124,18 @@ def checks(
 
 
 def check_component(
-    thing: object, slow: bool = False, expected_failures: Mapping[str, str] | None = None
+    thing: object,
+    slow: bool = False,
+    expected_failures: Mapping[str, str] | None = None,
+    report: Callable[[CheckResult], object] | None = None,
 ) -> list[CheckResult]:
     """Checks all laws on a component, a plugin, a class or a module; see `checks`.
+
+    Args:
+        thing: As for `checks`.
+        slow: As for `checks`.
+        expected_failures: As for `checks`.
+        report: Called with each result as soon as it is there.
 
     Returns:
         A result for each check; `summary` counts them.
@@ -135,9 +150,16 @@ def check_component(
         []
     """
     made = checks(thing, slow=slow, expected_failures=expected_failures)
-    results = [_run(check) for check in made]
-    if all(result.status == "skipped" for result in results):
-        reasons = sorted({result.message for result in results})
+    results, of_components = [], []
+    for check in made:
+        result = _run(check)
+        results.append(result)
+        if isinstance(check.subject, Subject):
+            of_components.append(result)
+        if report is not None:
+            report(result)
+    if all(result.status == "skipped" for result in of_components):
+        reasons = sorted({result.message for result in of_components})
         raise ArgumentError(
             f"There is nothing to check: of {thing}, all was skipped ({'; '.join(reasons)}). A "
             "check that never runs proves nothing. Correct its tags or its example."

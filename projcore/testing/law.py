@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ class Body(Protocol):
 
     __name__: str
 
-    def __call__(self, subject: Subject, /) -> str | None: ...
+    def __call__(self, subject: Any, /) -> str | None: ...
 
 
 class Violation(AssertionError):
@@ -137,5 +137,6 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    bits = [t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (one, other)]
+    dense = [t.detach().clone(memory_format=torch.contiguous_format) for t in (one, other)]
+    bits = [t.reshape(-1).view(torch.uint8) for t in dense]
     return torch.equal(*bits)

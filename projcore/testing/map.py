@@ -119,7 +119,11 @@ class Map:
 def learnt(
     projection: ProjectionBase, update: list[Tensor], params: list[Tensor], loss: Tensor
 ) -> Map:
-    """Returns the map of a projection, learnt from a gradient that is also the update."""
+    """Returns the map of a projection, learnt from a gradient that is also the update.
+
+    It is not the first that it learns from: a map may well begin as the identity.
+    """
     made = Map(projection, params)
-    made.learn(update, params, update, loss)
+    for earlier in (params, [tensor.flip(tuple(range(tensor.ndim))) for tensor in update], update):
+        made.learn(earlier, params, earlier, loss)
     return made

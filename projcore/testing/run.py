@@ -11,6 +11,7 @@ from torch import Tensor
 
 from projcore import Module, Optimizer
 from projcore.errors import ProjcoreError
+from projcore.testing.law import NotApplicable
 from projcore.testing.map import Map, learnt
 from projcore.testing.problem import Problem, make_problem
 from projcore.testing.subject import Subject
@@ -53,10 +54,10 @@ def maps(subject: Subject) -> Iterator[tuple[Map, Problem, list[Tensor], float]]
         given = [grad for grad in grads if grad is not None]
         try:
             made = learnt(subject.around(Scale()), given, problem.point(), loss)
-        except ProjcoreError:
+        except (ProjcoreError, NotApplicable):
             if dtype is torch.float64:
                 raise
-            continue  # refused with a sentence
+            continue  # refused with a sentence, or not projected
         found = {tensor.dtype for tensor in (*problem.params, *made.inside)}
         tolerance = 1024 * max(torch.finfo(each).eps for each in found)
         yield made, problem, given, tolerance

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 
 import pytest
 
+from projcore import registry
 from projcore.cli import main
+from projcore.testing import law, laws, packaging, parts
 
 
 def run(capsys, *words):
@@ -211,6 +214,247 @@ def test_without_a_command_it_shows_them(some, capsys):
     code, out, _ = run(capsys)
     assert code == 2
     assert "list projections, modules and recipes" in out
+
+
+@pytest.fixture
+def few_laws(monkeypatch):
+    """What the command prints does not depend on how many laws there are; its time does."""
+    few = [law for law in laws.LAWS if law.name in ("settings", "round_trip", "memory")]
+    monkeypatch.setattr(laws, "LAWS", few)
+
+
+def test_check(few_laws, capsys):
+    code, out, err = run(capsys, "check", "lr")
+    assert (code, err) == (0, "")
+    first, *notes, last = out.splitlines()
+    assert first == "lr(lr=0.1): 2 passed, 0 failed, 0 failed as expected, 1 skipped"
+    assert notes == ["skipped round_trip: for a projection"]
+    assert last.startswith("2 passed, 0 failed, 0 failed as expected, 1 skipped, in ")
+
+
+def test_check_prints_each_reason_once(few_laws, broken, capsys):
+    lines = run(capsys, "check", "fragile")[1].splitlines()
+    reason = "it was registered by hand, and is no distribution"
+    assert f"skipped api, requires, torch_free, typed: {reason}" in lines
+
+
+def test_check_of_a_plugin_checks_its_package_too(few_laws, capsys):
+    code, out, _ = run(capsys, "check", "cast", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["counts"] == {"passed": len(found["results"])}
+    of_package = {each["law"] for each in found["results"] if each["component"] == "cast"}
+    assert of_package == {each.name for each in packaging.CHECKS}
+    assert {each["component"].partition("(")[0] for each in found["results"]} == {
+        *("cast", "to", "view_as_real")
+    }
+
+
+def test_check_slow(few_laws, monkeypatch, capsys):
+    slow = law.law(slow=True)(lambda subject: None)
+    monkeypatch.setattr(laws, "LAWS", [*laws.LAWS, slow])
+    assert run(capsys, "check", "lr")[1].startswith("lr(lr=0.1): 2 passed, ")
+    assert run(capsys, "check", "lr", "--slow")[1].startswith("lr(lr=0.1): 3 passed, ")
+
+
+class Broken(parts.Momentum):
+    """Takes anything for a number."""
+
+    def check(self, settings):
+        pass
+
+
+@pytest.fixture
+def broken(plugin):
+    registry.register_plugin(plugin(modules={"broken": f"{__name__}:Broken"}), "fragile")
+    yield
+    registry.unregister_plugin("fragile")
+
+
+def test_check_says_what_is_broken_and_how_to_mend_it(few_laws, broken, capsys):
+    code, out, _ = run(capsys, "check", "fragile")
+    assert code == 1
+    assert (
+        "  failed settings: broken breaks the law 'settings': check accepted momentum=nan. "
+        "Validate it in check: require(self, 'momentum', settings['momentum'], minimum=...).\n"
+    ) in out
+    assert "Traceback" not in out
+    assert " 1 failed, 0 failed as expected, " in out.splitlines()[-1]
+    assert "Traceback" in run(capsys, "check", "broken", "--verbose")[1]
+
+
+def test_check_with_failures_that_are_expected(few_laws, broken, capsys):
+    code, out, _ = run(capsys, "check", "broken", "--expect", "settings=as a demonstration")
+    assert code == 0
+    assert "expected settings: as a demonstration (broken breaks the law" in out
+    code, _, err = run(capsys, "check", "broken", "--expect", "setings=as a demonstration")
+    assert (code, "which is no check" in err) == (1, True)
+    for malformed in ("settings", "settings= ", "=why"):
+        code, _, err = run(capsys, "check", "broken", "--expect", malformed)
+        assert (code, "Write --expect 'LAW=REASON'." in err) == (1, True)
+
+
+def test_check_of_nothing_is_an_error(some, plugin, found, capsys):
+    some.append(found("bad", RuntimeError("it broke")))
+    some.append(found("empty", plugin(modules={})))
+    for name, message in [
+        ("har", "no component named 'har'. Did you mean 'haar'?"),
+        ("empty", "registers no projection and no module, so there is nothing to check"),
+        (
+            "bad",
+            "cannot be checked, because it is installed but failed to load: RuntimeError: it b",
+        ),
+        ("haar", "No module named 'a'"),
+    ]:
+        code, out, err = run(capsys, "check", name)
+        assert (code, out) == (1, "")
+        assert message in err
+
+
+def test_check_of_a_plugin_that_takes_a_name_of_ours(few_laws, plugin, capsys):
+    hooks = plugin(modules={"broken": f"{__name__}:Broken"}, aliases=("lr",))
+    registry.register_plugin(hooks, "greedy")
+    try:
+        _, out, _ = run(capsys, "check", "greedy")
+    finally:
+        registry.unregister_plugin("greedy")
+    assert (
+        f"failed names: greedy breaks the law 'names': {__name__}:Broken is registered with the "
+        "name 'lr', which projcore-basic has too: with both installed, neither is found by it. "
+        "Choose another.\n"
+    ) in out
+
+
+class Undocumented(parts.Momentum):
+    pass
+
+
+class Demanding(parts.Momentum):
+    """Has an argument that must be given."""
+
+    def __init__(self, momentum):
+        super().__init__(momentum)
+
+
+@pytest.mark.parametrize(
+    ("registered", "law", "sentence"),
+    [
+        (
+            {"modules": {"silent": f"{__name__}:Undocumented"}},
+            "documented",
+            f"{__name__}:Undocumented has no docstring, which 'projcore info silent' shows. Say ",
+        ),
+        (
+            {"modules": {"demanding": f"{__name__}:Demanding"}},
+            "examples",
+            "Demanding cannot be built with no arguments: TypeError: ",
+        ),
+        (
+            {"modules": {"broken": f"{__name__}:Broken"}, "recipes": {"cake": "no_such:cake"}},
+            "importable",
+            "recipe 'cake' of plugin 'odd' (registered by hand) cannot be loaded: ",
+        ),
+        (
+            {"modules": {"broken": f"{__name__}:Broken", "other": f"{__name__}:Demanding"}}
+            | {"aliases": ("shared",)},
+            "names",
+            "component 'shared' is provided by ",
+        ),
+    ],
+)
+def test_check_of_what_is_registered_wrongly(few_laws, plugin, capsys, registered, law, sentence):
+    registry.register_plugin(plugin(**registered), "odd")
+    try:
+        code, out, _ = run(capsys, "check", "odd")
+    finally:
+        registry.unregister_plugin("odd")
+    assert code == 1
+    assert f"  failed {law}: odd breaks the law {law!r}: {sentence}" in out
+
+
+def test_new_plugin(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "new-plugin", "projcore-odd_thing", "--kind", "module")
+    assert (code, err) == (0, "")
+    assert out.startswith("projcore-odd-thing: 11 files, a module that works and its tests. Next:")
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert len(files) == 11
+    assert files > {
+        "projcore-odd-thing/pyproject.toml",
+        "projcore-odd-thing/.github/workflows/test.yml",
+        "projcore-odd-thing/src/projcore_odd_thing/odd_thing.py",
+        "projcore-odd-thing/tests/test_odd_thing.py",
+    }
+    text = "".join((tmp_path / file).read_text() for file in files)
+    assert "class OddThing(Transform):" in text
+    assert 'odd_thing = "projcore_odd_thing._plugin"' in text
+    assert re.search(r"Copyright \(c\) 2\d\d\d The projcore-odd-thing authors", text)
+    assert re.findall(r"\$\W", text) == ["${"]  # the workflow's own
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "A name has lower-case letters"),
+        ("projcore-", "A name has lower-case letters"),
+        ("Fast", "A name has lower-case letters"),
+        ("9lives", "A name has lower-case letters"),
+        ("fast--hadamard", "A name has lower-case letters"),
+        ("fast hadamard", "A name has lower-case letters"),
+        ("../fast", "A name has lower-case letters"),
+        ("fäst", "A name has lower-case letters"),
+        ("a" * 31, "It has 31 letters, more than 30."),
+        ("lambda", "It means something else in the code."),
+        ("tensor", "It means something else in the code."),
+        ("laws", "It means something else in the code."),
+        ("transform", "It means something else in the code."),
+        ("adam", "projcore-adaptive has that name already"),
+        ("clip-norm", "projcore-basic has that name already"),
+        ("vector-projection", "projcore-structural has that name already"),
+        ("projcore-cast", "projcore-cast has that name already"),
+        ("haar2", "The projection 'spectral:haar2' (dist-spectral 1.0) has it already."),
+        ("spectral", "has it already."),
+    ],
+)
+def test_new_plugin_refuses_a_name(
+    installed, plugin, found, name, reason, capsys, tmp_path, monkeypatch
+):
+    installed.append(found("spectral", plugin(projections={"haar2": "a:Haar"})))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "new-plugin", name)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"projcore: new-plugin was given the name {name!r}. ")
+    assert reason in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_plugin_overwrites_nothing(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
+        code, out, err = run(capsys, "new-plugin", "thing", "--directory", str(folder))
+        assert (code, out) == (1, "")
+        assert "Pass --directory with a " in err
+        assert {p.name for p in tmp_path.iterdir()} == {"file", "empty"}
+        assert (tmp_path / "file").read_text() == "mine"
+    assert run(capsys, "new-plugin", "thing", "--directory", str(tmp_path / "empty"))[0] == 0
+
+
+def test_new_plugin_refuses_an_author_of_two_lines(capsys, tmp_path):
+    words = ["thing", "--directory", str(tmp_path / "it"), "--author", "A\nB"]
+    code, _, err = run(capsys, "new-plugin", *words)
+    assert (code, "A name is one line of text." in err) == (1, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_plugin_imports_no_torch(site, tmp_path):
+    code = """
+        import sys
+        from projcore.cli import main
+        print(main(["new-plugin", "thing", "--directory", sys.argv[-1]]), "torch" in sys.modules)
+    """
+    done = site.python(code.replace("sys.argv[-1]", repr(str(tmp_path / "it"))))
+    assert done.stdout.splitlines()[-1] == "0 False"
 
 
 def test_output_may_be_cut_off(site):

@@ -1,9 +1,11 @@
-"""The table of what our own plugins provide is that of the plugins."""
+"""What the kernel knows of our own plugins, its table and its stubs, is that of the plugins."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+
+import pytest
 
 from projcore import registry
 from projcore._known import COMMANDS, KNOWN
@@ -11,12 +13,16 @@ from projcore._known import COMMANDS, KNOWN
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_it_is_what_the_tool_writes():
+def load_tool():
     spec = importlib.util.spec_from_file_location("known", ROOT / "tools" / "known.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    text = (ROOT / "projcore" / "_known.py").read_text(encoding="utf-8")
-    assert text == tool.render(), "run: python tools/known.py"
+    return tool
+
+
+@pytest.mark.parametrize(("path", "text"), load_tool().texts().items())
+def test_it_is_what_the_tool_writes(path, text):
+    assert (ROOT / path).read_text(encoding="utf-8") == text, "run: python tools/known.py"
 
 
 def test_it_is_what_is_registered():

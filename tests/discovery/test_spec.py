@@ -389,22 +389,20 @@ values = st.recursive(
 
 
 def canonical(value):
-    """A value as specs hold it: sequences of numbers are tuples."""
+    """A value as specs hold it: sequences of numbers and None are tuples."""
     if isinstance(value, dict):
         return {key: canonical(item) for key, item in value.items()}
     if not isinstance(value, (list, tuple)):
         return value
     items = [canonical(item) for item in value]
-    numeric = items and all(
-        isinstance(item, (int, float)) or (isinstance(item, tuple) and is_numeric(item))
-        for item in items
-    )
-    return tuple(items) if numeric else type(value)(items)
+    return tuple(items) if is_numeric(items) else type(value)(items)
 
 
 def is_numeric(value):
     return len(value) > 0 and all(
-        isinstance(item, (int, float)) or (isinstance(item, tuple) and is_numeric(item))
+        item is None
+        or isinstance(item, (int, float))
+        or (isinstance(item, (list, tuple)) and is_numeric(item))
         for item in value
     )
 

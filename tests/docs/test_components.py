@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
 
+from docs.generate import ours, pages
 from projcore import registry
 from projcore.registry import Component
 
 DOCS = Path(__file__).parents[2] / "docs"
-OURS = [c for c in registry.components() if (c.distribution or "").startswith("projcore-")]
+OURS = ours()
 
 
-def generator():
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def expected() -> dict[str, str]:
+    return pages()
 
 
-def test_pages_are_those_that_the_registry_gives() -> None:
-    expected = generator().pages()
-    found = {path.name: path.read_text() for path in (DOCS / "components").glob("*.md")}
-    assert sorted(found) == sorted(expected), "run make docs"
+def test_generated_pages_are_up_to_date(expected: dict[str, str]) -> None:
     for name, text in expected.items():
-        assert found[name] == text, f"{name} is out of date: run make docs"
+        assert (DOCS / name).is_file(), f"{name} is missing: run make docs"
+        assert (DOCS / name).read_text(encoding="utf-8") == text, f"{name} is old: run make docs"
+
+
+def test_there_are_no_other_pages_of_components(expected: dict[str, str]) -> None:
+    found = {f"components/{path.name}" for path in (DOCS / "components").iterdir()}
+    assert found <= expected.keys(), "run make docs"
+
+
+def test_every_component_has_a_page(expected: dict[str, str]) -> None:
+    assert {f"components/{component.name}.md" for component in OURS} <= expected.keys()
 
 
 def test_something_is_registered() -> None:

@@ -97,8 +97,8 @@ def test_the_plan_is_printed(make: Any) -> None:
     groups = [{"params": params[:1], "lr": 0.1}, {"params": params[1:]}]
     text = Optimizer(groups, VectorProjection([ClipNorm(1.0), Adam()]), LR(1.0)).describe()
     table = [line.split() for line in text.splitlines()]
-    assert ["0", "3", "x", "2", "float64", "0", "104"] in table  # two moments, and a count
-    assert ["1", "4", "float64", "1", "72"] in table
+    assert ["0", "3", "x", "2", "float64", "0", "10", "104"] in table  # two moments, and a count
+    assert ["1", "4", "float64", "1", "10", "72"] in table
     assert ["0", "vector([...])", "10"] in table
     assert ["0/modules/0", "clip_norm(1.0)", "10"] in table
     assert ["0/modules/1", "adam()", "3", "x", "2,", "4"] in table

@@ -138,7 +138,8 @@ def count_inexact(chain: str, steps: int, snapshot: Any, same: Any) -> tuple[int
             assert same(before["grads"], after["grads"]), where
         take(optimizer)
         again = snapshot(optimizer)
-        assert not same(before["params"], again["params"]), where
+        moved = not same(before["params"], wanted["params"])  # as it does without the fault
+        assert same(before["params"], again["params"]) != moved, where
         assert all(bool(p.isfinite().all()) for p in again["params"]), where
         inexact += not all(same(wanted[key], again[key]) for key in ("params", "state"))
     return counter.count, inexact
@@ -172,7 +173,9 @@ def registered() -> list[str]:
 def test_a_fault_at_every_operation_of_every_module(
     spec: str, snapshot: Any, same: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setitem(CHAINS, "it", (lambda: [VectorProjection([spec])], False))
+    # Rules about shapes find no matrix in a vector.
+    chain = spec if spec.startswith("route") else VectorProjection([spec])
+    monkeypatch.setitem(CHAINS, "it", (lambda: [chain], False))
     count, inexact = count_inexact("it", 2, snapshot, same)
     print(f"{spec}: {count} operations, {inexact} retries differ")
     if not any(begin("it", 1).state.values()):

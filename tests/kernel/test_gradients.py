@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from projcore import Optimizer
+from projcore import Module, Optimizer
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -199,3 +200,27 @@ def test_memory_of_a_merged_space_outlives_a_late_group(
     for each in (optimizer, twin):
         run(each, range(6, 9))
     assert all(map(torch.equal, copies, params))
+
+
+class Guess(Module):
+    """Descends along the first axis along which the loss falls; needs no gradient."""
+
+    needs = frozenset({"closure", "params"})
+    gradient_free = True
+
+    def step(self, update, objective, state):
+        here, _ = objective.evaluate(objective.params, backward=False)
+        there, _ = objective.evaluate([p - 0.1 for p in objective.params], backward=False)
+        return [torch.full_like(p, 0.1 if there < here else 0.0) for p in objective.params]
+
+
+def test_what_is_gradient_free_needs_no_backward(make: Any) -> None:
+    first, second = make((3,), (2, 2))
+    frozen = Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
+    before = [p.detach().clone() for p in (first, second)]
+    optimizer = Optimizer([first, second, frozen], VectorProjection([Guess()]))
+    optimizer.step(lambda: first.sum() + second.sum())
+    assert first.grad is None
+    for param, old in zip((first, second), before, strict=True):
+        torch.testing.assert_close(param.detach(), old - 0.1)
+    assert frozen.tolist() == [1, 1]

@@ -20,11 +20,14 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    """Runs a command away from the checkout, and without its folder on sys.path."""
+def run(*command: str | Path, cwd: Path, code: int = 0) -> str:
+    """Runs a command away from the checkout, and without its folder on sys.path.
+
+    It must exit with that code; its output is returned.
+    """
     env = {**os.environ, "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 

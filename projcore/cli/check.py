@@ -1,0 +1,98 @@
+"""``projcore check NAME``: the conformance kit on a plugin or a component."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from projcore.cli.output import print_json
+from projcore.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from projcore.testing import CheckResult
+
+
+def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("check", help="check the laws on a plugin or a component")
+    parser.add_argument("name", help="for example adaptive, adam or adaptive:adam")
+    parser.add_argument("--slow", action="store_true", help="include the laws that take seconds")
+    parser.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="LAW=REASON",
+        help="a law (round_trip) or check (galore-round_trip) that fails, and why that is right; "
+        "may be repeated",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show where a check failed")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Checks, and prints what failed and how to mend it; the exit code is 1 if anything did."""
+    expected = dict(_expectation(text) for text in arguments.expect)
+
+    from projcore.testing import check_component, summary  # imports torch as soon as it checks
+
+    progress = None if arguments.json else Progress(arguments.verbose)
+    results = check_component(arguments.name, arguments.slow, expected, progress)
+    counts = Counter(result.status for result in results)
+    if progress is None:
+        print_json({"counts": counts, "results": [asdict(result) for result in results]})
+    else:
+        progress.flush()
+        _print_notes(results)
+        seconds = sum(result.seconds for result in results)
+        print(f"{summary(results)}, in {seconds:.1f} s")
+    return 1 if counts["failed"] else 0
+
+
+def _expectation(text: str) -> tuple[str, str]:
+    law, equals, reason = text.partition("=")
+    if not (equals and law.strip() and reason.strip()):
+        raise ArgumentError(
+            f"--expect {text!r} was given. It takes a law and the reason why it fails. Write "
+            "--expect 'LAW=REASON'."
+        )
+    return law.strip(), reason.strip()
+
+
+class Progress:
+    """Prints one line for each component when all its checks have run, and what failed."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self.results: list[CheckResult] = []
+
+    def __call__(self, result: CheckResult) -> None:
+        if self.results and self.results[0].component != result.component:
+            self.flush()
+        self.results.append(result)
+
+    def flush(self) -> None:
+        """Prints what was collected."""
+        from projcore.testing import summary
+
+        if self.results:
+            print(f"{self.results[0].component}: {summary(self.results)}", flush=True)
+        for result in self.results:
+            if result.status == "failed":
+                print(f"  failed {result.law}: {result.message}")
+                if self.verbose:
+                    print("".join(f"    {line}\n" for line in result.traceback.splitlines()))
+        self.results = []
+
+
+def _print_notes(results: list[CheckResult]) -> None:
+    """Prints why checks were skipped or failed as expected: each reason once, with the laws."""
+    for status in ("expected", "skipped"):
+        laws: dict[str, set[str]] = {}
+        for result in results:
+            if result.status == status:
+                laws.setdefault(result.message, set()).add(result.law)
+        for message, names in laws.items():
+            print(f"{status} {', '.join(sorted(names))}: {message}")

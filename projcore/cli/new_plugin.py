@@ -1,0 +1,193 @@
+"""``projcore new-plugin NAME``: a distribution to begin with, that works and is tested."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import shlex
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import projcore
+from projcore import registry
+from projcore._known import KNOWN
+from projcore._scan import canonical
+from projcore.errors import ArgumentError
+from projcore.plugin import PROJCORE_API
+
+_NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+_LONGEST = 30  # so that lines of generated code are not too long
+_TAKEN = {"any", "iterable", "tensor", "scale", "laws"}  # by what the files import, and test_laws
+
+FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "LICENSE": "LICENSE",
+    ".gitignore": "gitignore",
+    ".github/workflows/test.yml": "workflow.yml",
+    "src/{package}/__init__.py": "__init__.py",
+    "src/{package}/_plugin.py": "_plugin.py",
+    "src/{package}/py.typed": "py.typed",
+    "src/{package}/{name}.py": "{kind}.py",
+    "tests/test_laws.py": "test_laws.py",
+    "tests/test_{name}.py": "test_{kind}.py",
+}
+"""What is written, and the template it is made from."""
+
+BY_KIND = {
+    "projection": {
+        "summary": "Runs modules in coordinates in which pairs of elements are rotated.",
+        "tags": '("linear", "lossless", "orthonormal")',
+        "example": '{"angle": 0.5}',
+        "arguments": "[adam()], angle=0.5",
+        "others": "`adam` and `lr`",
+    },
+    "module": {
+        "summary": "Replaces the update by its moving average.",
+        "tags": "()",
+        "example": '{"beta": 0.9}',
+        "arguments": "beta=0.9",
+        "others": "`lr`",
+    },
+}
+"""What the templates that all kinds share say of each."""
+
+
+def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("new-plugin", help="write a plugin to begin with")
+    parser.add_argument("name", help="what it will provide, for example fast-hadamard")
+    parser.add_argument(
+        "--kind", choices=("projection", "module"), default="projection", help="of its component"
+    )
+    parser.add_argument("--directory", type=Path, help="where; by default projcore-NAME, here")
+    parser.add_argument("--author", help="for the licence and the metadata")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> int:
+    """Writes the files, all or none, and says what to do next."""
+    name = component_name(arguments.name)
+    distribution = f"projcore-{name.replace('_', '-')}"
+    directory = arguments.directory or Path(distribution)
+    author = arguments.author or f"The {distribution} authors"
+    if not author.isprintable():
+        raise ArgumentError(
+            f"--author {author!r} was given. A name is one line of text. Pass such a one."
+        )
+    written = render(name, arguments.kind, author)
+    _write(directory, written)
+    print(
+        f"{directory}: {len(written)} files, a {arguments.kind} that works and its tests. Next:\n\n"
+        f"  cd {shlex.quote(str(directory))}\n"
+        "  python -m pip install -e '.[dev]'\n"
+        "  python -m pytest\n"
+        f"  projcore check {name}\n\n"
+        f"Then put your own into src/{package_name(name)}/{name}.py, and its oracle into "
+        f"tests/test_{name}.py.\nREADME.md says how to publish it."
+    )
+    return 0
+
+
+def component_name(given: str) -> str:
+    """Returns the name of the component in what was typed, which may be that of a distribution.
+
+    Raises:
+        ArgumentError: If it cannot be one, or is taken.
+
+    Example:
+        >>> component_name("projcore-fast-hadamard")
+        'fast_hadamard'
+    """
+    short = given.removeprefix("projcore-").removeprefix("projcore_")
+    name = canonical(short)
+    who = f"new-plugin was given the name {given!r}."
+    if not _NAME.fullmatch(short):
+        raise ArgumentError(
+            f"{who} A name has lower-case letters and digits, a letter first, and single - or _ "
+            "between them. Write it so, for example fast-hadamard."
+        )
+    if len(name) > _LONGEST:
+        raise ArgumentError(
+            f"{who} It has {len(name)} letters, more than {_LONGEST}. Users type it. Shorten it."
+        )
+    taken = {word.lower() for word in projcore.__all__} | _TAKEN
+    if keyword.iskeyword(name) or class_name(name).lower() in taken:
+        raise ArgumentError(f"{who} It means something else in the code. Choose another.")
+    for known in KNOWN:
+        if name in (known.name, known.extra, *known.aliases) or class_name(name).lower() == (
+            known.attribute.lower()
+        ):
+            raise ArgumentError(
+                f"{who} {known.distribution} has that name already: it provides the {known.kind} "
+                f"{known.name!r}. Choose another."
+            )
+    registry.manager.discover(lenient=True)
+    for component in registry.manager.components:
+        if name in (component.name, *component.aliases, component.plugin):
+            raise ArgumentError(
+                f"{who} The {component.kind} {component.qualified!r} ({component.provider}) has it "
+                "already. Choose another."
+            )
+    return name
+
+
+def class_name(name: str) -> str:
+    """Returns the name of the class.
+
+    Example:
+        >>> class_name("fast_hadamard")
+        'FastHadamard'
+    """
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def package_name(name: str) -> str:
+    """Returns the name of the package."""
+    return f"projcore_{name}"
+
+
+def render(name: str, kind: str, author: str) -> dict[str, str]:
+    """Returns the text of each file, by its path."""
+    values = {
+        "name": name,
+        "kind": kind,
+        "cls": class_name(name),
+        "package": package_name(name),
+        "distribution": f"projcore-{name.replace('_', '-')}",
+        "author": author,
+        "author_toml": author.replace("\\", r"\\").replace('"', r"\""),
+        "year": str(date.today().year),
+        "version": projcore.__version__,
+        "api": str(PROJCORE_API),
+        **BY_KIND[kind],
+    }
+    values["spec"] = f"{name}({values['arguments']})"
+    templates = files("projcore").joinpath("templates")
+    return {
+        path.format_map(values): Template(
+            templates.joinpath(f"{template.format_map(values)}.tmpl").read_text("utf-8")
+        ).substitute(values)
+        for path, template in FILES.items()
+    }
+
+
+def _write(directory: Path, texts: dict[str, str]) -> None:
+    try:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ArgumentError(
+                f"new-plugin would write to {str(directory)!r}, which is there already. Nothing is "
+                "overwritten. Pass --directory with a new or empty one."
+            )
+        for path, text in texts.items():
+            file = directory / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(
+            f"new-plugin cannot write to {str(directory)!r}: {error}. Pass --directory with a "
+            "folder that may be written to."
+        ) from error

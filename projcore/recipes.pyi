@@ -1,0 +1,10 @@
+"""What is imported from here, for type checkers. Written by tools/known.py; do not edit."""
+
+# mypy: disable-error-code="import-not-found"
+# pyright: reportMissingImports=false
+
+from collections.abc import Callable
+
+from projcore import Optimizer
+
+def __getattr__(name: str) -> Callable[..., Optimizer]: ...
