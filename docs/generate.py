@@ -11,12 +11,11 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
-from unittest import mock
+from typing import Any
 
 from docs.docstrings import markdown, page
 from projcore import registry
-from projcore.cli import main as projcore_main
+from projcore.cli import parsers
 from projcore.component import Component
 from projcore.core import Module
 from projcore.testing.law import Law
@@ -230,7 +229,7 @@ def commands() -> str:
     lines = ["# Command line", "", NOTE, ""]
     lines += ["`projcore COMMAND --help` prints the same. A command exits with 1 if it failed, and"]
     lines += ["with 2 if it was not understood."]
-    for name, summary, parser in subparsers():
+    for name, (summary, parser) in parsers().items():
         usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
         lines += ["", f"## {name}", "", f"{summary[:1].upper()}{summary[1:]}.", ""]
         lines += ["```text", usage, "```", ""]
@@ -251,25 +250,6 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
         choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
         text = (action.help or "") % {**vars(action), "prog": parser.prog}
         yield row(f"`{head}`", f"{text[:1].upper()}{text[1:].rstrip('.')}.{choices}")
-
-
-def subparsers() -> list[tuple[str, str, argparse.ArgumentParser]]:
-    """Returns name, summary and parser of each command."""
-
-    class Caught(Exception):
-        pass
-
-    def catch(parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        raise Caught(parser)
-
-    with mock.patch("argparse.ArgumentParser.parse_args", catch):
-        try:
-            projcore_main(["--help"])
-        except Caught as caught:
-            (parser,) = caught.args
-    (action,) = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
-    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    return [(name, helps[name], each) for name, each in action.choices.items()]
 
 
 # Markdown.

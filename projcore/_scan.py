@@ -93,11 +93,7 @@ def _plugins(distribution: Any) -> list[Found]:
         made = [(canonical(point.name), point) for point in points]
     except Exception as error:
         return [_corrupt(distribution, f"entry_points.txt cannot be read: {error!r}")]
-    try:
-        metadata = distribution.metadata
-        name, version = metadata["Name"], metadata["Version"]
-    except Exception:
-        name = version = None
+    name, version = _identity(distribution)
     if not name or not version:
         return [
             _corrupt(distribution, "METADATA is missing, or lacks the name or the version", plugin)
@@ -113,6 +109,20 @@ def _plugins(distribution: Any) -> list[Found]:
         )
         for plugin, point in made
     ]
+
+
+def _identity(distribution: Any) -> tuple[str | None, str | None]:
+    """Returns name and version, as far as the metadata says them.
+
+    Its head is read here and not parsed as an e-mail, which takes as long as all else together.
+    """
+    text = None
+    for file in ("METADATA", "PKG-INFO"):
+        with suppress(Exception):
+            text = text or distribution.read_text(file)
+    head = (text or "").replace("\r\n", "\n").partition("\n\n")[0]
+    fields = dict(re.findall(r"^(Name|Version):[ \t]*(\S+)", head, flags=re.MULTILINE))
+    return fields.get("Name"), fields.get("Version")
 
 
 def _corrupt(distribution: Any, cause: str, plugin: str | None = None) -> Found:

@@ -19,7 +19,7 @@ from projcore.cli import check, doctor, info, listing, new_plugin, plugins
 from projcore.component import Plugin
 from projcore.errors import PluginWarning, ProjcoreError
 
-__all__ = ["main"]
+__all__ = ["main", "parsers"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,13 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="projcore", description="Optimizers in projected spaces for PyTorch."
-    )
-    parser.add_argument("--version", action="version", version=projcore.__version__)
-    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (listing, info, plugins, doctor, check, new_plugin):
-        command.add(subparsers)
+    parser, subparsers = _parser()
     builtin = frozenset(subparsers.choices)
     name = next((word for word in words if not word.startswith("-")), None)
     if name not in builtin:
@@ -64,6 +58,27 @@ def _run(words: list[str]) -> int:
     code: int = parsed.run(parsed) or 0
     sys.stdout.flush()
     return code
+
+
+def parsers() -> dict[str, tuple[str, argparse.ArgumentParser]]:
+    """Returns summary and parser of each command, those of plugins included, by name."""
+    _, subparsers = _parser()
+    _add_commands(subparsers)
+    helps = {choice.dest: choice.help or "" for choice in subparsers._choices_actions}
+    return {name: (helps[name], each) for name, each in subparsers.choices.items()}
+
+
+def _parser() -> tuple[
+    argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]
+]:
+    parser = argparse.ArgumentParser(
+        prog="projcore", description="Optimizers in projected spaces for PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=projcore.__version__)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for command in (listing, info, plugins, doctor, check, new_plugin):
+        command.add(subparsers)
+    return parser, subparsers
 
 
 def _add_commands(

@@ -58,6 +58,7 @@ class ProjectionBase(Module):
             parameters as it is.
         learns: Whether its map or its residual is made from what crosses: then only tensors with a
             gradient are handed to it. By default, whether it overrides `refresh` or `combine`.
+        traceable: As of every module; with a `refresh` of its own it is not, unless it says so.
         policy: What happens to memory inside when `refresh` changes the map: ``"keep"``,
             ``"reset"``, or ``"transport"``.
 
@@ -69,6 +70,11 @@ class ProjectionBase(Module):
     layout: ClassVar[bool] = False
     same_points: bool = False
     policy: Policy = "keep"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "refresh" in vars(cls) and "traceable" not in vars(cls):
+            cls.traceable = False  # as a rule it branches on a count
 
     def __init__(
         self,

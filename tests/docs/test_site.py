@@ -11,8 +11,9 @@ from typing import get_args
 
 import pytest
 
-from docs.generate import ours, subparsers
+from docs.generate import ours
 from projcore import Kind, errors, hookspecs
+from projcore.cli import parsers
 from projcore.testing.laws import LAWS
 from projcore.testing.packaging import CHECKS
 from projcore.testing.subject import TAGS
@@ -54,7 +55,7 @@ def test_every_tag_of_the_laws_is_described(tag: str) -> None:
 
 
 def test_every_command_is_described() -> None:
-    assert [name for name, _, _ in subparsers()] == headings("commands.md")[1:]
+    assert [*parsers()] == headings("commands.md")[1:]
 
 
 def test_every_kind_of_memory_is_described() -> None:

@@ -49,6 +49,7 @@ class To(ProjectionBase):
 
     scope = "element"
     linear = False
+    traceable = True
     kinds = {"master": "opaque"}
 
     def __init__(
