@@ -32,8 +32,13 @@ COMPLEX_PLACES: dict[str, Place] = {
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Place:
-    return PLACES[request.param]
+def place_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def place(place_name: str) -> Place:
+    return PLACES[place_name]
 
 
 @pytest.fixture(params=COMPLEX_PLACES)

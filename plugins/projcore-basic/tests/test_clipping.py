@@ -12,10 +12,10 @@ from torch import Tensor
 
 from projcore import Module, Optimizer
 from projcore.errors import ArgumentError
-from projcore.modules import LR, ClipNorm, ClipValue, Normalize, Sign
+from projcore.modules import LR, Centralize, ClipNorm, ClipValue, Normalize, Sign
 from projcore.projections import ScalarProjection, VectorProjection
 
-ORDERS: list[Any] = [1, 2.0, 3, "inf"]
+ORDERS: list[Any] = [1, 2.0, 3, "inf", math.inf]
 
 
 def gradients(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -53,7 +53,7 @@ def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_clip_norm(order: Any, max_norm: float, dtype: torch.dtype) -> None:
     grads = gradients(dtype)
-    if order == "inf":
+    if float(order) == math.inf:
         grads = grads[:-1]  # torch has no largest element of an empty tensor
     close(update(grads, ClipNorm(max_norm, order)), clipped(grads, max_norm, order))
 
@@ -88,6 +88,23 @@ def test_normalize_all(order: Any) -> None:
     expected = merged / torch.linalg.vector_norm(merged, float(order))
     result = update(grads, Normalize(order, per_tensor=False))
     close([torch.cat([r.reshape(-1) for r in result])], [expected])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dim", [0, -1, 2, (1, 2), (-2, 1)])
+def test_normalize_along_dimensions(order: Any, dim: Any) -> None:
+    random = torch.Generator().manual_seed(0)
+    grad = torch.randn(2, 3, 4, generator=random, dtype=torch.float64)
+    dims = (dim,) if isinstance(dim, int) else (1,) if dim == (-2, 1) else dim
+    norm = torch.linalg.vector_norm(grad, float(order), dims, keepdim=True)
+    close(update([grad, grad[:0]], Normalize(order, dim=dim)), [grad / norm, grad[:0]])
+
+
+def test_normalize_along_a_dimension_that_is_not_there() -> None:
+    grads = gradients()
+    whole = update(grads[1:3], Normalize())
+    close(update(grads, Normalize(dim=1))[1:3], whole)
+    close(update(grads, Normalize(dim=(0, 1)))[:3], update(grads, Normalize())[:3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -128,7 +145,18 @@ def test_in_scalars_each_is_a_tensor(module: Any) -> None:
     close([torch.cat([r.reshape(-1) for r in result])], [expected])
 
 
-@pytest.mark.parametrize("module", [ClipNorm(0.5, per_tensor=True), Normalize(1)], ids=str)
+@pytest.mark.parametrize(
+    "module",
+    [
+        ClipNorm(0.5, per_tensor=True),
+        Normalize(1),
+        Normalize(dim=0),
+        Normalize("inf", dim=-1),
+        Normalize(dim=2),
+        Centralize(),
+    ],
+    ids=str,
+)
 def test_batches(module: Any) -> None:
     # Items of a batch are independent: as if each were given alone.
     batch = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

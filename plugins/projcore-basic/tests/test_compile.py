@@ -10,23 +10,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from projcore import Transform
-from projcore.modules import LR, ClipNorm, ClipValue, HeavyBall, Normalize, Sign, WeightDecay
+from projcore import Optimizer, Transform
+from projcore.modules import (
+    EMA,
+    LR,
+    Cautious,
+    Centralize,
+    ClipNorm,
+    ClipValue,
+    HeavyBall,
+    Normalize,
+    NormGrowthLimiter,
+    PolyakAveraging,
+    Scale,
+    Sign,
+    WeightDecay,
+)
 
 SHAPES: list[tuple[int, ...]] = [(5, 3), (4,)]
 
 MODULES: dict[str, Transform] = {
     "lr": LR(0.1),
+    "scale": Scale(-0.5),
+    "ema": EMA(0.9),
+    "ema from zero": EMA(0.9, debias=False),
     "heavy ball": HeavyBall(0.9),
     "dampening": HeavyBall(0.9, 0.3),
     "nesterov": HeavyBall(0.9, nesterov=True),
     "weight decay": WeightDecay(0.1),
+    "weight decay 1": WeightDecay(0.1, norm=1),
     "clip norm": ClipNorm(0.5),
     "clip norm per tensor": ClipNorm(0.5, 3, per_tensor=True),
     "clip value": ClipValue(0.3),
     "normalize": Normalize(),
     "normalize all": Normalize(1, per_tensor=False),
+    "normalize rows": Normalize(dim=1),
     "sign": Sign(),
+    "centralize": Centralize(),
+    "cautious": Cautious(),
+    "norm growth limiter": NormGrowthLimiter(1.01),
+    "polyak averaging": PolyakAveraging(),
+    "polyak averaging, ema": PolyakAveraging(0.9),
 }
 
 Memory = dict[str, list[dict[str, Any]]]
@@ -35,8 +59,9 @@ Values = dict[str, dict[str, Any]]
 
 def apply_all(tensors: list[Tensor], memory: Memory, settings: Values) -> dict[str, list[Tensor]]:
     params = [tensor + 1 for tensor in tensors]
+    grads = [tensor.roll(1, 0) for tensor in tensors]
     return {
-        name: list(module.apply(tensors, params, None, None, memory[name], [settings[name]] * 2))
+        name: list(module.apply(tensors, params, grads, None, memory[name], [settings[name]] * 2))
         for name, module in MODULES.items()
     }
 
@@ -51,10 +76,14 @@ def runs() -> list[tuple[Any, Any]]:
         name: [module.init(tensor, module.defaults) for tensor in zeros]
         for name, module in MODULES.items()
     }
+    ours["norm growth limiter"] = [{"norm": torch.zeros(1)} for _ in zeros]
     eager = copy.deepcopy(ours)
     values = {name: dict(module.defaults) for name, module in MODULES.items()}
     numbers = {
-        name: {key: torch.tensor(value, dtype=torch.float64) for key, value in settings.items()}
+        name: {
+            key: None if value is None else torch.tensor(value, dtype=torch.float64)
+            for key, value in settings.items()
+        }
         for name, settings in values.items()
     }
     random = torch.Generator().manual_seed(0)
@@ -77,3 +106,22 @@ def test_compiled_equals_eager(name: str, runs: Any) -> None:
     for (ours, memory), (eager, eager_memory) in runs:
         torch.testing.assert_close(ours[name], eager[name], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(memory[name], eager_memory[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_learning_rate_as_a_tensor_that_a_scheduler_fills() -> None:
+    def end(rate: Any, compile: bool) -> Tensor:
+        weight = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3).requires_grad_()
+        optimizer = Optimizer([weight], HeavyBall(0.9), LR(rate), compile=compile)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for step in range(5):
+            weight.grad = weight.detach().cos()
+            with torch._dynamo.config.patch(error_on_recompile=step > 1):
+                optimizer.step()
+            scheduler.step()
+        return weight.detach()
+
+    torch.compiler.reset()
+    rate = torch.tensor(0.25, dtype=torch.float64)
+    torch.testing.assert_close(end(rate, True), end(0.25, False), rtol=1e-14, atol=1e-14)
+    assert float(rate) == 0.25 / 2**5  # filled in place

@@ -10,7 +10,18 @@ import torch
 
 from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.modules import LR, ClipNorm, ClipValue, HeavyBall, Normalize, WeightDecay
+from projcore.modules import (
+    EMA,
+    LR,
+    ClipNorm,
+    ClipValue,
+    HeavyBall,
+    Normalize,
+    NormGrowthLimiter,
+    PolyakAveraging,
+    Scale,
+    WeightDecay,
+)
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (LR, {"lr": -1.0}, "lr"),
@@ -21,13 +32,20 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (HeavyBall, {"dampening": -0.1}, "dampening"),
     (HeavyBall, {"dampening": 0.1, "nesterov": True}, "momentum"),
     (HeavyBall, {"momentum": 0.0, "nesterov": True}, "momentum"),
+    (EMA, {"beta": 1.0}, "beta"),
+    (EMA, {"beta": -0.1}, "beta"),
+    (PolyakAveraging, {"beta": 1.0}, "beta"),
+    (Scale, {"factor": math.inf}, "factor"),
     (WeightDecay, {"weight_decay": -0.1}, "weight_decay"),
+    (WeightDecay, {"norm": 3}, "norm"),
+    (NormGrowthLimiter, {"gamma": 0.99}, "gamma"),
     (ClipNorm, {"max_norm": 0.0}, "max_norm"),
     (ClipNorm, {"max_norm": 1.0, "norm_type": 0}, "norm_type"),
     (ClipNorm, {"max_norm": 1.0, "norm_type": math.nan}, "norm_type"),
     (ClipValue, {"clip_value": 0.0}, "clip_value"),
     (Normalize, {"ord": -1}, "ord"),
     (Normalize, {"eps": 0.0}, "eps"),
+    (Normalize, {"dim": 1, "per_tensor": False}, "dim"),
 ]
 
 
@@ -47,6 +65,10 @@ def test_values_out_of_range(cls: Any, arguments: dict[str, Any], name: str) -> 
         (LR, {"lr": torch.ones(2)}),
         (ClipNorm, {"max_norm": 1.0, "norm_type": "fro"}),
         (Normalize, {"ord": "nuc"}),
+        (Normalize, {"dim": 0.5}),
+        (Normalize, {"dim": ()}),
+        (Normalize, {"dim": "rows"}),
+        (Scale, {"factor": "0.1"}),
     ],
 )
 def test_values_of_the_wrong_type(cls: Any, arguments: dict[str, Any]) -> None:

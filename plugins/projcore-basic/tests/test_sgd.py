@@ -129,3 +129,21 @@ def test_learning_rate_as_a_tensor() -> None:
     rate.fill_(0.25)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((2,), 0.25), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_learning_rates_as_tensors_that_schedulers_fill(
+    place: Any, follow: Any, same: Any, dtype: torch.dtype
+) -> None:
+    def how() -> dict[str, Any]:
+        rates = [torch.tensor(rate, dtype=dtype) for rate in (0.03, 0.1)]
+        return {
+            "groups": [{"lr": rate} for rate in rates],
+            "schedule": SCHEDULES["cosine"],
+            "dtype": dtype,
+        }
+
+    modules, options = VARIANTS["nesterov, decay"]
+    ours = follow(place_all(place, [*modules(), LR(0.05)]), **how())
+    reference = partial(torch.optim.SGD, lr=0.05, foreach=False, **options)
+    same(ours, follow(reference, **how()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,3 +13,22 @@ def add_scaled(tensors: list[Tensor], others: list[Tensor], factor: float | Tens
     if isinstance(factor, Tensor):  # torch takes only numbers, but compiled it is one pass anyway
         return list(torch._foreach_add(tensors, torch._foreach_mul(others, factor)))
     return list(torch._foreach_add(tensors, others, alpha=factor))
+
+
+def lerp_(targets: list[Tensor], tensors: list[Tensor], weight: float | Tensor) -> None:
+    """Moves targets towards tensors: ``t += weight * (x - t)``."""
+    if isinstance(weight, Tensor):
+        step = torch._foreach_sub(tensors, targets)
+        torch._foreach_mul_(step, weight)
+        torch._foreach_add_(targets, step)
+    else:
+        torch._foreach_lerp_(targets, tensors, weight)
+
+
+def once(factors: list[Any]) -> list[Any]:
+    """Returns numbers as they are; in a trace, has each computed once and not for each element.
+
+    The compiler would inline what computes a factor, powers too, into the loop over the elements
+    that it multiplies. A stack is stored first.
+    """
+    return list(torch.stack(factors).unbind()) if isinstance(factors[0], Tensor) else factors

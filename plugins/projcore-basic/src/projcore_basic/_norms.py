@@ -43,7 +43,11 @@ def each_norm(tensors: list[Tensor], order: float, batch_dims: int = 0) -> list[
 def _item_norms(tensor: Tensor, order: float, batch_dims: int) -> Tensor:
     if tensor.ndim == batch_dims:
         return tensor.abs()
-    dims = tuple(range(batch_dims, tensor.ndim))
+    return norm_over(tensor, order, tuple(range(batch_dims, tensor.ndim)))
+
+
+def norm_over(tensor: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
+    """Returns the norms over some dimensions, which stay with size 1."""
     if order == math.inf and tensor.numel() == 0:  # there is no largest element; the norm is 0
         return tensor.abs().sum(dims, keepdim=True)
     norms: Tensor = torch.linalg.vector_norm(tensor, order, dims, keepdim=True)

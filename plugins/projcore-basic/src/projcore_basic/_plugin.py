@@ -18,6 +18,12 @@ def projcore_register_modules(register: Register) -> None:
         example={"lr": 0.1},
     )
     register(
+        "scale",
+        "projcore_basic:Scale",
+        summary="Multiplies the update by a factor that is no learning rate.",
+        example=[{"factor": 0.5}, {"factor": -0.01}],
+    )
+    register(
         "heavy_ball",
         "projcore_basic:HeavyBall",
         summary="Accumulates momentum, with dampening and Nesterov's look-ahead if wanted.",
@@ -30,12 +36,20 @@ def projcore_register_modules(register: Register) -> None:
         ],
     )
     register(
+        "ema",
+        "projcore_basic:EMA",
+        summary="Replaces the update by its exponential moving average.",
+        paper="arXiv:1412.6980",
+        tags=("momentum",),
+        example=[{"beta": 0.9}, {"beta": 0.5, "debias": False}],
+    )
+    register(
         "weight_decay",
         "projcore_basic:WeightDecay",
         summary="Pulls parameters towards zero, coupled to the gradient or decoupled from it.",
         paper="arXiv:1711.05101",
         tags=("regularization",),
-        example={"weight_decay": 0.1},
+        example=[{"weight_decay": 0.1}, {"weight_decay": 0.1, "norm": 1}],
     )
     register(
         "clip_norm",
@@ -58,7 +72,37 @@ def projcore_register_modules(register: Register) -> None:
         "projcore_basic:Normalize",
         summary="Scales the update to unit norm.",
         paper="arXiv:1507.02030",
-        example=[{}, {"ord": "inf"}, {"per_tensor": False}],
+        example=[{}, {"ord": "inf"}, {"per_tensor": False}, {"dim": 1}],
+    )
+    register(
+        "norm_growth_limiter",
+        "projcore_basic:NormGrowthLimiter",
+        summary="Limits how fast the norm of the update grows from step to step.",
+        paper="arXiv:2410.01623",
+        tags=("clipping",),
+        example={"gamma": 1.01},
+    )
+    register(
+        "centralize",
+        "projcore_basic:Centralize",
+        summary="Subtracts from each row of the update its mean.",
+        paper="arXiv:2004.01461",
+        example={},
+    )
+    register(
+        "cautious",
+        "projcore_basic:Cautious",
+        summary="Drops the elements of the update that point against the gradient.",
+        paper="arXiv:2411.16085",
+        example={},
+    )
+    register(
+        "gradient_noise",
+        "projcore_basic:GradientNoise",
+        summary="Adds Gaussian noise, whose variance decays, to the update.",
+        paper="arXiv:1511.06807",
+        tags=("stochastic",),
+        example={"eta": 0.01, "seed": 1},
     )
     register(
         "sign",
@@ -66,6 +110,23 @@ def projcore_register_modules(register: Register) -> None:
         summary="Replaces each element of the update by its sign.",
         paper="arXiv:1802.04434",
         example={},
+    )
+    register(
+        "gradient_accumulation",
+        "projcore_basic:GradientAccumulation",
+        summary="Runs modules once every few steps, on the mean of the updates since.",
+        example=[
+            {"modules": ["heavy_ball(0.9)", "lr(0.1)"], "period": 2},
+            {"modules": ["clip_norm(1.0)", "cautious()"], "period": 3, "mean": False},
+        ],
+    )
+    register(
+        "polyak_averaging",
+        "projcore_basic:PolyakAveraging",
+        summary="Keeps an average of the parameters.",
+        paper="Polyak & Juditsky, 1992",
+        tags=("averaging",),
+        example=[{}, {"beta": 0.9}],
     )
     register(
         "torch_optim",

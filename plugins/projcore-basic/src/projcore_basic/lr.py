@@ -12,7 +12,8 @@ class LR(Transform):
     r"""Multiplies the update by the learning rate: :math:`u \leftarrow \eta u`.
 
     Args:
-        lr: :math:`\eta`, at least 0; a number or a 0-d tensor. Schedulers change it in the group.
+        lr: :math:`\eta`, at least 0; a number or a 0-d tensor. Schedulers change it in the group:
+            a tensor they fill in place, and groups without one of their own share it, as in torch.
 
     Raises:
         ArgumentError: If ``lr`` is negative or NaN.

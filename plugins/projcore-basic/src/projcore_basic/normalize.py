@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
-from projcore_basic._norms import Order, as_order, each_norm, whole_norm
+from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore_basic._norms import Order, as_order, each_norm, norm_over, whole_norm
 
 
 def normalize_whole(tensors: list[Tensor], order: float, eps: float | Tensor) -> list[Tensor]:
@@ -23,6 +26,37 @@ def normalize_each(
     return list(torch._foreach_div(tensors, norms))
 
 
+def normalize_over(
+    tensors: list[Tensor], order: float, eps: float | Tensor, dims: tuple[int, ...], batch_dims: int
+) -> list[Tensor]:
+    """Divides along some dimensions of each item by the norm over these."""
+    result = []
+    for tensor in tensors:
+        over = places(tensor.ndim, dims, batch_dims)
+        norm = norm_over(tensor, order, over) if over else tensor.abs()
+        result.append(tensor / _at_least(norm, eps))
+    return result
+
+
+def as_dims(dim: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns dimensions as a tuple; raises unless they are integers, at least one."""
+    dims = tuple(dim) if isinstance(dim, Sequence) and not isinstance(dim, str) else (dim,)
+    if not dims or any(isinstance(each, bool) or not isinstance(each, int) for each in dims):
+        raise ArgumentTypeError(
+            f"Normalize(dim={dim!r}) was given what is no dimension. It is an integer, or several. "
+            "Pass such, or None for all."
+        )
+    return dims
+
+
+def places(ndim: int, dims: tuple[int, ...], batch_dims: int) -> tuple[int, ...]:
+    """Returns where the dimensions of an item are in a batch; all, if it lacks one of them."""
+    count = ndim - batch_dims
+    if any(not -count <= dim < count for dim in dims):
+        return tuple(range(batch_dims, ndim))
+    return tuple({batch_dims + dim % count for dim in dims})
+
+
 def _at_least(norm: Tensor, eps: float | Tensor) -> Tensor:
     # The second bound is for dtypes such as float16, in which eps may be 0.
     return norm.clamp_min(eps).clamp_min(torch.finfo(norm.dtype).tiny)
@@ -31,17 +65,22 @@ def _at_least(norm: Tensor, eps: float | Tensor) -> Tensor:
 class Normalize(Transform):
     r"""Scales the update to unit norm: :math:`u \leftarrow u / \max(\lVert u \rVert, \epsilon)`.
 
-    Each tensor by itself, or all of them together. Inside `ScalarProjection`, where each element
-    is a tensor, what remains is the sign.
+    Each tensor by itself, all of them together, or with ``dim`` each row, column or other slice of
+    a tensor. Inside `ScalarProjection`, where each element is a tensor, what remains is the sign.
 
     Args:
         ord: The order of the norm, greater than 0, or ``"inf"`` for the largest magnitude; fixed,
             groups do not change it.
         eps: :math:`\epsilon`, greater than 0: a norm below it does not count.
         per_tensor: Whether each tensor is scaled by itself; otherwise by the norm of all.
+        dim: The dimension or dimensions of a tensor that a norm is taken over, as torch counts
+            them; None for all. Of a matrix, 1 makes unit rows and 0 unit columns. A tensor that
+            lacks one of them is scaled as a whole. Fixed, groups do not change it.
 
     Raises:
-        ArgumentError: If ``ord`` or ``eps`` is out of range.
+        ArgumentError: If ``ord`` or ``eps`` is out of range, or ``dim`` is given without
+            ``per_tensor``.
+        ArgumentTypeError: If ``dim`` is not made of integers.
 
     Cost: two passes over the update.
 
@@ -62,8 +101,20 @@ class Normalize(Transform):
 
     batched = True
 
-    def __init__(self, ord: Order = 2.0, eps: float = 1e-12, per_tensor: bool = True) -> None:
+    def __init__(
+        self,
+        ord: Order = 2.0,
+        eps: float = 1e-12,
+        per_tensor: bool = True,
+        dim: int | Sequence[int] | None = None,
+    ) -> None:
         self.order = as_order(self, "ord", ord)
+        self.dims = None if dim is None else as_dims(dim)
+        if self.dims is not None and not per_tensor:
+            raise ArgumentError(
+                f"Normalize(dim={dim!r}, per_tensor=False) cannot be. A dimension is that of each "
+                "tensor by itself. Pass one of the two."
+            )
         self.scope = "tensor" if per_tensor else "all"
         super().__init__({"eps": eps})
 
@@ -80,6 +131,9 @@ class Normalize(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
+        if self.dims is not None:
+            eps = settings[0]["eps"]
+            return normalize_over(tensors, self.order, eps, self.dims, batch_dims)
         if self.scope == "tensor":
             return normalize_each(tensors, self.order, settings[0]["eps"], batch_dims)
         return normalize_whole(tensors, self.order, common(self, settings)["eps"])

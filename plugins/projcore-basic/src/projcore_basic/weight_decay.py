@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
+from projcore.errors import ArgumentError
+from projcore_basic._complex import as_given, as_real
 from projcore_basic._foreach import add_scaled
 
 
 class WeightDecay(Transform):
-    r"""Adds the parameters to the update: :math:`u \leftarrow u + \lambda p`.
+    r"""Adds the parameters to the update: :math:`u \leftarrow u + \lambda p`; or their signs.
+
+    With ``norm=2`` that is the gradient of :math:`\lambda \lVert p \rVert_2^2 / 2` (L2
+    regularization), and with ``norm=1``, where :math:`u \leftarrow u + \lambda
+    \operatorname{sign}(p)`, that of :math:`\lambda \lVert p \rVert_1` (L1); of complex numbers
+    each part has a sign. The second moves parameters to and fro about zero by a step's length, and
+    leaves few that are exactly zero.
 
     Whether the decay is coupled or decoupled is a matter of where in the chain it stands, so there
     is no argument for it:
@@ -29,14 +40,15 @@ class WeightDecay(Transform):
 
     Args:
         weight_decay: :math:`\lambda`, at least 0.
+        norm: 2 or 1; fixed, groups do not change it.
 
     Raises:
-        ArgumentError: If ``weight_decay`` is negative or NaN.
+        ArgumentError: If ``weight_decay`` is negative or NaN, or ``norm`` is neither 1 nor 2.
 
-    Cost: one pass over the update and the parameters; none, eager, where it is 0.
+    Cost: one pass over the update and the parameters, two with ``norm=1``; none, eager, where
+    ``weight_decay`` is 0.
 
     Example:
-        >>> import torch
         >>> from projcore import Optimizer
         >>> from projcore.modules import LR, Adam
         >>> model = torch.nn.Linear(3, 2)
@@ -51,7 +63,13 @@ class WeightDecay(Transform):
     scope = "element"
     needs = frozenset({"params"})
 
-    def __init__(self, weight_decay: float = 0.01) -> None:
+    def __init__(self, weight_decay: float = 0.01, norm: Literal[1, 2] = 2) -> None:
+        if norm not in (1, 2):
+            raise ArgumentError(
+                f"WeightDecay(norm={norm!r}) cannot be. Decay is by the parameters (2) or by their "
+                "signs (1). Pass one of these."
+            )
+        self.norm = norm
         super().__init__({"weight_decay": weight_decay})
 
     def check(self, settings: Settings) -> None:
@@ -70,4 +88,6 @@ class WeightDecay(Transform):
         weight_decay = scalar(settings[0]["weight_decay"])
         if not isinstance(weight_decay, Tensor) and weight_decay == 0:
             return tensors
+        if self.norm == 1:
+            params = as_given(list(torch._foreach_sign(as_real(params))), params)
         return add_scaled(tensors, params, weight_decay)

@@ -1,0 +1,60 @@
+"""Centralization."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from projcore import Node, Settings, Transform
+
+
+def centralize(tensor: Tensor, batch_dims: int) -> Tensor:
+    """Subtracts the mean over all dimensions but the first of each item, if it has several."""
+    if tensor.ndim < batch_dims + 2:
+        return tensor
+    return tensor - tensor.mean(tuple(range(batch_dims + 1, tensor.ndim)), keepdim=True)
+
+
+class Centralize(Transform):
+    r"""Subtracts from each row of the update its mean, so that rows sum to zero.
+
+    .. math::
+        u_{i,\dots} \leftarrow u_{i,\dots} - \operatorname{mean}(u_{i,\dots})
+
+    The first dimension is that of the outputs, in `torch.nn.Linear` and convolutions: what a row
+    means is the weights of one output. Vectors and numbers pass unchanged.
+
+    Cost: two passes over the update.
+
+    Example:
+        >>> import torch
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> optimizer = Optimizer([weight], Centralize(), LR(1.0))
+        >>> weight.grad = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([[ 1., -1.],
+                [ 0.,  0.]])
+
+    References:
+        Yong et al., 2020, https://arxiv.org/abs/2004.01461 (equation 1).
+    """
+
+    scope = "tensor"
+    batched = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        return [centralize(tensor, batch_dims) for tensor in tensors]

@@ -1,0 +1,89 @@
+"""The running mean of the update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform, require, scalar
+from projcore_basic._foreach import lerp_, once
+
+
+def ema_update(
+    tensors: list[Tensor],
+    exp_avgs: list[Tensor],
+    steps: list[Tensor] | None,
+    beta: float | Tensor,
+) -> list[Tensor]:
+    """Updates the means, and the counts if there are any, in place; returns the means.
+
+    With counts they are corrected for having begun at zero.
+    """
+    lerp_(exp_avgs, tensors, 1 - beta)
+    if steps is None:
+        return exp_avgs
+    torch._foreach_add_(steps, 1)
+    return list(torch._foreach_div(exp_avgs, once([1 - beta ** scalar(step) for step in steps])))
+
+
+class EMA(Transform):
+    r"""Replaces the update by its exponential moving average, the first half of Adam.
+
+    With :math:`t` counting steps from 1,
+
+    .. math::
+        m \leftarrow \beta m + (1 - \beta) u, \qquad u \leftarrow m / (1 - \beta^t)
+
+    and without ``debias``, :math:`u \leftarrow m`. `HeavyBall` sums instead of averaging: what it
+    returns is :math:`1 / (1 - \beta)` times as long.
+
+    Args:
+        beta: :math:`\beta`, at least 0 and less than 1.
+        debias: Whether to correct for having begun at zero; fixed, groups do not change it.
+
+    Raises:
+        ArgumentError: If ``beta`` is out of range.
+
+    Cost: memory of one tensor. Eager, one pass; 2 with ``debias``.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Sign
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), EMA(0.9), Sign(), LR(1e-3))  # signum
+
+    References:
+        Kingma & Ba, 2015, https://arxiv.org/abs/1412.6980 (algorithm 1, the first moment).
+    """
+
+    scope = "element"
+    kinds = {"exp_avg": "first", "step": "scalar"}
+
+    def __init__(self, beta: float = 0.9, debias: bool = True) -> None:
+        self.debias = debias
+        super().__init__({"beta": beta})
+
+    def check(self, settings: Settings) -> None:
+        require(self, "beta", settings["beta"], minimum=0, below=1)
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        memory: dict[str, Tensor | float] = {"exp_avg": torch.zeros_like(tensor)}
+        if self.debias:
+            memory["step"] = torch.zeros((), dtype=torch.int64)
+        return memory
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        return ema_update(
+            tensors,
+            [state["exp_avg"] for state in states],
+            [state["step"] for state in states] if self.debias else None,
+            scalar(settings[0]["beta"]),
+        )

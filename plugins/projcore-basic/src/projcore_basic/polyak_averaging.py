@@ -1,0 +1,197 @@
+"""Averages of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from projcore import Module, Node, Optimizer, Settings, Transform, require, scalar
+from projcore.errors import ArgumentError, StepError
+from projcore_basic._foreach import once
+
+
+def average_(
+    averages: list[Tensor], points: list[Tensor], steps: list[Tensor], beta: float | Tensor | None
+) -> None:
+    """Counts a point, and moves the averages towards it: to it at the first."""
+    torch._foreach_add_(steps, 1)
+    counts = [scalar(step) for step in steps]
+    weights = [1 / n for n in counts] if beta is None else [1 - beta * (n > 1) for n in counts]
+    change = torch._foreach_sub(points, averages)
+    torch._foreach_mul_(change, once(weights))
+    torch._foreach_add_(averages, change)
+
+
+class PolyakAveraging(Transform):
+    r"""Keeps an average of the parameters; leaves the update as it is.
+
+    With :math:`p_t` the parameters after step :math:`t`, the first of which is 1,
+
+    .. math::
+        \bar p_t = \beta \bar p_{t-1} + (1 - \beta) p_t
+        \qquad \text{or} \qquad
+        \bar p_t = \bar p_{t-1} + (p_t - \bar p_{t-1}) / t
+
+    the second, the mean of all, without ``beta``; and :math:`\bar p_1 = p_1`. It is the average of
+    `torch.optim.swa_utils.AveragedModel`, updated after each step, but is saved with the optimizer.
+    `averages` returns it, and `averaged` puts it into the parameters for an evaluation. Parameters
+    of 16 bits have an average of 32, because theirs would not move.
+
+    It comes last, since it is the parameters after the step that count, and may stand only in
+    projections that rearrange or cast them: in others it would average something else. Inside `To`
+    with ``master=True`` it averages the master copies. Buffers, such as those of batch
+    normalization, belong to no optimizer: `torch.optim.swa_utils.update_bn` is for them.
+
+    Args:
+        beta: :math:`\beta`, at least 0 and less than 1; None for the mean.
+
+    Raises:
+        ArgumentError: If ``beta`` is out of range.
+
+    Cost: memory of one tensor. Eager, 4 passes.
+
+    Example:
+        >>> from projcore.modules import LR
+        >>> from projcore_basic import averaged
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = Optimizer([weight], LR(1.0), PolyakAveraging())
+        >>> for _ in range(3):
+        ...     weight.grad = -torch.ones(1)
+        ...     optimizer.step()
+        >>> weight.item()
+        3.0
+        >>> with averaged(optimizer):
+        ...     weight.item()  # the mean of 1, 2 and 3
+        2.0
+
+    References:
+        Polyak & Juditsky, 1992, https://doi.org/10.1137/0330046 (the mean).
+        Izmailov et al., 2018, https://arxiv.org/abs/1803.05407 (stochastic weight averaging).
+    """
+
+    scope = "element"
+    needs = frozenset({"params"})
+    kinds = {"average": "first", "step": "scalar"}
+    final = True
+
+    def __init__(self, beta: float | None = None) -> None:
+        super().__init__({"beta": beta})
+
+    def check(self, settings: Settings) -> None:
+        if settings["beta"] is not None:
+            require(self, "beta", settings["beta"], minimum=0, below=1)
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        return {
+            "average": torch.zeros_like(tensor, dtype=wide),
+            "step": torch.zeros((), dtype=torch.int64),
+        }
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        assert params is not None
+        average_(
+            [state["average"] for state in states],
+            list(torch._foreach_sub(params, tensors)),
+            [state["step"] for state in states],
+            scalar(settings[0]["beta"]),
+        )
+        return tensors
+
+
+def averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """Returns a copy of the average of each parameter that `PolyakAveraging` keeps, by parameter.
+
+    A parameter that has not moved yet is its own average.
+
+    Raises:
+        ArgumentError: If the optimizer has no `PolyakAveraging`, several for one parameter, or one
+            that sees merged tensors rather than the parameters.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = Optimizer([weight], "lr(0.1)", "polyak_averaging(0.99)")
+        >>> averages(optimizer)[weight]
+        tensor([1., 1.])
+    """
+    return {parameter: average.clone() for parameter, average in _averages(optimizer).items()}
+
+
+@contextmanager
+def averaged(optimizer: Optimizer) -> Iterator[None]:
+    """Puts the averages into the parameters, and on leaving the parameters back.
+
+    Raises:
+        ArgumentError: As `averages`.
+        StepError: If parameters were changed inside, as by a step: that is undone.
+
+    Cost: memory of the parameters once more.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), "adam()", "lr(0.1)", "polyak_averaging(0.99)")
+        >>> with averaged(optimizer):
+        ...     output = model(torch.ones(3))
+    """
+    found = _averages(optimizer)
+    parameters = list(found)
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        _copy_(parameters, list(found.values()))
+        versions = [parameter._version for parameter in parameters]
+        yield
+        changed = versions != [parameter._version for parameter in parameters]
+    finally:
+        _copy_(parameters, kept)
+    if changed:
+        raise StepError(
+            "Parameters were changed while averaged(optimizer) held averages in them. They are "
+            "as before again, and the change is lost. Take steps outside of it."
+        )
+
+
+@torch.no_grad()
+def _copy_(parameters: list[Tensor], values: list[Tensor]) -> None:
+    torch._foreach_copy_(parameters, values)
+
+
+def _averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    places = list(_places(optimizer.module))
+    if not places:
+        raise ArgumentError(
+            f"The averages of {optimizer} were asked for. It keeps none. Put PolyakAveraging last "
+            "among its modules."
+        )
+    found = {}
+    for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+        memory = optimizer.state.get(parameter, {})
+        here = [place for place in places if f"{place}/step" in memory]
+        shapes = [tuple(memory[f"{place}/average"].shape) for place in here]
+        if here and shapes != [tuple(parameter.shape)]:
+            raise ArgumentError(
+                f"The averages of {optimizer} were asked for. With a parameter of shape "
+                f"{tuple(parameter.shape)} are kept averages of the shapes {shapes}, not one of "
+                "its own. Put one PolyakAveraging outside of all projections."
+            )
+        moved = bool(here) and bool(memory[f"{here[0]}/step"] > 0)
+        found[parameter] = memory[f"{here[0]}/average"] if moved else parameter.detach()
+    return found
+
+
+def _places(module: Module, path: str = "") -> Iterator[str]:
+    """Yields the positions of `PolyakAveraging` in a tree."""
+    if isinstance(module, PolyakAveraging):
+        yield path
+    for name, child in module.children.items():
+        yield from _places(child, f"{path}/{name}" if path else name)
