@@ -41,22 +41,26 @@ def complex_place(request: pytest.FixtureRequest) -> Place:
     return COMPLEX_PLACES[request.param]
 
 
-def parameters(dtype: torch.dtype) -> list[Tensor]:
-    """A transposed matrix, a vector, a number and an empty tensor."""
+Shapes = tuple[tuple[int, ...], ...]
+
+# A matrix, which is made transposed, a vector, a number and an empty tensor.
+SHAPES: Shapes = ((4, 3), (5,), (), (0, 2))
+
+
+def parameters(dtype: torch.dtype, shapes: Shapes = SHAPES) -> list[Tensor]:
+    """Parameters of these shapes, the first, a matrix, transposed."""
     random = torch.Generator().manual_seed(1)
-    shapes: list[tuple[int, ...]] = [(4, 3), (5,), (), (0, 2)]
     made = [torch.randn(shape, generator=random, dtype=dtype) for shape in shapes]
     made[0] = made[0].t()
     return [tensor.requires_grad_() for tensor in made]
 
 
 @cache
-def noises(dtype: torch.dtype, steps: int) -> list[list[Tensor]]:
+def noises(dtype: torch.dtype, steps: int, shapes: Shapes) -> list[list[Tensor]]:
     random = torch.Generator().manual_seed(2)
-    shapes = [param.shape for param in parameters(dtype)]
+    final = [param.shape for param in parameters(dtype, shapes)]
     return [
-        [torch.randn(shape, generator=random, dtype=dtype) for shape in shapes]
-        for _ in range(steps)
+        [torch.randn(shape, generator=random, dtype=dtype) for shape in final] for _ in range(steps)
     ]
 
 
@@ -66,9 +70,10 @@ def trajectory(
     steps: int = 200,
     groups: Sequence[dict[str, Any]] | None = None,
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
+    shapes: Shapes = SHAPES,
 ) -> Tensor:
     """Returns all parameters after each step on ``|p - 1|^2 / 2`` with noise in the gradients."""
-    params = parameters(dtype)
+    params = parameters(dtype, shapes)
     if groups:
         halves = [params[0::2], params[1::2]]
         given = [{"params": half, **group} for half, group in zip(halves, groups, strict=True)]
@@ -77,7 +82,7 @@ def trajectory(
         optimizer = make(params)
     scheduler = schedule(optimizer) if schedule else None
     points = []
-    for step in noises(dtype, steps):
+    for step in noises(dtype, steps, shapes):
         for param, noise in zip(params, step, strict=True):
             param.grad = param.detach() - 1 + noise
         optimizer.step()
@@ -85,6 +90,12 @@ def trajectory(
             scheduler.step()
         points.append(torch.cat([param.detach().reshape(-1) for param in params]))
     return torch.stack(points)
+
+
+@pytest.fixture(params=["bare", "to"])
+def tensor_place(request: pytest.FixtureRequest) -> Place:
+    """Where a module sees each tensor by itself."""
+    return PLACES[request.param]
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -10,7 +11,19 @@ import pytest
 import torch
 
 from projcore import Module, Optimizer
-from projcore.modules import LR, Adagrad, Adam, AdamW, RMSprop, WeightDecay
+from projcore.modules import (
+    LR,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+    WeightDecay,
+)
 from projcore.projections import To, VectorProjection
 
 Make = Callable[[], list[Module]]
@@ -56,7 +69,63 @@ METHODS: dict[str, tuple[Make, Callable[..., torch.optim.Optimizer]]] = {
             weight_decay=0.1,
         ),
     ),
+    "nadam": (lambda: [NAdam()], torch.optim.NAdam),
+    "nadam coupled decay": (
+        lambda: [WeightDecay(0.1), NAdam((0.8, 0.95), 1e-3, 0.1)],
+        partial(
+            torch.optim.NAdam, betas=(0.8, 0.95), eps=1e-3, momentum_decay=0.1, weight_decay=0.1
+        ),
+    ),
+    "nadam decoupled decay": (
+        lambda: [NAdam(), WeightDecay(0.1)],
+        partial(torch.optim.NAdam, weight_decay=0.1, decoupled_weight_decay=True),
+    ),
+    "radam": (lambda: [RAdam()], torch.optim.RAdam),
+    "radam coupled decay": (
+        lambda: [WeightDecay(0.1), RAdam((0.8, 0.95), 1e-3)],
+        partial(torch.optim.RAdam, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1),
+    ),
+    "radam decoupled decay": (
+        lambda: [RAdam((0.9, 0.9)), WeightDecay(0.1)],
+        partial(torch.optim.RAdam, betas=(0.9, 0.9), weight_decay=0.1, decoupled_weight_decay=True),
+    ),
+    "radam never rectified": (
+        lambda: [RAdam((0.9, 0.5))],
+        partial(torch.optim.RAdam, betas=(0.9, 0.5)),
+    ),
+    "adamax": (lambda: [Adamax()], torch.optim.Adamax),
+    "adamax coupled decay": (
+        lambda: [WeightDecay(0.1), Adamax((0.8, 0.95), 1e-3)],
+        partial(torch.optim.Adamax, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1),
+    ),
+    "adadelta": (lambda: [Adadelta()], torch.optim.Adadelta),
+    "adadelta coupled decay": (
+        lambda: [WeightDecay(0.1), Adadelta(0.7, 1e-2)],
+        partial(torch.optim.Adadelta, rho=0.7, eps=1e-2, weight_decay=0.1),
+    ),
+    "rprop": (lambda: [Rprop(0.02)], torch.optim.Rprop),
+    "rprop bounds": (
+        lambda: [Rprop(0.02, (0.7, 1.5), (0.01, 0.1))],
+        partial(torch.optim.Rprop, etas=(0.7, 1.5), step_sizes=(0.01, 0.1)),
+    ),
 }
+
+
+def modules_of(name: str) -> list[Module]:
+    """A method's modules, and the learning rate unless it has its own."""
+    modules = METHODS[name][0]()
+    return modules if name.startswith("rprop") else [*modules, LR(0.02)]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Where torch keeps numbers in the default dtype, as NAdam's product."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype.to_real())
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def place_all(place: Any, modules: Sequence[Module]) -> Callable[[Any], Optimizer]:
@@ -66,23 +135,32 @@ def place_all(place: Any, modules: Sequence[Module]) -> Callable[[Any], Optimize
 @pytest.fixture(scope="module")
 def torchs() -> Callable[..., Any]:
     """Torch's own trajectory, computed once for all places."""
-    return cache(lambda follow, name, dtype: follow(partial(METHODS[name][1], lr=0.02), dtype))
+
+    @cache
+    def run(follow: Callable[..., Any], name: str, dtype: torch.dtype) -> Any:
+        with default_dtype(dtype):
+            return follow(partial(METHODS[name][1], lr=0.02), dtype)
+
+    return run
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", METHODS)
-def test_200_steps(
-    name: str, dtype: torch.dtype, place: Any, follow: Any, same: Any, torchs: Any
-) -> None:
-    ours = follow(place_all(place, [*METHODS[name][0](), LR(0.02)]), dtype)
-    same(ours, torchs(follow, name, dtype))
+def test_200_steps(name: str, place: Any, follow: Any, same: Any, torchs: Any) -> None:
+    ours = follow(place_all(place, modules_of(name)))
+    same(ours, torchs(follow, name, torch.float64))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_float32(name: str, follow: Any, same: Any, torchs: Any) -> None:
+    ours = follow(place_all(list, modules_of(name)), torch.float32)
+    same(ours, torchs(follow, name, torch.float32))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_complex_numbers_as_pairs(
     name: str, complex_place: Any, follow: Any, same: Any, torchs: Any
 ) -> None:
-    ours = follow(place_all(complex_place, [*METHODS[name][0](), LR(0.02)]), torch.complex128)
+    ours = follow(place_all(complex_place, modules_of(name)), torch.complex128)
     same(ours, torchs(follow, name, torch.complex128))
 
 
@@ -98,14 +176,30 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:To get the last learning rate:UserWarning")
-@pytest.mark.parametrize("name", ["adamw", "rmsprop momentum"])
+@pytest.mark.parametrize("name", ["adamw", "rmsprop momentum", "nadam", "radam", "adamax"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_groups_and_schedules(name: str, schedule: str, place: Any, follow: Any, same: Any) -> None:
-    modules, theirs = METHODS[name]
     groups: list[dict[str, Any]] = [{"lr": 0.03}, {"eps": 1e-2}]
     how = {"groups": groups, "schedule": SCHEDULES[schedule], "steps": 80}
-    ours = follow(place_all(place, [*modules(), LR(0.02)]), **how)
-    same(ours, follow(partial(theirs, lr=0.02), **how))
+    ours = follow(place_all(place, modules_of(name)), **how)
+    with default_dtype(torch.float64):
+        same(ours, follow(partial(METHODS[name][1], lr=0.02), **how))
+
+
+@pytest.mark.parametrize("schedule", ["lambda", "cosine"])
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("adadelta", [{"lr": 0.5, "rho": 0.5}, {"eps": 1e-2}]),
+        ("rprop", [{"lr": 0.5, "etas": (0.6, 1.3)}, {"step_sizes": (1e-3, 1e-1)}]),
+    ],
+)
+def test_groups_of_others(
+    name: str, groups: Any, schedule: str, place: Any, follow: Any, same: Any
+) -> None:
+    how = {"groups": groups, "schedule": SCHEDULES[schedule], "steps": 80}
+    ours = follow(place_all(place, modules_of(name)), **how)
+    same(ours, follow(partial(METHODS[name][1], lr=0.02), **how))
 
 
 def test_schedules_change_the_trajectory(follow: Any) -> None:
@@ -123,15 +217,17 @@ def test_schedules_change_the_trajectory(follow: Any) -> None:
     assert float((cycled - fixed).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw amsgrad", "rmsprop momentum", "adagrad lr decay"])
+@pytest.mark.parametrize(
+    "name",
+    ["adam", "adamw amsgrad", "rmsprop momentum", "adagrad lr decay", "nadam", "radam", "rprop"],
+)
 def test_large_tensors(name: str) -> None:
     # Large enough to be run piece by piece.
-    modules, theirs = METHODS[name]
     start = torch.randn(700, 300, generator=torch.Generator().manual_seed(0))
     ours, reference = start.clone().requires_grad_(), start.clone().requires_grad_()
     optimizers = [
-        Optimizer([ours], To([*modules(), LR(0.02)], "float64")),
-        theirs([reference], lr=0.02),
+        Optimizer([ours], To(modules_of(name), "float64")),
+        METHODS[name][1]([reference], lr=0.02),
     ]
     for _ in range(4):
         for parameter, optimizer in zip((ours, reference), optimizers, strict=True):
@@ -140,7 +236,8 @@ def test_large_tensors(name: str) -> None:
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_that_come_and_go(follow: Any) -> None:
+@pytest.mark.parametrize("name", ["adam", "nadam", "radam", "adamax", "rprop"])
+def test_gradients_that_come_and_go(name: str) -> None:
     def run(make: Callable[[Any], torch.optim.Optimizer]) -> list[torch.Tensor]:
         params = [torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
         optimizer = make(params)
@@ -151,6 +248,7 @@ def test_gradients_that_come_and_go(follow: Any) -> None:
             optimizer.step()
         return [param.detach() for param in params]
 
-    ours = run(lambda params: Optimizer(params, VectorProjection([Adam()]), LR(0.1)))
-    theirs = run(lambda params: torch.optim.Adam(params, lr=0.1))
+    ours = run(lambda params: Optimizer(params, VectorProjection(modules_of(name))))
+    with default_dtype(torch.float64):
+        theirs = run(lambda params: METHODS[name][1](params, lr=0.02))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

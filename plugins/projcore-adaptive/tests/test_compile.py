@@ -11,7 +11,26 @@ import torch
 from torch import Tensor
 
 from projcore import Transform
-from projcore.modules import Adagrad, Adam, AdamW, Lion, RMSprop
+from projcore.modules import (
+    LAMB,
+    LARS,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamMini,
+    AdamW,
+    Adan,
+    Lion,
+    Muon,
+    NAdam,
+    Orthogonalize,
+    RAdam,
+    RMSprop,
+    Rprop,
+    TrustRatio,
+)
 
 SHAPES: list[tuple[int, ...]] = [(5, 3), (4,)]
 
@@ -23,6 +42,22 @@ MODULES: dict[str, Transform] = {
     "rmsprop centered momentum": RMSprop(0.9, 1e-3, centered=True, momentum=0.5),
     "adagrad": Adagrad(lr_decay=0.1),
     "lion": Lion(),
+    "adam hat": Adam(eps_mode="hat"),
+    "nadam": NAdam(),
+    "radam": RAdam((0.9, 0.4)),  # never rectified
+    "radam rectified": RAdam((0.9, 0.9)),
+    "adamax": Adamax(),
+    "adadelta": Adadelta(),
+    "rprop": Rprop(0.1),
+    "adan": Adan(),
+    "adafactor": Adafactor(weight_decay=0.1),
+    "adafactor eps": Adafactor(None, eps=(1e-3, 1e-3)),
+    "adam mini": AdamMini(block="row"),
+    "lamb": LAMB(),
+    "lars": LARS(),
+    "trust ratio": TrustRatio(),
+    "muon": Muon(flatten=True, dtype=None, ns_steps=1),  # each step triples rounding errors
+    "orthogonalize": Orthogonalize("svd", flatten=True),
 }
 
 Memory = dict[str, list[dict[str, Any]]]
@@ -40,12 +75,14 @@ def apply_all(tensors: list[Tensor], memory: Memory, settings: Values) -> dict[s
 def as_tensors(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(as_tensors(item) for item in value)
+    if value is None:
+        return None
     return torch.tensor(value, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def runs() -> list[tuple[Any, Any]]:
-    """Compiled and eager results and memory of all, after each of three steps."""
+    """Compiled and eager results and memory of all, after each of the steps."""
     # One graph for all, because each takes seconds to compile.
     compiled: Callable[..., Any] = torch.compile(apply_all, fullgraph=True)
     zeros = [torch.zeros(shape) for shape in SHAPES]
@@ -61,10 +98,10 @@ def runs() -> list[tuple[Any, Any]]:
     }
     random = torch.Generator().manual_seed(0)
     collected = []
-    for step in range(3):
+    for step in range(8):  # rectification begins at the sixth
         tensors = [torch.randn(shape, generator=random) for shape in SHAPES]
-        values["adam"]["betas"] = (0.9 - 0.1 * step, 0.999)
-        numbers["adam"]["betas"][0].fill_(0.9 - 0.1 * step)  # a schedule must not recompile
+        values["adam"]["betas"] = (0.9 - 0.05 * step, 0.999)
+        numbers["adam"]["betas"][0].fill_(0.9 - 0.05 * step)  # a schedule must not recompile
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             result = compiled(tensors, ours, numbers)
         pair = (result, ours), (apply_all(tensors, eager, values), eager)

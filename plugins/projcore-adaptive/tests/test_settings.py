@@ -10,7 +10,24 @@ import torch
 
 from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.modules import LR, Adagrad, Adam, AdamW, Lion, RMSprop
+from projcore.modules import (
+    LAMB,
+    LARS,
+    LR,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamMini,
+    AdamW,
+    Adan,
+    Lion,
+    Muon,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (Adam, {"betas": (1.0, 0.9)}, "betas[0]"),
@@ -26,6 +43,24 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (Adagrad, {"initial_accumulator_value": -1.0}, "initial_accumulator_value"),
     (Adagrad, {"eps": math.nan}, "eps"),
     (Lion, {"betas": (0.9, 1.0)}, "betas[1]"),
+    (Adam, {"eps_mode": "outside"}, "eps_mode"),
+    (NAdam, {"momentum_decay": -0.1}, "momentum_decay"),
+    (Adadelta, {"rho": 1.1}, "rho"),
+    (Adan, {"betas": (0.9, 0.9, 1.0)}, "betas[2]"),
+    (AdamMini, {"block": "head"}, "block"),
+    (LAMB, {"weight_decay": -0.1}, "weight_decay"),
+    (LARS, {"trust_coefficient": -0.1}, "trust_coefficient"),
+    (LARS, {"weight_decay": math.nan}, "weight_decay"),
+    (Rprop, {"lr": -0.1}, "lr"),
+    (Rprop, {"etas": (0.0, 1.2)}, "etas[0]"),
+    (Rprop, {"etas": (0.5, 1.0)}, "etas[1]"),
+    (Rprop, {"step_sizes": (-1.0, 1.0)}, "step_sizes[0]"),
+    (Rprop, {"step_sizes": (1.0, 0.5)}, "step_sizes[1]"),
+    *(
+        (cls, {"eps": -1.0}, "eps")
+        for cls in (NAdam, RAdam, Adamax, Adadelta, Adan, AdamMini, LAMB)
+    ),
+    *((cls, {"betas": (0.9, 1.0)}, "betas[1]") for cls in (NAdam, RAdam, Adamax, AdamMini, LAMB)),
 ]
 
 
@@ -41,6 +76,14 @@ def test_values_out_of_range(cls: Any, arguments: dict[str, Any], name: str) -> 
 def test_betas_that_are_no_pair(cls: Any, betas: Any) -> None:
     with pytest.raises(ArgumentTypeError, match="betas"):
         cls(betas=betas)
+
+
+def test_other_tuples_of_another_length() -> None:
+    with pytest.raises(ArgumentTypeError, match="betas are 3 numbers"):
+        Adan(betas=(0.9, 0.99))  # type: ignore[arg-type]
+    for name in ("etas", "step_sizes"):
+        with pytest.raises(ArgumentTypeError, match=f"{name} is two numbers"):
+            Rprop(**{name: (0.5,)})  # type: ignore[arg-type]
 
 
 def test_bad_values_in_groups() -> None:
@@ -59,6 +102,15 @@ def test_bad_values_in_groups() -> None:
         (RMSprop(centered=True, momentum=0.9), ["square_avg", "grad_avg", "momentum_buffer"]),
         (Adagrad(), ["step", "sum"]),
         (Lion(), ["exp_avg"]),
+        (NAdam(), ["step", "mu_product", "exp_avg", "exp_avg_sq"]),
+        (RAdam(), ["step", "exp_avg", "exp_avg_sq"]),
+        (Adamax(), ["step", "exp_avg", "exp_inf"]),
+        (Adadelta(), ["square_avg", "acc_delta"]),
+        (Rprop(), ["prev", "step_size"]),
+        (Adan(), ["step", "exp_avg", "exp_avg_diff", "exp_avg_sq", "previous"]),
+        (LAMB(), ["step", "exp_avg", "exp_avg_sq"]),
+        (LARS(), []),
+        (Muon(), ["momentum_buffer"]),
     ],
     ids=str,
 )
@@ -71,7 +123,7 @@ def test_memory(module: Any, names: list[str]) -> None:
     assert {key.removeprefix("0/") for key in memory} == set(names)
     assert set(names) <= set(module.kinds)
     for key, value in memory.items():
-        if key != "0/step":
+        if key not in ("0/step", "0/mu_product"):
             assert value.shape == weight.shape
             assert value.stride() == weight.stride()
             assert value.isfinite().all()

@@ -1,17 +1,65 @@
-"""Adaptive optimizers as modules: Adam, AdamW, RMSprop, Adagrad, Lion."""
+"""Adaptive and orthogonalizing optimizers as modules."""
 
 from typing import TYPE_CHECKING
 
 from projcore.plugin import lazy
 
 if TYPE_CHECKING:
+    from projcore_adaptive.adadelta import Adadelta
+    from projcore_adaptive.adafactor import Adafactor
     from projcore_adaptive.adagrad import Adagrad
     from projcore_adaptive.adam import Adam, AdamW
+    from projcore_adaptive.adam_mini import AdamMini
+    from projcore_adaptive.adamax import Adamax
+    from projcore_adaptive.adan import Adan
     from projcore_adaptive.lion import Lion
+    from projcore_adaptive.muon import Muon
+    from projcore_adaptive.nadam import NAdam
+    from projcore_adaptive.orthogonalize import Orthogonalize
+    from projcore_adaptive.radam import RAdam
     from projcore_adaptive.rmsprop import RMSprop
+    from projcore_adaptive.rprop import Rprop
+    from projcore_adaptive.trust_ratio import LAMB, LARS, TrustRatio
 
-__all__ = ["Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamMini",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "Lion",
+    "Muon",
+    "NAdam",
+    "Orthogonalize",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "TrustRatio",
+]
 
 __getattr__ = lazy(
-    __name__, Adagrad="adagrad", Adam="adam", AdamW="adam", Lion="lion", RMSprop="rmsprop"
+    __name__,
+    Adadelta="adadelta",
+    Adafactor="adafactor",
+    Adagrad="adagrad",
+    Adam="adam",
+    AdamMini="adam_mini",
+    AdamW="adam",
+    Adamax="adamax",
+    Adan="adan",
+    LAMB="trust_ratio",
+    LARS="trust_ratio",
+    Lion="lion",
+    Muon="muon",
+    NAdam="nadam",
+    Orthogonalize="orthogonalize",
+    RAdam="radam",
+    RMSprop="rmsprop",
+    Rprop="rprop",
+    TrustRatio="trust_ratio",
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from projcore.errors import ArgumentError
+
 
 def as_real(tensors: list[Tensor]) -> list[Tensor]:
     """Views complex tensors as real ones, the two parts along a last dimension."""
@@ -20,3 +22,12 @@ def as_given(results: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
         torch.view_as_complex(result.contiguous()) if tensor.is_complex() else result
         for result, tensor in zip(results, tensors, strict=True)
     ]
+
+
+def refuse_complex(owner: object, tensor: Tensor) -> None:
+    """Raises if a tensor is complex, for modules that have no meaning for it."""
+    if tensor.is_complex():
+        raise ArgumentError(
+            f"{owner} was given a complex tensor of shape {tuple(tensor.shape)}. It works on real "
+            "numbers. Put it inside ViewAsReal, or give it only real tensors."
+        )

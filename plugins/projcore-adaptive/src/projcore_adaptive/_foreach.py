@@ -17,14 +17,35 @@ def once(factors: list[Any]) -> list[Any]:
     return list(torch.stack(factors).unbind()) if isinstance(factors[0], Tensor) else factors
 
 
-def lerp_(targets: list[Tensor], tensors: list[Tensor], weight: float | Tensor) -> None:
-    """Moves targets towards tensors: ``t += weight * (x - t)``."""
-    if isinstance(weight, Tensor):  # torch takes only numbers, but compiled it is one pass anyway
+def lerp_(targets: list[Tensor], tensors: list[Tensor], weight: Any) -> None:
+    """Moves targets towards tensors: ``t += weight * (x - t)``; there may be a weight for each."""
+    if _traced(weight):  # torch takes only numbers, but compiled it is one pass anyway
         step = torch._foreach_sub(tensors, targets)
         torch._foreach_mul_(step, weight)
         torch._foreach_add_(targets, step)
     else:
         torch._foreach_lerp_(targets, tensors, weight)
+
+
+def lerp(tensors: list[Tensor], ends: list[Tensor], weight: Any) -> list[Tensor]:
+    """Returns tensors moved towards ends: ``t + weight * (e - t)``."""
+    if _traced(weight):
+        step = torch._foreach_sub(ends, tensors)
+        torch._foreach_mul_(step, weight)
+        return list(torch._foreach_add(tensors, step))
+    return list(torch._foreach_lerp(tensors, ends, weight))
+
+
+def fill_where(tensors: list[Tensor], flags: list[Any], value: float) -> list[Tensor]:
+    """Fills the tensors whose flag is true, in place if flags are no tensors."""
+    if isinstance(flags[0], Tensor):
+        return [
+            torch.where(flag, value, tensor) for flag, tensor in zip(flags, tensors, strict=True)
+        ]
+    for flag, tensor in zip(flags, tensors, strict=True):
+        if flag:
+            tensor.fill_(value)
+    return tensors
 
 
 def add_squares_(targets: list[Tensor], tensors: list[Tensor], factor: float | Tensor) -> None:
@@ -35,3 +56,7 @@ def add_squares_(targets: list[Tensor], tensors: list[Tensor], factor: float | T
         )
     else:
         torch._foreach_addcmul_(targets, tensors, tensors, factor)
+
+
+def _traced(weight: Any) -> bool:
+    return isinstance(weight[0] if isinstance(weight, list) else weight, Tensor)

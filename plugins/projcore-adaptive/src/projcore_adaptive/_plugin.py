@@ -7,6 +7,7 @@ from projcore.plugin import hookimpl
 
 PROJCORE_API = 1
 TAGS = ("adaptive",)
+MATRIX_TAGS = ("orthogonalization",)
 
 
 @hookimpl
@@ -17,7 +18,7 @@ def projcore_register_modules(register: Register) -> None:
         summary="Divides momentum by the root of the running mean of squared gradients.",
         paper="arXiv:1412.6980",
         tags=TAGS,
-        example=[{}, {"amsgrad": True}],
+        example=[{}, {"amsgrad": True}, {"eps_mode": "hat"}],
     )
     register(
         "adamw",
@@ -50,4 +51,114 @@ def projcore_register_modules(register: Register) -> None:
         paper="arXiv:2302.06675",
         tags=TAGS,
         example={},
+    )
+    register(
+        "nadam",
+        "projcore_adaptive:NAdam",
+        summary="Adam with Nesterov's momentum.",
+        paper="Dozat, 2016, Incorporating Nesterov Momentum into Adam",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "radam",
+        "projcore_adaptive:RAdam",
+        summary="Adam whose first steps are rectified.",
+        paper="arXiv:1908.03265",
+        tags=TAGS,
+        example=[{}, {"betas": (0.9, 0.9)}],
+    )
+    register(
+        "adamax",
+        "projcore_adaptive:Adamax",
+        summary="Divides momentum by the largest recent magnitude.",
+        paper="arXiv:1412.6980",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "adadelta",
+        "projcore_adaptive:Adadelta",
+        summary="Gives updates the size of the steps before.",
+        paper="arXiv:1212.5701",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "rprop",
+        "projcore_adaptive:Rprop",
+        summary="Steps by the sign, with a step size for each element.",
+        paper="Riedmiller & Braun, 1993, doi:10.1109/ICNN.1993.298623",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "adan",
+        "projcore_adaptive:Adan",
+        summary="Adam with Nesterov's momentum from differences of gradients.",
+        paper="arXiv:2208.06677",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "adafactor",
+        "projcore_adaptive:Adafactor",
+        summary="Divides by the root of a mean square kept as means of rows and columns.",
+        paper="arXiv:1804.04235",
+        tags=TAGS,
+        example=[{}, {"weight_decay": 0.1, "eps": (1e-5, 1e-2)}, {"lr": None}],
+    )
+    register(
+        "adam_mini",
+        "projcore_adaptive:AdamMini",
+        summary="Adam with one second moment for each tensor or row.",
+        paper="arXiv:2406.16793",
+        tags=TAGS,
+        example=[{}, {"block": "row"}],
+    )
+    register(
+        "lamb",
+        "projcore_adaptive:LAMB",
+        summary="Adam whose step is scaled to the norm of each tensor.",
+        paper="arXiv:1904.00962",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "lars",
+        "projcore_adaptive:LARS",
+        summary="Scales gradients to the norm of each tensor.",
+        paper="arXiv:1708.03888",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "trust_ratio",
+        "projcore_adaptive:TrustRatio",
+        summary="Scales the update of each tensor to the norm of its parameters.",
+        paper="arXiv:1904.00962",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "orthogonalize",
+        "projcore_adaptive:Orthogonalize",
+        summary="Replaces each matrix by the nearest orthogonal one.",
+        paper="Jordan et al., 2024, Muon",
+        tags=MATRIX_TAGS,
+        example=[
+            {"dtype": None, "flatten": True},
+            {"method": "svd", "flatten": True},
+        ],
+    )
+    register(
+        "muon",
+        "projcore_adaptive:Muon",
+        summary="Makes the momentum of each matrix orthogonal.",
+        paper="Jordan et al., 2024, Muon",
+        tags=MATRIX_TAGS,
+        example=[
+            {"dtype": None, "flatten": True},
+            {"nesterov": False, "method": "svd", "flatten": True},
+        ],
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore_adaptive._betas import require_betas
+from projcore_adaptive._choice import require_choice
 from projcore_adaptive._complex import as_given, as_real
 from projcore_adaptive._foreach import add_squares_, lerp_, once
+
+EpsMode = Literal["corrected", "hat"]
 
 
 def adam_update(
@@ -20,23 +25,42 @@ def adam_update(
     beta1: float | Tensor,
     beta2: float | Tensor,
     eps: float | Tensor,
+    eps_mode: EpsMode = "corrected",
 ) -> list[Tensor]:
-    """Updates the moments and the counts in place; returns ``m / bc1 / (sqrt(v / bc2) + eps)``."""
+    """Updates the moments and the counts in place; returns their quotient."""
     torch._foreach_add_(steps, 1)
-    counts = [scalar(step) for step in steps]
-    correction1 = [1 - beta1**count for count in counts]
-    correction2 = [1 - beta2**count for count in counts]
     lerp_(exp_avgs, tensors, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     add_squares_(exp_avg_sqs, tensors, 1 - beta2)
     if max_exp_avg_sqs is not None:
         torch._foreach_maximum_(max_exp_avg_sqs, exp_avg_sqs)
         exp_avg_sqs = max_exp_avg_sqs
+    return quotient(exp_avgs, exp_avg_sqs, steps, beta1, beta2, eps, eps_mode)
+
+
+def quotient(
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    beta1: float | Tensor,
+    beta2: float | Tensor,
+    eps: float | Tensor,
+    eps_mode: EpsMode = "corrected",
+) -> list[Tensor]:
+    """Returns ``m / bc1 / (sqrt(v / bc2) + eps)``, where ``bc = 1 - beta**t``.
+
+    With ``"hat"`` it is ``m / bc1 * sqrt(bc2) / (sqrt(v) + eps)``. The
+    second moments may have shapes that broadcast to those of the first.
+    """
+    counts = [scalar(step) for step in steps]
+    correction1 = [1 - beta1**count for count in counts]
+    correction2 = [1 - beta2**count for count in counts]
     # bc1 * (sqrt(v / bc2) + eps), the corrections gathered in numbers to save a pass.
-    denominators = torch._foreach_sqrt(exp_avg_sqs)
     scales = [c1 / c2**0.5 for c1, c2 in zip(correction1, correction2, strict=True)]
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_mul_(denominators, once(scales))
-    torch._foreach_add_(denominators, once([eps * c1 for c1 in correction1]))
+    terms = scales if eps_mode == "hat" else correction1
+    torch._foreach_add_(denominators, once([eps * term for term in terms]))
     return list(torch._foreach_div(exp_avgs, denominators))
 
 
@@ -58,9 +82,15 @@ class Adam(Transform):
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
         eps: :math:`\epsilon`, at least 0.
         amsgrad: Whether to keep the largest :math:`v`; fixed, groups do not change it.
+        eps_mode: What :math:`\epsilon` is added to. ``"corrected"``: to the root of the corrected
+            :math:`v`, as above and in torch. ``"hat"``: to :math:`\sqrt v`, so that
+            :math:`u \leftarrow \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \cdot
+            \frac{m}{\sqrt v + \hat\epsilon}`, the faster form that the paper gives before
+            section 2.1, and TensorFlow's; early on :math:`\epsilon` weighs more in it. Fixed,
+            groups do not change it.
 
     Raises:
-        ArgumentError: If a setting is out of range.
+        ArgumentError: If a setting is out of range, or ``eps_mode`` is unknown.
 
     Cost: memory of two tensors, three with ``amsgrad``. Eager, 7 passes that read or write 17
     tensors; 8 and 20 with ``amsgrad``. Compiled, one pass.
@@ -90,8 +120,11 @@ class Adam(Transform):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         amsgrad: bool = False,
+        eps_mode: EpsMode = "corrected",
     ) -> None:
+        require_choice(self, "eps_mode", eps_mode, EpsMode)
         self.amsgrad = amsgrad
+        self.eps_mode: EpsMode = eps_mode
         super().__init__({"betas": betas, "eps": eps})
 
     def check(self, settings: Settings) -> None:
@@ -110,7 +143,7 @@ class Adam(Transform):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        return adam_direction(tensors, states, settings[0])
+        return adam_direction(tensors, states, settings[0], self.eps_mode)
 
 
 class AdamW(Transform):
@@ -181,7 +214,7 @@ class AdamW(Transform):
         return update
 
 
-def init_moments(tensor: Tensor, amsgrad: bool) -> dict[str, Tensor | float]:
+def init_moments(tensor: Tensor, amsgrad: bool = False) -> dict[str, Tensor | float]:
     """Returns the memory of Adam before the first step."""
     memory: dict[str, Tensor | float] = {
         "step": torch.zeros((), dtype=torch.int64),
@@ -193,7 +226,12 @@ def init_moments(tensor: Tensor, amsgrad: bool) -> dict[str, Tensor | float]:
     return memory
 
 
-def adam_direction(tensors: list[Tensor], states: list[Node], settings: Settings) -> list[Tensor]:
+def adam_direction(
+    tensors: list[Tensor],
+    states: list[Node],
+    settings: Settings,
+    eps_mode: EpsMode = "corrected",
+) -> list[Tensor]:
     """Fetches memory and settings for `adam_update`, and views complex tensors as real ones."""
     amsgrad = "max_exp_avg_sq" in states[0]
     beta1, beta2 = settings["betas"]
@@ -206,6 +244,7 @@ def adam_direction(tensors: list[Tensor], states: list[Node], settings: Settings
         scalar(beta1),
         scalar(beta2),
         scalar(settings["eps"]),
+        eps_mode,
     )
     return as_given(result, tensors)
 

@@ -1,0 +1,193 @@
+"""Adafactor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, require, scalar
+from projcore.errors import ArgumentTypeError
+from projcore_adaptive._batched import BatchedTransform
+from projcore_adaptive._complex import refuse_complex
+from projcore_adaptive._foreach import lerp_
+from projcore_adaptive._norms import mean_squares, root_mean_squares
+from projcore_adaptive.adam import decay_
+
+
+def factored_moment(
+    tensor: Tensor, row_var: Tensor, col_var: Tensor, weight: float | Tensor, eps: float | Tensor
+) -> Tensor:
+    """Moves the means of rows and columns towards those of squares; returns their product."""
+    lerp_([row_var], [mean_squares(tensor, (-1,))], weight)  # (..., m, 1)
+    lerp_([col_var], [mean_squares(tensor, (-2,))], weight)  # (..., 1, n)
+    return (row_var / row_var.mean(-2, keepdim=True).clamp(min=eps)) * col_var
+
+
+def full_moment(tensor: Tensor, variance: Tensor, weight: float | Tensor) -> Tensor:
+    """Moves the mean towards the squares, and returns a copy."""
+    lerp_([variance], [tensor * tensor], weight)
+    return variance.clone()
+
+
+def clipped_direction(
+    tensors: list[Tensor],
+    moments: list[Tensor],
+    eps: list[Any],
+    threshold: float | Tensor,
+    batch_dims: int,
+) -> list[Tensor]:
+    """Returns ``u / max(sqrt(v), eps)``, scaled down where its RMS is above the threshold."""
+    scales = [
+        moment.clamp(min=each * each).rsqrt_() for moment, each in zip(moments, eps, strict=True)
+    ]
+    update = torch._foreach_mul(scales, tensors)
+    excess = torch._foreach_div(root_mean_squares(list(update), batch_dims), threshold)
+    return list(torch._foreach_div(update, [ratio.clamp(min=1) for ratio in excess]))
+
+
+class Adafactor(BatchedTransform):
+    r"""Divides by the root of a mean square that is kept as means of rows and of columns.
+
+    For a matrix :math:`u` of shape ``(m, n)``, with :math:`t` counting steps from 1 and
+    :math:`\beta = 1 - t^\tau`, :math:`R` of shape ``(m, 1)`` and :math:`C` of shape ``(1, n)``,
+
+    .. math::
+        R \leftarrow \beta R + (1 - \beta) \operatorname{mean}_{\text{columns}} u^2, \quad
+        C \leftarrow \beta C + (1 - \beta) \operatorname{mean}_{\text{rows}} u^2, \quad
+        V = \frac{R C}{\max(\operatorname{mean} R, \epsilon_1)}
+
+    and :math:`V \leftarrow \beta V + (1 - \beta) u^2` itself for a vector or a number. A tensor of
+    more dimensions is as many matrices, made of the last two. Then
+
+    .. math::
+        U = \frac{u}{\max(\sqrt V, \epsilon_1)}, \quad
+        \hat U = \frac{U}{\max(1, \operatorname{RMS}(U) / d)}, \quad
+        u \leftarrow \min(\eta, 1 / \sqrt t) \max(\epsilon_2, \operatorname{RMS}(p)) \hat U
+        + \eta \lambda p
+
+    This is `torch.optim.Adafactor`, up to rounding: **no** `LR` **follows**, because the step is no
+    multiple of the learning rate; it is a setting here, and schedules act on it. With ``lr=None``
+    the result is :math:`\hat U` alone, no parameters are needed, and `WeightDecay` and `LR` may
+    follow: this is what others call Adafactor with neither relative steps nor scaled parameters.
+
+    Complex tensors are refused, as in torch. Where an outer projection changes its basis memory
+    starts afresh, because means of rows and columns do not carry over.
+
+    Args:
+        lr: :math:`\eta`, at least 0, or None. Given as None there is no such setting.
+        beta2_decay: :math:`\tau`, at most 0.
+        eps: :math:`\epsilon_1`, at least 0, or None for the spacing of the tensor's dtype at 1; and
+            :math:`\epsilon_2`, at least 0.
+        d: The largest RMS of :math:`\hat U`, at least 1.
+        weight_decay: :math:`\lambda`, at least 0; a setting only if there is an ``lr``.
+
+    Raises:
+        ArgumentError: If a setting is out of range, there is a ``weight_decay`` but no ``lr``, or
+            a tensor is complex.
+        ArgumentTypeError: If ``eps`` is no pair.
+
+    Cost: memory of ``m + n`` numbers for a matrix, of one tensor for a vector. Eager, 9 passes over
+    the update, and one over the parameters.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), Adafactor(lr=1e-2))
+        >>> optimizer = Optimizer(model.parameters(), Adafactor(lr=None), LR(1e-3))
+
+    References:
+        Shazeer & Stern, 2018, https://arxiv.org/abs/1804.04235 (algorithms 4 and 5; where
+        :math:`\epsilon_1` acts, and :math:`\eta` for 0.01, are torch's).
+    """
+
+    kinds = {"row_var": "opaque", "col_var": "opaque", "variance": "opaque", "step": "opaque"}
+
+    def __init__(
+        self,
+        lr: float | None = 1e-2,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults: dict[str, Any] = {"beta2_decay": beta2_decay, "eps": eps, "d": d}
+        if lr is not None:
+            self.needs = frozenset({"params"})
+            defaults |= {"lr": lr, "weight_decay": weight_decay}
+        else:
+            require("Adafactor(lr=None)", "weight_decay", weight_decay, minimum=0, maximum=0)
+        super().__init__(defaults)
+
+    def check(self, settings: Settings) -> None:
+        require(self, "beta2_decay", settings["beta2_decay"], maximum=0)
+        require(self, "d", settings["d"], minimum=1)
+        eps = settings["eps"]
+        if not isinstance(eps, (tuple, list)) or len(eps) != 2:
+            raise ArgumentTypeError(
+                f"Adafactor(eps={eps!r}) was given something else than a pair. eps is a number or "
+                "None, and a number. Pass for example eps=(None, 1e-3)."
+            )
+        if eps[0] is not None:
+            require(self, "eps[0]", eps[0], minimum=0)
+        require(self, "eps[1]", eps[1], minimum=0)
+        if "lr" in settings:
+            require(self, "lr", settings["lr"], minimum=0)
+            require(self, "weight_decay", settings["weight_decay"], minimum=0)
+
+    def begin(
+        self, tensor: Tensor, settings: Settings, batch_dims: int
+    ) -> dict[str, Tensor | float]:
+        refuse_complex(self, tensor)
+        step = torch.zeros((), dtype=torch.int64)
+        if tensor.ndim - batch_dims < 2:
+            return {"step": step, "variance": torch.zeros_like(tensor)}
+        *rest, rows, columns = tensor.shape
+        return {
+            "step": step,
+            "row_var": tensor.new_zeros((*rest, rows, 1)),
+            "col_var": tensor.new_zeros((*rest, 1, columns)),
+        }
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        values = settings[0]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        counts = [scalar(step) for step in steps]
+        eps1, eps2 = (None if each is None else scalar(each) for each in values["eps"])
+        eps = [torch.finfo(tensor.dtype).eps if eps1 is None else eps1 for tensor in tensors]
+        decay = scalar(values["beta2_decay"])
+        moments = [
+            full_moment(tensor, state["variance"], count**decay)
+            if "variance" in state
+            else factored_moment(tensor, state["row_var"], state["col_var"], count**decay, each)
+            for tensor, state, count, each in zip(tensors, states, counts, eps, strict=True)
+        ]
+        update = clipped_direction(tensors, moments, eps, scalar(values["d"]), batch_dims)
+        if "lr" not in values:
+            return update
+        assert params is not None
+        lr = scalar(values["lr"])
+        sizes = root_mean_squares(params, batch_dims)
+        lengths = [
+            size.clamp(min=eps2) * _smaller(lr, count**-0.5)
+            for size, count in zip(sizes, counts, strict=True)
+        ]
+        torch._foreach_mul_(update, lengths)
+        decay_(update, params, lr * scalar(values["weight_decay"]))
+        return update
+
+
+def _smaller(one: Any, other: Any) -> Any:
+    return torch.minimum(one, other) if isinstance(one, Tensor) else min(one, other)

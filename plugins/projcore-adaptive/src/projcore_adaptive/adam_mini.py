@@ -1,0 +1,117 @@
+"""Adam with one second moment for each block of elements."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, require, scalar
+from projcore_adaptive._batched import BatchedTransform
+from projcore_adaptive._betas import require_betas
+from projcore_adaptive._choice import require_choice
+from projcore_adaptive._complex import refuse_complex
+from projcore_adaptive._foreach import lerp_
+from projcore_adaptive._norms import mean_squares
+from projcore_adaptive.adam import quotient
+
+Block = Literal["tensor", "row"]
+
+
+def block_dims(tensor: Tensor, block: Block, batch_dims: int) -> tuple[int, ...]:
+    """Returns the dimensions that a block extends over."""
+    first = batch_dims + (1 if block == "row" else 0)
+    return tuple(range(first, tensor.ndim))
+
+
+class AdamMini(BatchedTransform):
+    r"""Adam whose second moment is one number for each tensor, or for each row of it.
+
+    With :math:`t` counting steps from 1 and the mean over the elements of a block,
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) u, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) \operatorname{mean}(u^2), \quad
+        u \leftarrow \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    A row is what the first index selects, the weights of one output; so for vectors and numbers
+    ``block="row"`` is `Adam`. The paper keeps one number for each attention head of query and key
+    weights, for each row of embeddings and other weights, for each tensor elsewhere: give it these
+    tensors apart, heads as tensors of their own. Decay is decoupled there: `WeightDecay` and `LR`
+    follow.
+
+    Complex tensors are refused. Where an outer projection changes its basis memory starts afresh,
+    because means over blocks do not carry over.
+
+    Args:
+        betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
+        eps: :math:`\epsilon`, at least 0.
+        block: ``"tensor"`` or ``"row"``; fixed, groups do not change it.
+
+    Raises:
+        ArgumentError: If a setting is out of range, ``block`` is unknown, or a tensor is complex.
+
+    Cost: memory of one tensor, and of one number for each block. Eager, 3 passes.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, WeightDecay
+        >>> model = torch.nn.Linear(3, 2)
+        >>> modules = AdamMini(block="row"), WeightDecay(0.1), LR(1e-3)
+        >>> optimizer = Optimizer(model.parameters(), *modules)
+
+    References:
+        Zhang et al., 2024, https://arxiv.org/abs/2406.16793 (algorithm 1; how a model is cut into
+        blocks is its algorithm 3, and left to the user).
+    """
+
+    kinds = {"exp_avg": "first", "exp_avg_sq": "opaque", "step": "scalar"}
+
+    def __init__(
+        self,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        block: Block = "tensor",
+    ) -> None:
+        require_choice(self, "block", block, Block)
+        self.block: Block = block
+        super().__init__({"betas": betas, "eps": eps})
+
+    def check(self, settings: Settings) -> None:
+        require_betas(self, settings)
+        require(self, "eps", settings["eps"], minimum=0)
+
+    def begin(
+        self, tensor: Tensor, settings: Settings, batch_dims: int
+    ) -> dict[str, Tensor | float]:
+        refuse_complex(self, tensor)
+        dims = block_dims(tensor, self.block, batch_dims)
+        shape = [1 if i in dims else size for i, size in enumerate(tensor.shape)]
+        return {
+            "step": torch.zeros((), dtype=torch.int64),
+            "exp_avg": torch.zeros_like(tensor),
+            "exp_avg_sq": tensor.new_zeros(shape),
+        }
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        beta1, beta2 = (scalar(beta) for beta in settings[0]["betas"])
+        exp_avgs = [state["exp_avg"] for state in states]
+        exp_avg_sqs = [state["exp_avg_sq"] for state in states]
+        steps = [state["step"] for state in states]
+        means = [
+            mean_squares(tensor, block_dims(tensor, self.block, batch_dims)) for tensor in tensors
+        ]
+        torch._foreach_add_(steps, 1)
+        lerp_(exp_avgs, tensors, 1 - beta1)
+        lerp_(exp_avg_sqs, means, 1 - beta2)
+        return quotient(exp_avgs, exp_avg_sqs, steps, beta1, beta2, scalar(settings[0]["eps"]))

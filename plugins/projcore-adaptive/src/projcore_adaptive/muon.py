@@ -1,0 +1,141 @@
+"""Muon."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, require, scalar
+from projcore_adaptive._batched import BatchedTransform
+from projcore_adaptive._choice import require_choice
+from projcore_adaptive._foreach import lerp, lerp_
+from projcore_adaptive.adam import decay_
+from projcore_adaptive.orthogonalize import (
+    COEFFICIENTS,
+    Coefficients,
+    Dtype,
+    Method,
+    Orthogonalizer,
+)
+
+AdjustLR = Literal["original", "match_rms_adamw"]
+
+
+def adjustment(rows: int, columns: int, adjust_lr_fn: AdjustLR) -> float:
+    """Returns the factor by which the step of a matrix of that shape is longer."""
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1, rows / max(1, columns)))
+
+
+class Muon(BatchedTransform):
+    r"""Momentum, made orthogonal: all directions of a matrix are learnt at the same speed.
+
+    For a matrix :math:`u` of shape ``(m, n)``,
+
+    .. math::
+        b \leftarrow \mu b + (1 - \mu) u, \quad
+        \tilde b = \mu b + (1 - \mu) u \text{ with nesterov, else } b, \quad
+        u \leftarrow s \operatorname{orthogonalize}(\tilde b) + \lambda p
+
+    with :math:`s = \sqrt{\max(1, m / n)}` for ``"original"`` and
+    :math:`s = \frac15 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which learning rates are
+    AdamW's. `Orthogonalize` says what orthogonalize is, and what the arguments from ``method`` on
+    do. Followed by `LR` it is `torch.optim.Muon`. As there, embeddings, heads, biases and norms
+    are better given to `AdamW`, and complex tensors are refused.
+
+    Args:
+        momentum: :math:`\mu`, at least 0 and at most 1.
+        nesterov: Whether to look ahead; fixed, groups do not change it.
+        weight_decay: :math:`\lambda`, at least 0. Given as 0 there is no such setting, and no
+            parameters are needed; otherwise groups and schedulers may change it.
+        adjust_lr_fn: ``"original"`` or ``"match_rms_adamw"``; fixed.
+        method: ``"newton_schulz"`` or ``"svd"``; fixed.
+        ns_coefficients: The polynomial of Newton-Schulz; fixed.
+        ns_steps: How often it is applied; fixed.
+        eps: The least norm that a matrix is divided by; fixed.
+        dtype: In which Newton-Schulz is computed; None for the tensor's own; fixed.
+        flatten: Whether to make a matrix of any tensor; fixed.
+
+    Raises:
+        ArgumentError: If a setting is out of range or unknown; when the optimizer is built, if a
+            tensor is no matrix and ``flatten`` is False, or is complex.
+        ArgumentTypeError: If ``ns_coefficients`` are not three, or ``ns_steps`` is no integer.
+
+    Cost: memory of one tensor; as `Orthogonalize`, and 4 passes.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> model = torch.nn.Linear(3, 2, bias=False)
+        >>> optimizer = Optimizer(model.parameters(), Muon(weight_decay=0.01), LR(0.02))
+
+    References:
+        Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/
+        Liu et al., 2025, https://arxiv.org/abs/2502.16982 (section 2.2: decay, matched RMS).
+    """
+
+    kinds = {"momentum_buffer": "first"}
+
+    def __init__(
+        self,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+        adjust_lr_fn: AdjustLR = "original",
+        method: Method = "newton_schulz",
+        ns_coefficients: Coefficients = COEFFICIENTS,
+        ns_steps: int = 5,
+        eps: float = 1e-7,
+        dtype: Dtype | None = "bfloat16",
+        flatten: bool = False,
+    ) -> None:
+        require_choice(self, "adjust_lr_fn", adjust_lr_fn, AdjustLR)
+        require(self, "weight_decay", weight_decay, minimum=0)
+        self.nesterov = nesterov
+        self.adjust_lr_fn: AdjustLR = adjust_lr_fn
+        self.orthogonalizer = Orthogonalizer(
+            "Muon", method, ns_coefficients, ns_steps, eps, dtype, flatten
+        )
+        self.orthogonalizer.check(self)
+        defaults: dict[str, Any] = {"momentum": momentum}
+        if weight_decay > 0:
+            self.needs = frozenset({"params"})
+            defaults["weight_decay"] = weight_decay
+        super().__init__(defaults)
+
+    def check(self, settings: Settings) -> None:
+        require(self, "momentum", settings["momentum"], minimum=0, maximum=1)
+        require(self, "weight_decay", settings.get("weight_decay", 0.0), minimum=0)
+
+    def begin(
+        self, tensor: Tensor, settings: Settings, batch_dims: int
+    ) -> dict[str, Tensor | float]:
+        self.orthogonalizer.accept(tensor, batch_dims)
+        return {"momentum_buffer": torch.zeros_like(tensor)}
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        momentum = scalar(settings[0]["momentum"])
+        buffers = [state["momentum_buffer"] for state in states]
+        lerp_(buffers, tensors, 1 - momentum)
+        mixed = lerp(tensors, buffers, momentum) if self.nesterov else buffers
+        update = [self.orthogonalizer(tensor, batch_dims) for tensor in mixed]
+        shapes = [self.orthogonalizer.shape(tensor, batch_dims) for tensor in tensors]
+        factors = [adjustment(*shape, self.adjust_lr_fn) for shape in shapes]
+        update = list(torch._foreach_mul(update, factors))
+        if "weight_decay" in settings[0]:
+            assert params is not None
+            decay_(update, params, scalar(settings[0]["weight_decay"]))
+        return update

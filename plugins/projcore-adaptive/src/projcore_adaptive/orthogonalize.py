@@ -1,0 +1,201 @@
+"""Orthogonalization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, require
+from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore_adaptive._batched import BatchedTransform
+from projcore_adaptive._choice import require_choice
+from projcore_adaptive._complex import refuse_complex
+
+Method = Literal["newton_schulz", "svd"]
+Dtype = Literal["bfloat16", "float16", "float32", "float64"]
+Coefficients = tuple[float, float, float]
+COEFFICIENTS: Coefficients = (3.4445, -4.7750, 2.0315)  # Jordan's, steepest at 0
+
+
+def newton_schulz(matrices: Tensor, coefficients: Coefficients, steps: int, eps: float) -> Tensor:
+    """Moves all singular values near 1, by a polynomial of degree 5 applied again and again.
+
+    Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``.
+    """
+    a, b, c = coefficients
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    x = x / norm.clamp(min=eps)  # no singular value is above 1
+    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def polar(matrices: Tensor) -> Tensor:
+    """Sets all singular values to 1; those that are 0 to rounding, to 0.
+
+    Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``.
+    """
+    half = matrices.dtype in (torch.bfloat16, torch.float16)  # torch has no SVD of these
+    u, values, vh = torch.linalg.svd(matrices.float() if half else matrices, full_matrices=False)
+    least = values[..., :1] * max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps
+    result: Tensor = (u * (values > least).to(u.dtype).unsqueeze(-2)) @ vh
+    return result.to(matrices.dtype)
+
+
+@dataclass(frozen=True)
+class Orthogonalizer:
+    """How a module orthogonalizes: the arguments that `Orthogonalize` and `Muon` share.
+
+    Attributes:
+        owner: The name of the module, for messages.
+    """
+
+    owner: str
+    method: Method
+    ns_coefficients: Coefficients
+    ns_steps: int
+    eps: float
+    dtype: Dtype | None
+    flatten: bool
+
+    def check(self, module: object) -> None:
+        """Raises if an argument is out of range."""
+        require_choice(module, "method", self.method, Method)
+        if self.dtype is not None:
+            require_choice(module, "dtype", self.dtype, Dtype)
+        values = self.ns_coefficients
+        if not isinstance(values, (tuple, list)) or len(values) != 3:
+            raise ArgumentTypeError(
+                f"{self.owner}(ns_coefficients={values!r}) was given something else than three "
+                f"numbers. They are a, b and c of a x + b x^3 + c x^5. Pass for example "
+                f"{COEFFICIENTS}."
+            )
+        for i, value in enumerate(values):
+            require(module, f"ns_coefficients[{i}]", value)
+        require(module, "ns_steps", self.ns_steps, minimum=0, below=100)
+        if not isinstance(self.ns_steps, int):
+            raise ArgumentTypeError(
+                f"{self.owner}(ns_steps={self.ns_steps!r}) was given a "
+                f"{type(self.ns_steps).__name__}. ns_steps counts steps. Pass an integer."
+            )
+        require(module, "eps", self.eps, above=0)
+
+    def accept(self, tensor: Tensor, batch_dims: int) -> None:
+        """Raises unless a tensor is a matrix, or a batch of matrices, of real numbers."""
+        refuse_complex(self.owner, tensor)
+        shape = tuple(tensor.shape[batch_dims:])
+        if len(shape) != 2 and not self.flatten:
+            raise ArgumentError(
+                f"{self.owner} was given a tensor of shape {shape}. It works on matrices. Give it "
+                "only these, or pass flatten=True, which makes a matrix of any tensor."
+            )
+
+    def shape(self, tensor: Tensor, batch_dims: int) -> tuple[int, int]:
+        """Returns the rows and columns of the matrix that a tensor, or an item of it, is."""
+        shape = tensor.shape[batch_dims:]
+        return (shape[0], shape[1:].numel()) if len(shape) > 1 else (1, shape.numel())
+
+    def __call__(self, tensor: Tensor, batch_dims: int) -> Tensor:
+        """Returns a tensor orthogonalized, in its own dtype."""
+        batch = [tensor.shape[:batch_dims].numel()] if batch_dims else []
+        matrices = tensor.reshape(*batch, *self.shape(tensor, batch_dims))
+        if self.method == "svd":
+            result = polar(matrices)
+        else:
+            dtype = tensor.dtype if self.dtype is None else getattr(torch, self.dtype)
+            matrices = matrices.to(dtype)
+            result = newton_schulz(matrices, self.ns_coefficients, self.ns_steps, self.eps)
+        return result.reshape(tensor.shape).to(tensor.dtype)
+
+
+class Orthogonalize(BatchedTransform):
+    r"""Replaces each matrix by the orthogonal one nearest to it: its singular values become 1.
+
+    For :math:`u = P S Q^\top`, the reduced singular value decomposition,
+
+    .. math:: u \leftarrow P Q^\top
+
+    With ``method="svd"`` this is exact, and a singular value of 0 stays 0. With
+    ``"newton_schulz"`` it is done roughly, singular values becoming 0.7 to 1.2, by matrix products
+    alone:
+    :math:`X = u / \max(\lVert u \rVert_F, \epsilon)`, then ``ns_steps`` times
+    :math:`X \leftarrow a X + (b A + c A^2) X` with :math:`A = X X^\top`, on the transposed matrix
+    if it has more rows than columns. This is what `torch.optim.Muon` does, in bfloat16.
+
+    Args:
+        method: ``"newton_schulz"`` or ``"svd"``.
+        ns_coefficients: :math:`a, b, c`.
+        ns_steps: How often the polynomial is applied, at least 0 and less than 100.
+        eps: :math:`\epsilon`, greater than 0.
+        dtype: In which Newton-Schulz is computed; None for the tensor's own. The SVD always is in
+            the tensor's own.
+        flatten: Whether to take any tensor: one of more dimensions as a matrix of its first by all
+            others, as the author does for convolutions, a vector or a number as a matrix of one
+            row, which is scaled to norm 1. Otherwise these are refused.
+
+    All are fixed, groups do not change them.
+
+    Raises:
+        ArgumentError: If an argument is out of range or unknown; when the optimizer is built, if a
+            tensor is no matrix and ``flatten`` is False, or is complex.
+        ArgumentTypeError: If ``ns_coefficients`` are not three, or ``ns_steps`` is no integer.
+
+    Cost: no memory. For a matrix of shape ``(m, n)``, :math:`m \le n`, O(m² n) operations: 5 steps
+    of Newton-Schulz are 15 matrix products, the SVD is slower, and much so on a GPU.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, HeavyBall
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> modules = HeavyBall(0.9), Orthogonalize("svd"), LR(1.0)
+        >>> optimizer = Optimizer([weight], *modules)
+        >>> weight.grad = torch.diag(torch.tensor([3.0, -0.5]))
+        >>> optimizer.step()
+        >>> weight.detach().round(decimals=4)
+        tensor([[-1.,  0.],
+                [ 0.,  1.]])
+
+    References:
+        Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/
+        Bernstein & Newhouse, 2024, https://arxiv.org/abs/2409.20325 (section 3).
+    """
+
+    def __init__(
+        self,
+        method: Method = "newton_schulz",
+        ns_coefficients: Coefficients = COEFFICIENTS,
+        ns_steps: int = 5,
+        eps: float = 1e-7,
+        dtype: Dtype | None = "bfloat16",
+        flatten: bool = False,
+    ) -> None:
+        self.orthogonalizer = Orthogonalizer(
+            "Orthogonalize", method, ns_coefficients, ns_steps, eps, dtype, flatten
+        )
+        self.orthogonalizer.check(self)
+        super().__init__()
+
+    def begin(
+        self, tensor: Tensor, settings: Settings, batch_dims: int
+    ) -> dict[str, Tensor | float]:
+        self.orthogonalizer.accept(tensor, batch_dims)
+        return {}
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        return [self.orthogonalizer(tensor, batch_dims) for tensor in tensors]

@@ -1,0 +1,204 @@
+"""Layer-wise trust ratios, alone and in LAMB and LARS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform, require, scalar
+from projcore_adaptive._betas import require_betas
+from projcore_adaptive._norms import norms
+from projcore_adaptive.adam import Adam, adam_direction, decay_, init_moments
+
+
+def ratios(numerators: list[Tensor], denominators: list[Tensor]) -> list[Tensor]:
+    """Returns quotients of norms; 1 where one of the two is 0."""
+    return [
+        torch.where((above > 0) & (below > 0), above / below, torch.ones_like(below))
+        for above, below in zip(numerators, denominators, strict=True)
+    ]
+
+
+def trust_(update: list[Tensor], params: list[Tensor], batch_dims: int) -> list[Tensor]:
+    """Scales updates that were made afresh to the norms of the parameters."""
+    factors = ratios(norms(params, batch_dims), norms(update, batch_dims))
+    torch._foreach_mul_(update, factors)
+    return update
+
+
+class TrustRatio(Transform):
+    r"""Scales the update of each tensor to the norm of its parameters.
+
+    .. math::
+        u \leftarrow \frac{\lVert p \rVert}{\lVert u \rVert} u
+
+    and :math:`u` itself where one of the norms is 0, as in the authors' code. After Adam and decay
+    it is `LAMB`: ``Adam(eps=1e-6), WeightDecay(0.01), TrustRatio(), LR(lr)``. The norms are those
+    of the space that it stands in: inside `VectorProjection` that of all parameters.
+
+    Cost: two passes over the update, one over the parameters.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Adam, WeightDecay
+        >>> model = torch.nn.Linear(3, 2)
+        >>> modules = Adam(eps=1e-6), WeightDecay(0.01), TrustRatio(), LR(1e-3)
+        >>> optimizer = Optimizer(model.parameters(), *modules)
+
+    References:
+        You et al., 2020, https://arxiv.org/abs/1904.00962 (algorithm 2, with the identity for
+        :math:`\phi`).
+    """
+
+    scope = "tensor"
+    batched = True
+    needs = frozenset({"params"})
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        assert params is not None
+        factors = ratios(norms(params, batch_dims), norms(tensors, batch_dims))
+        return list(torch._foreach_mul(tensors, factors))
+
+
+class LAMB(Transform):
+    r"""Adam with decoupled decay, its step scaled to the norm of each tensor.
+
+    With :math:`r` the result of `Adam`,
+
+    .. math::
+        u \leftarrow \frac{\lVert p \rVert}{\lVert r + \lambda p \rVert} (r + \lambda p)
+
+    and :math:`r + \lambda p` itself where one of the norms is 0. It is
+    ``Adam(betas, eps), WeightDecay(weight_decay), TrustRatio()``, and `LR` follows. The authors
+    leave out decay and ratio for biases and norms: give those to `Adam`. The norms are those of the
+    space that it stands in. Complex numbers are pairs of real ones.
+
+    Args:
+        betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
+        eps: Adam's :math:`\epsilon`, at least 0.
+        weight_decay: :math:`\lambda`, at least 0.
+
+    Raises:
+        ArgumentError: If a setting is out of range.
+
+    Cost: as `Adam`, and four passes.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), LAMB(), LR(1e-2))
+
+    References:
+        You et al., 2020, https://arxiv.org/abs/1904.00962 (algorithm 2, with the identity for
+        :math:`\phi`).
+    """
+
+    scope = "tensor"
+    batched = True
+    needs = frozenset({"params"})
+    kinds = Adam.kinds
+
+    def __init__(
+        self,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__({"betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def check(self, settings: Settings) -> None:
+        require_betas(self, settings)
+        require(self, "eps", settings["eps"], minimum=0)
+        require(self, "weight_decay", settings["weight_decay"], minimum=0)
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        return init_moments(tensor)
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        assert params is not None
+        update = adam_direction(tensors, states, settings[0])
+        decay_(update, params, scalar(settings[0]["weight_decay"]))
+        return trust_(update, params, batch_dims)
+
+
+class LARS(Transform):
+    r"""Scales the gradient of each tensor to a fraction of the norm of its parameters.
+
+    .. math::
+        u \leftarrow \frac{c \lVert p \rVert}{\lVert u \rVert + \lambda \lVert p \rVert}
+        (u + \lambda p)
+
+    and :math:`u + \lambda p` itself where :math:`\lVert p \rVert` or the sum of norms is 0. The
+    published method is ``LARS(), LR(lr), HeavyBall(0.9)``: momentum gathers whole steps, so that a
+    falling learning rate does not act on those before. ``LARS(), HeavyBall(0.9), LR(lr)`` is the
+    same while it is constant. The norms are those of the space that it stands in.
+
+    Args:
+        trust_coefficient: :math:`c`, at least 0.
+        weight_decay: :math:`\lambda`, at least 0.
+
+    Raises:
+        ArgumentError: If a setting is out of range.
+
+    Cost: no memory. Four passes over the update, two over the parameters.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, HeavyBall
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = Optimizer(model.parameters(), LARS(), LR(1.0), HeavyBall(0.9))
+
+    References:
+        You, Gitman & Ginsburg, 2017, https://arxiv.org/abs/1708.03888 (algorithm 1, equation 6).
+    """
+
+    scope = "tensor"
+    batched = True
+    needs = frozenset({"params"})
+
+    def __init__(self, trust_coefficient: float = 1e-3, weight_decay: float = 5e-4) -> None:
+        super().__init__({"trust_coefficient": trust_coefficient, "weight_decay": weight_decay})
+
+    def check(self, settings: Settings) -> None:
+        require(self, "trust_coefficient", settings["trust_coefficient"], minimum=0)
+        require(self, "weight_decay", settings["weight_decay"], minimum=0)
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        assert params is not None
+        weight_decay = scalar(settings[0]["weight_decay"])
+        sizes = norms(params, batch_dims)
+        sums = torch._foreach_mul(sizes, weight_decay)
+        torch._foreach_add_(sums, norms(tensors, batch_dims))
+        numerators = torch._foreach_mul(sizes, scalar(settings[0]["trust_coefficient"]))
+        update = list(torch._foreach_mul(params, weight_decay))
+        torch._foreach_add_(update, tensors)
+        torch._foreach_mul_(update, ratios(list(numerators), list(sums)))
+        return update

@@ -1,0 +1,319 @@
+"""Methods that torch.optim does not have, against numbers computed one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from projcore import Module, Optimizer
+from projcore.modules import (
+    LAMB,
+    LARS,
+    LR,
+    Adafactor,
+    Adam,
+    AdamMini,
+    Adan,
+    HeavyBall,
+    TrustRatio,
+    WeightDecay,
+)
+from projcore.projections import ScalarProjection, To, VectorProjection
+from projcore.testing.parts import Stack
+
+STEPS = 200
+LRS = (0.05, 0.01)  # one for the first half of the steps, one for the second
+
+# A method is given the count of steps, the rows of a matrix and of its gradient; it returns the
+# update, and keeps its own memory.
+Numbers = list[float]
+Method = Callable[[int, list[Numbers], list[Numbers]], list[Numbers]]
+
+
+def adam_hat(betas: tuple[float, float], eps: float) -> Method:
+    m: dict[tuple[int, int], float] = {}
+    v: dict[tuple[int, int], float] = {}
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        factor = math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
+        result: list[Numbers] = []
+        for i, row in enumerate(grads):
+            result.append([])
+            for j, g in enumerate(row):
+                m[i, j] = betas[0] * m.get((i, j), 0.0) + (1 - betas[0]) * g
+                v[i, j] = betas[1] * v.get((i, j), 0.0) + (1 - betas[1]) * g * g
+                result[-1].append(factor * m[i, j] / (math.sqrt(v[i, j]) + eps))
+        return result
+
+    return update
+
+
+def adan(betas: tuple[float, float, float], eps: float) -> Method:
+    memory: dict[tuple[int, int], tuple[float, float, float, float]] = {}
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        b1, b2, b3 = betas
+        result: list[Numbers] = []
+        for i, row in enumerate(grads):
+            result.append([])
+            for j, g in enumerate(row):
+                m, d, n, before = memory.get((i, j), (0.0, 0.0, 0.0, g))
+                m = b1 * m + (1 - b1) * g
+                d = b2 * d + (1 - b2) * (g - before)
+                n = b3 * n + (1 - b3) * (g + b2 * (g - before)) ** 2
+                memory[i, j] = (m, d, n, g)
+                top = m / (1 - b1**t) + b2 * d / (1 - b2**t)
+                result[-1].append(top / (math.sqrt(n / (1 - b3**t)) + eps))
+        return result
+
+    return update
+
+
+def adam_mini(betas: tuple[float, float], eps: float, by_row: bool) -> Method:
+    m: dict[tuple[int, int], float] = {}
+    v: dict[int, float] = {}
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        everything = [g * g for row in grads for g in row]
+        result: list[Numbers] = []
+        for i, row in enumerate(grads):
+            squares = [g * g for g in row] if by_row else everything
+            mean = sum(squares) / len(squares)
+            v[i] = betas[1] * v.get(i, 0.0) + (1 - betas[1]) * mean
+            result.append([])
+            for j, g in enumerate(row):
+                m[i, j] = betas[0] * m.get((i, j), 0.0) + (1 - betas[0]) * g
+                root = math.sqrt(v[i] / (1 - betas[1] ** t))
+                result[-1].append(m[i, j] / (1 - betas[0] ** t) / (root + eps))
+        return result
+
+    return update
+
+
+def norm(rows: list[Numbers]) -> float:
+    return math.sqrt(sum(x * x for row in rows for x in row))
+
+
+def add(rows: list[Numbers], others: list[Numbers], factor: float) -> list[Numbers]:
+    return [
+        [x + factor * y for x, y in zip(row, other, strict=True)]
+        for row, other in zip(rows, others, strict=True)
+    ]
+
+
+def scale(rows: list[Numbers], factor: float) -> list[Numbers]:
+    return [[factor * x for x in row] for row in rows]
+
+
+def lamb(betas: tuple[float, float], eps: float, decay: float) -> Method:
+    m: dict[tuple[int, int], float] = {}
+    v: dict[tuple[int, int], float] = {}
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        result: list[Numbers] = []
+        for i, row in enumerate(grads):
+            result.append([])
+            for j, g in enumerate(row):
+                m[i, j] = betas[0] * m.get((i, j), 0.0) + (1 - betas[0]) * g
+                v[i, j] = betas[1] * v.get((i, j), 0.0) + (1 - betas[1]) * g * g
+                root = math.sqrt(v[i, j] / (1 - betas[1] ** t))
+                result[-1].append(m[i, j] / (1 - betas[0] ** t) / (root + eps))
+        result = add(result, rows, decay)
+        return scale(result, norm(rows) / norm(result))
+
+    return update
+
+
+def lars(coefficient: float, decay: float) -> Method:
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        ratio = coefficient * norm(rows) / (norm(grads) + decay * norm(rows))
+        return scale(add(grads, rows, decay), ratio)
+
+    return update
+
+
+def trust(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+    return scale(grads, norm(rows) / norm(grads))
+
+
+def adafactor(tau: float, eps: float, d: float) -> Method:
+    memory: dict[str, Numbers] = {}
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        weight = t**tau
+        now = {
+            "rows": [sum(g * g for g in row) / len(row) for row in grads],
+            "columns": [sum(g * g for g in col) / len(col) for col in zip(*grads, strict=True)],
+        }
+        for name, means in now.items():
+            before = memory.get(name, [0.0] * len(means))
+            memory[name] = [
+                (1 - weight) * x + weight * y for x, y in zip(before, means, strict=True)
+            ]
+        mean = max(sum(memory["rows"]) / len(rows), eps)
+        result = [
+            [
+                g / max(math.sqrt(r * c / mean), eps)
+                for g, c in zip(row, memory["columns"], strict=True)
+            ]
+            for row, r in zip(grads, memory["rows"], strict=True)
+        ]
+        size = norm(result) / math.sqrt(sum(map(len, result)))
+        return scale(result, 1 / max(1.0, size / d))
+
+    return update
+
+
+CASES: dict[str, tuple[Callable[[], list[Module]], Callable[[], Method]]] = {
+    "adam hat": (
+        lambda: [Adam((0.8, 0.95), 1e-2, eps_mode="hat"), LR(0.05)],
+        lambda: adam_hat((0.8, 0.95), 1e-2),
+    ),
+    "adan": (
+        lambda: [Adan((0.9, 0.8, 0.95), 1e-3), LR(0.05)],
+        lambda: adan((0.9, 0.8, 0.95), 1e-3),
+    ),
+    "adam mini": (
+        lambda: [AdamMini((0.8, 0.95), 1e-3), LR(0.05)],
+        lambda: adam_mini((0.8, 0.95), 1e-3, by_row=False),
+    ),
+    "adam mini by row": (
+        lambda: [AdamMini((0.8, 0.95), 1e-3, "row"), LR(0.05)],
+        lambda: adam_mini((0.8, 0.95), 1e-3, by_row=True),
+    ),
+    "lamb": (
+        lambda: [LAMB((0.8, 0.95), 1e-3, 0.1), LR(0.05)],
+        lambda: lamb((0.8, 0.95), 1e-3, 0.1),
+    ),
+    "lamb composed": (
+        lambda: [Adam((0.8, 0.95), 1e-3), WeightDecay(0.1), TrustRatio(), LR(0.05)],
+        lambda: lamb((0.8, 0.95), 1e-3, 0.1),
+    ),
+    "lars": (lambda: [LARS(0.1, 0.2), LR(0.05)], lambda: lars(0.1, 0.2)),
+    "trust ratio": (lambda: [TrustRatio(), LR(0.05)], lambda: trust),
+    "adafactor without lr": (
+        lambda: [Adafactor(None, -0.7, (0.2, 1e-3), 1.5), LR(0.05)],
+        lambda: adafactor(-0.7, 0.2, 1.5),
+    ),
+}
+ELEMENTWISE = ("adam hat", "adan")
+OUTSIDE = [(name, place) for name in CASES for place in ("bare", "to")]
+INSIDE = [(name, place) for name in ELEMENTWISE for place in ("vector", "scalar")]
+PLACES: dict[str, Callable[[list[Module]], list[Module]]] = {
+    "bare": lambda modules: modules,
+    "to": lambda modules: [To(modules, "float64")],
+    "vector": lambda modules: [VectorProjection(modules)],
+    "scalar": lambda modules: [ScalarProjection(modules)],
+}
+
+
+def problem() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(5)
+    start = torch.randn(3, 2, generator=random, dtype=torch.float64)
+    return start, torch.randn(STEPS, 3, 2, generator=random, dtype=torch.float64)
+
+
+def by_hand(method: Method, start: Tensor, noise: Tensor) -> Tensor:
+    rows: list[Numbers] = start.tolist()
+    for t, noises in enumerate(noise.tolist(), start=1):
+        grads = add(noises, rows, 0.3)
+        rows = add(rows, method(t, rows, grads), -LRS[2 * (t - 1) // STEPS])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("name", "place"), OUTSIDE + INSIDE)
+def test_200_steps(name: str, place: str) -> None:
+    make, method = CASES[name]
+    start, noise = problem()
+    weight = start.clone().requires_grad_()
+    optimizer = Optimizer([weight], *PLACES[place](make()))
+    for t, each in enumerate(noise):
+        optimizer.param_groups[0]["lr"] = LRS[2 * t // STEPS]
+        weight.grad = each + 0.3 * weight.detach()
+        optimizer.step()
+    torch.testing.assert_close(
+        weight.detach(), by_hand(method(), start, noise), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_lars_with_momentum_gathers_whole_steps() -> None:
+    start, noise = problem()
+    weight = start.clone().requires_grad_()
+    optimizer = Optimizer([weight], LARS(0.1, 0.2), LR(0.05), HeavyBall(0.9))
+    method, momentum = lars(0.1, 0.2), [[0.0, 0.0]] * 3
+    rows: list[Numbers] = start.tolist()
+    for t, each in enumerate(noise):
+        lr = optimizer.param_groups[0]["lr"] = LRS[2 * t // STEPS]
+        weight.grad = each + 0.3 * weight.detach()
+        optimizer.step()
+        step = scale(method(t, rows, add(each.tolist(), rows, 0.3)), lr)
+        momentum = add(step, momentum, 0.9)
+        rows = add(rows, momentum, -1.0)
+    expected = torch.tensor(rows, dtype=torch.float64)
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def run(modules: Sequence[Module], tensors: list[Tensor], steps: int = 20) -> Tensor:
+    weights = [tensor.clone().requires_grad_() for tensor in tensors]
+    optimizer = Optimizer(weights, *modules)
+    for step in range(steps):
+        for weight in weights:
+            weight.grad = (weight.detach() + step).sin()
+        optimizer.step()
+    return torch.cat([weight.detach().reshape(-1) for weight in weights])
+
+
+def test_a_row_of_a_vector_is_an_element() -> None:
+    vectors = [torch.linspace(-1, 2, 5, dtype=torch.float64), torch.tensor(0.3).double()]
+    torch.testing.assert_close(
+        run([AdamMini(block="row"), LR(0.1)], vectors),
+        run([Adam(), LR(0.1)], vectors),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Adafactor(0.05, weight_decay=0.1),
+        AdamMini(),
+        AdamMini(block="row"),
+        LAMB(),
+        LARS(),
+        TrustRatio(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 2)], ids=str)
+def test_a_batch_is_as_many_tensors(module: Module, shape: tuple[int, ...]) -> None:
+    tensors = list(torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)).double())
+    torch.testing.assert_close(
+        run([Stack([module, LR(0.1)])], tensors),
+        run([module, LR(0.1)], tensors),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("module", [LAMB(), LARS(), TrustRatio()], ids=str)
+def test_ratios_are_1_where_a_norm_is_0(module: Module) -> None:
+    weight = torch.zeros(3, requires_grad=True)
+    weight.grad = torch.tensor([3.0, -4.0, 0.0])
+    Optimizer([weight], module, LR(1.0)).step()
+    sign = weight.grad.sign() if isinstance(module, LAMB) else weight.grad
+    torch.testing.assert_close(weight.detach(), -sign, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "module", [LAMB(weight_decay=0.0), LARS(weight_decay=0.0), TrustRatio()], ids=str
+)
+def test_no_gradient_no_step(module: Module) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    weight.grad = torch.zeros(3)
+    Optimizer([weight], module, LR(1.0)).step()
+    torch.testing.assert_close(weight.detach(), torch.ones(3), rtol=0, atol=0)
