@@ -1,13 +1,16 @@
-"""A smooth function of several parameters, whose closure counts its calls and may fail."""
+"""A smooth function of several parameters, whose closure counts its calls; a lossy projection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from projcore import ProjectionBase
 
 SHAPES = ((4, 3), (), (5,), (0,), (2, 1, 3))
 
@@ -18,7 +21,10 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 class Problem:
-    r"""Minimises :math:`\frac12 x^\top A x - b^\top x + \sum_i \log\cosh(x_i x_{i+1})`."""
+    r"""Minimises :math:`\frac12 x^\top A x - b^\top x + c \sum_i \log\cosh(x_i x_{i+1})`.
+
+    `A` has eigenvalues of at least 0.1; with a `coupling` :math:`c` of 0 it is a convex quadratic.
+    """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.params = [Parameter(tensor.clone()) for tensor in tensors]
@@ -32,15 +38,27 @@ class Problem:
         self.fail_at: int | None = None
         self.error: type[BaseException] = RuntimeError
         self.sign = 1.0
+        self.coupling = 1.0
+        self.seen: Callable[[list[Tensor]], None] = lambda point: None
 
     def loss(self, tensors: Iterable[Tensor]) -> Tensor:
         x = flat(tensors)
         quadratic = 0.5 * x @ self.hessian @ x - self.target @ x
-        return self.sign * (quadratic + torch.log(torch.cosh(x[1:] * x[:-1])).sum())
+        coupling = torch.log(torch.cosh(x[1:] * x[:-1])).sum()
+        return self.sign * (quadratic + self.coupling * coupling)
+
+    def derivatives(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the gradient and the Hessian at a point, of all its real numbers in a row."""
+
+        x = flat(tensors).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss([x]), x)
+        hessian = torch.autograd.functional.hessian(lambda y: self.loss([y]), x.detach())
+        return gradient, hessian
 
     def closure(self, backward: bool = True) -> Tensor:
         self.calls += 1
         self.backwards.append(backward)
+        self.seen(self.point())
         if self.calls == self.fail_at:
             raise self.error("injected")
         if not backward:
@@ -61,6 +79,53 @@ class Problem:
 
     def point(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.params]
+
+
+class Linear(ProjectionBase):
+    """A fixed linear map that is not orthonormal, of each tensor or of all of them together."""
+
+    def __init__(self, modules: Any, rank: int, scope: str) -> None:
+        super().__init__(modules, project_params=True, project_grad=True)
+        self.rank, self.scope = rank, scope
+
+    def matrices(self, sizes: list[int]) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.rank)
+        draws = [
+            torch.randn(n, min(self.rank, n), dtype=torch.float64, generator=generator)
+            for n in sizes
+        ]
+        return [draw @ torch.diag(torch.linspace(0.5, 2, draw.shape[1]).double()) for draw in draws]
+
+    def vectors(self, tensors):
+        parts = [tensor.reshape(-1) for tensor in tensors]
+        return [torch.cat(parts)] if self.scope == "all" else parts
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        vectors = self.vectors(tensors)
+        if vectors[0].is_meta:
+            return [v.new_empty(min(self.rank, v.numel())) for v in vectors]
+        matrices = self.matrices([v.numel() for v in vectors])
+        if current == "params":
+            return [torch.linalg.pinv(m) @ v for m, v in zip(matrices, vectors, strict=True)]
+        return [m.T @ v for m, v in zip(matrices, vectors, strict=True)]
+
+    def unproject(self, projected_tensors, params, grads, loss, states, settings, current):
+        vectors = list(projected_tensors)
+        matrices = self.matrices([v.numel() for v in self.vectors(params)])
+        full = [m @ z for m, z in zip(matrices, vectors, strict=True)]
+        if self.scope == "all":
+            full = list(full[0].split([p.numel() for p in params]))
+        return [v.reshape(p.shape) for v, p in zip(full, params, strict=True)]
+
+    def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Returns the map as one matrix, onto all the elements of `tensors` in a row."""
+        matrices = self.matrices([v.numel() for v in self.vectors(tensors)])
+        return torch.block_diag(*matrices)
+
+
+@pytest.fixture
+def linear() -> type[Linear]:
+    return Linear
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Optimizer, ProjectionBase
+from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LBFGS, LR, Adam, Backtracking, HeavyBall, StrongWolfe
 from projcore.projections import VectorProjection
@@ -93,43 +91,6 @@ def test_bad_settings_are_refused(arguments):
         Backtracking(**arguments)
 
 
-class Linear(ProjectionBase):
-    """A fixed linear map that is not orthonormal, of each tensor or of all of them together."""
-
-    def __init__(self, modules: Any, rank: int, scope: str) -> None:
-        super().__init__(modules, project_params=True, project_grad=True)
-        self.rank, self.scope = rank, scope
-
-    def matrices(self, sizes: list[int]) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(self.rank)
-        draws = [
-            torch.randn(n, min(self.rank, n), dtype=torch.float64, generator=generator)
-            for n in sizes
-        ]
-        return [draw @ torch.diag(torch.linspace(0.5, 2, draw.shape[1]).double()) for draw in draws]
-
-    def vectors(self, tensors):
-        parts = [tensor.reshape(-1) for tensor in tensors]
-        return [torch.cat(parts)] if self.scope == "all" else parts
-
-    def project(self, tensors, params, grads, loss, states, settings, current):
-        vectors = self.vectors(tensors)
-        if vectors[0].is_meta:
-            return [v.new_empty(min(self.rank, v.numel())) for v in vectors]
-        matrices = self.matrices([v.numel() for v in vectors])
-        if current == "params":
-            return [torch.linalg.pinv(m) @ v for m, v in zip(matrices, vectors, strict=True)]
-        return [m.T @ v for m, v in zip(matrices, vectors, strict=True)]
-
-    def unproject(self, projected_tensors, params, grads, loss, states, settings, current):
-        vectors = list(projected_tensors)
-        matrices = self.matrices([v.numel() for v in self.vectors(params)])
-        full = [m @ z for m, z in zip(matrices, vectors, strict=True)]
-        if self.scope == "all":
-            full = list(full[0].split([p.numel() for p in params]))
-        return [v.reshape(p.shape) for v, p in zip(full, params, strict=True)]
-
-
 MODULES = {
     "adam, backtracking": lambda: [Adam(), LR(0.5), Backtracking()],
     "lbfgs, strong wolfe": lambda: [LBFGS(5), StrongWolfe()],
@@ -145,16 +106,16 @@ MAPS = {
 
 @pytest.mark.parametrize("modules", MODULES)
 @pytest.mark.parametrize("maps", MAPS)
-def test_inside_is_the_same_as_on_the_plane_by_hand(make, modules, maps):
+def test_inside_is_the_same_as_on_the_plane_by_hand(make, linear, modules, maps):
     """Running inside is running on z -> f(x0 + U (z - z0)), whose gradient autograd finds."""
     problem, by_hand = make([(4, 2), (6,)]), make([(4, 2), (6,)])
     inner = MODULES[modules]()
     for rank, scope in reversed(MAPS[maps]):
-        inner = [Linear(inner, rank, scope)]
+        inner = [linear(inner, rank, scope)]
     optimizer = Optimizer(problem.params, *inner)
 
     x0 = by_hand.point()
-    chain = [Linear([LR(1)], rank, scope) for rank, scope in MAPS[maps]]
+    chain = [linear([LR(1)], rank, scope) for rank, scope in MAPS[maps]]
     spaces, points = [x0], x0
     for each in chain:
         points = each.project(points, points, None, None, [], [], "params")

@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from projcore import Module, Optimizer, ProjectionBase
-from projcore.modules import LBFGS, Backtracking, StrongWolfe
+from projcore.modules import (
+    LBFGS,
+    LR,
+    SAM,
+    SPSA,
+    Backtracking,
+    FiniteDifference,
+    HeavyBall,
+    NewtonCG,
+    StrongWolfe,
+)
 from projcore.projections import To, VectorProjection
 
 
@@ -40,6 +50,10 @@ class Halves(ProjectionBase):
 SEARCHES: dict[str, Callable[[], list[Any]]] = {
     "strong wolfe": lambda: [LBFGS(2), StrongWolfe(c2=0.1)],
     "backtracking": lambda: [LBFGS(2), Backtracking(step_size=2.0)],
+    "newton cg": lambda: [NewtonCG(central=True), StrongWolfe()],
+    "sam": lambda: [SAM(0.1), LBFGS(2), LR(0.5)],
+    "spsa": lambda: [SPSA(samples=2), HeavyBall(0.5), LR(0.01)],
+    "finite difference": lambda: [FiniteDifference(), LBFGS(2), StrongWolfe()],
 }
 PLACES: dict[str, Callable[[Any], list[Any]]] = {
     "bare": lambda modules: modules,
@@ -49,7 +63,7 @@ PLACES: dict[str, Callable[[Any], list[Any]]] = {
     ],
 }
 everywhere = pytest.mark.parametrize("place", PLACES)
-with_both = pytest.mark.parametrize("search", SEARCHES)
+with_each = pytest.mark.parametrize("search", SEARCHES)
 
 
 def bits(problem, optimizer: Optimizer) -> list[Any]:
@@ -64,7 +78,7 @@ def same(ones: list[Tensor], others: list[Tensor]) -> bool:
 
 
 @everywhere
-@with_both
+@with_each
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("steps", [0, 1, 6])
 def test_a_step_retried_is_the_step(make, place, search, error, steps):
@@ -111,7 +125,7 @@ class FailAt(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@with_both
+@pytest.mark.parametrize("search", ["strong wolfe", "backtracking", "sam", "spsa"])
 @pytest.mark.parametrize("place", ["bare", "vector"])
 def test_a_failure_at_any_operation_is_undone(make, place, search):
     problem, twin = make([(3,), (2, 2)]), make([(3,), (2, 2)])
@@ -172,7 +186,7 @@ def test_what_a_failed_step_wrote_is_never_read(make, place, history_size):
 
 
 @everywhere
-@with_both
+@with_each
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_resumes_exactly(make, place, search, steps):
     straight, problem = make(), make()

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from projcore import Module, Objective, Settings, State, common
+from projcore import Objective, Settings, State
+from projcore_closure._evaluating import Evaluating
 from projcore_closure._product import dot
 
 
@@ -68,7 +69,7 @@ class Line:
         return list(torch._foreach_sub(self._objective.params, self.shift(step)))
 
 
-class LineSearch(Module):
+class LineSearch(Evaluating):
     """Scales the update by a step that makes the loss fall enough; override `search`."""
 
     needs = frozenset({"params", "grads", "loss", "closure"})
@@ -77,15 +78,9 @@ class LineSearch(Module):
     def search(self, line: Line, settings: Settings) -> float:
         """Returns the step, 0 if there is none. The loss falls along the line."""
 
-    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        if objective.active is not None:
-            active, result = objective.active, list(update)
-            part = [update[i] for i in active]
-            done = self.step(part, objective.select(active), state.select(active))
-            for i, tensor in zip(active, done, strict=True):
-                result[i] = tensor
-            return result
-        settings = common(self, self.remember(objective, state))
+    def find(
+        self, update: list[Tensor], objective: Objective, state: State, settings: Settings
+    ) -> list[Tensor]:
         line = Line(update, objective)
         step = self.search(line, settings) if line.falls else 0.0
         return line.shift(step) if step else [torch.zeros_like(tensor) for tensor in update]

@@ -7,6 +7,7 @@ from projcore.plugin import hookimpl
 
 PROJCORE_API = 1
 LINE_SEARCH = ("line_search",)
+GRADIENT_FREE = ("gradient_free",)
 
 
 @hookimpl
@@ -34,4 +35,36 @@ def projcore_register_modules(register: Register) -> None:
         paper="Nocedal & Wright, 2006, Numerical Optimization, algorithms 3.5 and 3.6",
         tags=LINE_SEARCH,
         example={},
+    )
+    register(
+        "newton_cg",
+        "projcore_closure:NewtonCG",
+        summary="Multiplies by the inverse Hessian, with conjugate gradients.",
+        paper="Nocedal & Wright, 2006, Numerical Optimization, algorithm 7.1",
+        tags=("second_order",),
+        example=[{}, {"max_iterations": 3, "tolerance": 1e-3, "central": True}],
+    )
+    register(
+        "sam",
+        "projcore_closure:SAM",
+        summary="Takes the gradient where the loss is about the highest nearby.",
+        paper="arXiv:2010.01412",
+        tags=("flat_minima",),
+        example=[{}, {"rho": 0.5, "adaptive": True}],
+    )
+    register(
+        "spsa",
+        "projcore_closure:SPSA",
+        summary="Estimates the gradient from two losses, at points moved at random.",
+        paper="Spall, 1992, IEEE Transactions on Automatic Control 37",
+        tags=(*GRADIENT_FREE, "stochastic"),
+        example=[{}, {"perturbation": 1e-2, "samples": 3, "seed": 7}],
+    )
+    register(
+        "finite_difference",
+        "projcore_closure:FiniteDifference",
+        summary="Takes the gradient from two losses for each element.",
+        paper="Nocedal & Wright, 2006, Numerical Optimization, equation 8.7",
+        tags=GRADIENT_FREE,
+        example=[{}, {"perturbation": 1e-4}],
     )

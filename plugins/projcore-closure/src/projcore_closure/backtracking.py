@@ -15,8 +15,9 @@ class Backtracking(LineSearch):
 
     with the first such :math:`a` of :math:`a_0, \beta a_0, \beta^2 a_0, \dots`. A loss that is not
     finite is too high. If no step is found, and where loss, gradient or update is not finite, the
-    result is zero: the loss never rises. If :math:`\langle g, u \rangle \le 0`, the update points
-    uphill (momentum can); then :math:`u` is the gradient, scaled to the length of the update.
+    result is zero: the loss never rises (inside a projection that computes: not by more than
+    rounding). If :math:`\langle g, u \rangle \le 0`, the update points uphill (momentum can);
+    then :math:`u` is the gradient, scaled to the length of the update.
 
     Inside a projection the points are those of the projected space. A closure that takes the
     keyword ``backward`` is called with ``backward=False``: gradients are not needed.

@@ -111,8 +111,9 @@ class StrongWolfe(LineSearch):
 
     If ``max_evaluations`` do not find such a step, it is the best that satisfies the first
     condition, and if there is none, or where loss, gradient or update is not finite, the result is
-    zero: the loss never rises. If :math:`\langle g, u \rangle \le 0`, the update points uphill;
-    then :math:`u` is the gradient, scaled to the length of the update.
+    zero: the loss never rises (inside a projection that computes: not by more than rounding). If
+    :math:`\langle g, u \rangle \le 0`, the update points uphill; then :math:`u` is the gradient,
+    scaled to the length of the update.
 
     Args:
         c1: Between 0 and 1; 1e-4 is usual.

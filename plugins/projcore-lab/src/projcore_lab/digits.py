@@ -19,6 +19,7 @@ class Digits(Task):
     name = "digits"
     steps = 400
     lr = 3e-3
+    others = ("vector-newton",)
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)

@@ -28,7 +28,11 @@ PRESETS = {
     f"{space}-{inner}": spec.replace("{inner}", inner)
     for inner in ("adamw", "adam")
     for space, spec in SPACES.items()
-} | {"vector-lbfgs": "vector([lbfgs(history_size=10), strong_wolfe()])"}
+} | {
+    "vector-lbfgs": "vector([lbfgs(history_size=10), strong_wolfe()])",
+    "vector-newton": "vector([newton_cg(max_iterations=10, tolerance=0.01), strong_wolfe()])",
+    "vector-descent": "vector([strong_wolfe()])",
+}
 
 
 def default_names(inner: str) -> list[str]:
@@ -75,7 +79,7 @@ def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Co
         task: It chooses the default line-up, and the learning rate of the presets.
         lr: A learning rate for all that have one.
     """
-    chosen = dict.fromkeys(names or default_names(task.inner))
+    chosen = dict.fromkeys(names or [*default_names(task.inner), *task.others])
     return [contender(name, task.lr, lr) for name in chosen]
 
 

@@ -17,6 +17,7 @@ class Rosenbrock(Task):
     steps = 1000
     lr = 0.2
     inner = "adam"  # weight decay would pull away from the minimum
+    others = ("vector-newton", "vector-descent")
     loss_name = "loss"
     description = "(1 - x)² + 100 (y - x²)² from (-1.2, 1) to its minimum at (1, 1), in float64"
 

@@ -29,6 +29,7 @@ class Task(ABC):
         steps: How many steps to train by default.
         lr: The learning rate of the presets.
         inner: What the presets of the default line-up run: ``"adamw"`` or ``"adam"``.
+        others: Presets that the default line-up of this task has beside those of every task.
         loss_name: What `validate` measures.
         description: The data and the model in one line.
     """
@@ -37,6 +38,7 @@ class Task(ABC):
     steps: ClassVar[int]
     lr: ClassVar[float]
     inner: ClassVar[str] = "adamw"
+    others: ClassVar[tuple[str, ...]] = ()
     loss_name: ClassVar[str] = "validation loss"
     description: str
 

@@ -1,0 +1,43 @@
+"""What the modules that evaluate the objective share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from projcore import Module, Objective, Settings, State, common
+
+
+class Evaluating(Module):
+    """Finds an update by evaluating the objective, as a function of all tensors at once.
+
+    Tensors without a gradient are left out: they stay where they are. The others share their
+    settings. Override `find`.
+    """
+
+    needs = frozenset({"params", "closure"})
+
+    @abstractmethod
+    def find(
+        self, update: list[Tensor], objective: Objective, state: State, settings: Settings
+    ) -> list[Tensor]:
+        """Returns the new update; all tensors have a gradient."""
+
+    def remember(self, objective: Objective, state: State) -> list[Settings]:
+        settings = super().remember(objective, state)
+        common(self, settings)
+        return settings
+
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        settings = common(self, self.remember(objective, state))
+        active = objective.active
+        if active is None:
+            return self.find(update, objective, state, settings)
+        result = list(update)
+        if active:
+            part = [update[i] for i in active]
+            done = self.find(part, objective.select(active), state.select(active), settings)
+            for i, tensor in zip(active, done, strict=True):
+                result[i] = tensor
+        return result

@@ -1,0 +1,90 @@
+"""Gradients by differences of losses, element by element."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Objective, Settings, State, require
+from projcore.errors import StepError
+from projcore_closure._evaluating import Evaluating
+from projcore_closure._product import flat
+
+
+class FiniteDifference(Evaluating):
+    r"""Takes the gradient from losses, two for each element.
+
+    .. math::
+        u_i \leftarrow \frac{f(x + h_i e_i) - f(x - h_i e_i)}{2 h_i}, \qquad
+        h_i = \varepsilon \max(1, |x_i|)
+
+    with :math:`h_i` as rounded. The error is of order :math:`h^2`. It is for tests, and for
+    problems with few numbers: the losses are evaluated in a Python loop, because a closure
+    evaluates one point at a time. Inside a projection to `r` numbers there are `2 r` of them. What
+    came in is not used, so it stands first.
+
+    No gradient is read. Yet the optimizer moves only parameters that have one: the closure given to
+    ``step`` may run backward or, if it does not, set each ``grad`` to zeros once, beforehand. Line
+    searches and `LBFGS` read gradients, so after this they need a closure that runs backward. A
+    complex element is a pair of reals. A parameter without a gradient stays where it is.
+
+    Args:
+        perturbation: :math:`\varepsilon`, above 0. By default the cube root of the dtype's rounding
+            unit, where rounding and curvature make errors of about the same size.
+
+    Raises:
+        ArgumentError: If ``perturbation`` is not above 0.
+        StepError: If a parameter is too coarse for ``perturbation`` to move it.
+
+    Cost: two losses without gradients (``backward=False``) for each element; two copies of the
+    parameters. No memory between steps.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, -4.0], dtype=torch.float64))
+        >>> optimizer = Optimizer([weight], FiniteDifference(), LR(0.1))
+        >>> weight.grad = torch.zeros_like(weight)
+        >>> loss = optimizer.step(lambda: (weight.detach() ** 2).sum())
+        >>> weight.detach()
+        tensor([ 2.4000, -3.2000], dtype=torch.float64)
+
+    References:
+        Nocedal and Wright, Numerical Optimization, 2nd edition, 2006, equation 8.7.
+    """
+
+    def __init__(self, perturbation: float | None = None) -> None:
+        super().__init__({"perturbation": perturbation})
+
+    def check(self, settings: Settings) -> None:
+        if settings["perturbation"] is not None:
+            require(self, "perturbation", settings["perturbation"], above=0)
+
+    def find(
+        self, update: list[Tensor], objective: Objective, state: State, settings: Settings
+    ) -> list[Tensor]:
+        params, perturbation = objective.params, settings["perturbation"]
+        result = []
+        for i, param in enumerate(params):
+            relative = perturbation or torch.finfo(param.dtype).eps ** (1 / 3)
+            moved = param.clone(memory_format=torch.contiguous_format)
+            grad = torch.zeros_like(moved)
+            elements, slopes = flat(moved), flat(grad)  # views
+            point = [*params[:i], moved, *params[i + 1 :]]
+            for k, x in enumerate(elements.tolist()):
+                width = float(relative) * max(1.0, abs(x))
+                ends, losses = [], []
+                for there in (x + width, x - width):
+                    elements[k] = there
+                    ends.append(elements[k].item())
+                    losses.append(float(objective.evaluate(point, backward=False)[0]))
+                elements[k] = x
+                if ends[0] == ends[1]:
+                    raise StepError(
+                        f"FiniteDifference(perturbation={perturbation!r}) cannot move an element "
+                        f"{x!r} of dtype {param.dtype}. It must exceed the rounding. Pass a larger "
+                        "perturbation, or None."
+                    )
+                slopes[k] = (losses[0] - losses[1]) / (ends[0] - ends[1])
+            result.append(grad)
+        return result
