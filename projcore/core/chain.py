@@ -40,7 +40,7 @@ class Chain(Module):
         if not made:
             raise ArgumentError("Chain() was given no modules. It runs one or more. Pass some.")
         for module, follower in pairwise(made):
-            if module.final:
+            if module.final and not follower.observes:
                 raise ArgumentError(
                     f"{follower} follows {module}, whose result must reach the parameters as it "
                     f"is. Put {follower} inside it."

@@ -93,15 +93,24 @@ class Crossing:
                 )
             self.origins = [[i] for i in range(self.count)]
             return self.inside(tensors, result)
-        if self.stacked and self.passing:
+        if self.batch_dims and self.passing:
             raise ContractError(
                 f"{type(self.projection).__name__}.project returned a stack, but does not apply to "
                 f"{len(self.passing)} tensors, which are no stack. Return a list, or apply to all."
             )
-        origins = self.projection.origins(len(chosen), len(result))
+        origins = self.projection.origins(
+            self._pick(self.objective.template), self.states, self.settings, len(result)
+        )
         self.origins = [[self.applied[i] for i in origin] for origin in origins]
         self.origins += [[i] for i in self.passing]
         return result + [tensors[i] for i in self.passing]
+
+    @property
+    def batch_dims(self) -> int:
+        """How many leading dimensions of each tensor inside index independent tensors."""
+        if self.projection.scope != "all":
+            return self.objective.batch_dims
+        return int(bool(self.applied) and (self.stacked or self.projection.stacks))
 
     def up(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
         """Returns tensors of the projected space in the space outside."""
@@ -188,10 +197,7 @@ class ProjectedObjective(Objective):
             else tuple(dict.fromkeys(outer.groups[i] for i in origin))
             for origin in crossing.origins
         ]
-        if crossing.stacked:
-            self.batch_dims = 1
-        elif crossing.projection.scope != "all":
-            self.batch_dims = outer.batch_dims
+        self.batch_dims = crossing.batch_dims
         if outer.active is not None:
             chosen = set(outer.active)
             active = [j for j, origin in enumerate(crossing.origins) if chosen & set(origin)]

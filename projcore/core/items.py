@@ -27,7 +27,7 @@ class _Items(ProjectionBase):
         self.template = objective.template
         self.counts = [math.prod(tensor.shape[: self.dims]) for tensor in self.template]
 
-    def origins(self, count: int, projected: int) -> list[list[int]]:
+    def origins(self, *_: Any, **__: Any) -> list[list[int]]:
         return [[i] for i, items in enumerate(self.counts) for _ in range(items)]
 
     def project(self, tensors: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:

@@ -59,6 +59,7 @@ class Module(ABC):
             follows from recipe and parameter: kept, and a checkpoint with another is refused),
             ``"opaque"`` (reset).
         final: Its result must reach the parameters as it is: nothing may follow it in a chain.
+        observes: It returns the update as it is, so it may follow one that is final.
         traceable: Whether its step makes one graph for `torch.compile`. One that branches in Python
             on its memory, or evaluates the loss, does not, and then all steps run eagerly.
         gradient_free: It makes its update from losses alone: parameters that require a gradient
@@ -71,9 +72,15 @@ class Module(ABC):
     needs: frozenset[Need] = frozenset()
     kinds: ClassVar[Mapping[str, Kind]] = {}
     final: bool = False
+    observes: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
     gradient_free: ClassVar[bool] = False
+    _init_takes_batches: ClassVar[bool] = False
     _arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._init_takes_batches = "batch_dims" in inspect.signature(cls.init).parameters
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -102,6 +109,8 @@ class Module(ABC):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         """Returns the memory to begin with, for a tensor of this shape, dtype and device.
 
+        It may take the keyword ``batch_dims``, as the `apply` of a batched transform.
+
         A count is best a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
         float64 on the CPU (seen with torch 2.13).
         """
@@ -110,9 +119,10 @@ class Module(ABC):
     def remember(self, objective: Objective, state: State) -> list[Settings]:
         """Creates memory where there is none yet, and returns the settings of each tensor."""
         settings = objective.settings(state.path)
+        extra = {"batch_dims": objective.batch_dims} if self._init_takes_batches else {}
         for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True):
             if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
-                node.update(self.init(tensor, values))
+                node.update(self.init(tensor, values, **extra))
         return settings
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:

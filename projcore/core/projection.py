@@ -58,6 +58,8 @@ class ProjectionBase(Module):
             parameters as it is.
         learns: Whether its map or its residual is made from what crosses: then only tensors with a
             gradient are handed to it. By default, whether it overrides `refresh` or `combine`.
+        stacks: Each tensor that `project` returns is a stack, whose entries along the first
+            dimension are tensors of their own. For scope ``"all"``.
         traceable: As of every module; with a `refresh` of its own it is not, unless it says so.
         policy: What happens to memory inside when `refresh` changes the map: ``"keep"``,
             ``"reset"``, or ``"transport"``.
@@ -69,6 +71,7 @@ class ProjectionBase(Module):
     linear: ClassVar[bool] = True
     layout: ClassVar[bool] = False
     same_points: bool = False
+    stacks: bool = False
     policy: Policy = "keep"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -163,11 +166,14 @@ class ProjectionBase(Module):
         """Whether a tensor of this shape and dtype is projected; others pass through."""
         return True
 
-    def origins(self, count: int, projected: int) -> list[list[int]]:
-        """Which of the `count` given tensors each of the `projected` tensors is made from."""
-        if self.scope == "all":
-            return [list(range(count))] * projected
-        return [[i] for i in range(count)]
+    def origins(
+        self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
+    ) -> list[list[int]]:
+        """Which of the given tensors each of the `projected` tensors is made from.
+
+        For scope ``"all"``; ``params`` are stand-ins for shapes. By default, from all of them.
+        """
+        return [list(range(len(params)))] * projected
 
     def refresh(
         self,

@@ -183,7 +183,7 @@ class ByShape(ProjectionBase):
     def applies(self, tensor, settings):
         return tensor.ndim > 0
 
-    def origins(self, count, projected):
+    def origins(self, params, states, settings, projected):
         return self._origins
 
     def project(self, tensors, params, *_, **__):
@@ -315,3 +315,35 @@ def test_tensor_scope_modules_inside_treat_each_by_itself():
     close(inside[1], outside[1])
     down = basis.T @ draw(4, 3)
     close(inside[0], draw(4, 3, seed=10) - 0.05 * basis @ down / (down.norm() + 1e-12))
+
+
+class Halves(ProjectionBase):
+    """Stacks the halves of each tensor."""
+
+    layout = True
+    stacks = True
+
+    def origins(self, params, states, settings, projected):
+        return [[i] for i in range(projected)]
+
+    def project(self, tensors, *_, **__):
+        return [tensor.reshape(2, -1) for tensor in tensors]
+
+    def unproject(self, projected_tensors, params, *_, **__):
+        pairs = zip(projected_tensors, params, strict=True)
+        return [tensor.reshape(param.shape) for tensor, param in pairs]
+
+
+def test_a_list_of_stacks():
+    """Of several shapes; the entries are tensors of their own, and each stack has its origin."""
+    params = [Parameter(torch.ones(4, 3)), Parameter(torch.ones(6))]
+    groups = [{"params": params[:1], "0.modules.0.lr": 0.5}, {"params": params[1:]}]
+    optimizer = Optimizer(groups, Halves([Scale(1.0), UnitNorm()]), Scale(1.0))
+    optimizer._elide = False
+    for param in params:
+        param.grad = torch.arange(1.0, param.numel() + 1).reshape(param.shape)
+    optimizer.step()
+    for param in params:
+        halves = param.grad.reshape(2, -1)
+        expected = 1 - halves / halves.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(param.detach().reshape(2, -1), expected)

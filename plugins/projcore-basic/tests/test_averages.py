@@ -283,3 +283,16 @@ def test_averages_of_accumulated_steps() -> None:
         rtol=1e-14,
         atol=1e-14,
     )
+
+
+def test_it_may_follow_what_is_final() -> None:
+    """It reads the update and hands it on, also that of a master copy or a line search."""
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    weight.grad = torch.ones_like(weight)
+    inner = To([LR(0.1)], "float32", master=True)
+    optimizer = Optimizer([weight], inner, PolyakAveraging())
+    optimizer.step()
+    optimizer.step()
+    expected = [torch.ones(3) - 0.1 * step for step in (1, 2)]
+    rounded = torch.stack([point.bfloat16().float() for point in expected]).mean(0)
+    assert torch.equal(averages(optimizer)[weight], rounded)

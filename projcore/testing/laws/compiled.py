@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
+from unittest import mock
 
 import torch
 
@@ -26,7 +28,8 @@ def compiled(subject: Subject) -> None:
     torch.compiler.reset()
     problem = make_problem(SHAPES)
     optimizer = Optimizer(problem.params, *subject.chain(), compile=True)
-    with warnings.catch_warnings():
+    one_graph = partial(torch.compile, fullgraph=True)  # so that a break of the graph is an error
+    with warnings.catch_warnings(), mock.patch.object(torch, "compile", one_graph):
         warnings.simplefilter("ignore")  # the compiler's own
         actual = take_steps(problem, optimizer, STEPS)
     ensure_close(

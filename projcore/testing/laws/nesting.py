@@ -86,4 +86,4 @@ def _stacks(subject: Subject) -> bool:
     problem = make_problem([(4, 3), (4, 3)])
     loss = problem.closure()
     point = problem.point()
-    return learnt(projection, point, point, loss).stacked
+    return projection.stacks or learnt(projection, point, point, loss).stacked

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, require, scalar
+from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
-from projcore_adaptive._batched import BatchedTransform
 from projcore_adaptive._complex import refuse_complex
 from projcore_adaptive._foreach import lerp_
 from projcore_adaptive._norms import mean_squares, root_mean_squares
@@ -47,7 +46,7 @@ def clipped_direction(
     return list(torch._foreach_div(update, [ratio.clamp(min=1) for ratio in excess]))
 
 
-class Adafactor(BatchedTransform):
+class Adafactor(Transform):
     r"""Divides by the root of a mean square that is kept as means of rows and of columns.
 
     For a matrix :math:`u` of shape ``(m, n)``, with :math:`t` counting steps from 1 and
@@ -103,6 +102,8 @@ class Adafactor(BatchedTransform):
         :math:`\epsilon_1` acts, and :math:`\eta` for 0.01, are torch's).
     """
 
+    scope = "tensor"
+    batched = True
     kinds = {"row_var": "opaque", "col_var": "opaque", "variance": "opaque", "step": "opaque"}
 
     def __init__(
@@ -137,8 +138,8 @@ class Adafactor(BatchedTransform):
             require(self, "lr", settings["lr"], minimum=0)
             require(self, "weight_decay", settings["weight_decay"], minimum=0)
 
-    def begin(
-        self, tensor: Tensor, settings: Settings, batch_dims: int
+    def init(
+        self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
         refuse_complex(self, tensor)
         step = torch.zeros((), dtype=torch.int64)

@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, require, scalar
-from projcore_adaptive._batched import BatchedTransform
+from projcore import Node, Settings, Transform, require, scalar
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._choice import require_choice
 from projcore_adaptive._complex import refuse_complex
@@ -25,7 +24,7 @@ def block_dims(tensor: Tensor, block: Block, batch_dims: int) -> tuple[int, ...]
     return tuple(range(first, tensor.ndim))
 
 
-class AdamMini(BatchedTransform):
+class AdamMini(Transform):
     r"""Adam whose second moment is one number for each tensor, or for each row of it.
 
     With :math:`t` counting steps from 1 and the mean over the elements of a block,
@@ -66,6 +65,8 @@ class AdamMini(BatchedTransform):
         blocks is its algorithm 3, and left to the user).
     """
 
+    scope = "tensor"
+    batched = True
     kinds = {"exp_avg": "first", "exp_avg_sq": "opaque", "step": "scalar"}
 
     def __init__(
@@ -82,8 +83,8 @@ class AdamMini(BatchedTransform):
         require_betas(self, settings)
         require(self, "eps", settings["eps"], minimum=0)
 
-    def begin(
-        self, tensor: Tensor, settings: Settings, batch_dims: int
+    def init(
+        self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
         refuse_complex(self, tensor)
         dims = block_dims(tensor, self.block, batch_dims)

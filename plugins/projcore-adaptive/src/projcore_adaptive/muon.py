@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, require, scalar
-from projcore_adaptive._batched import BatchedTransform
+from projcore import Node, Settings, Transform, require, scalar
 from projcore_adaptive._choice import require_choice
 from projcore_adaptive._foreach import lerp, lerp_
 from projcore_adaptive.adam import decay_
@@ -31,7 +30,7 @@ def adjustment(rows: int, columns: int, adjust_lr_fn: AdjustLR) -> float:
     return math.sqrt(max(1, rows / max(1, columns)))
 
 
-class Muon(BatchedTransform):
+class Muon(Transform):
     r"""Momentum, made orthogonal: all directions of a matrix are learnt at the same speed.
 
     For a matrix :math:`u` of shape ``(m, n)``,
@@ -78,6 +77,8 @@ class Muon(BatchedTransform):
         Liu et al., 2025, https://arxiv.org/abs/2502.16982 (section 2.2: decay, matched RMS).
     """
 
+    scope = "tensor"
+    batched = True
     kinds = {"momentum_buffer": "first"}
 
     def __init__(
@@ -111,8 +112,8 @@ class Muon(BatchedTransform):
         require(self, "momentum", settings["momentum"], minimum=0, maximum=1)
         require(self, "weight_decay", settings.get("weight_decay", 0.0), minimum=0)
 
-    def begin(
-        self, tensor: Tensor, settings: Settings, batch_dims: int
+    def init(
+        self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
         self.orthogonalizer.accept(tensor, batch_dims)
         return {"momentum_buffer": torch.zeros_like(tensor)}

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, require
+from projcore import Node, Settings, Transform, require
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore_adaptive._batched import BatchedTransform
 from projcore_adaptive._choice import require_choice
 from projcore_adaptive._complex import refuse_complex
 
@@ -115,7 +114,7 @@ class Orthogonalizer:
         return result.reshape(tensor.shape).to(tensor.dtype)
 
 
-class Orthogonalize(BatchedTransform):
+class Orthogonalize(Transform):
     r"""Replaces each matrix by the orthogonal one nearest to it: its singular values become 1.
 
     For :math:`u = P S Q^\top`, the reduced singular value decomposition,
@@ -167,6 +166,9 @@ class Orthogonalize(BatchedTransform):
         Bernstein & Newhouse, 2024, https://arxiv.org/abs/2409.20325 (section 3).
     """
 
+    scope = "tensor"
+    batched = True
+
     def __init__(
         self,
         method: Method = "newton_schulz",
@@ -182,8 +184,8 @@ class Orthogonalize(BatchedTransform):
         self.orthogonalizer.check(self)
         super().__init__()
 
-    def begin(
-        self, tensor: Tensor, settings: Settings, batch_dims: int
+    def init(
+        self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
         self.orthogonalizer.accept(tensor, batch_dims)
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Objective, Settings, State, Transform, require
+from projcore import Node, Settings, Transform, require
 from projcore_basic._norms import each_norm
 
 
@@ -73,13 +73,11 @@ class NormGrowthLimiter(Transform):
     def check(self, settings: Settings) -> None:
         require(self, "gamma", settings["gamma"], minimum=1)
 
-    def remember(self, objective: Objective, state: State) -> list[Settings]:
-        # Not in init, which is not told how many dimensions index items.
-        for node, tensor in zip(state.nodes, objective.template, strict=True):
-            if "norm" not in node:
-                shape = (*tensor.shape[: objective.batch_dims], 1)
-                node["norm"] = tensor.new_zeros(shape, dtype=_wide(tensor).to_real())
-        return super().remember(objective, state)
+    def init(
+        self, tensor: Tensor, settings: Settings, batch_dims: int = 0
+    ) -> dict[str, Tensor | float]:
+        shape = (*tensor.shape[:batch_dims], 1)
+        return {"norm": tensor.new_zeros(shape, dtype=_wide(tensor).to_real())}
 
     def apply(
         self,

@@ -76,6 +76,7 @@ class PolyakAveraging(Transform):
     needs = frozenset({"params"})
     kinds = {"average": "first", "step": "scalar"}
     final = True
+    observes = True
 
     def __init__(self, beta: float | None = None) -> None:
         super().__init__({"beta": beta})

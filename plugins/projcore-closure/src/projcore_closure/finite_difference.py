@@ -23,10 +23,9 @@ class FiniteDifference(Evaluating):
     evaluates one point at a time. Inside a projection to `r` numbers there are `2 r` of them. What
     came in is not used, so it stands first.
 
-    No gradient is read. Yet the optimizer moves only parameters that have one: the closure given to
-    ``step`` may run backward or, if it does not, set each ``grad`` to zeros once, beforehand. Line
-    searches and `LBFGS` read gradients, so after this they need a closure that runs backward. A
-    complex element is a pair of reals. A parameter without a gradient stays where it is.
+    No gradient is read, and the closure need not run backward. Line searches and `LBFGS` do read
+    gradients, so after this they need a closure that does. A complex element is a pair of reals. A
+    parameter that requires no gradient stays where it is.
 
     Args:
         perturbation: :math:`\varepsilon`, above 0. By default the cube root of the dtype's rounding
@@ -52,6 +51,8 @@ class FiniteDifference(Evaluating):
     References:
         Nocedal and Wright, Numerical Optimization, 2nd edition, 2006, equation 8.7.
     """
+
+    gradient_free = True
 
     def __init__(self, perturbation: float | None = None) -> None:
         super().__init__({"perturbation": perturbation})

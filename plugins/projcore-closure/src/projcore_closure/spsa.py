@@ -23,13 +23,12 @@ class SPSA(Evaluating):
     ``samples``. What came in is not used, so it stands first; momentum and a small learning rate
     come after it. Inside a projection to few dimensions the variance is small.
 
-    No gradient is read. Yet the optimizer moves only parameters that have one: the closure given to
-    ``step`` may run backward or, if it does not, set each ``grad`` to zeros once, beforehand. Line
-    searches and `LBFGS` read gradients, so after this they need a closure that runs backward.
+    No gradient is read, and the closure need not run backward. Line searches and `LBFGS` do read
+    gradients, so after this they need a closure that does.
 
     The signs follow from ``seed`` and the number of steps: torch's random state is not touched, and
     a run that is resumed draws what it would have drawn. On another kind of device they are others.
-    A complex element is a pair of reals. A parameter without a gradient stays where it is.
+    A complex element is a pair of reals. A parameter that requires no gradient stays where it is.
 
     Args:
         perturbation: `c`, above 0, in units of the parameters. Not below what their dtype can
@@ -59,6 +58,7 @@ class SPSA(Evaluating):
         Spall, 1992, https://doi.org/10.1109/9.119632, equations 2.1 and 2.2.
     """
 
+    gradient_free = True
     kinds = {"step": "scalar"}
 
     def __init__(self, perturbation: float = 1e-3, samples: int = 1, seed: int = 0) -> None:
