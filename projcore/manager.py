@@ -17,7 +17,7 @@ from projcore._outcome import BAD, api_mismatch, cure, describe, restart, story
 from projcore._scan import Found, canonical, scan
 from projcore._switches import DISABLE, STRICT, Switches
 from projcore.component import KINDS, Component, Example, Kind, Plugin, make_component
-from projcore.errors import ArgumentError, ArgumentTypeError, PluginError, PluginWarning, suggest
+from projcore.errors import ArgumentError, PluginError, PluginWarning, suggest
 
 
 class Manager:
@@ -135,6 +135,8 @@ class Manager:
         torch_before = "torch" in sys.modules
         try:
             hooks = load()
+            if type(hooks).__hash__ is None:
+                hooks = _Hashable(hooks)
             plugin = replace(plugin, slow="torch" in sys.modules and not torch_before)
             mismatch = api_mismatch(hooks, required=bool(plugin.entry_point))
             if mismatch is not None:
@@ -159,11 +161,6 @@ class Manager:
             self._loading = None
 
     def _check_hooks(self, hooks: object) -> None:
-        if type(hooks).__hash__ is None:
-            raise ArgumentTypeError(
-                f"It is a {type(hooks).__name__}, which has no hash, so pluggy cannot tell it from "
-                "others. Pass a module, or an object of a class without __eq__."
-            )
         callers = self._pluggy.get_hookcallers(hooks) or []
         if not callers:
             raise ArgumentError(
@@ -267,6 +264,14 @@ class Manager:
             return plugin
         remedy = f"Use qualified names, or disable one with {DISABLE}."
         return replace(plugin, status="conflict", cause="; ".join(clashes), cure=remedy)
+
+
+class _Hashable:
+    """Stands for an object that has no hash, as a SimpleNamespace: pluggy keeps plugins in sets."""
+
+    def __init__(self, hooks: object) -> None:
+        names = [name for name in dir(hooks) if not name.startswith("__")]
+        vars(self).update({name: getattr(hooks, name) for name in names})
 
 
 class _Registrar:

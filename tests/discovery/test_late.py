@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from projcore import registry
@@ -75,3 +77,13 @@ def test_an_installed_one_of_its_name_found_later_gets_its_distributions(install
     installed.append(found("mine", plugin(modules={"two": "a:Two"}), "their-mine"))
     assert registry.get("module", "two").qualified == "their_mine:two"
     assert names() == ["mine:one", "their_mine:two"]
+
+
+def test_an_object_without_a_hash_will_do(installed, plugin):
+    """pluggy keeps plugins in sets: with one of these in it, no hook could be called again."""
+    hooks = SimpleNamespace(**vars(plugin(modules={"one": "a:One"})))
+    registry.register_plugin(hooks, "mine")
+    assert names() == ["mine:one"]
+    assert registry.manager.call("projcore_doctor") == []
+    registry.unregister_plugin("mine")
+    assert names() == []

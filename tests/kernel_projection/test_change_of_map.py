@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from projcore import Optimizer, ProjectionBase
 from projcore.errors import ProjcoreError
 from projcore.modules import Route
+from projcore.projections import To
 from projcore.testing.parts import Merge, Mix, Moments, Momentum, Scalars, Scale
 from projcore.testing.problem import flat
 from tests.kernel_projection.subspace import Remember, Subspace, WholeSubspace, given
@@ -327,3 +328,17 @@ def test_memory_inside_other_modules_moves_too(policy, kind):
     close(routed, plain)
     moved = memory(routed, optimizer, "0/modules/0/0/0")[0]
     close(moved, memory(plain, twin)[0])
+
+
+def test_a_cast_inside_carries_second_moments_too():
+    """A point in a cast is the same point: nothing is reset that would not be without the cast."""
+    shapes = ((4, 3), (5,))
+    plain, optimizer = run(
+        [Subspace([Moments(), Scale()], given(OLD, NEW), "transport")], 4, shapes
+    )
+    cast = Subspace([To([Moments()], torch.float64), Scale()], given(OLD, NEW), "transport")
+    inside, twin = run([cast], 4, shapes)
+    close(inside, plain)
+    moved = memory(inside, twin, "0/modules/0/modules/0")[0]
+    close(moved, memory(plain, optimizer)[0])
+    assert moved["step"] == 4

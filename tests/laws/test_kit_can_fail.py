@@ -42,6 +42,35 @@ class TransposedParams(Mix):
         return super().project(tensors, params, grads, loss, states, settings, "update")
 
 
+class IdentityFirst(ProjectionBase):
+    """Learns a shear from the second time on, and projects by it where its transpose is due."""
+
+    scope = "tensor"
+
+    def __init__(self, modules):
+        super().__init__(modules, project_params=True, project_grad=True)
+
+    def init(self, tensor, settings):
+        return {"count": 0, "shear": 0.0}
+
+    def refresh(self, tensors, params, grads, loss, states, settings):
+        return [{"count": s["count"] + 1, "shear": 0.5 * (s["count"] > 0)} for s in states]
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        sign = -1 if current == "params" else 1
+        return [self.move(t, sign * s["shear"]) for t, s in zip(tensors, states, strict=True)]
+
+    def unproject(self, projected_tensors, params, grads, loss, states, settings, current):
+        pairs = zip(projected_tensors, states, strict=True)
+        return [self.move(t, s["shear"]) for t, s in pairs]
+
+    def move(self, tensor, shear):
+        x = flat([tensor])
+        if len(x) < 2:
+            return tensor
+        return shaped(torch.cat([x[:1] + shear * x[1:2], x[1:]]), [tensor])[0]
+
+
 class Undeclared(Mix):
     """Reads params, and does not say so."""
 
@@ -209,6 +238,7 @@ BROKEN = [
     (Counting, (), {}, "recipe", ()),
     (Unchecked, (), {}, "settings", ()),
     (TransposedParams, LINEAR, {}, "round_trip", ()),
+    (IdentityFirst, LINEAR | {"data_dependent"}, {}, "adjoint", ("composition", "nesting")),
     (Undeclared, LINEAR, {}, "round_trip", ("adjoint", "composition", "nesting")),
     (WrongInFloat32, LINEAR, {}, "adjoint", ()),
     (Mix, LINEAR | {"lossless", "orthonormal"}, {}, "adjoint", ("round_trip", "invariance")),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from projcore import Optimizer, Transform
+from projcore import Optimizer, ProjectionBase, Transform
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LR, Adam, Normalize
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
@@ -134,3 +134,25 @@ def test_a_final_module_may_stand_where_points_are_the_same(master: bool) -> Non
 def test_a_master_copy_may_not_stand_in_another_cast() -> None:
     with pytest.raises(ArgumentError, match="Use it outside this projection"):
         To([VectorProjection([To([LR(0.1)], "float64", master=True)])], "float32")
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (1,), ()])
+def test_pairs_that_lie_askew_are_copied(shape: tuple[int, ...]) -> None:
+    """A projection inside may well return views of a larger tensor."""
+
+    class Askew(ProjectionBase):
+        scope = "tensor"
+
+        def project(self, tensors: list[torch.Tensor], *_: Any) -> list[torch.Tensor]:
+            return tensors
+
+        def unproject(self, projected_tensors: Any, *_: Any) -> list[torch.Tensor]:
+            return [
+                torch.cat([tensor.new_zeros(1), tensor.reshape(-1)])[1:].view(tensor.shape)
+                for tensor in projected_tensors
+            ]
+
+    weight = torch.nn.Parameter(torch.ones(shape, dtype=torch.complex64))
+    weight.grad = torch.full_like(weight, 1 + 2j)
+    Optimizer([weight], ViewAsReal([Askew([LR(0.5)])])).step()
+    assert torch.equal(weight.detach(), torch.full_like(weight, 0.5 - 1j))

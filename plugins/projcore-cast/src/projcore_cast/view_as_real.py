@@ -63,6 +63,14 @@ class ViewAsReal(ProjectionBase):
         **kwargs: Any,
     ) -> list[Tensor]:
         return [
-            torch.view_as_complex(tensor.contiguous()) if param.is_complex() else tensor
+            _as_complex(tensor) if param.is_complex() else tensor
             for tensor, param in zip(projected_tensors, params, strict=True)
         ]
+
+
+def _as_complex(pairs: Tensor) -> Tensor:
+    """Views pairs as complex numbers; copies those that do not lie in memory as pairs."""
+    pairs = pairs.contiguous()  # which leaves strides of dimensions of one element as they are
+    if pairs.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
+        pairs = pairs.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(pairs)
