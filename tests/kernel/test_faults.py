@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from projcore import Optimizer, ProjectionBase, Transform, registry
+from projcore import Module, Optimizer, ProjectionBase, Transform, build, registry
 from projcore.modules import LBFGS, LR, Adam, Backtracking, ClipNorm, HeavyBall, StrongWolfe
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 
@@ -174,8 +174,10 @@ def test_a_fault_at_every_operation_of_every_module(
     spec: str, snapshot: Any, same: Any, monkeypatch: Any
 ) -> None:
     # Rules about shapes find no matrix in a vector.
-    chain = spec if spec.startswith("route") else VectorProjection([spec])
-    monkeypatch.setitem(CHAINS, "it", (lambda: [chain], False))
+    chain: list[Module] = [build(spec) if spec.startswith("route") else VectorProjection([spec])]
+    if not chain[0].final:
+        chain.append(LR(1e-3))  # the loss is steep
+    monkeypatch.setitem(CHAINS, "it", (lambda: chain, False))
     count, inexact = count_inexact("it", 2, snapshot, same)
     print(f"{spec}: {count} operations, {inexact} retries differ")
     if not any(begin("it", 1).state.values()):

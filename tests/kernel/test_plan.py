@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from projcore import Module, Optimizer, ProjectionBase, Transform, registry
 from projcore.core import pieces
+from projcore.errors import ArgumentError
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall, Normalize
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -72,13 +73,27 @@ def elementwise() -> list[Module]:
 
 
 def layouts() -> list[tuple[type[ProjectionBase], dict[str, Any]]]:
-    """All registered layout projections, with each example's settings."""
-    return [
+    """All registered layout projections that take any shapes, with each example's settings."""
+    found = [
         (registry.load("projection", component.qualified), example)
         for component in registry.components("projection")
         for example in examples(component)
         if "layout" in component.tags
     ]
+    return [(cls, example) for cls, example in found if takes_anything(cls, example)]
+
+
+def takes_anything(cls: type[ProjectionBase], example: dict[str, Any]) -> bool:
+    """Whether it neither needs certain shapes, nor refuses to stand inside a stack."""
+    make: Any = cls
+    try:
+        for shape in ((), (0,), (3,), (2, 3)):
+            inside = make([ClipNorm(1.0)], **example)
+            Optimizer([Parameter(torch.ones(shape))], ScalarProjection([inside]))
+            Optimizer([Parameter(torch.ones(shape))], make([ClipNorm(1.0)], **example))
+    except ArgumentError:
+        return False
+    return True
 
 
 def test_there_is_something_to_test() -> None:
