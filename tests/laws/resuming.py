@@ -16,7 +16,6 @@ from projcore import Module, registry
 from projcore.errors import ProjcoreError
 from projcore.testing.law import Violation, ensure_equal
 from projcore.testing.laws.resume import ensure_same_memory
-from projcore.testing.parts import Momentum, Scale
 from projcore.testing.problem import Problem, make_problem
 from projcore.testing.run import make_optimizer, remembered, take_steps
 from projcore.testing.subject import Subject, as_subjects
@@ -32,34 +31,38 @@ def subjects(kind: str) -> list[Subject]:
     return [s for component in registry.components(kind) for s in as_subjects(component)]
 
 
-def cases() -> Iterator[tuple[str, Build]]:
-    """Yields each module bare and in each projection, and each projection in each other one.
+def cases() -> Iterator[tuple[str, Build, tuple[torch.dtype, ...]]]:
+    """Yields each module bare in all dtypes, and each component in and around some others.
 
-    All modules take turns in standing inside two projections: each pair gets three of them.
+    All pairs would be tens of thousands: partners and dtypes are dealt out in turn.
     """
     modules, projections = subjects("module"), subjects("projection")
     for module in modules:
-        yield module.name, module.chain
-    for outer, module in itertools.product(projections, modules):
-        yield f"{module.name} in {outer.name}", lambda o=outer, m=module: [o.around(*m.chain())]
-    turns = itertools.cycle(modules)
-    for outer, inner in itertools.product(projections, projections):
+        yield module.name, module.chain, DTYPES
+    dtypes, outers, inners = map(itertools.cycle, (DTYPES, projections, modules))
+    pairs = [(outer, module) for module in modules for outer in itertools.islice(outers, 3)]
+    pairs += [(outer, module) for outer in projections for module in itertools.islice(inners, 4)]
+    for outer, module in pairs:
         yield (
-            f"momentum in {inner.name} in {outer.name}",
-            lambda o=outer, i=inner: [o.around(i.around(Momentum(), Scale()))],
+            f"{module.name} in {outer.name}",
+            lambda o=outer, m=module: [o.around(*m.chain())],
+            (next(dtypes),),
         )
-        for module in itertools.islice(turns, 3):
+    for outer in projections:
+        for inner in itertools.islice(outers, 4):
+            module = next(inners)
             yield (
                 f"{module.name} in {inner.name} in {outer.name}",
                 lambda o=outer, i=inner, m=module: [o.around(i.around(*m.chain()))],
+                (next(dtypes),),
             )
 
 
 def save(path: str) -> tuple[list[str], list[str]]:
     """Takes steps, saves, takes more, saves where they led; returns which ran or were refused."""
     saved, refused = {}, []
-    for (name, build), dtype in itertools.product(cases(), DTYPES):
-        name = f"{name}, {dtype}"
+    made = [(f"{name}, {dtype}", build, dtype) for name, build, each in cases() for dtype in each]
+    for name, build, dtype in made:
         problem = make_problem(SHAPES, dtype)
         try:
             optimizer = make_optimizer(problem, build())
@@ -85,7 +88,7 @@ def clone(value):
 
 def resume(path: str) -> Iterator[str]:
     """Goes on from what was saved; yields what does not end where it should."""
-    builds = dict(cases())
+    builds = {name: build for name, build, _ in cases()}
     for name, entry in torch.load(path, weights_only=True).items():
         problem = Problem(entry["point"])
         optimizer = make_optimizer(problem, builds[name.rpartition(", ")[0]]())

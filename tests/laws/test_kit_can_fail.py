@@ -279,7 +279,8 @@ def drop_last():
 def test_that_law_reports_it(cls, tags, example, law, implied):
     results = check_component(subject(cls, tags, **example))
     failed = {result.law: result.message for result in results if result.status == "failed"}
-    assert set(failed) == {law, *implied}, failed
+    # What is broken may also break in, or around, some projection that happens to be registered.
+    assert {law, *implied} <= set(failed) <= {law, *implied, "nesting"}, failed
     assert cls.__name__ in failed[law]
     assert f"{law!r}" in failed[law]
 

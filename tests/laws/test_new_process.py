@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from projcore.testing.parts import Momentum, Scale
+
 SCRIPT = Path(__file__).with_name("resuming.py")
-REASONS = ("must reach the parameters as it is", "imaginary part would be lost")
 
 
 def test_resume_is_bitwise_in_a_new_process(tmp_path):
@@ -25,18 +26,17 @@ def test_resume_is_bitwise_in_a_new_process(tmp_path):
     assert result.stdout.splitlines() == []
 
     modules, projections = script["subjects"]("module"), script["subjects"]("projection")
-    assert len(names) > len(modules) * (1 + len(projections))
+    assert len(names) > 3 * (len(modules) + len(projections))
     for subject in (*modules, *projections):
         assert any(name.startswith(subject.name) or f" in {subject.name}" in name for name in names)
-    for reason in refused:
-        assert any(known in reason for known in REASONS), reason
+    assert len(refused) < len(names) / 5, refused  # with a sentence each, or it had been raised
 
 
 def test_a_difference_is_seen(tmp_path):
     path = tmp_path / "saved.pt"
     script = runpy.run_path(str(SCRIPT))
     script["save"].__globals__["cases"] = lambda: [
-        ("a", lambda: [script["Momentum"](), script["Scale"]()])
+        ("a", lambda: [Momentum(), Scale()], script["DTYPES"])
     ]
     script["save"](str(path))
     saved = torch.load(path, weights_only=True)

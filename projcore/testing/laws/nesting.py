@@ -41,8 +41,8 @@ def nesting(subject: Subject) -> str | None:
 
 
 def projections() -> list[Subject]:
-    """Returns all registered projections, and the kit's own."""
-    registered = [s for each in registry.components("projection") for s in as_subjects(each)]
+    """Returns all registered projections, each with its first example, and the kit's own."""
+    registered = [as_subjects(each)[0] for each in registry.components("projection")]
     linear = frozenset({"linear"})
     own = [Subject(cls, cls.__name__, linear) for cls in (Merge, Scalars, Mix)]
     return [*own, *registered]
