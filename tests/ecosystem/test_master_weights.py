@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from projcore import Chain, Optimizer, errors
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
+from projcore.testing.parts import Mix
 
 
 def chain(dtype: str = "float32") -> To:
@@ -156,16 +157,19 @@ def test_nothing_may_follow(case: str) -> None:
 
 @pytest.mark.parametrize(
     "build",
-    [lambda: To([chain()], "float64"), lambda: ViewAsReal([VectorProjection([chain()])])],
+    [lambda: To([chain()], "float64"), lambda: Mix([VectorProjection([chain()])])],
 )
 def test_no_map_that_computes_may_stand_around_it(build: Any) -> None:
     with pytest.raises(errors.ArgumentError, match="must reach the parameters"):
         build()
 
 
-def test_layouts_may(same: Any) -> None:
+def test_layouts_and_views_may(same: Any) -> None:
     results = []
-    for build in (lambda: chain(), lambda: VectorProjection([ScalarProjection([chain()])])):
+    for build in (
+        lambda: chain(),
+        lambda: VectorProjection([ViewAsReal([ScalarProjection([chain()])])]),
+    ):
         params = [Parameter(torch.ones(shape, dtype=torch.bfloat16)) for shape in ((3,), ())]
         optimizer = Optimizer(params, build())
         for step in range(20):
