@@ -40,6 +40,8 @@ TAGS = {
     "linear": "The map is linear: a closure inside is evaluated at $x_0 + U (z - z_0)$.",
     "lossless": "What goes in comes out as it was: $U U^+ x = x$.",
     "orthonormal": "$U^\\top U = I$: lengths and angles inside are those outside.",
+    "redundant": "There are more coordinates inside than the map has rank, as where it pads: "
+    "`project` undoes `unproject` for what a tensor projects to, and not for every $z$.",
     "layout": "Elements are only rearranged; elementwise modules inside cost nothing extra.",
     "data_dependent": "The map is learnt from the tensors, in `refresh`.",
     "stochastic": "It draws random numbers.",

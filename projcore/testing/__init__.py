@@ -24,7 +24,8 @@ For tests of your own, `projcore.testing.strategies.tensor_lists` draws tensors 
 dtypes and strides with hypothesis, which has to be installed for it.
 
 Which laws apply follows from a component's kind and from the tags it is registered with:
-``linear``, ``lossless``, ``orthonormal``, ``layout``, ``data_dependent``, ``stochastic``.
+``linear``, ``lossless``, ``orthonormal``, ``redundant``, ``layout``, ``data_dependent``,
+``stochastic``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Module, Optimizer
+from projcore.core.describe import outline
 from projcore.errors import ProjcoreError
 from projcore.testing.law import NotApplicable
 from projcore.testing.map import Map, learnt
@@ -23,6 +24,8 @@ def make_optimizer(
     """Returns an optimizer; without `plan`, layout projections run as the recipe says."""
     optimizer = Optimizer(problem.params if groups is None else groups, *modules)
     optimizer._elide = plan
+    if not plan:  # what refuses its tensors inside does so when the optimizer is built
+        outline(optimizer, optimizer.param_groups)
     return optimizer
 
 

@@ -15,7 +15,17 @@ from projcore.errors import ArgumentError, ArgumentTypeError
 if TYPE_CHECKING:
     from projcore.core import Module, ProjectionBase
 
-TAGS = frozenset({"linear", "lossless", "orthonormal", "layout", "data_dependent", "stochastic"})
+TAGS = frozenset(
+    {
+        "linear",
+        "lossless",
+        "orthonormal",
+        "redundant",
+        "layout",
+        "data_dependent",
+        "stochastic",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +36,8 @@ class Subject:
         cls: The class.
         name: What the results call it.
         tags: Which laws it claims to keep: ``"linear"``, ``"lossless"``, ``"orthonormal"``,
-            ``"layout"``; and why others do not apply: ``"data_dependent"``, ``"stochastic"``.
-            A class with ``layout = True`` has the first four.
+            ``"layout"``; and why others do not apply: ``"redundant"``, ``"data_dependent"``,
+            ``"stochastic"``. A class with ``layout = True`` has the first four.
         example: Keyword arguments; of a projection, those beside ``modules``.
         spec: The name by which `projcore.build` knows it, or None.
     """

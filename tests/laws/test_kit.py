@@ -12,7 +12,7 @@ import torch
 from projcore import ProjectionBase, registry
 from projcore.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from projcore.plugin import hookimpl
-from projcore.testing import check_component, checks, parts, summary
+from projcore.testing import Subject, check_component, checks, parts, summary
 from projcore.testing.law import same_bits
 from projcore.testing.subject import as_subjects
 
@@ -179,3 +179,27 @@ def test_bits_of_a_tensor_with_a_stride_of_its_own():
     one = torch.ones(3)[::2][:1]
     assert same_bits(one, torch.ones(1))
     assert not same_bits(one, torch.zeros(1))
+
+
+class Padded(ProjectionBase):
+    """Appends a zero to each tensor: one coordinate inside stands for nothing outside."""
+
+    scope = "tensor"
+
+    def __init__(self, modules):
+        super().__init__(modules, project_params=True, project_grad=True)
+
+    def project(self, tensors, *_, **__):
+        return [torch.cat([tensor.reshape(-1), tensor.new_zeros(1)]) for tensor in tensors]
+
+    def unproject(self, projected_tensors, params, *_, **__):
+        pairs = zip(projected_tensors, params, strict=True)
+        return [tensor[:-1].reshape(param.shape) for tensor, param in pairs]
+
+
+@pytest.mark.parametrize("redundant", [False, True])
+def test_redundant_maps_need_not_keep_every_z(redundant):
+    tags = {"linear", "lossless", "orthonormal", *(["redundant"] if redundant else [])}
+    results = check_component(Subject(Padded, "Padded", frozenset(tags)))
+    failed = {result.law for result in results if result.status == "failed"}
+    assert failed == (set() if redundant else {"round_trip", "adjoint"})
