@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from projcore import ProjectionBase
+from projcore import Node, Objective, ProjectionBase, Row, Rules, Settings, State
 from projcore.errors import ArgumentError
+from projcore_structural._parts import Parted, alike, choose, items
+
+BY = ("all", "group", "dtype")
 
 
 def merge(tensors: list[Tensor], owner: str) -> Tensor:
@@ -35,8 +38,8 @@ def split(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
     return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-class VectorProjection(ProjectionBase):
-    r"""Runs modules on one vector, the concatenation of all tensors.
+class VectorProjection(Parted):
+    r"""Runs modules on one vector, the concatenation of all tensors; or on a few.
 
     With :math:`x_1, \dots, x_k` of :math:`n_1, \dots, n_k` elements, inside there is one tensor of
     shape :math:`(n_1 + \dots + n_k,)`: the elements in row-major order. The map is a permutation:
@@ -47,13 +50,19 @@ class VectorProjection(ProjectionBase):
     A parameter without a gradient counts as zero gradient in the vector, and is not moved.
 
     Args:
-        modules: What to run on the vector.
+        modules: What to run on the vector, or on all vectors.
         project_update: Hand the incoming update in.
         project_params: Let modules inside read parameters and evaluate the closure.
         project_grad: Let modules inside read gradients.
+        by: What becomes a vector of its own: ``"all"`` tensors, those of each ``"group"`` of
+            parameters, those of each ``"dtype"`` and device, or a list of rules by name and shape
+            (``["*.bias", "ndim==2", "*"]``, see `projcore.Rules`): those of each rule, where the
+            first that holds counts.
 
     Raises:
-        ArgumentError: If tensors differ in dtype or device; merge them inside `To`.
+        ArgumentError: If tensors of one vector differ in dtype or device; merge them ``by="dtype"``
+            or inside `To`. If `by` is something else; when the optimizer is built, if a tensor has
+            no rule, or a rule no tensor.
 
     Cost: one copy of the update on the way in, none on the way out; elementwise modules cost
     nothing extra.
@@ -64,8 +73,14 @@ class VectorProjection(ProjectionBase):
         >>> model = torch.nn.Linear(3, 2)
         >>> optimizer = Optimizer(model.parameters(), VectorProjection([LBFGS(), StrongWolfe()]))
 
+        Clip the norm of all biases together, and that of all weights:
+
+        >>> inner = VectorProjection(["clip_norm(1.0, per_tensor=True)"], by=["*.bias", "*"])
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 4))
+        >>> optimizer = Optimizer(model.named_parameters(), inner, "lr(0.1)")
+
     References:
-        torchzero's `VectorProjection` has the same interface.
+        torchzero's `VectorProjection` has the same interface, without `by`.
     """
 
     layout = True
@@ -76,21 +91,75 @@ class VectorProjection(ProjectionBase):
         project_update: bool = True,
         project_params: bool = True,
         project_grad: bool = True,
+        by: str | Sequence[str] = "all",
     ) -> None:
+        if isinstance(by, str) and by not in BY:
+            raise ArgumentError(
+                f"VectorProjection was given by={by!r}. It is one of {', '.join(map(repr, BY))}, "
+                f"or a list of rules. Pass one, or [{by!r}, '*'] if that is a rule."
+            )
+        self.by = by if isinstance(by, str) else "rules"
+        self.rules = None if isinstance(by, str) else Rules(by, "VectorProjection")
         super().__init__(modules, project_update, project_params, project_grad)
 
-    def project(self, tensors: list[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
-        return [merge(list(tensors), "VectorProjection")]
+    def parts(self, objective: Objective) -> Sequence[int] | None:
+        """The number of each tensor's vector, where groups or names make it."""
+        if self.rules is not None:
+            return choose(self.rules, objective)
+        if self.by != "group":
+            return None
+        numbers = {group: i for i, group in enumerate(dict.fromkeys(objective.groups))}
+        return [numbers[group] for group in objective.groups]
+
+    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
+        if self.rules is not None:
+            self.rules.choose(objective.names, items(objective), complete=True)
+        super().prepare(objective, state, rows)
+
+    def origins(
+        self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
+    ) -> list[list[int]]:
+        if self.by == "dtype":
+            return alike(params, lambda param: None)
+        vectors: dict[int, list[int]] = {}
+        for i, number in enumerate(self.numbers(params, states, self.rules)):
+            vectors.setdefault(number, []).append(i)
+        return list(vectors.values())
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        given = list(tensors)
+        return [
+            merge([given[i] for i in vector], "VectorProjection")
+            for vector in self.origins(params, states, settings, 0)
+        ]
 
     def unproject(
         self,
         projected_tensors: Iterable[Tensor],
         params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
         *args: Any,
         **kwargs: Any,
     ) -> list[Tensor]:
-        (vector,) = projected_tensors
-        return split(vector, params)
+        result: dict[int, Tensor] = {}
+        vectors = self.origins(params, states, settings, 0)
+        for indices, vector in zip(vectors, projected_tensors, strict=True):
+            pieces = split(vector, [params[i] for i in indices])
+            result.update(zip(indices, pieces, strict=True))
+        return [result[i] for i in range(len(params))]
 
 
 class ScalarProjection(ProjectionBase):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from projcore import Module, Objective, Row, Rules, State, as_module
 from projcore.errors import ArgumentTypeError
+from projcore_structural._parts import choose, items
 
 Predicate = Callable[["str | None", Tensor], bool]
 
@@ -78,8 +78,7 @@ class Route(Module):
         return result
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        items = _items(objective)
-        routes = self.rules.choose(objective.names, items, complete=True)
+        routes = self.rules.choose(objective.names, items(objective), complete=True)
         for node, route in zip(state.nodes, routes, strict=True):
             node["route"] = route
         shapes = [tuple(tensor.shape) for tensor in objective.template]
@@ -94,9 +93,7 @@ class Route(Module):
         """The index of each tensor's route; in a trace, as the eager step before noted it."""
         if torch.compiler.is_compiling():
             return [node["route"] for node in state.nodes]
-        items = _items(objective)
-        shapes, dtypes = tuple(t.shape for t in items), tuple(t.dtype for t in items)
-        routes = _choose(self.rules, tuple(objective.names), shapes, dtypes)
+        routes = choose(self.rules, objective)
         for node, route in zip(state.nodes, routes, strict=True):
             node["route"] = route
         return routes
@@ -109,28 +106,3 @@ class Route(Module):
             if chosen:
                 parts.append((name, chosen))
         return parts
-
-
-def _items(objective: Objective) -> list[Tensor]:
-    """One tensor for each of the objective's, without its dimensions of a batch."""
-    if not objective.batch_dims:
-        return objective.template
-    shapes = [tensor.shape[objective.batch_dims :] for tensor in objective.template]
-    return [
-        tensor.new_empty(shape, device="meta")
-        for tensor, shape in zip(objective.template, shapes, strict=True)
-    ]
-
-
-@lru_cache(maxsize=256)
-def _choose(
-    rules: Rules,
-    names: tuple[str | None, ...],
-    shapes: tuple[torch.Size, ...],
-    dtypes: tuple[torch.dtype, ...],
-) -> list[int]:
-    tensors = [
-        torch.empty(shape, dtype=dtype, device="meta")
-        for shape, dtype in zip(shapes, dtypes, strict=True)
-    ]
-    return rules.choose(names, tensors)

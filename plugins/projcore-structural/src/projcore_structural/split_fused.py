@@ -1,0 +1,171 @@
+"""Fused weights as the weights that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Objective, Row, Rules, Settings, State
+from projcore.errors import ArgumentError
+from projcore_structural._parts import Parted, as_tuple, choose, refuse_stacks
+
+
+class SplitFused(Parted):
+    r"""Runs modules on the parts of fused weights, each part a tensor of its own.
+
+    Layers often keep several matrices in one parameter: query, key and value, gate and up, or the
+    heads of an attention. A module that works on each tensor by itself (a norm, an
+    orthogonalisation, a low rank) then treats them as one. Inside, they are
+
+    .. math:: x_1, \dots, x_k \quad \text{with} \quad x = [x_1 \; \dots \; x_k]
+
+    along one dimension. Tensors that are not split pass as they are, to the same modules.
+
+    Args:
+        modules: What to run on the parts.
+        parts: How many parts of equal length (3 for query, key and value; the number of heads), or
+            the length of each.
+        dim: The dimension along which they lie.
+        where: Which parameters to split, as text (``"*.qkv.weight"``, see `projcore.Rules`) or
+            several texts, one of which must hold. None for all that the parts fit: the length along
+            `dim` is the sum of the lengths, or a multiple of the number.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If `parts` is below 1; when the optimizer is built, if nothing is split, or
+            the parts do not fit a parameter that `where` names.
+
+    Cost: none on the way in, where parts are views; a copy on the way out. Elementwise modules run
+    outside, at no cost. For many parts of equal shape put `Stack` inside.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Muon
+        >>> attention = torch.nn.MultiheadAttention(8, 2, bias=False)
+        >>> inner = SplitFused([Muon()], 3, where="in_proj_weight")
+        >>> optimizer = Optimizer(attention.named_parameters(), inner, LR(0.02))
+        >>> print(optimizer.describe().split("\n\n")[0])
+        parameter        shape   dtype    group  inside      state bytes
+        ---------------  ------  -------  -----  ----------  -----------
+        in_proj_weight   24 x 8  float32  0      3 of 8 x 8  768
+        out_proj.weight  8 x 8   float32  0      8 x 8       256
+    """
+
+    layout = True
+
+    def __init__(
+        self,
+        modules: Any,
+        parts: int | Sequence[int],
+        dim: int = 0,
+        where: str | Sequence[str] | None = None,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        lengths = as_tuple(parts)
+        self.sizes = None if isinstance(parts, int) else list(lengths)
+        self.count = parts if isinstance(parts, int) else len(lengths)
+        whole = all(type(n) is int and n >= 1 for n in lengths)
+        if not whole or not lengths:
+            raise ArgumentError(
+                f"SplitFused was given parts={parts!r}. It needs a number of parts, at least 1, or "
+                "the length of each, at least 1. Pass for example 3, or (512, 128, 128)."
+            )
+        self.dim = dim
+        self.rules = None
+        if where is not None:
+            texts = [where] if isinstance(where, str) else list(where)
+            self.rules = Rules([*texts, "*"], "SplitFused")
+        super().__init__(modules, project_update, project_params, project_grad)
+
+    def parts(self, objective: Objective) -> Sequence[int] | None:
+        """The number of each tensor's rule; the last is of those that no rule names."""
+        return None if self.rules is None else choose(self.rules, objective)
+
+    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
+        refuse_stacks(self, objective)
+        named = self.parts(objective)
+        if named is not None and self.rules is not None:
+            last = len(self.rules.rules) - 1
+            for tensor, part in zip(objective.template, named, strict=True):
+                if part < last and self.lengths(tensor) is None:
+                    raise ArgumentError(
+                        f"{self} was given a tensor of shape {tuple(tensor.shape)}, which its rule "
+                        f"{str(self.rules.rules[part])!r} names. Its parts do not fit dimension "
+                        f"{self.dim}. Correct parts, dim or where."
+                    )
+        super().prepare(objective, state, rows)
+        if all(len(pieces) < 2 for pieces in self._lengths(objective.template, state.nodes)):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in objective.template[:5])
+            raise ArgumentError(
+                f"{self} splits none of its {len(objective.template)} tensors, of shapes {shapes}. "
+                "Correct parts, dim or where, or remove it."
+            )
+
+    def lengths(self, tensor: Tensor) -> list[int] | None:
+        """Returns the lengths of the parts of a tensor, or None if they do not fit."""
+        if not -tensor.ndim <= self.dim < tensor.ndim:
+            return None
+        length = tensor.shape[self.dim]
+        if self.sizes is not None:
+            return self.sizes if sum(self.sizes) == length else None
+        return [length // self.count] * self.count if length and length % self.count == 0 else None
+
+    def _lengths(self, tensors: Sequence[Tensor], states: Sequence[Node]) -> list[list[int]]:
+        """Returns the lengths of the parts of each tensor; of one that is not split, none."""
+        if self.rules is None:
+            return [self.lengths(tensor) or [] for tensor in tensors]
+        last = len(self.rules.rules) - 1
+        return [
+            [] if part == last else self.lengths(tensor) or []
+            for tensor, part in zip(tensors, self.numbers(tensors, states, self.rules), strict=True)
+        ]
+
+    def origins(
+        self,
+        params: list[Tensor],
+        states: list[Node],
+        settings: list[Settings],
+        projected: int,
+    ) -> list[list[int]]:
+        lengths = self._lengths(params, states)
+        return [[i] for i, pieces in enumerate(lengths) for _ in range(len(pieces) or 1)]
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        result: list[Tensor] = []
+        for tensor, lengths in zip(tensors, self._lengths(params, states), strict=True):
+            result += torch.functional.split(tensor, lengths, self.dim) if lengths else [tensor]
+        return result
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        pieces = iter(projected_tensors)
+        result = []
+        for lengths in self._lengths(params, states):
+            parts = list(islice(pieces, len(lengths) or 1))
+            result.append(torch.cat(parts, self.dim) if lengths else parts[0])
+        return result

@@ -1,0 +1,93 @@
+"""Tensors of one shape as one stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from projcore import Node, Objective, ProjectionBase, Row, Settings, State
+from projcore_structural._parts import alike, refuse_stacks, stack
+
+
+class Stack(ProjectionBase):
+    r"""Runs modules on stacks of tensors of equal shape, in one call for each shape.
+
+    Of :math:`k` tensors of shape :math:`(m, n)`, and of one dtype on one device, inside there is
+    one of shape :math:`(k, m, n)` whose entries are independent tensors (``batch_dims`` is 1). A
+    module that can run on batches does the same as outside, in one call in place of :math:`k`;
+    where tensors are many and small, that is faster. The map is a permutation of the elements.
+
+    Parameters of one stack must agree on the settings of modules inside that are not elementwise.
+    One without a gradient counts as zero gradient in its stack, and is not moved.
+
+    Args:
+        modules: What to run on the stacks.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: When the optimizer is built, if it stands inside a projection that hands in
+            stacks already.
+
+    Cost: one copy of the update on the way in, none on the way out. Elementwise modules run outside
+    at no cost. A module of scope ``"tensor"`` that cannot run on batches runs on each entry.
+
+    Example:
+        >>> import torch
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Muon
+        >>> layers = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(12)])
+        >>> weights = [layer.weight for layer in layers]
+        >>> optimizer = Optimizer(weights, Stack([Muon()]), LR(0.02))
+        >>> print(optimizer.describe().split("\n\n")[1])
+        position     module           runs on
+        -----------  ---------------  -----------
+        0            stack([muon()])  12 x 4 x 4
+        0/modules/0    muon()         12 x 4 x 4
+        1            lr(0.02)         12 of 4 x 4
+    """
+
+    layout = True
+    stacks = True
+
+    def __init__(
+        self,
+        modules: Any,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        super().__init__(modules, project_update, project_params, project_grad)
+
+    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
+        refuse_stacks(self, objective)
+        super().prepare(objective, state, rows)
+
+    def origins(
+        self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
+    ) -> list[list[int]]:
+        return alike(params, _shape)
+
+    def project(
+        self, tensors: list[Tensor], params: list[Tensor], *args: Any, **kwargs: Any
+    ) -> list[Tensor]:
+        return [stack([tensors[i] for i in indices]) for indices in alike(params, _shape)]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        result: dict[int, Tensor] = {}
+        for indices, entries in zip(alike(params, _shape), projected_tensors, strict=True):
+            result.update(zip(indices, entries.unbind(0), strict=True))
+        return [result[i] for i in range(len(params))]
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

@@ -1,0 +1,116 @@
+"""Tensors as cubes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore import ProjectionBase, require
+from projcore_structural.reshape import back
+
+
+class Tensorize(ProjectionBase):
+    r"""Runs modules on each tensor as a cube: a square matrix, or one of more dimensions.
+
+    The :math:`n` elements, in row-major order and followed by zeros, fill a tensor of :math:`k`
+    dimensions whose sides are the least :math:`d` with :math:`d^k \ge n`; then, from the last side
+    on, each is made as short as the others allow, so there are fewer zeros than one layer has
+    elements. Vectors thus get what is made for matrices: Muon, Shampoo, SOAP.
+
+    The zeros are no parameters. An update has zeros there when it comes in, so norms and inner
+    products are those outside, and what modules return there is dropped. What a module remembers of
+    those places does no harm as long as it keeps to its place or to zeros. With :math:`U` the map
+    that drops them, :math:`U U^\top = I`: nothing is lost.
+
+    Put it inside `VectorProjection` for one cube of all parameters.
+
+    Args:
+        modules: What to run on the cubes.
+        ndim: The least :math:`k`, at least 1.
+        max_side: No side is longer than this, at least 2: :math:`k` grows as needed. None for no
+            bound.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If `ndim` is below 1 or `max_side` below 2.
+
+    Cost: a copy of what crosses; elementwise modules inside run on the zeros too.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Muon
+        >>> bias = torch.nn.Parameter(torch.zeros(10))
+        >>> optimizer = Optimizer([bias], Tensorize([Muon()]), LR(0.02))
+        >>> print(optimizer.describe().split("\n\n")[0])
+        parameter  shape  dtype    group  inside  state bytes
+        ---------  -----  -------  -----  ------  -----------
+        0          10     float32  0      4 x 3   48
+
+    References:
+        torchzero's `Tensorize` makes one cube of all parameters; its number of dimensions is one
+        too large where :math:`n` is a power of the side (a rounded logarithm).
+    """
+
+    scope = "tensor"
+    same_points = True
+
+    def __init__(
+        self,
+        modules: Any,
+        ndim: int = 2,
+        max_side: int | None = None,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        require(self, "ndim", ndim, minimum=1)
+        if max_side is not None:
+            require(self, "max_side", max_side, minimum=2)
+        self.ndim = ndim
+        self.max_side = max_side
+        super().__init__(modules, project_update, project_params, project_grad)
+
+    def project(self, tensors: list[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
+        result = []
+        for tensor in tensors:
+            shape = sides(tensor.numel(), self.ndim, self.max_side)
+            zeros = math.prod(shape) - tensor.numel()
+            flat = torch.nn.functional.pad(tensor.reshape(-1), (0, zeros))
+            result.append(flat.reshape(shape))
+        return result
+
+    def unproject(
+        self, projected_tensors: Iterable[Tensor], params: list[Tensor], *args: Any, **kwargs: Any
+    ) -> list[Tensor]:
+        flat = [
+            cube.reshape(-1)[: param.numel()]
+            for cube, param in zip(projected_tensors, params, strict=True)
+        ]
+        return back(flat, params)
+
+
+def sides(count: int, ndim: int, max_side: int | None = None) -> tuple[int, ...]:
+    """Returns the shape of the cube for so many elements, by whole numbers alone."""
+    if max_side is not None:
+        while max_side**ndim < count:
+            ndim += 1
+    side = root(count, ndim)
+    shape = [side] * ndim
+    for i in reversed(range(ndim)):
+        others = math.prod(shape) // max(shape[i], 1)
+        shape[i] = -(-count // max(others, 1))
+    return tuple(shape)
+
+
+def root(count: int, degree: int) -> int:
+    """Returns the least whole number whose power of that degree is at least `count`."""
+    result = int(count ** (1 / degree))  # rounded, so it may be too small, and never too large
+    while result**degree < count:
+        result += 1
+    return result
