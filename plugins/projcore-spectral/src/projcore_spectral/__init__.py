@@ -1,0 +1,22 @@
+"""Projections into fixed orthonormal bases: frequencies, signs and wavelets."""
+
+from typing import TYPE_CHECKING
+
+from projcore.plugin import lazy
+
+if TYPE_CHECKING:
+    from projcore_spectral.dct import DCT
+    from projcore_spectral.fourier import Fourier
+    from projcore_spectral.hadamard import Hadamard
+    from projcore_spectral.wavelets import Daubechies, Haar
+
+__all__ = ["DCT", "Daubechies", "Fourier", "Haar", "Hadamard"]
+
+__getattr__ = lazy(
+    __name__,
+    DCT="dct",
+    Daubechies="wavelets",
+    Fourier="fourier",
+    Haar="wavelets",
+    Hadamard="hadamard",
+)
