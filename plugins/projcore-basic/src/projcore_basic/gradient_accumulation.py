@@ -14,12 +14,12 @@ from projcore import (
     Node,
     Objective,
     ProjectionBase,
+    Row,
     Settings,
     State,
     as_module,
     require,
 )
-from projcore.core import Row
 from projcore.errors import ArgumentError, ArgumentTypeError
 
 INNER = "modules"
