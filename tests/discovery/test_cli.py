@@ -412,14 +412,14 @@ def test_new_plugin(capsys, tmp_path, monkeypatch):
         ("clip-norm", "projcore-basic has that name already"),
         ("vector-projection", "projcore-structural has that name already"),
         ("projcore-cast", "projcore-cast has that name already"),
-        ("haar2", "The projection 'spectral:haar2' (dist-spectral 1.0) has it already."),
-        ("spectral", "has it already."),
+        ("sound", "The projection 'sonic:sound' (dist-sonic 1.0) has it already."),
+        ("sonic", "has it already."),
     ],
 )
 def test_new_plugin_refuses_a_name(
     installed, plugin, found, name, reason, capsys, tmp_path, monkeypatch
 ):
-    installed.append(found("spectral", plugin(projections={"haar2": "a:Haar"})))
+    installed.append(found("sonic", plugin(projections={"sound": "a:Sound"})))
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "new-plugin", name)
     assert (code, out) == (1, "")

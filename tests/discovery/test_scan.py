@@ -10,7 +10,8 @@ STATUSES = """
     import json, warnings
     warnings.simplefilter("ignore")
     from projcore import registry
-    ours = ("adaptive", "basic", "cast", "closure", "lab", "structural")
+    from projcore._known import COMMANDS, KNOWN
+    ours = {each.extra for each in KNOWN} | set(COMMANDS.values())
     print(json.dumps([
         [each.name, each.distribution, each.version, each.status, each.cause, each.cure]
         for each in registry.plugins() if each.name not in ours
