@@ -11,8 +11,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from projcore_lab.lineup import PRESETS, TORCH_PRESETS
+from projcore_lab.lineup import PRESETS, TORCH_PRESETS, contender
 from projcore_lab.rosenbrock import Rosenbrock
+from projcore_lab.text import Text
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -44,12 +45,41 @@ def test_spaces_do_not_change_adam(compare):
 
 
 def test_every_preset_learns(compare):
-    result = compare("rosenbrock", *TORCH_PRESETS, *PRESETS, "--steps", "5", "--lr", "0.001")
+    presets = [*TORCH_PRESETS, *(name for name in PRESETS if name != "tiles-muon")]
+    result = compare("rosenbrock", *presets, "--steps", "5", "--lr", "0.001")
     runs = {run["name"]: run for run in result.data["runs"]}
-    assert list(runs) == [*TORCH_PRESETS, *PRESETS]
+    assert list(runs) == presets
     for run in runs.values():
         assert run["final"]["loss"] < run["checks"][0]["loss"], run
         assert run["lr"] in (0.001, None)
+
+
+def test_presets_in_other_spaces_train_the_text(compare, story):
+    presets = {"tiles-muon": 0.003, "haar-adam": 0.003, "fourier-lbfgs": None}
+    usual = ("torch-adam", "vector-lbfgs")
+    result = compare("text", *usual, *presets, "--steps", "12", "--text", str(story))
+    adam, lbfgs, *runs = result.data["runs"]
+    assert {run["name"]: run["lr"] for run in runs} == presets
+    for run in runs:
+        assert run["final"]["loss"] < 0.8 * run["checks"][0]["loss"], run
+        for other in (adam, lbfgs):  # the space changes something
+            assert run["losses"][2] != pytest.approx(other["losses"][2], rel=1e-3)
+    tiles, haar, fourier = runs
+    assert tiles["state_bytes"] < 0.6 * haar["state_bytes"]  # momentum alone, for matrices
+    assert fourier["state_bytes"] < 0.26 * lbfgs["state_bytes"]  # a quarter of the frequencies
+
+
+def test_tiles_are_what_muon_sees(story):
+    task = Text(0, story)
+    plan = contender("tiles-muon", task.lr).optimizer(task.model()).describe()
+    assert plan.count("\n0/0/modules/0") == 1
+    assert " 116 x 32 x 32\n" in plan  # the tiles of all matrices, in one batch
+
+
+def test_tiles_need_a_matrix(compare):
+    result = compare("rosenbrock", "tiles-muon", "--steps", "5")
+    assert result.code == 1
+    assert "'ndim>=2'" in result.output
 
 
 def test_a_spec_is_built_and_shown_as_given(compare):

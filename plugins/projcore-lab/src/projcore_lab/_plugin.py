@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PROJCORE_API = 1
 
 EPILOG = """\
-presets (the default is those marked *):
+presets (the default for text is those marked *):
   torch-adamw *    torch's own AdamW
   plain-adamw *    ours, "adamw(); lr(..)"
   vector-adamw *   with all parameters merged into one vector
@@ -22,7 +22,11 @@ presets (the default is those marked *):
   scalar-adamw *   with every parameter split into scalars
   vector-lbfgs *   L-BFGS with a strong Wolfe line search on one vector
   torch-adam, plain-adam, vector-adam, float64-adam, scalar-adam
-                   the same with Adam; on rosenbrock these are the default
+                   the same with Adam; on rosenbrock some of these are in the default
+  vector-newton, vector-descent
+                   Newton-CG, and gradient descent, with a line search on one vector
+  tiles-muon, haar-adam, fourier-lbfgs
+                   Muon on tiles, Adam on wavelets, L-BFGS on low frequencies
 
 example:
   projcore compare digits torch-adamw "vector([clip_norm(1.0), adam(), lr(0.003)])" --tune

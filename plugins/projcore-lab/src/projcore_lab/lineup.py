@@ -32,6 +32,14 @@ PRESETS = {
     "vector-lbfgs": "vector([lbfgs(history_size=10), strong_wolfe()])",
     "vector-newton": "vector([newton_cg(max_iterations=10, tolerance=0.01), strong_wolfe()])",
     "vector-descent": "vector([strong_wolfe()])",
+    "tiles-muon": (
+        "route({{'ndim>=2': block_partition([muon(adjust_lr_fn='match_rms_adamw')], size=(32, 32)),"
+        " '*': adam()}}); lr({lr})"
+    ),
+    "haar-adam": "haar([adam()]); lr({lr})",
+    "fourier-lbfgs": (
+        "vector([fourier([lbfgs(history_size=10), strong_wolfe()], keep=0.25)])"  # a low pass
+    ),
 }
 
 
