@@ -15,6 +15,7 @@ import projcore
 from projcore import registry
 from projcore._known import KNOWN
 from projcore._scan import canonical
+from projcore.cli.output import print_json
 from projcore.errors import ArgumentError
 from projcore.plugin import PROJCORE_API
 
@@ -65,6 +66,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     )
     parser.add_argument("--directory", type=Path, help="where; by default projcore-NAME, here")
     parser.add_argument("--author", help="for the licence and the metadata")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
@@ -80,6 +82,9 @@ def run(arguments: Namespace) -> int:
         )
     written = render(name, arguments.kind, author)
     _write(directory, written)
+    if arguments.json:
+        print_json({"name": name, "directory": str(directory), "files": sorted(written)})
+        return 0
     print(
         f"{directory}: {len(written)} files, a {arguments.kind} that works and its tests. Next:\n\n"
         f"  cd {shlex.quote(str(directory))}\n"

@@ -392,6 +392,15 @@ def test_new_plugin(capsys, tmp_path, monkeypatch):
     assert re.findall(r"\$\W", text) == ["${"]  # the workflow's own
 
 
+def test_new_plugin_in_json(installed, tmp_path, capsys):
+    folder = tmp_path / "made"
+    assert main(["new-plugin", "new-thing", "--directory", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["name"], facts["directory"]) == ("new_thing", str(folder))
+    assert "src/projcore_new_thing/new_thing.py" in facts["files"]
+    assert all((folder / file).is_file() for file in facts["files"])
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
