@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -24,7 +24,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_FIELDS = ("ndim", "numel", "shape", "dtype", "type")
+_FIELDS = ("ndim", "numel", "group", "shape", "dtype", "type")
 _COMPARISON = re.compile(r"([^=!<>]*)(==|!=|>=|<=|>|<)(.*)")
 
 
@@ -36,11 +36,13 @@ class Candidate:
         name: The parameter's name; None if it has none, or if the tensor is made from several.
         tensor: A tensor of its shape and dtype, without storage.
         types: Names of the classes of the model's module that owns it; None if not known.
+        group: The number of its parameter group; None if it has none, or is made from several.
     """
 
     name: str | None
     tensor: Tensor
     types: tuple[str, ...] | None = None
+    group: int | None = None
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.tensor.shape)) or "scalar"
@@ -56,6 +58,7 @@ class Rule:
     ``ndim==2``, ``numel>=1000``   a comparison: ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``
     ``shape==768x*``               its shape matches, one pattern for each dimension
     ``dtype==bfloat16``            its dtype
+    ``group==0``                   the number of its parameter group; not in `param_groups`
     ``type==Linear``               the class of its owner, or a base; in `param_groups` only
     =============================  ============================================================
 
@@ -124,6 +127,13 @@ class _Word:
             number = getattr(candidate.tensor, self.field)
             number = number() if callable(number) else number
             return _OPERATORS[self.compare](number, int(self.value))
+        if self.field == "group":
+            if candidate.group is None:
+                raise ArgumentError(
+                    f"The rule {rule!r} asks for the parameter group of a tensor that has none, or "
+                    "is made from several. Put the rule outside a projection that merges."
+                )
+            return _OPERATORS[self.compare](candidate.group, int(self.value))
         if self.field == "dtype":
             found = str(candidate.tensor.dtype).removeprefix("torch.") == self.value
         elif self.field == "shape":
@@ -135,7 +145,7 @@ class _Word:
             if candidate.types is None:
                 raise ArgumentError(
                     f"The rule {rule!r} asks for the type of a parameter's owner, which only the "
-                    "model knows. Use it in projcore.param_groups(model, ...)."
+                    "model knows. Use it in projcore.param_groups(model, ...), and then group==0."
                 )
             found = self.value in candidate.types
         return found == (self.compare == "==")
@@ -163,7 +173,7 @@ def _read(word: str, rule: str) -> _Word:
             f"The rule {rule!r} compares {field!r}.{suggest(field, _FIELDS)} It can compare "
             f"{', '.join(_FIELDS)}. Correct it."
         )
-    if field in ("ndim", "numel") and not value.isdecimal():
+    if field in ("ndim", "numel", "group") and not value.isdecimal():
         raise ArgumentError(
             f"The rule {rule!r} compares {field} with {value!r}. It must be a whole number. "
             f"Write for example {field}{compare}2, without spaces."
@@ -201,6 +211,7 @@ class Rules:
         names: Sequence[str | None],
         tensors: Sequence[Tensor],
         types: Sequence[tuple[str, ...]] | None = None,
+        groups: Sequence[Hashable] | None = None,
         complete: bool = False,
     ) -> list[int]:
         """Returns, for each tensor, the index of the first rule that holds.
@@ -209,6 +220,7 @@ class Rules:
             names: The name of each, or None.
             tensors: Their shapes and dtypes count.
             types: Names of the classes of each one's owner, if known.
+            groups: The parameter group of each, as `Objective.groups` has it.
             complete: These are all there are, so a rule that none of them follows is an error.
 
         Raises:
@@ -219,6 +231,7 @@ class Rules:
                 names[i],
                 torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"),
                 None if types is None else types[i],
+                None if groups is None else _number(groups[i]),
             )
             for i, tensor in enumerate(tensors)
         ]
@@ -247,6 +260,13 @@ class Rules:
             f"{', '.join(map(str, candidates[:8])) or 'no tensors'}{more}. Correct, move or remove "
             "it."
         )
+
+
+def _number(group: Hashable) -> int | None:
+    """Returns the number of a group; None for several, which are a tuple."""
+    while isinstance(group, tuple) and len(group) == 1:
+        (group,) = group
+    return group if isinstance(group, int) else None
 
 
 def param_groups(

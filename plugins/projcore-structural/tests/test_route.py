@@ -301,6 +301,22 @@ def test_groups_of_a_model() -> None:
         projcore.param_groups(model, {"type==Conv2d": {}, "*": {}})
 
 
+def test_routes_by_type_go_through_groups() -> None:
+    """Only the model knows types: it makes the groups, and the rules are about those."""
+    model, twin = make_model(), make_model()
+    groups = projcore.param_groups(model, {"type==LayerNorm": {}, "*": {}})
+    route = Route({"group==0": Scale(0.1), "*": Scale(0.2)})
+    actual = train(model, Optimizer(groups, VectorProjection([route], by="group")))
+    expected = expect(
+        twin,
+        (lambda name, _: name.startswith("1."), [Scale(0.1)]),
+        (lambda name, _: not name.startswith("1."), [Scale(0.2)]),
+    )
+    assert equal(actual, expected)
+    with pytest.raises(ArgumentError, match="made from several"):
+        Optimizer(projcore.param_groups(model, {"ndim==2": {}, "*": {}}), VectorProjection([route]))
+
+
 def test_a_shared_parameter_counts_once() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight

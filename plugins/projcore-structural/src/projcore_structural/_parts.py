@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -52,7 +52,12 @@ def choose(rules: Rules, objective: Objective) -> list[int]:
     """Returns, for each tensor of a space, the index of the first rule that holds for it."""
     tensors = items(objective)
     shapes, dtypes = tuple(t.shape for t in tensors), tuple(t.dtype for t in tensors)
-    return _choose(rules, tuple(objective.names), shapes, dtypes)
+    return _choose(rules, tuple(objective.names), shapes, dtypes, tuple(objective.groups))
+
+
+def choose_all(rules: Rules, objective: Objective) -> list[int]:
+    """As `choose`, when an optimizer is built: a rule that holds for no tensor is an error."""
+    return rules.choose(objective.names, items(objective), groups=objective.groups, complete=True)
 
 
 def items(objective: Objective) -> list[Tensor]:
@@ -72,12 +77,13 @@ def _choose(
     names: tuple[str | None, ...],
     shapes: tuple[torch.Size, ...],
     dtypes: tuple[torch.dtype, ...],
+    groups: tuple[Hashable, ...],
 ) -> list[int]:
     tensors = [
         torch.empty(shape, dtype=dtype, device="meta")
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
-    return rules.choose(names, tensors)
+    return rules.choose(names, tensors, groups=groups)
 
 
 def refuse_stacks(module: Module, objective: Objective) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Node, Objective, ProjectionBase, Row, Rules, Settings, State
 from projcore.errors import ArgumentError
-from projcore_structural._parts import Parted, alike, choose, items
+from projcore_structural._parts import Parted, alike, choose, choose_all
 
 BY = ("all", "group", "dtype")
 
@@ -113,7 +113,7 @@ class VectorProjection(Parted):
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
         if self.rules is not None:
-            self.rules.choose(objective.names, items(objective), complete=True)
+            choose_all(self.rules, objective)
         super().prepare(objective, state, rows)
 
     def origins(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Module, Objective, Row, Rules, State, as_module
 from projcore.errors import ArgumentTypeError
-from projcore_structural._parts import choose, items
+from projcore_structural._parts import choose, choose_all
 
 Predicate = Callable[["str | None", Tensor], bool]
 
@@ -78,7 +78,7 @@ class Route(Module):
         return result
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        routes = self.rules.choose(objective.names, items(objective), complete=True)
+        routes = choose_all(self.rules, objective)
         for node, route in zip(state.nodes, routes, strict=True):
             node["route"] = route
         shapes = [tuple(tensor.shape) for tensor in objective.template]
