@@ -46,7 +46,7 @@ class TorchOptim(Transform):
         ArgumentTypeError: If it is not such a class.
 
     Cost: memory as the class has; each step makes an optimizer (tens of microseconds) and copies of
-    the parameters and the update. Not compiled.
+    the parameters and the update. A chain that holds it is not compiled.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -54,6 +54,7 @@ class TorchOptim(Transform):
     """
 
     needs = frozenset({"params"})
+    traceable = False
 
     def __init__(
         self,

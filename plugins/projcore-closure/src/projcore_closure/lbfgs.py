@@ -99,6 +99,7 @@ class LBFGS(Module):
     """
 
     needs = frozenset({"params", "grads"})
+    traceable = False  # how many pairs there are, and whether one is kept, depends on values
     kinds = {
         "steps": "history",
         "changes": "history",
