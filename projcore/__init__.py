@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from projcore import errors, registry
     from projcore.core import (
+        Blend,
         Chain,
         Current,
         Kind,
+        Memory,
         Module,
         Need,
         Node,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         Settings,
         State,
         Transform,
+        Write,
         as_module,
         common,
         param_groups,
@@ -38,9 +41,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Blend",
     "Chain",
     "Current",
     "Kind",
+    "Memory",
     "Module",
     "Need",
     "Node",
@@ -54,6 +59,7 @@ __all__ = [
     "Settings",
     "State",
     "Transform",
+    "Write",
     "__version__",
     "as_module",
     "build",

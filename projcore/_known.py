@@ -31,6 +31,7 @@ KNOWN: tuple[Known, ...] = (
     Known("module", "adamw", "AdamW", "adaptive"),
     Known("module", "adan", "Adan", "adaptive"),
     Known("module", "backtracking", "Backtracking", "closure"),
+    Known("module", "bias_correction", "BiasCorrection", "adaptive"),
     Known("module", "cautious", "Cautious", "basic"),
     Known("module", "centralize", "Centralize", "basic"),
     Known("module", "clip_norm", "ClipNorm", "basic"),
@@ -69,9 +70,11 @@ KNOWN: tuple[Known, ...] = (
     Known("projection", "daubechies", "Daubechies", "spectral"),
     Known("projection", "dct", "DCT", "spectral"),
     Known("projection", "fourier", "Fourier", "spectral"),
+    Known("projection", "galore", "GaLore", "lowrank"),
     Known("projection", "haar", "Haar", "spectral"),
     Known("projection", "hadamard", "Hadamard", "spectral"),
     Known("projection", "identity", "Identity", "structural"),
+    Known("projection", "low_rank", "LowRank", "lowrank"),
     Known("projection", "mask", "Mask", "structural"),
     Known("projection", "merge_dims", "MergeDims", "structural"),
     Known("projection", "permute", "Permute", "structural"),
@@ -88,4 +91,5 @@ KNOWN: tuple[Known, ...] = (
 
 COMMANDS: dict[str, str] = {
     "compare": "lab",
+    "plan": "lab",
 }

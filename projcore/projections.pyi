@@ -7,6 +7,7 @@ from typing import Any
 
 from projcore import ProjectionBase
 from projcore_cast import *  # noqa: F403
+from projcore_lowrank import *  # noqa: F403
 from projcore_spectral import *  # noqa: F403
 from projcore_structural import *  # noqa: F403
 

@@ -15,7 +15,7 @@ from projcore.core.state import State
 from projcore.errors import ArgumentError, ContractError
 
 if TYPE_CHECKING:
-    from projcore.core.projection import Current, ProjectionBase
+    from projcore.core.projection import Blend, Current, ProjectionBase, Write
 
 INNER = "modules"
 
@@ -37,8 +37,8 @@ class Crossing:
         self.states = [state.nodes[i] for i in self.applied]
         self.settings = [settings[i] for i in self.applied]
         for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
-            for name, value in projection.init(objective.template[i], values).items():
-                node.setdefault(name, value)
+            if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
+                node.update(projection.init(objective.template[i], values))
         self.passing = sorted(set(range(self.count)) - set(self.applied))
         self.stacked = False
         self.origins: list[list[int]] = []
@@ -60,6 +60,13 @@ class Crossing:
 
     def _pick(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [tensors[i] for i in self.applied]
+
+    def receive(self, update: list[Tensor]) -> list[Tensor]:
+        """Returns the update as the projection takes it."""
+        if not self.applied or not self.projection.overrides("receive"):
+            return update
+        received = self.projection.receive(self._pick(update), self.states, self.settings)
+        return self._outside(update, received, passing=update)
 
     def refresh(self, update: list[Tensor]) -> None:
         """Lets the projection learn its map, and carries the memory inside over to it."""
@@ -141,6 +148,26 @@ class Crossing:
         )
         return self._outside(result, full)
 
+    def writes(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        update: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+    ) -> list[Write]:
+        """Returns what writes the projected ones of the parameters."""
+        return self.projection.writes(
+            targets,
+            blends,
+            self._pick(update),
+            self.projected(projected),
+            self.projected(result),
+            *self.facts(),
+            self.states,
+            self.settings,
+        )
+
     def projected(self, tensors: Sequence[Tensor]) -> Any:
         """Picks, of all tensors inside, those that were projected: a list, or the stack."""
         if self.stacked:
@@ -158,7 +185,12 @@ class Crossing:
             result[i] = tensor
         return result
 
-    def _outside(self, tensors: Sequence[Tensor], full: Iterable[Tensor]) -> list[Tensor]:
+    def _outside(
+        self,
+        tensors: Sequence[Tensor],
+        full: Iterable[Tensor],
+        passing: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
         result: list[Any] = [None] * self.count
         full = list(full)
         if len(full) != len(self.applied):
@@ -170,7 +202,9 @@ class Crossing:
         for i, tensor in zip(self.applied, full, strict=True):
             result[i] = tensor
         passed = self.passing
-        if self.projection.scope == "all":
+        if passing is not None:
+            tail: Sequence[Tensor] = [passing[i] for i in passed]
+        elif self.projection.scope == "all":
             tail = tensors[len(tensors) - len(passed) :]
         else:
             tail = [tensors[i] for i in passed]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,11 +75,11 @@ def describe(optimizer: Optimizer) -> str:
     plan = [("position", "module", "runs on")]
     for row in rows:
         depth = row.path.count("/modules/")
-        plan.append((row.path, "  " * depth + _head(row), _shapes(row.shapes)))
+        plan.append((row.path, "  " * depth + head(row), _shapes(row.shapes)))
     mode = "compiled" if optimizer.compiles else "eager"
     if optimizer.compile and not optimizer.compiles:
         mode += f", because of {_untraceable(optimizer)}"
-    return f"{_table(parameters)}\n\n{_table(plan)}\n\nSteps run {mode}."
+    return f"{as_table(parameters)}\n\n{as_table(plan)}\n\nSteps run {mode}."
 
 
 def _routes(rows: Sequence[Row], index: int) -> str:
@@ -121,23 +121,33 @@ def _untraceable(optimizer: Optimizer) -> str:
 
 
 def count_bytes(memory: Mapping[str, Any]) -> int:
-    """Returns the bytes that the tensors of a state hold, each storage counted once."""
-    storages: dict[int, int] = {}
-    total = 0
-    for value in memory.values():
-        if isinstance(value, Tensor) and value.is_meta:
-            total += value.numel() * value.element_size()
-        elif isinstance(value, Tensor):
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return total + sum(storages.values())
+    """Returns the bytes of the storages behind the tensors of a state, each counted once."""
+    tensors = [value for value in memory.values() if isinstance(value, Tensor)]
+    return sum(storage.nbytes() for storage in storages(tensors))
 
 
-def _head(row: Row) -> str:
+def storages(tensors: Iterable[Tensor]) -> set[torch.UntypedStorage]:
+    """Returns the storages behind tensors, each once; those on the meta device have sizes too."""
+    return {part.untyped_storage() for tensor in tensors for part in parts(tensor)}
+
+
+def parts(tensor: Tensor) -> list[Tensor]:
+    """Returns a tensor, or those that it wraps, such as the local shard of a `DTensor`."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    wrapped = [getattr(tensor, name) for name in names]  # a mesh, too
+    return [part for each in wrapped if isinstance(each, Tensor) for part in parts(each)]
+
+
+def head(row: Row) -> str:
     """The module without what it runs inside, which has lines of its own."""
     text = str(row.module)
     inside = str(row.module.children["modules"]) if "modules" in row.module.children else ""
-    return text.replace(f"[{inside.replace('; ', ', ')}]", "[...]") if inside else text
+    if not inside:
+        return text
+    listed = inside if inside.startswith("[") else f"[{inside.replace('; ', ', ')}]"
+    return text.replace(listed, "[...]")
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
@@ -154,7 +164,8 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows as text in columns, the first as a header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))

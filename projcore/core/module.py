@@ -194,9 +194,13 @@ class Transform(Module):
         batched: Set it for a transform of scope ``"tensor"`` whose `apply` takes the keyword
             ``batch_dims``, the number of leading dimensions that index independent tensors.
             Without it such a batch is taken apart and run item by item.
+        affine: It maps an update `u` to ``a * u + b * p`` with numbers `a` and `b`, which
+            `coefficients` returns. Where a projection writes the parameters itself, they are
+            folded into what it writes.
     """
 
     batched: ClassVar[bool] = False
+    affine: bool = False
 
     @abstractmethod
     def apply(
@@ -213,6 +217,21 @@ class Transform(Module):
         Facts that are not in ``needs`` are None. Writes into its own `states` only: one dict for
         each tensor, holding what `init` returned.
         """
+
+    def coefficients(
+        self, states: list[Node], settings: list[Settings]
+    ) -> list[tuple[float, float]]:
+        """Returns, for each tensor, `a` and `b` of an affine transform; in place of `apply`."""
+        raise NotImplementedError
+
+    def fold(self, objective: Objective, state: State) -> dict[int, tuple[float, float]]:
+        """Does the step of an affine transform without an update; returns its coefficients."""
+        settings = self.remember(objective, state)
+        folded: dict[int, tuple[float, float]] = {}
+        for part in self._parts(objective):
+            pairs = self.coefficients([state.nodes[i] for i in part], [settings[i] for i in part])
+            folded.update(zip(part, pairs, strict=True))
+        return folded
 
     def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
         if self._by_item(objective):

@@ -12,11 +12,13 @@ from torch.optim.optimizer import ParamsT
 from projcore.core import checkpoint
 from projcore.core.chain import Chain, as_chain
 from projcore.core.describe import describe, outline, parameter_names
+from projcore.core.memory import Memory, measure
 from projcore.core.module import Module, Need
 from projcore.core.objective import RootObjective, as_loss, fill_zeros
 from projcore.core.settings import SIGNATURE, SettingNames
 from projcore.core.state import Node, State, flatten, unflatten
-from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, StepError
+from projcore.core.writing import make_writes, run_writes, subtract
+from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -179,9 +181,14 @@ class Optimizer(torch.optim.Optimizer):
             self._compiled(self.module, inputs, self._tensor_table(), trees)
             memory = [flatten(tree) for tree in trees]
         else:
-            update = _compute(self.module, inputs, self._names.table(self.param_groups), trees)
+            objective = _objective(inputs, self._names.table(self.param_groups))
+            writes = make_writes(self.module, parameters, objective, State(trees, trees[0]))
             memory = [flatten(tree) for tree in trees]
-            _write(inputs, update)
+            run_writes(writes, lambda: self._keep(parameters, memory))
+            return
+        self._keep(parameters, memory)
+
+    def _keep(self, parameters: list[Tensor], memory: list[dict[str, Any]]) -> None:
         if any(memory):  # then torch's checkpointing wants an entry for every parameter
             self.state.update(zip(parameters, memory, strict=True))
         self._warm = True
@@ -253,6 +260,10 @@ class Optimizer(torch.optim.Optimizer):
         """Returns a table of the parameters, and of the plan: what runs where, on which shapes."""
         return describe(self)
 
+    def memory(self) -> Memory:
+        """Returns what the state takes, by module and entry; at first, what it will take."""
+        return measure(self)
+
     def __getstate__(self) -> dict[str, Any]:
         own = {"module": self.module, "compile": self.compile, "_elide": self._elide}
         return {**super().__getstate__(), **own}
@@ -286,10 +297,8 @@ class StepInputs(NamedTuple):
     names: list[str | None]
 
 
-def _compute(
-    module: Chain, inputs: StepInputs, table: dict[str, list[dict[str, Any]]], trees: list[Node]
-) -> list[Tensor]:
-    objective = RootObjective(
+def _objective(inputs: StepInputs, table: dict[str, list[dict[str, Any]]]) -> RootObjective:
+    return RootObjective(
         inputs.parameters,
         inputs.grads,
         inputs.groups,
@@ -300,35 +309,15 @@ def _compute(
         inputs.elide,
         inputs.names,
     )
-    return module.step(inputs.grads, objective, State(trees, trees[0]))
-
-
-def _write(inputs: StepInputs, update: list[Tensor]) -> None:
-    parameters = inputs.parameters
-    if inputs.active is not None:
-        parameters = [parameters[i] for i in inputs.active]
-        update = [update[i] for i in inputs.active]
-    for i, (parameter, tensor) in enumerate(zip(parameters, update, strict=True)):
-        if tensor.dtype != parameter.dtype or tensor.device != parameter.device:
-            _check_writable(i, parameter, tensor)
-    # One operation writes all parameters: none is left behind if it fails.
-    torch._foreach_sub_(parameters, update)
-
-
-def _check_writable(i: int, parameter: Tensor, update: Tensor) -> None:
-    castable = parameter.is_complex() or not update.is_complex()
-    if not castable or update.device != parameter.device:
-        raise ContractError(
-            f"The update of parameter {i} is {update.dtype} on {update.device}, the parameter "
-            f"{parameter.dtype} on {parameter.device}. It cannot be subtracted. Correct the module "
-            "that made it."
-        )
 
 
 def _compute_and_write(
     module: Chain, inputs: StepInputs, table: dict[str, list[dict[str, Any]]], trees: list[Node]
 ) -> None:
-    _write(inputs, _compute(module, inputs, table, trees))
+    objective = _objective(inputs, table)
+    update = module.step(inputs.grads, objective, State(trees, trees[0]))
+    for write in subtract(inputs.parameters, update, objective):
+        write.run()
 
 
 def check_parameters(params: list[Any], others: list[Tensor]) -> None:

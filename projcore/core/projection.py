@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,25 @@ from projcore.errors import ArgumentError, NeedsError, ProjcoreError
 
 Current = Literal["params", "grads", "update"]
 Policy = Literal["keep", "reset", "transport"]
+
+
+class Blend(NamedTuple):
+    """How a parameter `p` takes an update `u`: it becomes ``p - scale * u - decay * p``."""
+
+    scale: float = 1.0
+    decay: float = 0.0
+
+
+class Write(NamedTuple):
+    """One operation in place on a parameter.
+
+    Attributes:
+        target: The parameter, or a view of it.
+        run: Does it. What it computes before may fail; what it writes, it writes at once, last.
+    """
+
+    target: Tensor
+    run: Callable[[], object]
 
 
 class ProjectionBase(Module):
@@ -234,7 +253,45 @@ class ProjectionBase(Module):
         """
         return self.unproject(result, params, grads, loss, states, settings, "update")
 
+    def receive(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Tensor]:
+        """Returns what takes the place of the update that comes in, before anything else happens.
+
+        By default the update itself. Error feedback adds what it kept of the steps before.
+        """
+        return tensors
+
+    def writes(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        """Returns operations that write the parameters themselves, in place of `combine`.
+
+        Override it, for scope ``"tensor"``, where that spares the full update, as a product that
+        goes straight into the parameter. Used where nothing but affine modules follows in the
+        optimizer's own chain; with ``u`` what `combine` would return, they make each of `targets`,
+        ``p``, to ``p - scale * u - decay * p``, by its `Blend`.
+        """
+        raise NotImplementedError
+
     # What the kernel does with it.
+
+    def memory_inside(self, state: Node, kind: Kind) -> Tensor | None:
+        """Returns the first entry of that kind that modules inside keep for a tensor, or None.
+
+        For scope ``"tensor"``; ``state`` is the projection's node of that tensor.
+        """
+        return _find(self.chain, state.get(INNER, {}), kind)
 
     def overrides(self, method: str) -> bool:
         """Whether it has a method of its own in place of the base class's."""
@@ -262,21 +319,9 @@ class ProjectionBase(Module):
             from projcore.core.items import run_items
 
             return run_items(self, update, objective, state)
-        if objective.active is not None and self.scope != "all" and self.learns:
-            return self._step_without_idle(update, objective, state)
-        return self._step(update, objective, state)
-
-    def _step_without_idle(
-        self, update: list[Tensor], objective: Objective, state: State
-    ) -> list[Tensor]:
-        """Leaves out tensors that are projected but have no gradient to learn from."""
-        assert objective.active is not None
-        settings = objective.settings(state.path)
-        chosen = [
-            i
-            for i, tensor in enumerate(objective.template)
-            if i in objective.active or not self.applies(tensor, settings[i])
-        ]
+        chosen = self._awake(objective, state)
+        if chosen is None:
+            return self._step(update, objective, state)
         result = list(update)
         if chosen:
             part = [update[i] for i in chosen]
@@ -284,6 +329,17 @@ class ProjectionBase(Module):
             for i, tensor in zip(chosen, done, strict=True):
                 result[i] = tensor
         return result
+
+    def _awake(self, objective: Objective, state: State) -> list[int] | None:
+        """All but tensors that are projected and have no gradient to learn from; None for all."""
+        if objective.active is None or self.scope == "all" or not self.learns:
+            return None
+        settings = objective.settings(state.path)
+        return [
+            i
+            for i, tensor in enumerate(objective.template)
+            if i in objective.active or not self.applies(tensor, settings[i])
+        ]
 
     def _step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         if not (self.layout and self.project_update and objective.elide):
@@ -328,7 +384,18 @@ class ProjectionBase(Module):
         state: State,
     ) -> list[Tensor]:
         """Runs modules of the chain (all, or those named) in the projected space."""
+        passage = self._pass(names, update, objective, state)
+        return passage.crossing.combine(passage.update, passage.projected, passage.result)
+
+    def _pass(
+        self,
+        names: Sequence[str] | None,
+        update: list[Tensor],
+        objective: Objective,
+        state: State,
+    ) -> Passage:
         crossing = Crossing(self, objective, state)
+        update = crossing.receive(update)
         crossing.refresh(update)
         if self.project_update:
             projected = crossing.down(update, "update")
@@ -337,7 +404,67 @@ class ProjectionBase(Module):
         inner = ProjectedObjective(crossing, projected)
         memory = crossing.memory(state)
         result = self.chain.run(names or self.chain.children, projected, inner, memory)
-        return crossing.combine(update, projected, result)
+        return Passage(crossing, update, projected, result, range(len(update)))
+
+    def enter(self, update: list[Tensor], objective: Objective, state: State) -> Passage:
+        """Runs the modules inside, and stops before what they make comes out."""
+        chosen = self._awake(objective, state)
+        if chosen is None:
+            return self._pass(None, update, objective, state)
+        part = [update[i] for i in chosen]
+        passage = self._pass(None, part, objective.select(chosen), state.select(chosen))
+        return passage._replace(places=chosen)
+
+
+class Passage(NamedTuple):
+    """A step that is inside a projection: what went in, and what the modules there made of it.
+
+    Attributes:
+        crossing: The way back.
+        update: The update that came in.
+        projected: What it was inside.
+        result: What the modules returned.
+        places: The place of each of its tensors among those of the whole space.
+    """
+
+    crossing: Crossing
+    update: list[Tensor]
+    projected: list[Tensor]
+    result: list[Tensor]
+    places: Sequence[int]
+
+    @property
+    def passing(self) -> dict[int, Tensor]:
+        """The result for each tensor that was not projected, by its place in the whole space."""
+        return {self.places[i]: self.result[i] for i in self.crossing.passing}
+
+    def writes(self, targets: Sequence[Tensor], blends: Sequence[Blend]) -> list[Write]:
+        """Returns what writes the tensors that were projected."""
+        applied = [self.places[i] for i in self.crossing.applied]
+        if not applied:
+            return []
+        return self.crossing.writes(
+            [targets[i] for i in applied],
+            [blends[i] for i in applied],
+            self.update,
+            self.projected,
+            self.result,
+        )
+
+
+def _find(module: Module, node: Node, kind: Kind) -> Tensor | None:
+    """Looks for memory of a kind, of a module and its children, in the space that they share."""
+    for name, found in module.kinds.items():
+        if found == kind and name in node:
+            entry: Tensor = node[name]
+            return entry
+    if isinstance(module, ProjectionBase):
+        return None
+    for name, child in module.children.items():
+        inside = _find(child, node.get(name, {}), kind)
+        if inside is not None:
+            return inside
+    return None
 
 
 def _absolute(tensor: Tensor) -> Tensor:

@@ -31,10 +31,14 @@ def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Node | No
         for i, node, entries in slots
         if entries is not None and (wide or (i not in newcomers and _inner_keys(node)))
     ]
+    policy = projection.policy
+    if policy == "keep":  # what has another shape now cannot be
+        policy = "transport"
+        changed = [i for i, node, entries in slots if i in changed and _resized(node, entries)]
     has_memory = any(_inner_keys(node) for node in crossing.state.nodes)
-    if projection.policy == "keep" or not changed or not has_memory:
+    if not changed or not has_memory:
         _write(crossing, new)
-    elif projection.policy == "reset" or (wide and newcomers):
+    elif policy == "reset" or (wide and newcomers):
         for i in range(crossing.count) if wide_inside else changed:
             node = crossing.state.nodes[i]
             for key in _inner_keys(node):
@@ -157,6 +161,15 @@ def _carry_nested(
         memory = after.memory(state)
         for name in names:
             _carry(chain.children[name], memory.child(name), inner_old, inner_new, through)
+
+
+def _resized(node: Node, entries: Node | None) -> bool:
+    """Whether a tensor of the map has another shape in the new states."""
+    return any(
+        isinstance(node.get(name), Tensor) and node[name].shape != value.shape
+        for name, value in (entries or {}).items()
+        if isinstance(value, Tensor)
+    )
 
 
 def _write(crossing: Crossing, new: Sequence[Node | None]) -> None:

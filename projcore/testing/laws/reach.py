@@ -30,13 +30,14 @@ def reach(subject: Subject) -> str | None:
     projections, it gives bitwise the run of a module built with that value. For a projection, so
     does the learning rate of a module inside, and a `LambdaLR` gives bitwise the run of a module
     that is told the same factors; tensors in groups that differ move as each would
-    alone, or are refused with a sentence where they become one tensor.
+    alone, or are refused with a sentence where they become one tensor (unless ``stochastic``).
     """
     untried = _check_settings(subject)
     if subject.kind == "projection":
         _check_inside(subject)
         _check_schedule(subject)
-        _check_groups(subject)
+        if "stochastic" not in subject.tags:
+            _check_groups(subject)
     return f"no other value was tried of {', '.join(untried)}" if untried else None
 
 

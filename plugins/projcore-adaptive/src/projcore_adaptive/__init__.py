@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from projcore_adaptive.adam_mini import AdamMini
     from projcore_adaptive.adamax import Adamax
     from projcore_adaptive.adan import Adan
+    from projcore_adaptive.bias_correction import BiasCorrection
     from projcore_adaptive.lion import Lion
     from projcore_adaptive.muon import Muon
     from projcore_adaptive.nadam import NAdam
@@ -32,6 +33,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Adan",
+    "BiasCorrection",
     "Lion",
     "Muon",
     "NAdam",
@@ -51,6 +53,7 @@ __getattr__ = lazy(
     AdamMini="adam_mini",
     AdamW="adam",
     Adamax="adamax",
+    BiasCorrection="bias_correction",
     Adan="adan",
     LAMB="trust_ratio",
     LARS="trust_ratio",

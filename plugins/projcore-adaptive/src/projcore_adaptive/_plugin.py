@@ -18,7 +18,15 @@ def projcore_register_modules(register: Register) -> None:
         summary="Divides momentum by the root of the running mean of squared gradients.",
         paper="arXiv:1412.6980",
         tags=TAGS,
-        example=[{}, {"amsgrad": True}, {"eps_mode": "hat"}],
+        example=[{}, {"amsgrad": True}, {"eps_mode": "hat"}, {"bias_correction": False}],
+    )
+    register(
+        "bias_correction",
+        "projcore_adaptive:BiasCorrection",
+        summary="Multiplies the update by the correction of Adam's moments.",
+        paper="arXiv:1412.6980",
+        tags=TAGS,
+        example={},
     )
     register(
         "adamw",

@@ -26,6 +26,7 @@ def adam_update(
     beta2: float | Tensor,
     eps: float | Tensor,
     eps_mode: EpsMode = "corrected",
+    bias_correction: bool = True,
 ) -> list[Tensor]:
     """Updates the moments and the counts in place; returns their quotient."""
     torch._foreach_add_(steps, 1)
@@ -35,6 +36,10 @@ def adam_update(
     if max_exp_avg_sqs is not None:
         torch._foreach_maximum_(max_exp_avg_sqs, exp_avg_sqs)
         exp_avg_sqs = max_exp_avg_sqs
+    if not bias_correction:
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_add_(denominators, eps)
+        return list(torch._foreach_div(exp_avgs, denominators))
     return quotient(exp_avgs, exp_avg_sqs, steps, beta1, beta2, eps, eps_mode)
 
 
@@ -88,6 +93,9 @@ class Adam(Transform):
             \frac{m}{\sqrt v + \hat\epsilon}`, the faster form that the paper gives before
             section 2.1, and TensorFlow's; early on :math:`\epsilon` weighs more in it. Fixed,
             groups do not change it.
+        bias_correction: Whether to divide the moments by :math:`1 - \beta^t`. Without it the
+            result is :math:`m / (\sqrt v + \epsilon)`, whatever ``eps_mode`` is, and
+            `BiasCorrection` may make up for it further on. Fixed, groups do not change it.
 
     Raises:
         ArgumentError: If a setting is out of range, or ``eps_mode`` is unknown.
@@ -121,10 +129,12 @@ class Adam(Transform):
         eps: float = 1e-8,
         amsgrad: bool = False,
         eps_mode: EpsMode = "corrected",
+        bias_correction: bool = True,
     ) -> None:
         require_choice(self, "eps_mode", eps_mode, EpsMode)
         self.amsgrad = amsgrad
         self.eps_mode: EpsMode = eps_mode
+        self.bias_correction = bias_correction
         super().__init__({"betas": betas, "eps": eps})
 
     def check(self, settings: Settings) -> None:
@@ -143,7 +153,7 @@ class Adam(Transform):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        return adam_direction(tensors, states, settings[0], self.eps_mode)
+        return adam_direction(tensors, states, settings[0], self.eps_mode, self.bias_correction)
 
 
 class AdamW(Transform):
@@ -231,6 +241,7 @@ def adam_direction(
     states: list[Node],
     settings: Settings,
     eps_mode: EpsMode = "corrected",
+    bias_correction: bool = True,
 ) -> list[Tensor]:
     """Fetches memory and settings for `adam_update`, and views complex tensors as real ones."""
     amsgrad = "max_exp_avg_sq" in states[0]
@@ -245,6 +256,7 @@ def adam_direction(
         scalar(beta2),
         scalar(settings["eps"]),
         eps_mode,
+        bias_correction,
     )
     return as_given(result, tensors)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require
+from projcore import Node, Settings, Transform, require, scalar
 
 
 class LR(Transform):
@@ -26,12 +26,18 @@ class LR(Transform):
     """
 
     scope = "element"
+    affine = True
 
     def __init__(self, lr: float | Tensor) -> None:
         super().__init__({"lr": lr})
 
     def check(self, settings: Settings) -> None:
         require(self, "lr", settings["lr"], minimum=0)
+
+    def coefficients(
+        self, states: list[Node], settings: list[Settings]
+    ) -> list[tuple[float, float]]:
+        return [(scalar(settings[0]["lr"]), 0.0)] * len(states)
 
     def apply(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require
+from projcore import Node, Settings, Transform, require, scalar
 
 
 class Scale(Transform):
@@ -31,6 +31,7 @@ class Scale(Transform):
     """
 
     scope = "element"
+    affine = True
 
     def __init__(self, factor: float | Tensor = 1.0) -> None:
         super().__init__({"factor": factor})
@@ -38,6 +39,11 @@ class Scale(Transform):
     def check(self, settings: Settings) -> None:
         largest = torch.finfo(torch.float64).max
         require(self, "factor", settings["factor"], minimum=-largest, maximum=largest)
+
+    def coefficients(
+        self, states: list[Node], settings: list[Settings]
+    ) -> list[tuple[float, float]]:
+        return [(scalar(settings[0]["factor"]), 0.0)] * len(states)
 
     def apply(
         self,

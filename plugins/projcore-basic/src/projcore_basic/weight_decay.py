@@ -70,10 +70,16 @@ class WeightDecay(Transform):
                 "signs (1). Pass one of these."
             )
         self.norm = norm
+        self.affine = norm == 2
         super().__init__({"weight_decay": weight_decay})
 
     def check(self, settings: Settings) -> None:
         require(self, "weight_decay", settings["weight_decay"], minimum=0)
+
+    def coefficients(
+        self, states: list[Node], settings: list[Settings]
+    ) -> list[tuple[float, float]]:
+        return [(1.0, scalar(settings[0]["weight_decay"]))] * len(states)
 
     def apply(
         self,

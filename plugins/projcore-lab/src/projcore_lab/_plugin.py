@@ -1,4 +1,4 @@
-"""Adds ``projcore compare`` to the command line; imports nothing heavy until it runs."""
+"""Adds ``projcore compare`` and ``projcore plan``; imports nothing heavy until they run."""
 
 from __future__ import annotations
 
@@ -32,10 +32,22 @@ example:
   projcore compare digits torch-adamw "vector([clip_norm(1.0), adam(), lr(0.003)])" --tune
 """
 
+PLAN_EPILOG = """\
+models:
+  llama-60m, llama-130m, llama-350m, llama-1b, llama-7b
+                   LLaMA in the sizes of the GaLore paper, 32000 tokens
+  FILE             a JSON file {"name": [rows, columns], ...}, as from
+                   {name: list(p.shape) for name, p in model.named_parameters()}
+
+example:
+  projcore plan llama-350m "adamw()" "vector([lbfgs(history_size=10)])" --dtype bfloat16
+"""
+
 
 @hookimpl
 def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None:
-    """Adds the command."""
+    """Adds the commands."""
+    _add_plan(subparsers)
     parser = subparsers.add_parser(
         "compare",
         usage="%(prog)s TASK [SPEC ...] [options]",
@@ -76,6 +88,37 @@ def _run(arguments: Namespace) -> int:
     from projcore_lab.compare import compare
 
     return compare(arguments)
+
+
+def _add_plan(subparsers: _SubParsersAction[ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="foretell the memory that optimizers need for a model",
+        description="Foretells the memory that optimizers keep for a model, from shapes alone: "
+        "each is built on parameters without storage, and asked. Nothing is allocated.",
+        epilog=PLAN_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="a built-in model, or a JSON file of names and shapes")
+    parser.add_argument(
+        "spec",
+        nargs="+",
+        help="optimizers: expressions such as 'adam(); lr(0.003)', or recipes by name",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "float64"],
+        default="float32",
+        help="of parameters and gradients (default: float32)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(arguments: Namespace) -> int:
+    from projcore_lab.plan import plan
+
+    return plan(arguments)
 
 
 def _count(text: str) -> int:

@@ -1,0 +1,80 @@
+"""The correction of Adam's moments, as a factor by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform, require, scalar
+from projcore.errors import ArgumentTypeError
+from projcore_adaptive._foreach import once
+
+
+class BiasCorrection(Transform):
+    r"""Multiplies the update by :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`.
+
+    That is what `Adam` without ``bias_correction`` leaves out, with :math:`t` counting steps from
+    1. Where something stands between the two that depends on the size of an update, such as a limit
+    of its growth, it sees the update before the correction.
+
+    Args:
+        betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1; fixed, groups do not
+            change them.
+
+    Raises:
+        ArgumentError: If a beta is out of range.
+
+    Cost: one pass over the update.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Adam
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> adam = [Adam(eps=0.0, bias_correction=False), BiasCorrection()]
+        >>> optimizer = Optimizer([weight], *adam, LR(0.1))
+        >>> weight.grad = torch.tensor([1.0, -2.0])
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([-0.1000,  0.1000])
+
+    References:
+        Kingma & Ba, 2015, https://arxiv.org/abs/1412.6980 (before section 2.1).
+    """
+
+    scope = "element"
+    affine = True
+    kinds = {"step": "scalar"}
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ArgumentTypeError(
+                f"BiasCorrection(betas={betas!r}) was given no pair. betas is two numbers. Pass "
+                "for example (0.9, 0.999)."
+            )
+        for beta in betas:
+            require(self, "betas", beta, minimum=0, below=1)
+        self.betas = (float(betas[0]), float(betas[1]))
+        super().__init__()
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        return {"step": torch.zeros((), dtype=torch.int64)}
+
+    def coefficients(
+        self, states: list[Node], settings: list[Settings]
+    ) -> list[tuple[float, float]]:
+        torch._foreach_add_([state["step"] for state in states], 1)
+        beta1, beta2 = self.betas
+        counts = [scalar(state["step"]) for state in states]
+        return [((1 - beta2**t) ** 0.5 / (1 - beta1**t), 0.0) for t in counts]
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        factors = [factor for factor, _ in self.coefficients(states, settings)]
+        return list(torch._foreach_mul(tensors, once(factors)))

@@ -1,0 +1,253 @@
+"""The command ``projcore plan``: the memory of optimizers, from the shapes of a model alone."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+import projcore
+from projcore import registry
+from projcore.errors import ArgumentError, ProjcoreError, suggest
+from projcore_lab.llama import LLAMA, Shapes
+
+Params = list[tuple[str, nn.Parameter]]
+
+ADAMW = 2
+"""Tensors that AdamW keeps for each parameter, in its dtype; beside them its counts are nothing."""
+
+_CALL = re.compile(r"\s*(?P<name>\w+(?::\w+)?)\s*(?:\((?P<arguments>.*)\)\s*)?", re.DOTALL)
+
+
+def plan(arguments: Namespace) -> int:
+    """Runs the command; returns its exit code, which is 0.
+
+    Raises:
+        ArgumentError: If the model or an optimizer is refused; then nothing was printed.
+    """
+    shapes = read_model(arguments.model)
+    data = foretell(arguments.model, shapes, arguments.spec, arguments.dtype)
+    if arguments.json:
+        print(json.dumps(data, indent=2))
+        return 0
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(heading(data), markup=False, highlight=False)
+    console.print(table(data))
+    for line in notes(data):
+        console.print(line, markup=False, highlight=False)
+    return 0
+
+
+def read_model(model: str) -> Shapes:
+    """Returns the shapes of a model, given its name or a JSON file of names and shapes."""
+    if model in LLAMA:
+        return LLAMA[model].shapes()
+    try:
+        text = Path(model).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"{model!r} is no built-in model and no file that can be read: {error}."
+            f"{suggest(model, LLAMA)} Pass one of {', '.join(LLAMA)}, or a JSON file."
+        ) from error
+    try:
+        shapes = json.loads(text)
+    except ValueError as error:
+        raise ArgumentError(
+            f"{model} is not JSON: {error}. It holds the names and shapes of the parameters. "
+            'Write {"name": [rows, columns], ...}.'
+        ) from error
+    if not isinstance(shapes, dict) or not shapes:
+        raise ArgumentError(
+            f"{model} holds no mapping from names to shapes, or an empty one. It tells the shape "
+            'of each parameter. Write {"name": [rows, columns], ...}.'
+        )
+    for name, shape in shapes.items():
+        if not isinstance(shape, list) or not all(
+            type(length) is int and length >= 0 for length in shape
+        ):
+            raise ArgumentError(
+                f"{model} has {shape!r} for {name!r}. A shape is a list of whole numbers, none "
+                "below 0. Write for example [512, 64]."
+            )
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def foretell(model: str, shapes: Shapes, specs: Sequence[str], dtype: str) -> dict[str, Any]:
+    """Returns what each optimizer of a model will keep, as JSON; nothing is allocated.
+
+    Each is built on parameters without storage, and asked: `projcore.Optimizer.memory`.
+    """
+    optimizers = []
+    for spec in dict.fromkeys(specs):
+        params = parameters(shapes, dtype)
+        memory = make(spec, params).memory()
+        baseline = ADAMW * sum(param.nbytes for _, param in params)
+        optimizers.append(
+            {
+                "spec": spec,
+                "state_bytes": memory.state,
+                "of_adamw": memory.state / baseline if baseline else None,
+                "rows": [asdict(row) for row in memory.rows],
+                "notes": list(memory.notes),
+            }
+        )
+    weights = sum(param.nbytes for _, param in params)
+    return {
+        "model": model,
+        "dtype": dtype,
+        "tensors": len(params),
+        "parameters": sum(param.numel() for _, param in params),
+        "weight_bytes": weights,
+        "gradient_bytes": weights,
+        "adamw_bytes": ADAMW * weights,
+        "optimizers": optimizers,
+    }
+
+
+def parameters(shapes: Shapes, dtype: str) -> Params:
+    """Returns named parameters of these shapes, without storage."""
+    kind = getattr(torch, dtype)
+    return [
+        (name, nn.Parameter(torch.empty(shape, dtype=kind, device="meta")))
+        for name, shape in shapes.items()
+    ]
+
+
+def make(spec: str, params: Params) -> projcore.Optimizer:
+    """Returns the optimizer of a spec, or of a recipe such as ``"galore_adamw(rank=128)"``."""
+    try:
+        recipe = read_recipe(spec)
+        if recipe is None:
+            return projcore.Optimizer(params, spec)
+        return call_recipe(*recipe, params)
+    except ProjcoreError as error:
+        raise ArgumentError(f"{spec!r} is refused: {error}") from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise ArgumentError(
+            f"{spec!r} cannot be planned: {error}. It reads the values of parameters, which do "
+            "not exist yet. Build it on the model, and call its memory()."
+        ) from error
+
+
+def read_recipe(spec: str) -> tuple[str, dict[str, Any]] | None:
+    """Returns name and arguments of a recipe in a spec, or None if it is of modules.
+
+    Raises:
+        ArgumentError: If it names a recipe and cannot be read.
+    """
+    match = _CALL.fullmatch(spec)
+    if match is None or not _is_recipe(name := match["name"]):
+        return None
+    try:
+        call = ast.parse(f"recipe({match['arguments'] or ''})", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        arguments = {each.arg or "**": ast.literal_eval(each.value) for each in call.keywords}
+    except (ValueError, SyntaxError):
+        raise ArgumentError(
+            f"It begins with the recipe {name!r}, but is no call of it. A recipe makes a whole "
+            "optimizer, so it stands alone, and takes values by name. "
+            f"Write {name}(name=value, ...)."
+        ) from None
+    return name, arguments
+
+
+def _is_recipe(name: str) -> bool:
+    """Whether a recipe has that name, and no module, which specs may mean as well."""
+    kinds = {
+        component.kind
+        for component in registry.components()
+        if name in (component.name, component.qualified, *component.aliases)
+    }
+    return kinds == {"recipe"}
+
+
+def call_recipe(name: str, arguments: Mapping[str, Any], params: Params) -> projcore.Optimizer:
+    """Returns the optimizer that a recipe makes of named parameters."""
+    function = registry.load("recipe", name)
+    try:
+        inspect.signature(function).bind(params, **arguments)
+    except TypeError as error:
+        raise ArgumentError(
+            f"The recipe {name!r} was given {dict(arguments)!r}: {error}. It takes the parameters "
+            f"and {', '.join(list(inspect.signature(function).parameters)[1:])}. Correct that."
+        ) from error
+    optimizer = function(params, **arguments)
+    if not isinstance(optimizer, projcore.Optimizer):
+        raise ArgumentError(
+            f"The recipe {name!r} made a {type(optimizer).__name__}. Only a projcore.Optimizer "
+            "tells its memory before it steps. Use another recipe, or write its modules out."
+        )
+    return optimizer
+
+
+def heading(data: Mapping[str, Any]) -> str:
+    """Returns what is known of the model, in lines."""
+    return (
+        f"{data['model']}: {data['parameters']:,} parameters in {data['tensors']} tensors, "
+        f"{data['dtype']}\n"
+        f"weights {_mib(data['weight_bytes'])} MiB, gradients {_mib(data['gradient_bytes'])} MiB, "
+        f"AdamW's state {_mib(data['adamw_bytes'])} MiB\n"
+    )
+
+
+def table(data: Mapping[str, Any]) -> Table:
+    """Returns a table with a section for each optimizer: its entries, then the sum."""
+    result = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    result.add_column("optimizer", overflow="fold")
+    result.add_column("entry", overflow="fold")
+    for header in ("tensors", "MiB", "of AdamW"):
+        result.add_column(header, justify="right", no_wrap=True)
+    adamw = data["adamw_bytes"]
+    for optimizer in data["optimizers"]:
+        result.add_row(
+            f"[bold]{escape(optimizer['spec'])}[/bold]",
+            "state",
+            f"{sum(row['tensors'] for row in optimizer['rows']):,}",
+            _mib(optimizer["state_bytes"]),
+            _share(optimizer["state_bytes"], adamw),
+        )
+        for row in optimizer["rows"]:
+            result.add_row(
+                f"  {row['path']} {escape(row['module'])}",
+                escape(row["entry"]),
+                f"{row['tensors']:,}",
+                _mib(row["bytes"]),
+                _share(row["bytes"], adamw),
+            )
+        result.add_section()
+    return result
+
+
+def notes(data: Mapping[str, Any]) -> list[str]:
+    """Returns what the table does not say by itself, in sentences."""
+    lines = [
+        f"{optimizer['spec']}: {note}"
+        for optimizer in data["optimizers"]
+        for note in optimizer["notes"]
+    ]
+    return [*lines, "Activations, and what a step needs while it runs, come on top."]
+
+
+def _mib(count: int) -> str:
+    amount = count / 2**20
+    return "<0.01" if 0 < amount < 0.01 else f"{amount:,.2f}"
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count / whole:.1%}" if whole else "–"

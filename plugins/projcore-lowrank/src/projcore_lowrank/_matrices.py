@@ -1,0 +1,54 @@
+"""How tensors are seen as matrices, and which of their sides are compressed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Side = Literal["std", "reverse_std", "left", "right", "full"]
+Folding = Literal["fold", "last2"]
+Rank = int | float | None
+
+
+def matrix_shape(shape: torch.Size, folding: Folding) -> tuple[int, ...] | None:
+    """Returns the shape of a tensor as a matrix, or a batch of them; None if it is a vector.
+
+    Sides of length 1 are left out. What has more than two others is folded to ``(first, rest)``,
+    or is a batch of ``(last but one, last)``.
+    """
+    sides = [side for side in shape if side != 1]
+    if len(sides) < 2 or 0 in sides:
+        return None
+    if folding == "last2":
+        return tuple(sides)
+    return sides[0], torch.Size(sides[1:]).numel()
+
+
+def compressed(shape: tuple[int, ...], side: Side) -> tuple[Literal["left", "right"], ...]:
+    """Returns the sides that a matrix of that shape is multiplied from.
+
+    From the left, its columns, of length `m`, are compressed; from the right its rows. ``"std"``
+    compresses the shorter: the rows if ``m >= n``, so those of a square matrix.
+    """
+    if side == "left" or side == "right":
+        return (side,)
+    if side == "full":
+        return ("left", "right")
+    m, n = shape[-2:]
+    return ("right",) if (m >= n) == (side == "std") else ("left",)
+
+
+def resolved_rank(rank: int | float, shape: tuple[int, ...]) -> int:
+    """Returns a rank as a number, capped at the shorter side; a float is a part of that."""
+    shorter = min(shape[-2:])
+    wanted = round(rank * shorter) if isinstance(rank, float) else rank
+    return max(1, min(wanted, shorter))
+
+
+def view_of(tensor: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Returns a tensor as a matrix or batch that products can write; None if there is none."""
+    if tensor.is_contiguous():
+        return tensor.view(shape)
+    return tensor if tensor.shape == shape and len(shape) <= 3 else None

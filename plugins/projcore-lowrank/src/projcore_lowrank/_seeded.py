@@ -1,0 +1,366 @@
+"""Random matrices made anew from a key whenever they are needed, instead of being stored.
+
+All numbers are drawn by a generator on the CPU, made for the purpose, and then brought to the
+device: the same key gives the same matrix on every device, and the global generators are neither
+read nor moved. That costs a copy to the device and the time of drawing on the CPU. One release of
+torch draws the same everywhere, up to rounding on other makes of processors.
+
+Real numbers are drawn in float32 and complex ones in complex64, so that runs in other dtypes see
+the same matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from projcore.errors import ArgumentError
+
+Device = torch.device | str
+
+MASK = (1 << 64) - 1
+FACTOR = 64  # the Walsh-Hadamard transform of this length is one product with a matrix
+CHUNK = 1 << 20  # numbers that Fastfood holds at a time
+
+
+def mix(*integers: int) -> int:
+    """Returns a seed of 63 bits that depends on each of some integers, and on their order.
+
+    Each goes through the finalizer of SplitMix64, so that keys that differ in one bit give seeds
+    without relation. Of an integer, the last 64 bits count. Equal on every platform.
+
+    Example:
+        >>> seed, parameter, refresh = 0, 7, 3
+        >>> mix(seed, parameter, refresh)
+        0
+
+    References:
+        Steele, Lea, Flood, 2014, https://doi.org/10.1145/2660193.2660195 (figure 16, mix64, in
+        the variant 13 of Stafford)
+    """
+    state = len(integers)
+    for integer in integers:
+        state = (state + 0x9E3779B97F4A7C15) & MASK
+        state ^= integer & MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def gaussian(
+    seed: int,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> Tensor:
+    """Returns independent normal numbers of mean 0 and variance 1.
+
+    Complex ones have real and imaginary parts of variance 1/2 each.
+
+    Example:
+        >>> gaussian(0, (2, 3)).shape
+        torch.Size([2, 3])
+    """
+    drawn = torch.complex64 if dtype.is_complex else torch.float32
+    return torch.randn(tuple(shape), generator=_generator(seed), dtype=drawn, device="cpu").to(
+        device, dtype
+    )
+
+
+def rademacher(
+    seed: int,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> Tensor:
+    """Returns independent signs, 1 or -1, equally likely.
+
+    Example:
+        >>> rademacher(0, (2, 3)).abs()
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    drawn = torch.randint(
+        0, 2, tuple(shape), generator=_generator(seed), dtype=torch.int8, device="cpu"
+    )
+    return (2 * drawn - 1).to(device, dtype)
+
+
+def orthonormal(
+    seed: int,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> Tensor:
+    r"""Returns orthonormal columns, or rows if there are fewer of these, uniformly distributed.
+
+    :math:`Q` of :math:`Z = Q R`, :math:`Z` Gaussian, with the diagonal of :math:`R` positive. This
+    is the Haar measure on the Stiefel manifold: no rotation changes the distribution. For `r`
+    columns of length `m`, :math:`E[Q Q^H] = (r / m) I`.
+
+    Args:
+        shape: ``(..., m, r)``.
+
+    Cost: :math:`4 m r^2` operations for `r` columns of length `m`, on the CPU.
+
+    Example:
+        >>> q = orthonormal(0, (5, 2))
+        >>> torch.allclose(q.mT @ q, torch.eye(2), atol=1e-6)
+        True
+
+    References:
+        Mezzadri, 2007, How to generate random matrices from the classical compact groups,
+        https://arxiv.org/abs/math-ph/0609050 (section 5)
+    """
+    rows, columns = shape[-2:]
+    working = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    tall = (*shape[:-2], max(rows, columns), min(rows, columns))
+    q, r = torch.linalg.qr(gaussian(seed, tall, working))
+    q = q * r.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-2)
+    return (q.mH if rows < columns else q).to(device, dtype).contiguous()
+
+
+def permutation(seed: int, n: int, device: Device = "cpu") -> Tensor:
+    """Returns the numbers below `n` in random order, every order equally likely.
+
+    Example:
+        >>> permutation(0, 4).sort().values
+        tensor([0, 1, 2, 3])
+    """
+    return torch.randperm(n, generator=_generator(seed), device="cpu").to(device)
+
+
+def srht_down(x: Tensor, seed: int, rank: int) -> Tensor:
+    r"""Applies a subsampled randomized Hadamard transform to the columns of a matrix.
+
+    .. math:: z = R \, H_2 D_2 \, H_1 D_1 \, x
+
+    where :math:`D_i` are random signs, :math:`H_1` is the orthonormal Walsh-Hadamard transform of
+    the first `N` entries, `N` the largest power of two up to `s`, :math:`H_2` that of the last `N`,
+    and :math:`R` takes `r` of the `s` entries in random order. For a power of two :math:`H_2 D_2`
+    is left out. The matrix of all this has orthonormal rows: `srht_up` is its transpose,
+    ``srht_down(srht_up(z)) == z`` up to rounding, and with a random seed
+    :math:`E[\mathrm{up}(\mathrm{down}(x))] = (r / s) x`.
+
+    Args:
+        x: Shape ``(s, ...)``, real or complex.
+        seed: Of the signs and of the entries taken.
+        rank: `r`, 1 to `s`.
+
+    Returns:
+        Shape ``(r, ...)``, in x's dtype.
+
+    Raises:
+        ArgumentError: If ``rank`` is out of range.
+
+    Cost: :math:`O(s \log s)` operations a column, and `3s` random numbers in all. bfloat16 and
+    float16 are transformed in float32.
+
+    Differs from the usual transform: where `s` is no power of two, that fills up with zeros, and
+    then its rows are not orthonormal. Two transforms that overlap cost as much, and they are.
+
+    Example:
+        >>> z = torch.tensor([[1.0], [2.0]])
+        >>> srht_down(srht_up(z, seed=0, length=5), seed=0, rank=2)
+        tensor([[1.0000],
+                [2.0000]])
+
+    References:
+        Tropp, 2011, Improved analysis of the subsampled randomized Hadamard transform,
+        https://arxiv.org/abs/1011.1595
+    """
+    length = len(x)
+    kept = _kept(seed, length, rank, x.device)
+    mixed = x.to(_working(x.dtype))
+    for stage, start, size in _stages(length):
+        mixed = mixed * _signs(seed, stage, mixed)
+        mixed = _within(mixed, start, size)
+    return mixed.index_select(0, kept).to(x.dtype)
+
+
+def srht_up(z: Tensor, seed: int, length: int) -> Tensor:
+    """Applies the transpose of `srht_down`, from ``(r, ...)`` to ``(length, ...)``."""
+    kept = _kept(seed, length, len(z), z.device)
+    mixed = z.new_zeros(length, *z.shape[1:], dtype=_working(z.dtype))
+    mixed.index_copy_(0, kept, z.to(mixed.dtype))
+    for stage, start, size in reversed(_stages(length)):
+        mixed = _within(mixed, start, size)
+        mixed = mixed * _signs(seed, stage, mixed)
+    return mixed.to(z.dtype)
+
+
+def fastfood_up(z: Tensor, seed: int, length: int) -> Tensor:
+    r"""Maps a vector to a longer one by a random matrix with columns of about unit length.
+
+    The matrix is a stack of :math:`D / n` blocks, `n` the least power of two from `d`, the last
+    one cut off,
+
+    .. math:: \sqrt{n / D} \; S \, H G \Pi H B
+
+    with, new in each block, signs :math:`B`, normal numbers :math:`G` scaled to the length
+    :math:`\sqrt n` and the lengths of rows :math:`S`, distributed as those of Gaussian vectors (by
+    the approximation of Wilson and Hilferty), and with a permutation :math:`\Pi` and the
+    orthonormal Walsh-Hadamard transform :math:`H`; zeros are put after `z` to length `n`. With a
+    random seed its entries have mean 0 and variance :math:`1 / D`, uncorrelated, so that
+    :math:`E[\mathrm{down}(\mathrm{up}(z))] = z`.
+
+    Args:
+        z: Shape ``(d,)``, real or complex.
+        seed: Of all random numbers.
+        length: `D`.
+
+    Returns:
+        Shape ``(D,)``, in z's dtype.
+
+    Raises:
+        ArgumentError: If `z` is no vector, or empty.
+
+    Cost: :math:`O(D \log d)` operations, `3D` random numbers, and memory for about a million
+    numbers beside the result. bfloat16 and float16 are computed in float32.
+
+    Differs from the paper: one permutation serves all blocks. The entries remain uncorrelated
+    through the signs, and sorting random numbers for each would take longer than all the rest.
+
+    Example:
+        >>> z = torch.tensor([3.0, 4.0])
+        >>> abs(fastfood_up(z, seed=0, length=100_000).norm() / 5 - 1) < 0.05
+        tensor(True)
+
+    References:
+        Le, Sarlós, Smola, 2013, https://arxiv.org/abs/1408.3060 (equation 7)
+        Li et al., 2018, https://arxiv.org/abs/1804.08838 (section 2)
+    """
+    _vector("fastfood_up", z)
+    n = _power_of_two(len(z))
+    working = z.to(_working(z.dtype))
+    padded = torch.cat([working, working.new_zeros(n - len(z))])
+    order = permutation(mix(seed, 0), n, z.device)
+    parts = []
+    for signs, weights, lengths in _blocks(seed, n, length, padded):
+        mixed = walsh_hadamard(signs * padded)[:, order]
+        parts.append((lengths * walsh_hadamard(weights * mixed)).flatten())
+    scale = (n / length) ** 0.5
+    return torch.cat(parts)[:length].mul_(scale).to(z.dtype)
+
+
+def fastfood_down(x: Tensor, seed: int, rank: int) -> Tensor:
+    """Applies the transpose of `fastfood_up`, from ``(D,)`` to ``(rank,)``."""
+    _vector("fastfood_down", x)
+    n = _power_of_two(rank)
+    working = x.to(_working(x.dtype))
+    order = permutation(mix(seed, 0), n, x.device)
+    total = working.new_zeros(n)
+    start = 0
+    for signs, weights, lengths in _blocks(seed, n, len(x), working):
+        part = working[start : start + lengths.numel()]
+        start += lengths.numel()
+        part = torch.cat([part, part.new_zeros(lengths.numel() - len(part))]).reshape(-1, n)
+        mixed = weights * walsh_hadamard(lengths * part)
+        back = torch.empty_like(mixed).index_copy_(1, order, mixed)
+        total += (signs * walsh_hadamard(back)).sum(0)
+    scale = (n / len(x)) ** 0.5
+    return (scale * total[:rank]).to(x.dtype)
+
+
+def walsh_hadamard(x: Tensor, dim: int = -1) -> Tensor:
+    """Returns the orthonormal transform along a dimension, a power of two long.
+
+    In the order of `scipy.linalg.hadamard`. It is its own inverse and transpose. Costs O(n log n).
+
+    Example:
+        >>> walsh_hadamard(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
+    """
+    length = x.shape[dim]
+    inner = x.shape[dim % x.ndim + 1 :].numel()
+    done = 1
+    result = x
+    while done < length:
+        # The matrix of a b is the Kronecker product of those of a and b.
+        size = min(FACTOR, length // done)
+        matrix = _hadamard(size, x)
+        if done * inner == 1:
+            result = result.reshape(-1, size) @ matrix
+        else:
+            result = matrix @ result.reshape(-1, size, done * inner)
+        done *= size
+    return result.reshape(x.shape)
+
+
+def _hadamard(size: int, like: Tensor) -> Tensor:
+    matrix = like.new_ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / size**0.5
+
+
+def _within(x: Tensor, start: int, size: int) -> Tensor:
+    """Transforms `size` entries of the first dimension from `start` on."""
+    if size == len(x):
+        return walsh_hadamard(x, 0)
+    before, inside, after = x.tensor_split([start, start + size])
+    return torch.cat([before, walsh_hadamard(inside, 0), after])
+
+
+def _stages(length: int) -> list[tuple[int, int, int]]:
+    """Returns number, begin and size of the transforms that together mix a length."""
+    size = 1 << (length.bit_length() - 1)
+    return [(1, 0, size)] + ([(2, length - size, size)] if size < length else [])
+
+
+def _signs(seed: int, stage: int, like: Tensor) -> Tensor:
+    signs = rademacher(mix(seed, stage), (len(like),), like.dtype, like.device)
+    return signs.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _kept(seed: int, length: int, rank: int, device: torch.device) -> Tensor:
+    if not 1 <= rank <= length:
+        raise ArgumentError(
+            f"srht was given rank {rank} and length {length}. The rank is at least 1 and at most "
+            f"the length. Pass one up to {length}."
+        )
+    return permutation(mix(seed, 0), length, device)[:rank]
+
+
+def _blocks(
+    seed: int, n: int, length: int, like: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields the diagonals B, G and S of some blocks of Fastfood at a time, shape ``(k, n)``."""
+    left = -(-length // n)
+    chunk = 0
+    while left > 0:
+        shape = (min(left, max(1, CHUNK // n)), n)
+        chunk += 1
+        signs, weights, normal = (
+            draw(mix(seed, number, chunk), shape, like.dtype.to_real(), like.device)
+            for number, draw in enumerate((rademacher, gaussian, gaussian), start=1)
+        )
+        weights = weights * (n**0.5 / torch.linalg.vector_norm(weights, dim=-1, keepdim=True))
+        # Wilson and Hilferty: the cube root of chi-squared / n is about normal.
+        root = (1 - 2 / (9 * n)) + (2 / (9 * n)) ** 0.5 * normal
+        yield signs, weights, root.clamp(min=0) ** 1.5
+        left -= shape[0]
+
+
+def _vector(name: str, x: Tensor) -> None:
+    if x.ndim != 1 or not len(x):
+        raise ArgumentError(
+            f"{name} was given a tensor of shape {tuple(x.shape)}. It maps a vector of at least "
+            "one number. Flatten it first."
+        )
+
+
+def _power_of_two(length: int) -> int:
+    """Returns the least from a length on."""
+    return 1 << (length - 1).bit_length()
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)

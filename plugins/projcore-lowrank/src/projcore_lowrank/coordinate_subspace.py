@@ -1,0 +1,305 @@
+"""Subspaces of coordinates: some rows, columns or entries of each tensor."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Blend, Node, Policy, Settings, Write
+from projcore.errors import ArgumentError
+from projcore_lowrank._combine import Parts, Rule
+from projcore_lowrank._matrices import Folding, Rank, resolved_rank
+from projcore_lowrank._seeded import gaussian, mix, permutation
+from projcore_lowrank.random_subspace import require_seed
+from projcore_lowrank.subspace import (
+    End,
+    Nonfinite,
+    Second,
+    Source,
+    Subspace,
+    require_choice,
+)
+
+Select = Literal["top", "random", "norm", "cyclic"]
+Axis = Literal["columns", "rows", "entries"]
+
+# Up to here a stable sort is fast and needs no word from the device; beyond, it takes several times
+# as long as the search for the least that is taken.
+SORTED = 1 << 16
+
+
+class Chosen(Subspace):
+    """A subspace spanned by some vectors of a fixed orthonormal basis, known by their indices.
+
+    In memory are the indices, ascending, and the length of the vectors. The matrices of a batch
+    share them.
+    """
+
+    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+        return {end: torch.arange(rank, device=like.device), f"{end}_length": length}
+
+    def rank_of(self, state: Node) -> int:
+        return len(state[self.ends(state)[0]])
+
+    def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
+        """Returns memory of the vectors that stay; of new ones it is zero."""
+        before, now = old[end], new[end]
+        places = torch.searchsorted(before, now).clamp_(max=len(before) - 1)
+        stays = before.index_select(0, places) == now
+        dim = _dim(end)
+        found = tensor.index_select(dim, places)
+        return found.mul_(stays.unsqueeze(-1) if dim == -2 else stays)
+
+
+class CoordinateSubspace(Chosen):
+    r"""Runs modules on some rows, columns or entries of each tensor; the others stay as they are.
+
+    With :math:`I` the set of those chosen, a tensor :math:`x` is inside :math:`z = x_I`, in their
+    order: some columns of a matrix, shape ``(m, r)``, some rows, shape ``(r, n)``, or some entries
+    of a tensor of any shape, a vector of `r`. What the modules make of it comes out at its place,
+    times :math:`\alpha`, with zeros elsewhere; by ``combine`` what has no place inside may come
+    beside it. It is chosen anew every ``period`` steps, by ``select``:
+
+    - ``"top"``: those of the largest norm. Of equal ones, the first.
+    - ``"norm"``: drawn without replacement, one after the other, with a probability proportional
+      to the norm. Those of norm zero come last.
+    - ``"random"``: drawn without replacement, all equally likely.
+    - ``"cyclic"``: the next `r`, which begin again after the last.
+
+    For rows and columns, vectors pass as they are to the same modules, and for entries tensors of a
+    single one. All matrices of a batch share their rows or columns.
+
+    Args:
+        modules: What to run inside.
+        rank: `r`: how many, at least 1, capped at all; a float is a part of all; None, of a group,
+            lets its tensors pass. A setting; a new rank acts in the next step.
+        select: How they are chosen.
+        axis: What is chosen: ``"columns"``, ``"rows"`` or ``"entries"``.
+        period: Steps between choices, at least 1. A setting.
+        seed: Of ``"norm"`` and ``"random"``, at least 0. A checkpoint of another seed is refused.
+        scale: :math:`\alpha`, above 0. A setting.
+        policy: What becomes of memory inside when others are chosen. ``"reset"``: it begins anew.
+            ``"transport"``: that of those that stay is kept, and is zero for new ones.
+            ``"keep"``: it stays as it is, now for other coordinates. Where the rank changes, what
+            would be kept is transported.
+        second: ``"reset"`` to have all memory begin anew if second moments would be transported;
+            otherwise they are as all else.
+        stagger: Spread the refreshes of different tensors over the period. The first step has all.
+        combine: ``"unproject"``, as above; or beside it what was not chosen, times
+            ``residual_scale``: as it is (``"residual"``), its signs (``"sign"``, FRUGAL), or each
+            row (each column, if rows are chosen) scaled as it was inside (``"fira"``). Or the whole
+            update, scaled as it was inside by row or column (``"apollo"``) or as a whole
+            (``"apollo_mini"``). The last three are for rows and columns.
+        residual_scale: As said, at least 0. A setting.
+        limit: For Fira and APOLLO: by how much, at most, the norm of what they scale grows from one
+            step to the next, at least 1; None for no limit.
+        error_feedback: Keep what was left out of an update, and add it to the next. It takes a
+            tensor of the parameter's size.
+        source: What the norms are of: the ``"update"`` that comes in, the ``"gradient"``, or the
+            mean of the update and the first moment inside (``"momentum"``).
+        folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+        nonfinite: Inf or NaN in what norms are taken of is an error (``"raise"``), or the choice
+            stays, and is made in the next step (``"skip"``).
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If a setting is out of range, a choice unknown, or ``combine`` scales the
+            channels of entries.
+        ArgumentTypeError: If ``seed`` is no integer.
+        StepError: In a step: if what norms are taken of is not finite.
+
+    Cost: memory of 8 bytes for each chosen index beside that of the modules on what is chosen.
+    Copies of what is chosen, in and out; no products. ``"sign"`` takes a tensor of the parameter's
+    size, of one parameter at a time. A refresh is one pass for the norms, and a sort of as many as
+    there are to choose from.
+
+    Differs from FRUGAL's code: a part of all is rounded, not cut off. From GRASS: what is drawn is
+    not weighted by its probability.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Adam
+        >>> model = torch.nn.Linear(30, 20)
+        >>> frugal = CoordinateSubspace([Adam()], rank=0.25, select="random", combine="sign")
+        >>> optimizer = Optimizer(model.parameters(), frugal, LR(1e-3))
+
+    References:
+        Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (FRUGAL, algorithm 1); Muhamed et
+        al., 2024, https://arxiv.org/abs/2406.17660 (GRASS). Drawing in turn by the order of
+        exponential numbers: Efraimidis, Spirakis, 2006,
+        https://doi.org/10.1016/j.ipl.2005.11.003.
+    """
+
+    kinds = {**Subspace.kinds, "seed": "fixed", "refreshes": "scalar"}
+
+    def __init__(
+        self,
+        modules: Any,
+        rank: Rank = 0.25,
+        select: Select = "top",
+        axis: Axis = "columns",
+        period: int = 200,
+        seed: int = 0,
+        scale: float = 1.0,
+        policy: Policy = "reset",
+        second: Second = "squared",
+        stagger: bool = True,
+        combine: Rule = "unproject",
+        residual_scale: float = 1.0,
+        limit: float | None = 1.01,
+        error_feedback: bool = False,
+        source: Source = "update",
+        folding: Folding = "fold",
+        nonfinite: Nonfinite = "raise",
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        require_choice(self, "select", select, get_args(Select))
+        require_choice(self, "axis", axis, get_args(Axis))
+        require_seed(self, seed)
+        if axis == "entries" and combine in ("fira", "apollo", "apollo_mini"):
+            raise ArgumentError(
+                f"CoordinateSubspace(axis='entries', combine={combine!r}) cannot be: channels are "
+                "scaled, and a vector of entries has none. Choose rows or columns."
+            )
+        self.select = select
+        self.axis = axis
+        self.seed = seed
+        super().__init__(
+            modules,
+            rank,
+            period,
+            scale,
+            "left" if axis == "rows" else "right",
+            folding,
+            policy,
+            second,
+            stagger,
+            combine,
+            residual_scale,
+            limit,
+            error_feedback,
+            source,
+            nonfinite,
+            None,
+            project_update,
+            project_params,
+            project_grad,
+        )
+
+    def applies(self, tensor: Tensor, settings: Settings) -> bool:
+        if self.axis == "entries":
+            return settings["rank"] is not None and tensor.numel() > 1
+        return super().applies(tensor, settings)
+
+    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
+        return (tensor.numel(),) if self.axis == "entries" else super()._shape(tensor)
+
+    def number(self, rank: int | float, shape: tuple[int, ...]) -> int:
+        return resolved_rank(rank, (shape[-2] if self.axis == "rows" else shape[-1],))
+
+    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+        return {
+            **super().begin(end, length, rank, batch, like),
+            "seed": self.seed,
+            "refreshes": 0,
+        }
+
+    def _usable(self, tensor: Tensor) -> bool:
+        return self.select in ("random", "cyclic") or super()._usable(tensor)
+
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        refreshes = state["refreshes"]
+        length = state[f"{end}_length"]
+        key = mix(self.seed, state["index"], refreshes)
+        if self.select == "random":
+            indices = permutation(key, length, matrix.device)[:rank].sort().values
+        elif self.select == "cyclic":
+            indices = torch.arange(rank, device=matrix.device).add_(refreshes * rank)
+            indices = indices.remainder_(length).sort().values
+        else:
+            scores = norms_of(matrix)
+            if self.select == "norm":
+                # The first of exponential clocks to ring, at rates that are the norms.
+                waits = gaussian(key, (length,), torch.complex64, matrix.device).abs().square()
+                waits = waits.clamp_(min=torch.finfo(waits.dtype).tiny)
+                scores = scores.log() - waits.log().to(scores.dtype)
+            indices = largest(scores, rank)
+        return {end: indices, "refreshes": refreshes + 1}
+
+    def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
+        chosen: Tensor = state[end]
+        basis = like.new_zeros(state[f"{end}_length"], len(chosen))
+        basis[chosen, torch.arange(len(chosen), device=like.device)] = 1
+        return basis
+
+    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
+        return x.index_select(_dim(end), state[end])
+
+    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
+        dim = _dim(end)
+        shape = list(z.shape)
+        shape[dim] = state[f"{end}_length"]
+        return z.new_zeros(shape).index_copy_(dim, state[end], z)
+
+    def add_up_(
+        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
+    ) -> None:
+        assert beta == 1  # the decay of all is an operation of its own
+        dim, chosen = _dim(end), state[end]
+        if end == "left" or target.ndim == 1:
+            target.index_add_(dim, chosen, z, alpha=alpha)
+        else:  # index_add_ would go through the columns one by one
+            part = target.index_select(dim, chosen).add_(z, alpha=alpha)
+            target.index_copy_(dim, chosen, part)
+
+    def rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
+        (end,) = self.ends(state)
+        return full.index_fill(_dim(end), state[end], 0)
+
+    def _update(self, full: Tensor, low: Tensor, parts: Parts, state: Node) -> Tensor:
+        if not parts.signs or parts.low is None:
+            return super()._update(full, low, parts, state)
+        (end,) = self.ends(state)
+        update = full.sgn()
+        if parts.signs != 1:
+            update.mul_(parts.signs)
+        return update.index_copy_(_dim(end), state[end], parts.low * parts.scale)
+
+    def _write_parts(
+        self, view: Tensor, blend: Blend, full: Tensor, parts: Parts, state: Node
+    ) -> list[Write]:
+        if parts.low is None or not blend.decay:
+            return super()._write_parts(view, blend, full, parts, state)
+        decay = Write(view, partial(view.mul_, 1 - blend.decay))
+        rest = super()._write_parts(view, Blend(blend.scale), full, parts, state)
+        return [decay, *rest]
+
+
+def norms_of(matrix: Tensor) -> Tensor:
+    """Returns the norms of rows, over all matrices of a batch; of a vector, of its entries."""
+    sizes = matrix.to(torch.promote_types(matrix.dtype, torch.float32)).abs()
+    others = [dim for dim in range(matrix.ndim) if dim != matrix.ndim - 2]
+    return sizes if matrix.ndim == 1 else sizes.square_().sum(others).sqrt_()
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Returns where the largest of some numbers are, ascending; of equal ones, the first."""
+    if len(scores) <= SORTED:
+        order = scores.sort(descending=True, stable=True).indices
+        return order[:count].sort().values
+    least = scores.kthvalue(len(scores) - count + 1).values
+    above = (scores > least).nonzero().squeeze(1)
+    equal = (scores == least).nonzero().squeeze(1)
+    return torch.cat([above, equal[: count - len(above)]]).sort().values
+
+
+def _dim(end: End) -> int:
+    return -2 if end == "left" else -1

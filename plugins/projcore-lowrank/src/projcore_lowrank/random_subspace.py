@@ -1,0 +1,298 @@
+"""Random subspaces, whose matrices are made anew from a seed instead of being kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Current, Node, Policy, Settings, require
+from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore_lowrank._combine import Rule
+from projcore_lowrank._matrices import Folding, Rank, Side
+from projcore_lowrank._seeded import gaussian, mix, orthonormal, rademacher, srht_down, srht_up
+from projcore_lowrank.subspace import End, Second, Subspace, require_choice
+
+RandomKind = Literal["gaussian", "orthonormal", "rademacher", "srht"]
+SeedChain = Literal["mixed", "apollo"]
+
+
+class RandomSubspace(Subspace):
+    r"""Runs modules in a random subspace of each matrix, a new one every ``period`` steps.
+
+    A matrix :math:`G`, shape ``(m, n)``, is inside :math:`R = P^H G`, shape ``(r, n)``, or, for
+    ``m >= n``, :math:`G P`. What the modules make of it, :math:`N`, comes out as
+    :math:`\alpha P N`, and by ``combine`` what has no place inside may come beside it.
+
+    :math:`P` follows from the seed, the place of the tensor among those that are projected and the
+    number of refreshes. It is made when it is needed and not kept, so memory is that of the modules
+    inside alone. By ``kind``, with columns of length `s`,
+
+    - ``"gaussian"``: independent entries :math:`N(0, 1/r)`. :math:`E[P P^H] = I`: on average,
+      :math:`P P^H G` is :math:`G`.
+    - ``"rademacher"``: independent entries :math:`\pm 1/\sqrt r`, with the same average.
+    - ``"orthonormal"``: orthonormal columns, distributed as by the Haar measure;
+      :math:`E[P P^H] = (r/s) I`, so that :math:`\alpha = s/r` makes up for what is lost.
+    - ``"srht"``: orthonormal columns of a subsampled randomized Hadamard transform, with the same
+      average. No matrix is made at all: tensors are transformed.
+
+    The columns of the first two are not orthonormal: parameters are read inside by a left inverse,
+    :math:`(P^H P)^{-1} P^H W`, gradients and updates by :math:`P^H`. Few columns of few signs may
+    depend on each other; then it is the pseudo-inverse. All matrices of a batch share one
+    :math:`P`. Refreshes depend on nothing that comes in, so that is not checked for Inf or NaN.
+
+    Args:
+        modules: What to run inside.
+        rank: `r`: at least 1, capped at the shorter side; a float is a part of that; None, of a
+            group, lets its tensors pass. A setting; a new rank acts in the next step.
+        period: Steps between new subspaces, at least 1. A setting.
+        kind: How :math:`P` is drawn.
+        seed: At least 0. A checkpoint of another seed is refused.
+        scale: :math:`\alpha`, above 0. A setting.
+        side: Which side is compressed: ``"std"`` the shorter (the rows, :math:`G P`, if the matrix
+            is square), ``"reverse_std"`` the longer, ``"left"``, ``"right"``, or ``"full"``, both.
+        policy: What becomes of memory inside at a refresh: ``"keep"``, ``"reset"``, or
+            ``"transport"``. Where the rank changes, what would be kept is transported.
+        second: How second moments are transported, as for `LowRank`.
+        stagger: Spread the refreshes of different tensors over the period. The first step has all.
+        combine: How the update is made, as for `LowRank`. Columns that are not orthonormal allow
+            ``"unproject"``, ``"apollo"`` and ``"apollo_mini"``.
+        residual_scale: The factor of ``"residual"`` and ``"sign"``, at least 0. A setting.
+        limit: For Fira and APOLLO: by how much, at most, the norm of what they scale grows from one
+            step to the next, at least 1; None for no limit.
+        error_feedback: Keep what was left out of an update, and add it to the next. For orthonormal
+            columns; with others, what is left out may be larger than what came in.
+        chain: How seeds follow each other. ``"mixed"``: by hashing seed, place and number of
+            refreshes. ``"apollo"``: as in the authors' package, ``seed`` being that of the first
+            tensor, 1 there, and the next ones counted from it; with Gaussian entries and
+            ``side="std"`` the matrices are the same, where unprojected parameters come last.
+        store: Keep each :math:`P` in memory until the next. Worth it where drawing takes long: on
+            a GPU, because numbers are drawn on the CPU, and for orthonormal columns of a high rank.
+        folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+        compute_dtype: A dtype for the products with :math:`P`, such as ``"bfloat16"``.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If a setting is out of range, a choice unknown, or ``combine`` or
+            ``error_feedback`` needs orthonormal columns.
+        ArgumentTypeError: If ``seed`` is no integer.
+
+    Cost: per matrix of sides ``s <= l``: two products of ``2 s l r`` operations a step, and
+    :math:`P` drawn for each of them (one with ``combine="apollo"``): ``s r`` random numbers, about
+    5% of the products' time on a CPU; with ``"orthonormal"`` a QR decomposition, up to half of it.
+    ``"srht"`` transforms in ``O(s l log s)``, which takes longer than products of a rank up to
+    about a quarter of `s`. No memory, or ``s r`` with ``store=True``.
+
+    Differs from GoLore: that begins with GaLore's bases, and changes to random ones for the last
+    part of the training.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, HeavyBall
+        >>> model = torch.nn.Linear(30, 20)
+        >>> subspace = RandomSubspace([HeavyBall()], rank=4, kind="orthonormal", scale=5.0)
+        >>> optimizer = Optimizer(model.parameters(), subspace, LR(1e-2))
+
+    References:
+        He et al., 2024, https://arxiv.org/abs/2410.11289 (GoLore, orthonormal); Hao et al., 2024,
+        https://arxiv.org/abs/2402.03293 (Gaussian, momentum transported); Tropp, 2011,
+        https://arxiv.org/abs/1011.1595 (SRHT); `combine` and `chain`: Zhu et al., 2024,
+        https://arxiv.org/abs/2412.05270 (algorithm 1), and as for `LowRank`.
+    """
+
+    kinds = {**Subspace.kinds, "seed": "fixed", "key": "scalar", "refreshes": "scalar"}
+
+    def __init__(
+        self,
+        modules: Any,
+        rank: Rank = 128,
+        period: int = 200,
+        kind: RandomKind = "gaussian",
+        seed: int = 0,
+        scale: float = 1.0,
+        side: Side = "std",
+        policy: Policy = "keep",
+        second: Second = "squared",
+        stagger: bool = True,
+        combine: Rule = "unproject",
+        residual_scale: float = 1.0,
+        limit: float | None = 1.01,
+        error_feedback: bool = False,
+        chain: SeedChain = "mixed",
+        store: bool = False,
+        folding: Folding = "fold",
+        compute_dtype: torch.dtype | str | None = None,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        require_choice(self, "kind", kind, get_args(RandomKind))
+        require_choice(self, "chain", chain, get_args(SeedChain))
+        require_seed(self, seed)
+        self.orthonormal = kind in ("orthonormal", "srht")
+        if not self.orthonormal and combine in ("residual", "sign", "fira"):
+            raise ArgumentError(
+                f"RandomSubspace(kind={kind!r}, combine={combine!r}) cannot be: what the subspace "
+                "lacks is known for orthonormal columns. Pass kind='orthonormal' or 'srht'."
+            )
+        if not self.orthonormal and error_feedback:
+            raise ArgumentError(
+                f"RandomSubspace(kind={kind!r}, error_feedback=True) cannot be: without "
+                "orthonormal columns, what is left out is larger than what came in, and grows with "
+                "each step. Pass kind='orthonormal' or 'srht'."
+            )
+        self.kind = kind
+        self.seed = seed
+        self.seeds = chain
+        self.store = store
+        super().__init__(
+            modules,
+            rank,
+            period,
+            scale,
+            side,
+            folding,
+            policy,
+            second,
+            stagger,
+            combine,
+            residual_scale,
+            limit,
+            error_feedback,
+            "update",
+            "raise",
+            compute_dtype,
+            project_update,
+            project_params,
+            project_grad,
+        )
+
+    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+        shape = (length, rank) if self.store else (length, rank, 0)
+        return {end: like.new_zeros(shape), "seed": self.seed, "key": 0, "refreshes": 0}
+
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        refreshes = state["refreshes"] + 1
+        if self.seeds == "mixed":
+            key = mix(self.seed, state["index"], refreshes)
+        elif refreshes == 1:
+            key = self.seed + state["index"]
+        else:
+            key = following(state["key"])
+        new = {"key": key, "refreshes": refreshes}
+        length = matrix.shape[-2]
+        if self.store:
+            own = self._key({**state, **new}, end)
+            return {end: self._drawn(own, end, length, rank, matrix).contiguous(), **new}
+        # Of no elements, but from its shape the kernel sees that the rank is another one.
+        return {end: matrix.new_empty(length, rank, 0), **new}
+
+    def _usable(self, tensor: Tensor) -> bool:
+        return True
+
+    def rank_of(self, state: Node) -> int:
+        return int(state[self.ends(state)[0]].shape[1])
+
+    def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
+        kept: Tensor = state[end]
+        if self.store:
+            return kept if kept.dtype == like.dtype else kept.to(like.dtype)
+        length, rank, _ = kept.shape
+        return self._drawn(self._key(state, end), end, length, rank, like)
+
+    def _key(self, state: Node, end: End) -> int:
+        """Returns the seed of a matrix; the second of two has another."""
+        key: int = state["key"]
+        return mix(key) if end != self.ends(state)[0] else key
+
+    def _drawn(self, key: int, end: End, length: int, rank: int, like: Tensor) -> Tensor:
+        if like.is_meta:
+            return like.new_empty(length, rank)
+        if self.kind == "orthonormal":
+            return orthonormal(key, (length, rank), like.dtype, like.device)
+        if self.kind == "srht":
+            return srht_up(torch.eye(rank, dtype=like.dtype, device=like.device), key, length)
+        draw = gaussian if self.kind == "gaussian" else rademacher
+        dtype = torch.complex64 if like.is_complex() else torch.float32
+        # From the right it is the adjoint that is drawn, as in APOLLO's code.
+        shape = (length, rank) if end == "left" else (rank, length)
+        drawn = (draw(key, shape, dtype, like.device) / math.sqrt(rank)).to(like.dtype)
+        return drawn if end == "left" else drawn.mT
+
+    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
+        if self.store or self.kind != "srht":
+            return super().down(x, state, end)
+        dim = -2 if end == "left" else -1
+        z = srht_down(x.movedim(dim, 0), self._key(state, end), self.rank_of(state))
+        return z.movedim(0, dim).contiguous()
+
+    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
+        if self.store or self.kind != "srht":
+            return super().up(z, state, end)
+        dim = -2 if end == "left" else -1
+        x = srht_up(z.movedim(dim, 0), self._key(state, end), state[end].shape[0])
+        return x.movedim(0, dim).contiguous()
+
+    def add_up_(
+        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
+    ) -> None:
+        if self.store or self.kind != "srht":
+            super().add_up_(target, z, state, end, beta, alpha)
+            return
+        update = self.up(z, state, end)
+        if beta == 1:
+            target.add_(update, alpha=alpha)
+        else:
+            target.copy_(update.mul_(alpha).add_(target, alpha=beta))
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        if self.orthonormal or current != "params":
+            return super().project(tensors, params, grads, loss, states, settings, current)
+        return [
+            self._solve(tensor.reshape(self._shape(tensor)), state)
+            for tensor, state in zip(tensors, states, strict=True)
+        ]
+
+    def _solve(self, x: Tensor, state: Node) -> Tensor:
+        """Returns what comes out as `x`, or as near to it as the subspace allows."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        z = x.to(wide)
+        for end in self.ends(state):
+            basis = self.basis(state, end, x).to(wide)
+            if x.is_meta:
+                z = basis.mH @ z if end == "left" else z @ basis
+                continue
+            inverse = torch.linalg.pinv(basis.mH @ basis, hermitian=True)
+            z = inverse @ (basis.mH @ z) if end == "left" else (z @ basis) @ inverse
+        return z.to(x.dtype)
+
+
+def require_seed(owner: object, seed: object) -> None:
+    """Raises unless a seed is an integer from 0 on."""
+    require(owner, "seed", seed, minimum=0)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentTypeError(
+            f"{type(owner).__name__}(seed={seed!r}) was given a {type(seed).__name__}. A seed is "
+            "an integer. Pass one."
+        )
+
+
+def following(seed: int) -> int:
+    """Returns the seed that comes after one in the chain of APOLLO's authors: its 15th number."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randint(0, 2**63 - 1, (15,), generator=generator, device="cpu")
+    return int(drawn[14])

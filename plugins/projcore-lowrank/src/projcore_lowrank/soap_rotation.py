@@ -1,0 +1,318 @@
+"""Rotations of tensors along every side, learnt from the gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Current, Kind, Node, Objective, ProjectionBase, Settings, State, require
+from projcore.errors import ArgumentError, StepError
+from projcore_lowrank._modes import multiply, unfold
+
+Second = Literal["permute", "rotate"]
+
+# Elements of matrices that are decomposed together: it bounds the memory that a refresh takes.
+TOGETHER = 1 << 24
+
+
+class SOAPRotation(ProjectionBase):
+    r"""Runs modules on tensors rotated to the eigenbases of their gradients' covariances.
+
+    A tensor :math:`G` with sides :math:`n_1, \dots, n_d`, :math:`d \ge 2`, is inside
+    :math:`G \times_1 Q_1^\top \cdots \times_d Q_d^\top`: of a matrix, :math:`Q_1^\top G Q_2`. The
+    columns of :math:`Q_k` are near the eigenvectors, largest first, of the running average
+
+    .. math:: L_k \leftarrow \beta L_k + (1 - \beta) G_{(k)} G_{(k)}^\top
+
+    where the rows of :math:`G_{(k)}` are the slices of :math:`G` along side `k`. Adam inside is the
+    authors' method.
+
+    A gradient enters :math:`L_k` after its own step, so none is seen in a basis made from it. The
+    first step is taken in the identity. Before the second, the bases are the eigenvectors of what
+    the first gradient left; from then on, after every `period` steps, the columns are sorted by the
+    estimates :math:`\mathrm{diag}(Q_k^\top L_k Q_k)`, and :math:`Q_k` becomes the orthonormal
+    factor of :math:`L_k Q_k`: one step of orthogonal iteration, far cheaper than eigenvectors.
+
+    When the bases change, memory inside moves along: first moments are rotated exactly, second
+    moments are put into the order of the columns, or rotated too (`second`).
+
+    Tensors with fewer than two sides, complex ones, and those all of whose sides are longer than
+    `max_side` pass unchanged.
+
+    Args:
+        modules: What to run inside.
+        period: Steps between changes of the bases, at least 1.
+        beta: Decay of the running averages, in [0, 1).
+        max_side: The longest side that is rotated; longer ones stay as they are.
+        one_sided: Rotate only the shortest side, the first of several: less memory and time.
+        second: How second moments follow a change from basis to basis. ``"permute"``: sorted as
+            the columns are. ``"rotate"``: as the diagonal of a covariance, by the squares of the
+            weights, so they follow columns that turn. From the identity into the first basis they
+            always go by squares. Fixed, groups do not change it.
+        skip_first: Whether the first gradient of a parameter makes the bases and nothing else, as
+            in the authors' code: it is not moved, and memory inside begins with the second. That
+            holds for tensors that are not rotated too. Fixed, groups do not change it.
+        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
+
+    Raises:
+        ArgumentError: If a setting is out of range, or ``second`` is unknown.
+        StepError: If the running averages hold what is not finite when the bases change.
+
+    Cost: for each rotated side ``2 n^2`` numbers of memory (float32 at least), and in each step a
+    product with a basis each way and one for the average; every `period` steps a product and a QR
+    decomposition. Sides of equal length are decomposed together.
+
+    Differs from the authors' code: averages and bases are float32 at least; without `skip_first`
+    the first step is taken; sides of length 1 are left alone; sides are not merged (for that, put
+    it inside a reshape). With a decay of weights inside it, too, the decay is added to Adam's
+    step, rather than applied to the parameters after it.
+
+    Example:
+        SOAP with the authors' settings:
+
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Adam, WeightDecay
+        >>> model = torch.nn.Conv2d(3, 4, 3)
+        >>> adam = Adam(betas=(0.95, 0.95), eps_mode="hat")
+        >>> soap = SOAPRotation([adam, WeightDecay(0.01)], skip_first=True)
+        >>> optimizer = Optimizer(model.parameters(), soap, LR(3e-3))
+
+    References:
+        Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithms 3 and 4; one-sided, section
+        7.2).
+    """
+
+    scope = "tensor"
+    policy = "transport"
+    traceable = False  # refresh branches on the count of steps
+
+    def __init__(
+        self,
+        modules: Any,
+        period: int = 10,
+        beta: float = 0.95,
+        max_side: int = 10_000,
+        one_sided: bool = False,
+        second: Second = "permute",
+        skip_first: bool = False,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        if second not in get_args(Second):
+            raise ArgumentError(
+                f"SOAPRotation was given second={second!r}. It is one of "
+                f"{', '.join(map(repr, get_args(Second)))}. Pass one."
+            )
+        self.second = second
+        self.skip_first = skip_first
+        defaults = {"period": period, "beta": beta, "max_side": max_side, "one_sided": one_sided}
+        super().__init__(modules, project_update, project_params, project_grad, defaults)
+
+    def check(self, settings: Settings) -> None:
+        require(self, "period", settings["period"], minimum=1)
+        require(self, "beta", settings["beta"], minimum=0, below=1)
+        require(self, "max_side", settings["max_side"], minimum=2)
+
+    def applies(self, tensor: Tensor, settings: Settings) -> bool:
+        return self.skip_first or bool(rotated(tensor, settings))
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
+        memory: dict[str, Any] = {"step": 0}
+        dtype = torch.promote_types(tensor.dtype, torch.float32)  # no bfloat16 in decompositions
+        for k in rotated(tensor, settings):
+            side = tensor.shape[k]
+            basis = torch.eye(side, dtype=dtype, device=tensor.device)
+            memory[f"basis{k}"] = basis
+            memory[f"average{k}"] = torch.zeros_like(basis)
+            memory[f"order{k}"] = torch.arange(side, device=tensor.device)
+        return memory
+
+    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
+        if not self.skip_first or objective.batch_dims:
+            return super().step(update, objective, state)
+        active = range(len(update)) if objective.active is None else objective.active
+        new = [i for i in active if not state.nodes[i].get("step")]
+        if not new:
+            return super().step(update, objective, state)
+        settings = objective.settings(state.path)
+        for i in new:
+            state.nodes[i].update(self.init(objective.template[i], settings[i]))
+        self._learn(
+            [update[i] for i in new],
+            [state.nodes[i] for i in new],
+            [settings[i] for i in new],
+        )
+        result = [torch.zeros_like(tensor) for tensor in update]
+        known = sorted(set(active) - set(new))
+        if known:
+            part = [update[i] for i in known]
+            done = super().step(part, objective.select(known), state.select(known))
+            for i, tensor in zip(known, done, strict=True):
+                result[i] = tensor
+        return result
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            multiply(
+                tensor, [None if basis is None else basis.mT for basis in bases(state, tensor)]
+            )
+            for tensor, state in zip(tensors, states, strict=True)
+        ]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            multiply(tensor, bases(state, tensor))
+            for tensor, state in zip(projected_tensors, states, strict=True)
+        ]
+
+    def refresh(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Node | None] | None:
+        # The gradients of the steps before make the basis of this one; its own comes after.
+        due = [
+            i
+            for i, (state, values) in enumerate(zip(states, settings, strict=True))
+            if state["step"] > 0 and (state["step"] - 1) % values["period"] == 0
+        ]
+        made = iter(new_bases([states[i] for i in due]))
+        new = [(next(made) or None) if i in due else None for i in range(len(states))]
+        self._learn(tensors, states, settings)
+        return new if any(new) else None
+
+    def _learn(
+        self, tensors: Sequence[Tensor], states: Sequence[Node], settings: Sequence[Settings]
+    ) -> None:
+        """Takes gradients into the running averages, and counts them."""
+        for tensor, state, values in zip(tensors, states, settings, strict=True):
+            for k in sides(state):
+                average = state[f"average{k}"]
+                rows = unfold(tensor.to(average.dtype), k)
+                state[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - values["beta"])
+            state["step"] += 1
+
+    def transport(
+        self,
+        tensors: list[Tensor],
+        kind: Kind,
+        params: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> Iterable[Tensor] | None:
+        if kind != "second":
+            return super().transport(tensors, kind, params, old_states, new_states, settings)
+        moved = []
+        for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
+            first = old["step"] == 2  # the second gradient is counted: these are the first bases
+            if self.second == "permute" and not first:
+                for k in sides(new):
+                    tensor = tensor.index_select(k, new[f"order{k}"])
+            else:
+                turns = [
+                    None if basis is None else (new[f"basis{k}"].mT @ basis).square()
+                    for k, basis in enumerate(bases(old, tensor))
+                ]
+                tensor = multiply(tensor, turns)
+            moved.append(tensor)
+        return moved
+
+
+def rotated(tensor: Tensor, settings: Settings) -> list[int]:
+    """Returns the sides of a tensor that are rotated."""
+    if tensor.ndim < 2 or not tensor.is_floating_point() or 0 in tensor.shape:
+        return []
+    found = [k for k, side in enumerate(tensor.shape) if 1 < side <= settings["max_side"]]
+    if settings["one_sided"] and found:
+        return [min(found, key=lambda k: tensor.shape[k])]
+    return found
+
+
+def sides(state: Node) -> Iterator[int]:
+    """Yields the sides that have a basis, ascending."""
+    for name in state:
+        if name.startswith("basis"):
+            yield int(name.removeprefix("basis"))
+
+
+def bases(state: Node, tensor: Tensor) -> list[Tensor | None]:
+    """Returns the basis of each side, None for one that is not rotated."""
+    return [state.get(f"basis{k}") for k in range(tensor.ndim)]
+
+
+def new_bases(states: Sequence[Node]) -> list[Node]:
+    """Returns new bases, and how their columns were sorted, for each of some memories."""
+    new: list[Node] = [{} for _ in states]
+    alike: dict[object, list[tuple[int, int]]] = {}
+    for i, state in enumerate(states):
+        for k in sides(state):
+            average = state[f"average{k}"]
+            key = (state["step"] == 1, len(average), average.dtype, average.device)
+            alike.setdefault(key, []).append((i, k))
+    for places in alike.values():
+        i, k = places[0]
+        first = states[i]["step"] == 1
+        count = max(1, TOGETHER // states[i][f"average{k}"].numel())
+        for start in range(0, len(places), count):
+            part = places[start : start + count]
+            averages = torch.stack([states[i][f"average{k}"] for i, k in part])  # (b, n, n)
+            _check_finite(averages)
+            if first:
+                columns = torch.linalg.eigh(averages).eigenvectors.flip(-1)
+                orders = [states[i][f"order{k}"] for i, k in part]
+            else:
+                old = torch.stack([states[i][f"basis{k}"] for i, k in part])
+                columns, order = iterate(averages, old)
+                orders = list(order.unbind())
+            for (i, k), basis, order in zip(part, columns, orders, strict=True):
+                # Clones, lest each keep the memory of all.
+                new[i][f"basis{k}"] = basis.clone(memory_format=torch.contiguous_format)
+                new[i][f"order{k}"] = order.clone()
+    return new
+
+
+def iterate(averages: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns bases after one step of orthogonal iteration, and the order of the old columns."""
+    product = averages @ old
+    estimates = (old * product).sum(-2)  # the diagonal of old^T average old
+    order = estimates.argsort(dim=-1, descending=True, stable=True)  # (b, n)
+    product = product.gather(-1, order.unsqueeze(-2).expand_as(product))
+    columns: Tensor = torch.linalg.qr(product).Q
+    return columns, order
+
+
+def _check_finite(averages: Tensor) -> None:
+    if not math.isfinite(averages.sum().item()):
+        raise StepError(
+            f"SOAPRotation was to make bases from a running average of gradients, of shape "
+            f"{tuple(averages.shape[1:])}, that is not finite. Every gradient must be. Load the "
+            "last checkpoint, and leave out steps whose gradients overflow."
+        )

@@ -1,0 +1,515 @@
+"""What all subspaces of matrices share: sides, ranks, refreshes, memory, and what comes out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Blend, Current, Kind, Node, Policy, ProjectionBase, Settings, Write, require
+from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+from projcore_lowrank import _combine
+from projcore_lowrank._combine import Parts, Rule
+from projcore_lowrank._matrices import (
+    Folding,
+    Rank,
+    Side,
+    compressed,
+    matrix_shape,
+    resolved_rank,
+    view_of,
+)
+
+End = Literal["left", "right"]
+Second = Literal["squared", "absolute", "reset"]
+Source = Literal["update", "gradient", "momentum"]
+Nonfinite = Literal["raise", "skip"]
+
+
+class Subspace(ProjectionBase):
+    r"""Runs modules on matrices that are multiplied by a basis, from one side or from both.
+
+    A matrix :math:`G`, shape ``(m, n)``, is inside :math:`R = P^H G`, shape ``(r, n)``, with a
+    basis :math:`P` of orthonormal columns, shape ``(m, r)``; or :math:`G P`; or :math:`P^H G Q`.
+    A subclass says how a basis is made (`learn`) and how it multiplies (`down`, `up`).
+
+    Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
+
+    Args:
+        modules: What to run inside.
+        rank: `r`, a setting: an int, a part of the shorter side if it is a float up to 1, or None.
+        period: Steps between refreshes, at least 1, a setting.
+        scale: What the update that comes out is multiplied by, a setting.
+        side: Which sides are compressed: ``"std"`` the shorter, by ``G P`` if it is square,
+            ``"reverse_std"`` the longer, ``"left"``, ``"right"`` or ``"full"`` (both).
+        folding: What has more than two sides is a matrix of the first by the rest (``"fold"``), or
+            a batch of matrices of the last two (``"last2"``).
+        policy: What becomes of memory inside at a refresh: ``"keep"``, ``"reset"`` or
+            ``"transport"``. Where the rank changes, what would be kept is transported.
+        second: How second moments are transported: by the squares of the change of basis
+            (``"squared"``, the diagonal of the transformed covariance), as the absolute value of
+            what a vector would become (``"absolute"``), or not at all, which resets all memory
+            (``"reset"``).
+        stagger: Spread the refreshes of different tensors over the period, so that no step has
+            all of them. The first step has, always.
+        combine: How the update is made: ``"unproject"``, :math:`\alpha P N`; with the residual
+            :math:`G - P R` beside it, times ``residual_scale`` (``"residual"``), or its sign
+            (``"sign"``); scaled as by Fira (``"fira"``), or with all of :math:`G` scaled as by
+            APOLLO, by channel (``"apollo"``) or as a whole (``"apollo_mini"``).
+        residual_scale: As said, a setting.
+        limit: By how much, at most, the norm of what Fira or APOLLO scales grows in a step; None
+            for no limit.
+        error_feedback: Add to each update what was left out of those before.
+        source: What the map is learnt from: the ``"update"`` that comes in, the ``"gradient"``, or
+            the update mixed with the first moment inside, by halves (``"momentum"``).
+        nonfinite: Infinite or NaN in what a basis is to be learnt from is an error (``"raise"``),
+            or the basis stays, to be learnt in the next step (``"skip"``).
+        compute_dtype: The dtype of the products with the basis; None for that of the tensors.
+        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
+    """
+
+    scope = "tensor"
+    traceable = False
+    periodic: bool = True
+    kinds = {
+        "step": "scalar",
+        "index": "scalar",
+        "offset": "scalar",
+        "pending": "scalar",
+        "limited_norm": "scalar",
+    }
+
+    def __init__(
+        self,
+        modules: Any,
+        rank: Rank,
+        period: int,
+        scale: float,
+        side: Side,
+        folding: Folding,
+        policy: Policy,
+        second: Second,
+        stagger: bool,
+        combine: Rule,
+        residual_scale: float,
+        limit: float | None,
+        error_feedback: bool,
+        source: Source,
+        nonfinite: Nonfinite,
+        compute_dtype: torch.dtype | str | None,
+        project_update: bool,
+        project_params: bool,
+        project_grad: bool,
+    ) -> None:
+        for name, value, choices in (
+            ("side", side, Side),
+            ("folding", folding, Folding),
+            ("policy", policy, Policy),
+            ("second", second, Second),
+            ("combine", combine, Rule),
+            ("source", source, Source),
+            ("nonfinite", nonfinite, Nonfinite),
+        ):
+            require_choice(self, name, value, get_args(choices))
+        if side == "full" and combine in ("fira", "apollo"):
+            raise ArgumentError(
+                f"{type(self).__name__}(side='full', combine={combine!r}) cannot be: channels are "
+                "scaled, and compressed from both sides there are none. Choose another side."
+            )
+        if limit is not None:
+            require(self, "limit", limit, minimum=1)
+        self.side: Side = side
+        self.folding: Folding = folding
+        self.policy = policy
+        self.second = second
+        self.stagger = stagger
+        self.rule: Rule = combine
+        self.limit = limit
+        self.error_feedback = error_feedback
+        self.source = source
+        self.nonfinite = nonfinite
+        self.compute_dtype = _as_dtype(self, compute_dtype)
+        if source == "gradient":
+            self.needs = frozenset({"grads"})
+        settings = {
+            "rank": rank,
+            "period": period,
+            "scale": scale,
+            "residual_scale": residual_scale,
+        }
+        super().__init__(modules, project_update, project_params, project_grad, settings)
+
+    def check(self, settings: Settings) -> None:
+        rank = settings["rank"]
+        if isinstance(rank, float):
+            require(self, "rank", rank, above=0, maximum=1)
+        elif rank is not None:
+            require(self, "rank", rank, minimum=1)
+        require(self, "period", settings["period"], minimum=1)
+        require(self, "scale", settings["scale"], above=0)
+        require(self, "residual_scale", settings["residual_scale"], minimum=0)
+
+    # What a subspace defines.
+
+    @abstractmethod
+    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+        """Returns the memory of one end before its first basis is learnt; the entry ``end``, too.
+
+        The basis has columns of that length; ``batch`` is the shape of a batch of matrices.
+        """
+
+    @abstractmethod
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        """Returns the memory of one end with a new basis, of columns as those of ``matrix``."""
+
+    @abstractmethod
+    def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
+        """Returns a basis, ``(..., length, rank)``, with the dtype and device of a tensor."""
+
+    @abstractmethod
+    def rank_of(self, state: Node) -> int:
+        """Returns the rank that a basis has."""
+
+    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
+        r"""Returns :math:`P^H x` from the left, :math:`x P` from the right."""
+        basis = self.basis(state, end, x)
+        return basis.mH @ x if end == "left" else x @ basis
+
+    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
+        r"""Returns :math:`P z` to the left, :math:`z P^H` to the right."""
+        basis = self.basis(state, end, z)
+        return basis @ z if end == "left" else z @ basis.mH
+
+    def add_up_(
+        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
+    ) -> None:
+        """Makes a target ``beta * target + alpha * up(z)``, in one operation."""
+        basis = self.basis(state, end, z)
+        one, other = (basis, z) if end == "left" else (z, basis.mH)
+        if target.ndim == 2:
+            target.addmm_(one, other, beta=beta, alpha=alpha)
+        else:
+            target = target.view(-1, *target.shape[-2:])
+            batches = [  # a basis may be one for the whole batch
+                each.flatten(0, -3) if each.ndim > 2 else each.expand(len(target), *each.shape)
+                for each in (one, other)
+            ]
+            target.baddbmm_(*batches, beta=beta, alpha=alpha)
+
+    def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
+        r"""Returns memory in a new basis, by :math:`C = P_{new}^H P_{old}` or by :math:`|C_{ij}|^2`."""
+        change = self.basis(new, end, tensor).mH @ self.basis(old, end, tensor)
+        if squared:
+            change = (change * change.conj()).real.to(tensor.dtype)
+        return change @ tensor if end == "left" else tensor @ change.mH
+
+    def rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
+        """Returns what a matrix, ``low`` inside, has outside of the subspace, as a new tensor."""
+        return torch.sub(full, self._up(low, state))
+
+    def number(self, rank: int | float, shape: tuple[int, ...]) -> int:
+        """Returns the rank that a setting means for matrices of a shape."""
+        return resolved_rank(rank, shape)
+
+    # What is done with it.
+
+    def applies(self, tensor: Tensor, settings: Settings) -> bool:
+        return settings["rank"] is not None and matrix_shape(tensor.shape, self.folding) is not None
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
+        shape = self._shape(tensor)
+        rank = self.number(settings["rank"], shape)
+        node: dict[str, Any] = {"step": 0, "index": 0, "offset": 0, "pending": 1}
+        for end in compressed(shape, self.side):
+            length = shape[-2] if end == "left" else shape[-1]
+            node.update(self.begin(end, length, rank, shape[:-2], tensor))
+        if self.error_feedback:
+            node["error"] = torch.zeros_like(tensor)
+        if self.limit is not None and self.rule in ("fira", "apollo", "apollo_mini"):
+            wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
+            node["limited_norm"] = tensor.new_zeros((*shape[:-2], 1, 1), dtype=wide)
+        return node
+
+    def receive(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Tensor]:
+        if not self.error_feedback:
+            return tensors
+        return list(torch._foreach_add(tensors, [state["error"] for state in states]))
+
+    def refresh(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Node | None] | None:
+        source = tensors if grads is None or self.source != "gradient" else grads
+        due = []
+        for i, (tensor, state, values) in enumerate(zip(source, states, settings, strict=True)):
+            if state["step"] == 0:
+                state["index"] = i
+                state["offset"] = i * values["period"] // len(states) if self.stagger else 0
+            if not tensor.is_meta and self._due(tensor, state, values):
+                due.append(i)
+        usable = [i for i in due if self._usable(source[i])]
+        new: list[Node | None] = [None] * len(states)
+        for i in usable:
+            new[i] = self._learnt(source[i], states[i], settings[i])
+        for i, state in enumerate(states):
+            state["pending"] = int(i in due and i not in usable)
+            state["step"] += 1
+        return new if usable else None
+
+    def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
+        periodic = (state["step"] + state["offset"]) % settings["period"] == 0
+        if state["pending"] or (self.periodic and periodic):
+            return True
+        return self.rank_of(state) != self.number(settings["rank"], self._shape(tensor))
+
+    def _usable(self, tensor: Tensor) -> bool:
+        if bool(torch.isfinite(tensor).all()):
+            return True
+        if self.nonfinite == "skip":
+            return False
+        raise StepError(
+            f"{type(self).__name__} was to learn a basis from a tensor of shape "
+            f"{tuple(tensor.shape)} in which there is Inf or NaN. A basis is made of finite "
+            "numbers. Leave this step out, or pass nonfinite='skip' to go on with the old basis."
+        )
+
+    def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
+        shape = self._shape(tensor)
+        matrix = tensor.reshape(shape)
+        if self.source == "momentum":
+            matrix = self._mixed(matrix, state)
+        rank = self.number(settings["rank"], shape)
+        node: Node = {}
+        for end in compressed(shape, self.side):
+            seen = matrix.mH if end == "right" and matrix.ndim > 1 else matrix
+            node.update(self.learn(end, rank, seen, state, settings))
+        return node
+
+    def _mixed(self, matrix: Tensor, state: Node) -> Tensor:
+        """Returns the matrix, by halves with the first moment inside, where there is one yet."""
+        moment = self.memory_inside(state, "first")
+        if moment is None:
+            return matrix
+        return torch.lerp(matrix, self._up(moment, state).to(matrix.dtype), 0.5)
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            self._down(tensor.reshape(self._shape(tensor)), state)
+            for tensor, state in zip(tensors, states, strict=True)
+        ]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            self._up(tensor, state).reshape(param.shape)
+            for tensor, state, param in zip(projected_tensors, states, params, strict=True)
+        ]
+
+    def _down(self, x: Tensor, state: Node) -> Tensor:
+        dtype = x.dtype
+        x = x if self.compute_dtype is None else x.to(self.compute_dtype)
+        for end in self.ends(state):
+            x = self.down(x, state, end)
+        return x.to(dtype)
+
+    def _up(self, z: Tensor, state: Node) -> Tensor:
+        dtype = z.dtype
+        z = z if self.compute_dtype is None else z.to(self.compute_dtype)
+        for end in self.ends(state):
+            z = self.up(z, state, end)
+        return z.to(dtype)
+
+    def ends(self, state: Node) -> list[End]:
+        """Returns the sides that a tensor with this memory is multiplied from."""
+        return [end for end in get_args(End) if end in state]
+
+    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
+        shape = matrix_shape(tensor.shape, self.folding)
+        assert shape is not None
+        return shape
+
+    def transport(
+        self,
+        tensors: list[Tensor],
+        kind: Kind,
+        params: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor] | None:
+        if kind not in ("first", "second") or (kind == "second" and self.second == "reset"):
+            return None
+        squared = kind == "second" and self.second == "squared"
+        moved = []
+        for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
+            for end in self.ends(new):
+                tensor = self.carry(tensor, old, new, end, squared)
+            moved.append(tensor.abs() if kind == "second" else tensor)
+        return moved
+
+    # What comes out.
+
+    def combine(
+        self,
+        tensors: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        made = []
+        for tensor, low, out, state, values in zip(
+            tensors, projected, result, states, settings, strict=True
+        ):
+            full = tensor.reshape(self._shape(tensor))
+            parts = self._parts(full, low, out, state, values)
+            made.append(self._update(full, low, parts, state).reshape(tensor.shape))
+        return made
+
+    def writes(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        made = []
+        for target, blend, tensor, low, out, state, values in zip(
+            targets, blends, tensors, projected, result, states, settings, strict=True
+        ):
+            shape = self._shape(tensor)
+            full, view = tensor.reshape(shape), view_of(target, shape)
+            parts = self._parts(full, low, out, state, values)
+            if parts.signs or view is None or self.compute_dtype is not None:
+                run = partial(self._write_whole, target, blend, full, low, parts, state)
+                made.append(Write(target, run))
+            else:
+                made += self._write_parts(view, blend, full, parts, state)
+        return made
+
+    def _parts(
+        self, full: Tensor, low: Tensor, out: Tensor, state: Node, settings: Settings
+    ) -> Parts:
+        """Returns what the update is made of, and keeps what the next step needs of this one."""
+        if self.error_feedback:
+            error = self.rest(full, low, state)
+            state["error"] = error.reshape(state["error"].shape)
+        scale, residual = settings["scale"], settings["residual_scale"]
+        if self.rule == "unproject":
+            return Parts(out, scale)
+        if self.rule == "residual":
+            return Parts(out * scale - low * residual, factor=residual)
+        if self.rule == "sign":
+            return Parts(out, scale, signs=residual)
+        dims: Any = (-2, -1)
+        if self.rule != "apollo_mini":
+            dims = -2 if "left" in self.ends(state) else -1
+        rule = _combine.fira if self.rule == "fira" else _combine.apollo
+        parts, limited = rule(full, low, out, dims, scale, self.limit, state.get("limited_norm"))
+        if limited is not None:
+            state["limited_norm"] = limited
+        return parts
+
+    def _update(self, full: Tensor, low: Tensor, parts: Parts, state: Node) -> Tensor:
+        """Returns the full update of a matrix."""
+        update = None
+        if parts.low is not None:
+            update = self._up(parts.low, state)
+            if parts.scale != 1:
+                update.mul_(parts.scale)
+        if parts.factor is not None:
+            scaled = full * parts.factor
+            update = scaled if update is None else update.add_(scaled)
+        assert update is not None
+        if parts.signs:
+            update.add_(self.rest(full, low, state).sgn_(), alpha=parts.signs)
+        return update
+
+    def _write_whole(
+        self, target: Tensor, blend: Blend, full: Tensor, low: Tensor, parts: Parts, state: Node
+    ) -> None:
+        """Makes the update of one parameter, now that its turn has come, and writes it."""
+        update = self._update(full, low, parts, state).reshape(target.shape).mul_(blend.scale)
+        if blend.decay:
+            update.add_(target, alpha=blend.decay)
+        target.sub_(update)
+
+    def _write_parts(
+        self, view: Tensor, blend: Blend, full: Tensor, parts: Parts, state: Node
+    ) -> list[Write]:
+        """Returns the products that go straight into a parameter."""
+        made = []
+        beta = 1 - blend.decay
+        if parts.low is not None:
+            alpha = -blend.scale * parts.scale
+            made.append(Write(view, partial(self._add, view, parts.low, state, beta, alpha)))
+        elif blend.decay:
+            made.append(Write(view, partial(view.mul_, beta)))
+        if isinstance(parts.factor, Tensor):
+            add = partial(view.addcmul_, full, parts.factor, value=-blend.scale)
+            made.append(Write(view, add))
+        elif parts.factor is not None:
+            made.append(Write(view, partial(view.sub_, full, alpha=blend.scale * parts.factor)))
+        return made
+
+    def _add(self, target: Tensor, z: Tensor, state: Node, beta: float, alpha: float) -> None:
+        *others, last = self.ends(state)
+        for end in others:
+            z = self.up(z, state, end)
+        self.add_up_(target, z, state, last, beta, alpha)
+
+
+def require_choice(owner: object, name: str, value: object, choices: Sequence[object]) -> None:
+    """Raises unless a value is one of the choices."""
+    if value not in choices:
+        raise ArgumentError(
+            f"{type(owner).__name__}({name}={value!r}) cannot be. {name} is one of "
+            f"{', '.join(map(repr, choices))}. Pass one of these."
+        )
+
+
+def _as_dtype(owner: object, dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ArgumentTypeError(
+            f"{type(owner).__name__}(compute_dtype={dtype!r}) is no dtype of floating numbers. "
+            "Products are made in one. Pass for example 'bfloat16', or None."
+        )
+    return found

@@ -1,0 +1,372 @@
+"""Low-rank subspaces of tensors along each of their sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Current, Kind, Node, Policy, ProjectionBase, Settings, require
+from projcore.errors import ArgumentError, StepError
+from projcore_lowrank._modes import multiply, unfold
+from projcore_lowrank._subspace import dominant
+
+Refresh = Literal["hosvd", "hooi"]
+Source = Literal["update", "gradient"]
+Nonfinite = Literal["raise", "skip"]
+Rank = int | float | None
+
+
+class Tucker(ProjectionBase):
+    r"""Runs modules on the core of each tensor of the update, as of a convolution's.
+
+    A tensor :math:`G` with sides :math:`n_1, \dots, n_d` is inside the core
+
+    .. math:: Z = G \times_1 U_1^H \cdots \times_d U_d^H,
+        \qquad \text{and back} \quad Z \times_1 U_1 \cdots \times_d U_d
+
+    with sides :math:`r_1, \dots, r_d`, where the columns of :math:`U_k`, shape ``(n_k, r_k)``, are
+    orthonormal. With all elements in a row, :math:`U = U_1 \otimes \cdots \otimes U_d`. A
+    side that keeps its whole length is not multiplied. Of a matrix, this is low rank on both sides.
+
+    At the first step, and every `period` steps, the bases are learnt: with ``refresh="hosvd"``
+    :math:`U_k` holds the left singular vectors of the :math:`r_k` largest singular values of
+    :math:`G_{(k)}`, whose rows are the slices of `G` along side `k`. From there, ``"hooi"`` goes on
+    in turns over the sides, with :math:`G \times_j U_j^H` over all others `j` in place of `G`,
+    which never makes the norm of the core smaller.
+
+    Tensors with fewer than `min_ndim` sides, those that would keep all of them whole, and those of
+    groups with ``rank=None`` pass as they are to the same modules.
+
+    Args:
+        modules: What to run inside.
+        rank: :math:`r_k`, a setting: an int, a part of each side if it is a float up to 1, None to
+            keep a side whole; for all sides, or a tuple with one for each. At most the length of
+            its side, and the number of elements of a slice.
+        period: Steps between refreshes, at least 1, a setting.
+        scale: What the update that comes out is multiplied by, a setting.
+        refresh: ``"hosvd"`` or ``"hooi"``.
+        iterations: How often ``"hooi"`` goes over all sides, at least 1.
+        min_ndim: The fewest sides of a tensor that is compressed, at least 2, a setting.
+        policy: What becomes of memory inside at a refresh: ``"keep"``, ``"reset"``, or
+            ``"transport"``: by :math:`C_k = U_k^{new\,H} U_k^{old}` along each side, and second
+            moments by the squares of these weights, so they stay nonnegative. Where the core
+            changes its shape, what would be kept is transported.
+        source: What the bases are learnt from: the ``"update"`` that comes in, or the
+            ``"gradient"``.
+        nonfinite: Infinite or NaN in what bases are to be learnt from is an error (``"raise"``), or
+            they stay, to be learnt in the next step (``"skip"``; before the first, they are the
+            first coordinates).
+        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
+
+    Raises:
+        ArgumentError: If a setting is out of range, or a tuple of ranks has not one for each side.
+        StepError: If there is Inf or NaN to learn from.
+
+    Cost: :math:`\sum_k n_k r_k` numbers of memory (float32 at least), and each way a product with
+    each basis. A refresh is :math:`O(N \sum_k n_k)` for `N` elements, times the iterations for
+    ``"hooi"``.
+
+    Differs from the authors' code: it refreshes; sides that keep their length are not rotated. As
+    there, in the step of a refresh the core of a matrix is diagonal, up to rounding, by which Adam
+    inside divides; its ``eps`` keeps that small.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Adam
+        >>> model = torch.nn.Conv2d(16, 32, 3)
+        >>> tucker = Tucker([Adam()], rank=(0.25, 0.25, None, None))
+        >>> optimizer = Optimizer(model.parameters(), tucker, LR(1e-3))
+
+    References:
+        George et al., 2025, https://arxiv.org/abs/2501.02379
+        De Lathauwer, De Moor, Vandewalle, 2000, https://doi.org/10.1137/S0895479896305696 (HOSVD),
+        https://doi.org/10.1137/S0895479898346995 (HOOI, section 4)
+    """
+
+    scope = "tensor"
+    kinds = {"step": "scalar", "pending": "scalar"}
+    traceable = False  # refresh branches on the count of steps
+
+    def __init__(
+        self,
+        modules: Any,
+        rank: Rank | Sequence[Rank],
+        period: int = 200,
+        scale: float = 1.0,
+        refresh: Refresh = "hosvd",
+        iterations: int = 10,
+        min_ndim: int = 3,
+        policy: Policy = "keep",
+        source: Source = "update",
+        nonfinite: Nonfinite = "raise",
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        for name, value, choices in (
+            ("refresh", refresh, Refresh),
+            ("policy", policy, Policy),
+            ("source", source, Source),
+            ("nonfinite", nonfinite, Nonfinite),
+        ):
+            if value not in get_args(choices):
+                raise ArgumentError(
+                    f"Tucker was given {name}={value!r}. It is one of "
+                    f"{', '.join(map(repr, get_args(choices)))}. Pass one."
+                )
+        require(self, "iterations", iterations, minimum=1)
+        self.iterations = iterations if refresh == "hooi" else 0
+        self.policy = policy
+        self.nonfinite = nonfinite
+        if source == "gradient":
+            self.needs = frozenset({"grads"})
+        ranks = rank if rank is None or isinstance(rank, (int, float)) else tuple(rank)
+        defaults = {"rank": ranks, "period": period, "scale": scale, "min_ndim": min_ndim}
+        super().__init__(modules, project_update, project_params, project_grad, defaults)
+
+    def check(self, settings: Settings) -> None:
+        rank = settings["rank"]
+        for each in rank if isinstance(rank, (tuple, list)) else [rank]:
+            if isinstance(each, float):
+                require(self, "rank", each, above=0, maximum=1)
+            elif each is not None:
+                require(self, "rank", each, minimum=1)
+        require(self, "period", settings["period"], minimum=1)
+        require(self, "scale", settings["scale"], above=0)
+        require(self, "min_ndim", settings["min_ndim"], minimum=2)
+
+    def applies(self, tensor: Tensor, settings: Settings) -> bool:
+        if tensor.ndim < settings["min_ndim"] or settings["rank"] is None or 0 in tensor.shape:
+            return False
+        return any(rank is not None for rank in core(tensor, settings["rank"]))
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
+        dtype = torch.promote_types(tensor.dtype, torch.float32)  # no bfloat16 in decompositions
+        ranks = core(tensor, settings["rank"])
+        first = [
+            None if rank is None else torch.eye(side, rank, dtype=dtype, device=tensor.device)
+            for side, rank in zip(tensor.shape, ranks, strict=True)
+        ]
+        return {"step": 0, "pending": 1, **kept(first, tensor)}
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            multiply(tensor, [None if factor is None else factor.mH for factor in factors(state)])
+            for tensor, state in zip(tensors, states, strict=True)
+        ]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            multiply(tensor, factors(state))
+            for tensor, state in zip(projected_tensors, states, strict=True)
+        ]
+
+    def combine(
+        self,
+        tensors: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        full = self.unproject(result, params, grads, loss, states, settings, "update")
+        return [
+            tensor if values["scale"] == 1 else tensor * values["scale"]
+            for tensor, values in zip(full, settings, strict=True)
+        ]
+
+    def refresh(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Node | None] | None:
+        source = tensors if grads is None else grads
+        due = [
+            i
+            for i, (state, values) in enumerate(zip(states, settings, strict=True))
+            if not source[i].is_meta and self._due(source[i], state, values)
+        ]
+        usable = [i for i in due if self._usable(source[i])]
+        new: list[Node | None] = [None] * len(states)
+        for i in usable:
+            new[i] = self._learnt(source[i], settings[i])
+        for i, state in enumerate(states):
+            state["pending"] = int(i in due and i not in usable)
+            state["step"] += 1
+        return new if usable else None
+
+    def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
+        if state["pending"] or state["step"] % settings["period"] == 0:
+            return True
+        ranks = [None if factor is None else factor.shape[1] for factor in factors(state)]
+        return ranks != core(tensor, settings["rank"])
+
+    def _usable(self, tensor: Tensor) -> bool:
+        if bool(torch.isfinite(tensor).all()):
+            return True
+        if self.nonfinite == "skip":
+            return False
+        raise StepError(
+            f"Tucker was to learn bases from a tensor of shape {tuple(tensor.shape)} in which "
+            "there is Inf or NaN. Bases are made of finite numbers. Leave this step out, or pass "
+            "nonfinite='skip' to go on with the bases there are."
+        )
+
+    def _learnt(self, tensor: Tensor, settings: Settings) -> Node:
+        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        found = hosvd(wide, core(tensor, settings["rank"]))
+        for _ in range(self.iterations):
+            found = hooi(wide, found)
+        return kept(found, tensor)
+
+    def transport(
+        self,
+        tensors: list[Tensor],
+        kind: Kind,
+        params: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor] | None:
+        if kind not in ("first", "second"):
+            return None
+        carry = multiply if kind == "first" else multiply_squares
+        return [
+            carry(tensor, changes(old, new))
+            for tensor, old, new in zip(tensors, old_states, new_states, strict=True)
+        ]
+
+
+def core(tensor: Tensor, rank: Rank | Sequence[Rank]) -> list[int | None]:
+    """Returns the rank of each side of a tensor, None for those that keep their whole length.
+
+    Raises:
+        ArgumentError: If there is a sequence of ranks, and not one for each side.
+    """
+    if rank is None or isinstance(rank, (int, float)):
+        rank = [rank] * tensor.ndim
+    if len(rank) != tensor.ndim:
+        raise ArgumentError(
+            f"Tucker(rank={rank!r}) was given a tensor of shape {tuple(tensor.shape)}. A sequence "
+            "of ranks has one for each side. Give tensors of other numbers of sides a parameter "
+            "group with a rank of its own, or None."
+        )
+    resolved: list[int | None] = []
+    for side, each in zip(tensor.shape, rank, strict=True):
+        if each is None:
+            resolved.append(None)
+            continue
+        wanted = max(1, round(each * side)) if isinstance(each, float) else each
+        wanted = min(wanted, side, tensor.numel() // side)
+        resolved.append(None if wanted == side else wanted)
+    return resolved
+
+
+def hosvd(tensor: Tensor, ranks: Sequence[int | None]) -> list[Tensor | None]:
+    """Returns, for each side with a rank, the leading left singular vectors of the unfolding."""
+    return [
+        None if rank is None else leading(unfold(tensor, k), rank) for k, rank in enumerate(ranks)
+    ]
+
+
+def hooi(tensor: Tensor, bases: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Returns bases that are made one after the other, each with what the others leave."""
+    found = list(bases)
+    for k, basis in enumerate(bases):
+        if basis is not None:
+            others = [
+                None if j == k or other is None else other.mH for j, other in enumerate(found)
+            ]
+            found[k] = leading(unfold(multiply(tensor, others), k), basis.shape[1])
+    return found
+
+
+def leading(matrix: Tensor, rank: int) -> Tensor:
+    """Returns the left singular vectors of a matrix's largest singular values.
+
+    The largest entry of each is real and positive: otherwise, with what is nearly diagonal, as a
+    core is, rounding errors would choose the signs.
+    """
+    if matrix.shape[1] > matrix.shape[0]:  # the triangular factor has the same, and is small
+        matrix = torch.linalg.qr(matrix.mH, mode="r").R.mH
+    vectors = dominant(matrix, rank, "svd")
+    largest = vectors.abs().argmax(0, keepdim=True)
+    return vectors * vectors.gather(0, largest).sgn().conj()
+
+
+def kept(bases: Sequence[Tensor | None], tensor: Tensor) -> Node:
+    """Returns bases as they are kept: that of a side that is whole is empty."""
+    empty = tensor.new_empty(0)
+    return {f"basis{k}": empty if basis is None else basis for k, basis in enumerate(bases)}
+
+
+def factors(state: Node) -> list[Tensor | None]:
+    """Returns the basis of each side, None for one that is whole."""
+    found: list[Tensor | None] = []
+    while (name := f"basis{len(found)}") in state:
+        found.append(state[name] if state[name].numel() else None)
+    return found
+
+
+def changes(old: Node, new: Node) -> list[Tensor | None]:
+    """Returns the change of basis along each side, None for one that is whole before and after."""
+    made = []
+    for before, after in zip(factors(old), factors(new), strict=True):
+        if before is None or after is None:
+            made.append(before if after is None else after.mH)
+        else:
+            made.append(after.mH @ before)
+    return made
+
+
+def multiply_squares(tensor: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    """Multiplies each side by the squares of its matrix, as variances of what is multiplied by it.
+
+    Those of the real and the imaginary parts of complex numbers are the parts of a complex one.
+    """
+    if not tensor.is_complex():
+        return multiply(tensor, [None if each is None else each.square() for each in matrices])
+    for k, each in enumerate(matrices):
+        if each is None:
+            continue
+        along = [
+            [None] * k + [part.square()] + [None] * (tensor.ndim - k - 1)
+            for part in (each.real, each.imag)
+        ]
+        same, other = (
+            torch.view_as_complex(
+                torch.stack([multiply(part, squares) for part in (tensor.real, tensor.imag)], -1)
+            )
+            for squares in along
+        )
+        swapped = torch.complex(other.imag, other.real)
+        tensor = same + swapped
+    return tensor

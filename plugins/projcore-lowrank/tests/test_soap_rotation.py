@@ -1,0 +1,339 @@
+"""The rotation against the published algorithm, and against dense matrices, in float64."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import math
+from functools import reduce
+
+import pytest
+import torch
+
+from projcore import Optimizer
+from projcore.errors import ArgumentError, StepError
+from projcore.modules import LR, Adam, HeavyBall
+from projcore.testing import Subject, parametrize_with_checks
+from projcore_lowrank.soap_rotation import SOAPRotation
+
+MODULE = "projcore_lowrank.soap_rotation"
+SHAPES = ((6, 6), (5, 4), (7,), (2, 3, 4), (3, 2, 2, 3), ())
+DOUBLE = {"dtype": torch.float64}
+KEEPING = frozenset({"lossless", "orthonormal", "linear", "data_dependent"})
+EXAMPLES = (
+    {"period": 3},
+    {"period": 2, "beta": 0.5, "second": "rotate"},
+    {"period": 2, "one_sided": True, "max_side": 3},
+)
+SUBJECTS = [
+    Subject(SOAPRotation, f"soap of {tuple(example)}", KEEPING, example) for example in EXAMPLES
+]
+# A first step that is left out is none of the function seen from inside, so no law of linear maps.
+SKIPPING = Subject(
+    SOAPRotation, "soap skipping", frozenset({"data_dependent"}), {"period": 2, "skip_first": True}
+)
+
+
+@parametrize_with_checks(*SUBJECTS, SKIPPING)
+def test_laws(check):
+    check()
+
+
+def problem(shapes, seed=0):
+    """Starts, and a function that makes gradients with noise in them, the same in each run."""
+    draw = torch.Generator().manual_seed(seed)
+    starts = [torch.randn(shape, generator=draw, **DOUBLE) for shape in shapes]
+    targets = [torch.randn(shape, generator=draw, **DOUBLE) for shape in shapes]
+    noise = torch.Generator().manual_seed(seed + 1)
+
+    def gradients(points):
+        made = []
+        for point, target in zip(points, targets, strict=True):
+            slope = (point - target) * torch.linspace(0.2, 2, point.numel(), **DOUBLE).reshape(
+                point.shape
+            )
+            made.append(slope + 0.1 * torch.randn(point.shape, generator=noise, **DOUBLE))
+        return made
+
+    return starts, gradients
+
+
+def train(shapes, modules, steps):
+    starts, gradients = problem(shapes)
+    params = [torch.nn.Parameter(start) for start in starts]
+    optimizer = Optimizer(params, *modules)
+    path = []
+    for _ in range(steps):
+        for param, grad in zip(params, gradients([p.detach() for p in params]), strict=True):
+            param.grad = grad
+        optimizer.step()
+        path.append([param.detach().clone() for param in params])
+    return path, optimizer
+
+
+def dense(matrices):
+    return reduce(torch.kron, matrices)
+
+
+class Published:
+    """Algorithms 3 and 4 for one tensor, on all its elements in a row, with dense matrices."""
+
+    def __init__(self, shape, period, lr=0.01, beta1=0.95, beta2=0.95, eps=1e-8):
+        self.shape, self.period, self.lr, self.eps = shape, period, lr, eps
+        self.beta1, self.beta2 = beta1, beta2
+        sides = shape if len(shape) > 1 else ()
+        self.averages = [torch.zeros(side, side, **DOUBLE) for side in sides]
+        self.bases = None
+        self.t = 0
+
+    def matrix(self):
+        return dense(self.bases) if self.bases else torch.eye(math.prod(self.shape), **DOUBLE)
+
+    def statistics(self, g):
+        for k, average in enumerate(self.averages):
+            rest = [dim for dim in range(g.ndim) if dim != k]
+            outer = torch.tensordot(g, g, dims=(rest, rest))
+            self.averages[k] = self.beta2 * average + (1 - self.beta2) * outer
+
+    def update(self, g):
+        if self.bases is None:
+            self.statistics(g)
+            self.bases = [torch.linalg.eigh(a)[1].flip(1) for a in self.averages]
+            self.mean = self.variance = torch.zeros(g.numel(), **DOUBLE)  # mean is not rotated
+            return torch.zeros_like(g)
+        self.t += 1
+        u, flat = self.matrix(), g.reshape(-1)
+        self.mean = self.beta1 * self.mean + (1 - self.beta1) * flat
+        self.variance = self.beta2 * self.variance + (1 - self.beta2) * (u.T @ flat) ** 2
+        rate = self.lr * math.sqrt(1 - self.beta2**self.t) / (1 - self.beta1**self.t)
+        step = rate * u @ ((u.T @ self.mean) / (self.variance.sqrt() + self.eps))
+        self.statistics(g)
+        if self.t % self.period == 0:
+            variance = self.variance.reshape(self.shape)
+            for k, (average, basis) in enumerate(zip(self.averages, self.bases, strict=True)):
+                order = torch.argsort((basis.T @ average @ basis).diagonal(), descending=True)
+                variance = variance.index_select(k, order)
+                self.bases[k] = torch.linalg.qr(average @ basis[:, order])[0]
+            self.variance = variance.reshape(-1)
+        return step.reshape(self.shape)
+
+
+@pytest.mark.parametrize("period", [1, 10])
+def test_250_steps_of_the_published_method(period):
+    adam = Adam(betas=(0.95, 0.95), eps_mode="hat")
+    path, _ = train(SHAPES, [SOAPRotation([adam], period, skip_first=True), LR(0.01)], 250)
+    points, gradients = problem(SHAPES)
+    methods = [Published(shape, period) for shape in SHAPES]
+    for step, ours in enumerate(path):
+        grads = gradients(points)
+        points = [p - m.update(g) for p, m, g in zip(points, methods, grads, strict=True)]
+        # Rounding grows with the steps; this is 2**10 roundings of the largest parameters.
+        torch.testing.assert_close(ours, points, rtol=0, atol=1e-12, msg=f"step {step}")
+    assert max((p - q).abs().max() for p, q in zip(points, path[0], strict=True)) > 0.5
+
+
+SHAPE = (3, 2, 4)
+
+
+def adam_by_hand(period, second, steps, beta=0.6, betas=(0.9, 0.95), lr=0.1, eps=1e-8):
+    """Adam on z -> f(x + U (z - z0)), U dense; the first step in the identity."""
+    (x,), gradients = problem([SHAPE])
+    averages = [torch.zeros(side, side, **DOUBLE) for side in SHAPE]
+    bases = [torch.eye(side, **DOUBLE) for side in SHAPE]
+    mean = variance = torch.zeros(x.numel(), **DOUBLE)
+    for step in range(steps):
+        (g,) = gradients([x])
+        if step and (step - 1) % period == 0:
+            old = dense(bases)
+            if step == 1:
+                bases = [torch.linalg.eigh(average)[1].flip(1) for average in averages]
+            else:
+                orders = [
+                    (q.T @ a @ q).diagonal().argsort(descending=True)
+                    for q, a in zip(bases, averages, strict=True)
+                ]
+                bases = [
+                    torch.linalg.qr((a @ q)[:, order])[0]
+                    for q, a, order in zip(bases, averages, orders, strict=True)
+                ]
+            new = dense(bases)
+            mean = new.T @ old @ mean
+            if second == "rotate" or step == 1:
+                variance = (new.T @ old @ variance.diag() @ old.T @ new).diagonal()
+            else:
+                variance = variance.reshape(SHAPE)[orders[0]][:, orders[1]][:, :, orders[2]]
+                variance = variance.reshape(-1)
+        for k in range(len(SHAPE)):
+            rows = g.movedim(k, 0).reshape(SHAPE[k], -1)
+            averages[k] = beta * averages[k] + (1 - beta) * rows @ rows.T
+        u = dense(bases)
+        z = u.T @ g.reshape(-1)
+        mean = betas[0] * mean + (1 - betas[0]) * z
+        variance = betas[1] * variance + (1 - betas[1]) * z**2
+        root = (variance / (1 - betas[1] ** (step + 1))).sqrt()
+        x = x - lr * (u @ (mean / (1 - betas[0] ** (step + 1)) / (root + eps))).reshape(SHAPE)
+    return x
+
+
+@pytest.mark.parametrize("second", ["permute", "rotate"])
+@pytest.mark.parametrize("period", [1, 3])
+def test_adam_inside_is_adam_on_the_rotated_problem(period, second):
+    inner = SOAPRotation([Adam((0.9, 0.95))], period, beta=0.6, second=second)
+    path, optimizer = train([SHAPE], [inner, LR(0.1)], 9)
+    expected = adam_by_hand(period, second, 9)
+    torch.testing.assert_close(path[-1][0], expected, rtol=0, atol=1e-12)
+    outside, _ = train([SHAPE], [Adam((0.9, 0.95)), LR(0.1)], 9)
+    assert (path[-1][0] - outside[-1][0]).abs().max() > 1e-2
+    other = adam_by_hand(period, {"permute": "rotate", "rotate": "permute"}[second], 9)
+    assert (path[-1][0] - other).abs().max() > 1e-3
+    (memory,) = optimizer.state.values()
+    assert (memory["0/modules/0/exp_avg_sq"] >= 0).all()
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_momentum_follows_the_bases(example):
+    inside, _ = train(SHAPES, [SOAPRotation([HeavyBall(0.9)], **example), LR(0.02)], 12)
+    outside, _ = train(SHAPES, [HeavyBall(0.9), LR(0.02)], 12)
+    torch.testing.assert_close(inside[-1], outside[-1], rtol=0, atol=1e-13)
+
+
+def test_bases_change_after_the_first_gradient_and_then_with_the_period():
+    seen = []
+    for steps in range(1, 9):
+        _, optimizer = train([(4, 3)], [SOAPRotation([LR(0.1)], period=3)], steps)
+        (memory,) = optimizer.state.values()
+        seen.append(memory["0/basis0"])
+    changed = [step for step in range(1, 8) if not torch.equal(seen[step], seen[step - 1])]
+    assert torch.equal(seen[0], torch.eye(4, **DOUBLE))
+    assert changed == [1, 4, 7]
+    (start,), gradients = problem([(4, 3)])
+    (first,) = gradients([start])
+    left = torch.linalg.svd(first).U
+    torch.testing.assert_close((seen[1].T @ left).abs(), torch.eye(4, **DOUBLE))
+
+
+def test_iterations_come_to_the_eigenvectors():
+    draw = torch.Generator().manual_seed(3)
+    true = torch.linalg.qr(torch.randn(4, 4, generator=draw, **DOUBLE)).Q
+    average = true @ torch.tensor([4.0, 2.0, 1.0, 0.5], **DOUBLE).diag() @ true.T
+    basis = torch.eye(4, **DOUBLE)[:, [2, 0, 3, 1]]
+    iterate = importlib.import_module(MODULE).iterate
+    for _ in range(60):
+        ((basis,), _) = iterate(average[None], basis[None])
+    assert (basis.T @ true).abs().sub(torch.eye(4, **DOUBLE)).abs().max() < 1e-12
+
+
+def test_a_late_parameter_skips_its_own_first_step_only():
+    def run(late):
+        starts, gradients = problem([(4, 3), (4, 3)])
+        params = [torch.nn.Parameter(start) for start in starts]
+        adam = Adam((0.95, 0.95), eps_mode="hat")
+        optimizer = Optimizer(params, SOAPRotation([adam], 2, skip_first=True), LR(0.1))
+        for step in range(9):
+            for i, grad in enumerate(gradients(starts)):
+                params[i].grad = None if i == 1 and step < late else grad
+            before = params[1].detach().clone()
+            optimizer.step()
+            assert torch.equal(before, params[1].detach()) == (step <= late)
+        return [param.detach() for param in params]
+
+    together, late = run(0), run(3)
+    assert torch.equal(together[0], late[0])
+    assert not torch.equal(together[1], late[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "expected"),
+    [
+        ((4, 3), {}, [0, 1]),
+        ((4, 3), {"one_sided": True}, [1]),
+        ((3, 3), {"one_sided": True}, [0]),
+        ((9, 3), {"max_side": 8}, [1]),
+        ((9, 9), {"max_side": 8}, []),
+        ((4, 1, 3, 2, 2), {}, [0, 2, 3, 4]),
+        ((1, 1), {}, []),
+        ((5,), {}, []),
+        ((), {}, []),
+        ((3, 0), {}, []),
+    ],
+)
+def test_which_sides_are_rotated(shape, changes, expected):
+    lone = torch.nn.Parameter(torch.ones(shape))
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = Optimizer([weight, lone], SOAPRotation([Adam()], **changes), LR(0.1))
+    plain = torch.nn.Parameter(lone.detach().clone())
+    outside = Optimizer([plain], Adam(), LR(0.1))
+    for step in range(3):
+        for param in (weight, lone, plain):
+            param.grad = torch.full_like(param, step + 1)
+        optimizer.step()
+        outside.step()
+    names = sorted(key for key in optimizer.state[lone] if key.startswith("0/basis"))
+    assert names == [f"0/basis{k}" for k in expected]
+    if not expected:
+        assert torch.equal(lone.detach(), plain.detach())
+
+
+def test_complex_numbers_pass_unchanged():
+    params = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2) + 1j)]
+    optimizer = Optimizer(params, SOAPRotation([Adam()]), LR(0.1))
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert not any("basis" in key for key in optimizer.state[params[1]])
+
+
+def test_low_precision_is_learnt_in_float32():
+    (start,), gradients = problem([(4, 3)])
+    weight = torch.nn.Parameter(start.bfloat16())
+    optimizer = Optimizer([weight], SOAPRotation([Adam()], period=2), LR(0.1))
+    for _ in range(6):
+        weight.grad = gradients([weight.detach().double()])[0].bfloat16()
+        optimizer.step()
+    memory = optimizer.state[weight]
+    assert memory["0/basis0"].dtype == memory["0/average0"].dtype == torch.float32
+    assert memory["0/modules/0/exp_avg"].dtype == torch.bfloat16
+    torch.testing.assert_close(memory["0/basis0"].mT @ memory["0/basis0"], torch.eye(4))
+
+
+def test_equal_sides_are_decomposed_together_or_in_parts_alike(monkeypatch):
+    shapes = [(4, 4), (4, 3), (4, 2, 3)]
+    whole, optimizer = train(shapes, [SOAPRotation([Adam()], 2), LR(0.1)], 7)
+    monkeypatch.setattr(f"{MODULE}.TOGETHER", 1)
+    parts, _ = train(shapes, [SOAPRotation([Adam()], 2), LR(0.1)], 7)
+    torch.testing.assert_close(parts[-1], whole[-1], rtol=0, atol=1e-12)
+    for memory in optimizer.state.values():
+        for value in memory.values():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_makes_no_basis(bad):
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = Optimizer([weight], SOAPRotation([LR(0.1)], skip_first=True))
+    weight.grad = torch.full_like(weight, bad)
+    optimizer.step()
+    before = dict(optimizer.state[weight])
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(StepError, match=r"shape \(3, 3\), that is not finite\. .*\. Load the last"):
+        optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(3, 2))
+    after = optimizer.state[weight]
+    assert all(after[key] is value for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"period": 0}, {"beta": 1.0}, {"beta": -0.1}, {"max_side": 1}, {"second": "keep"}],
+)
+def test_arguments_out_of_range_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ArgumentError, match=rf"SOAPRotation.*{name}={value!r}"):
+        SOAPRotation([Adam()], **wrong)
+
+
+def test_examples():
+    done = doctest.testmod(importlib.import_module(MODULE))
+    assert done.attempted
+    assert not done.failed
