@@ -164,7 +164,8 @@ class Optimizer(torch.optim.Optimizer):
         if all(missing):
             return
         grads = fill_zeros(parameters, usable_gradients(parameters))
-        trees = [unflatten(self._memory(p)) for p in parameters]
+        copied = "closure" in self.needs
+        trees = [unflatten(self._memory(p, copied)) for p in parameters]
         inputs = StepInputs(
             parameters,
             grads,
@@ -193,7 +194,7 @@ class Optimizer(torch.optim.Optimizer):
             self.state.update(zip(parameters, memory, strict=True))
         self._warm = True
 
-    def _memory(self, parameter: Tensor) -> dict[str, Any]:
+    def _memory(self, parameter: Tensor, copied: bool) -> dict[str, Any]:
         """Returns the memory that a step works on.
 
         A closure is the user's code and may well fail, in the middle of a line search. So a step
@@ -201,7 +202,7 @@ class Optimizer(torch.optim.Optimizer):
         histories, which are large, and whose modules replace rather than overwrite what they read.
         """
         entries: dict[str, Any] = self.state.get(parameter, {})
-        if "closure" not in self.needs:
+        if not copied:
             return entries
         return {
             key: value.clone()

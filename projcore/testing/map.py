@@ -69,18 +69,23 @@ class Map:
         return [tensors[i] for i in self.applied]
 
     def project(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
-        """Returns what is inside: the projected tensors, then those that pass through."""
+        """Returns what is inside; tensors that pass through keep their places, or are last.
+
+        They are last for scope ``"all"``.
+        """
         result: Any = self.projection.project(
             self.pick(tensors), *self.facts, self.states, self.settings, current
         )
         self.stacked = isinstance(result, Tensor)
         inside = [result] if isinstance(result, Tensor) else list(result)
+        if self.projection.scope != "all":
+            made = dict(zip(self.applied, inside, strict=True))
+            return [made.get(i, tensor) for i, tensor in enumerate(tensors)]
         return inside + [t for i, t in enumerate(tensors) if i not in self.applied]
 
     def unproject(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
         """Undoes `project`: returns tensors outside."""
-        passing = len(self.like) - len(self.applied)
-        inside = list(tensors[: len(tensors) - passing])
+        inside, passing = self._apart(tensors)
         result = iter(
             self.projection.unproject(
                 inside[0] if self.stacked else inside,
@@ -90,23 +95,32 @@ class Map:
                 current,
             )
         )
-        rest = iter(tensors[len(tensors) - passing :])
+        rest = iter(passing)
         return [next(result if i in self.applied else rest) for i in range(len(self.like))]
+
+    def _apart(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns, of what is inside, the projected tensors and those that pass through."""
+        if self.projection.scope == "all":
+            count = len(tensors) - len(self.like) + len(self.applied)
+            return list(tensors[:count]), list(tensors[count:])
+        passing = [tensor for i, tensor in enumerate(tensors) if i not in self.applied]
+        return self.pick(tensors), passing
 
     def combine(self, update: Sequence[Tensor], result: Sequence[Tensor]) -> list[Tensor]:
         """Returns the full update, made by the projection's `combine`; its memory stays."""
         if type(self.projection).combine is ProjectionBase.combine:
             return self.unproject(result, "update")
-        count = len(self.inside) - len(self.like) + len(self.applied)
+        inside, _ = self._apart(self.inside)
+        made_inside, passing = self._apart(result)
         full = self.projection.combine(
             self.pick(update),
-            self.inside[:count],
-            list(result[:count]),
+            inside,
+            made_inside,
             *self.facts,
             copy.deepcopy(self.states),
             self.settings,
         )
-        made, rest = iter(full), iter(result[count:])
+        made, rest = iter(full), iter(passing)
         return [next(made if i in self.applied else rest) for i in range(len(self.like))]
 
     def matrix(self) -> Tensor:

@@ -34,7 +34,8 @@ SUBJECTS = [
         ({"rank": 2}, TAGS),
         ({"rank": 0.5, "axis": "rows", "select": "norm", "combine": "fira"}, RANDOM),
         ({"rank": 0.4, "select": "random", "combine": "sign", "policy": "keep"}, RANDOM),
-        ({"rank": 3, "axis": "entries", "policy": "transport", "error_feedback": True}, TAGS),
+        ({"rank": 3, "axis": "entries", "policy": "transport"}, TAGS),
+        ({"rank": 0.3, "axis": "entries", "combine": "sign", "error_feedback": True}, TAGS),
         ({"rank": 2, "select": "cyclic", "combine": "residual", "folding": "last2"}, TAGS),
     )
 ]

@@ -16,7 +16,7 @@ from projcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, S
 from projcore.modules import LBFGS, LR, Adam, HeavyBall, StrongWolfe
 from projcore.projections import To
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank.intrinsic_dimension import IntrinsicDimension
+from projcore_lowrank.intrinsic_dimension import IntrinsicDimension, conjugate_gradients
 
 MODULE = "projcore_lowrank.intrinsic_dimension"
 KINDS = ("fastfood", "dense", "srht")
@@ -285,6 +285,22 @@ def test_coordinates_that_are_not_found_are_an_error(monkeypatch):
     with pytest.raises(StepError, match=r"dimension=18\) did not find .*\. Pass a smaller"):
         optimizer.step(closure)
     assert torch.equal(weight.detach(), draw(20))
+
+
+def test_conjugate_gradients_take_as_many_products_as_there_are_eigenvalues():
+    values = torch.tensor([1.0, 7.0, 40.0, 200.0], **DOUBLE)
+    turn = torch.linalg.qr(draw((4, 4))).Q
+    matrix, b = turn @ values.diag() @ turn.T, draw(4, 1)
+    products = 0
+
+    def times(x):
+        nonlocal products
+        products += 1
+        return matrix @ x
+
+    z = conjugate_gradients(times, b)
+    torch.testing.assert_close(z, torch.linalg.solve(matrix, b), rtol=0, atol=1e-13)
+    assert products <= 1 + 4 + 3  # the first residual, and some more for rounding
 
 
 def test_parameters_that_are_not_finite_have_no_finite_coordinates():

@@ -90,6 +90,8 @@ def test_bases_are_the_leading_singular_vectors_of_the_unfoldings(shape, dtype):
     expected = by_numpy(tensor, ranks)
     for basis, projector in zip(hosvd(tensor, ranks), expected, strict=True):
         torch.testing.assert_close(basis @ basis.mH, projector, rtol=0, atol=1e-13)
+        largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+        torch.testing.assert_close(largest, largest.abs().to(dtype), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])

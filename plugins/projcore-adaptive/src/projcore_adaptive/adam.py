@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -12,8 +10,7 @@ from projcore_adaptive._betas import require_betas
 from projcore_adaptive._choice import require_choice
 from projcore_adaptive._complex import as_given, as_real
 from projcore_adaptive._foreach import add_squares_, lerp_, once
-
-EpsMode = Literal["corrected", "hat"]
+from projcore_adaptive._fused import EpsMode, can_fuse, fused_direction
 
 
 def adam_update(
@@ -30,6 +27,9 @@ def adam_update(
 ) -> list[Tensor]:
     """Updates the moments and the counts in place; returns their quotient."""
     torch._foreach_add_(steps, 1)
+    if max_exp_avg_sqs is None and can_fuse(tensors, exp_avgs, exp_avg_sqs):
+        memory = (exp_avgs, exp_avg_sqs, steps)
+        return fused_direction(tensors, *memory, beta1, beta2, eps, eps_mode, bias_correction)
     lerp_(exp_avgs, tensors, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     add_squares_(exp_avg_sqs, tensors, 1 - beta2)

@@ -8,6 +8,23 @@ from projcore.plugin import hookimpl
 PROJCORE_API = 1
 TAGS = ("linear", "orthonormal", "data_dependent")
 
+RECIPES = (
+    ("galore_adamw", "Adam in the top singular subspace of each gradient.", "arXiv:2403.03507"),
+    ("galore_adafactor", "Adafactor in the subspace of GaLore.", "arXiv:2403.03507"),
+    ("golore", "Adam in random orthonormal subspaces.", "arXiv:2410.11289"),
+    ("flora", "Adafactor with momentum kept as a random projection.", "arXiv:2402.03293"),
+    ("fira", "GaLore with the residual scaled by channel.", "arXiv:2410.01623"),
+    ("apollo", "Scales channels as Adam scales a random projection.", "arXiv:2412.05270"),
+    ("apollo_mini", "Scales matrices as Adam scales one random projection.", "arXiv:2412.05270"),
+    ("frugal", "Adam on some columns, signs of the gradient on the rest.", "arXiv:2411.07837"),
+    ("ldadam", "Adam in a turning subspace, with error feedback.", "arXiv:2410.16103"),
+    ("dct_adamw", "Adam on the frequencies that weigh most.", "arXiv:2505.17967"),
+    ("sumo", "Momentum in a low-rank subspace, made orthogonal.", "arXiv:2505.24749"),
+    ("soap", "Adam in the eigenbasis of Shampoo's preconditioner.", "arXiv:2409.11321"),
+    ("muon", "Muon on matrices, Adam on the rest.", "arXiv:2502.16982"),
+    ("intrinsic_dimension", "Adam on few coordinates of the whole model.", "arXiv:1804.08838"),
+)
+
 
 @hookimpl
 def projcore_register_projections(register: Register) -> None:
@@ -31,3 +48,75 @@ def projcore_register_projections(register: Register) -> None:
         tags=TAGS,
         example={"rank": 2, "period": 2},
     )
+
+    register(
+        "random_subspace",
+        "projcore_lowrank:RandomSubspace",
+        summary="Runs modules in random subspaces, made again from a seed instead of stored.",
+        paper="arXiv:2402.03293",
+        tags=("linear", "stochastic"),
+        example=[
+            {"rank": 2, "period": 2},
+            {"rank": 2, "period": 2, "kind": "orthonormal", "policy": "transport"},
+        ],
+    )
+    register(
+        "coordinate_subspace",
+        "projcore_lowrank:CoordinateSubspace",
+        summary="Runs modules on some of the rows, columns or entries of each tensor.",
+        paper="arXiv:2411.07837",
+        tags=TAGS,
+        example=[
+            {"rank": 2, "period": 2, "stagger": False},
+            {"rank": 0.5, "period": 2, "stagger": False, "axis": "entries"},
+        ],
+    )
+    register(
+        "dct_select",
+        "projcore_lowrank:DCTSelect",
+        summary="Runs modules on the frequencies of each matrix that weigh most.",
+        paper="arXiv:2505.17967",
+        tags=TAGS,
+        example={"rank": 2, "period": 2, "stagger": False},
+    )
+    register(
+        "soap_rotation",
+        "projcore_lowrank:SOAPRotation",
+        summary="Rotates tensors to the eigenbases of their gradients' covariances.",
+        paper="arXiv:2409.11321",
+        tags=("lossless", *TAGS),
+        example=[
+            {"period": 3},
+            {"period": 2, "beta": 0.5, "second": "rotate"},
+            {"period": 2, "one_sided": True, "max_side": 3},
+        ],
+    )
+    register(
+        "tucker",
+        "projcore_lowrank:Tucker",
+        summary="Runs modules on the Tucker core of each tensor of the update.",
+        paper="arXiv:2501.02379",
+        tags=TAGS,
+        example=[
+            {"rank": 1, "period": 2, "min_ndim": 2},
+            {"rank": 3, "period": 2, "min_ndim": 2, "policy": "transport"},
+        ],
+    )
+    register(
+        "intrinsic_subspace",
+        "projcore_lowrank:IntrinsicDimension",
+        summary="Runs modules on few coordinates of the whole model, along random directions.",
+        paper="arXiv:1804.08838",
+        tags=("linear",),
+        example=[
+            {"dimension": 2},
+            {"dimension": 2, "kind": "dense"},
+            {"dimension": 2, "kind": "srht"},
+        ],
+    )
+
+
+@hookimpl
+def projcore_register_recipes(register: Register) -> None:
+    for name, summary, paper in RECIPES:
+        register(name, f"projcore_lowrank.recipes:{name}", summary=summary, paper=paper)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from projcore.errors import ArgumentError
-from projcore_lowrank._seeded import gaussian
+from projcore_lowrank._seeded import gaussian, rademacher
 
 Method = Literal["svd", "gram", "randomized", "subspace"]
 Source = torch.Generator | int | None
+Draw = Callable[[int, Sequence[int], torch.dtype, torch.device], Tensor]
+
+# "subspace" adds columns to others where there are fewer than FOLD_BELOW r of them, until there are
+# FOLD_TO r + FOLD_MORE: that shortens the iteration just where the SVD takes least.
+FOLD_BELOW = 4
+FOLD_TO = 1.25
+FOLD_MORE = 8
+# It adds a little of random columns to the last STIRRED of its start: else what is orthogonal to
+# the start is never found, as where other rows of a gradient are zero than were before.
+STIRRED = 32
 
 
 def dominant(
@@ -22,6 +33,7 @@ def dominant(
     generator: Source = None,
     power: int = 1,
     oversampling: int = 0,
+    fold: bool = True,
 ) -> Tensor:
     r"""Returns orthonormal columns that span the top left singular subspace of a matrix.
 
@@ -33,12 +45,17 @@ def dominant(
     - ``"gram"`` takes the eigenvectors of the smaller of :math:`A A^H` and :math:`A^H A`, in the
       same order. Directions of singular values below :math:`\sqrt\epsilon \sigma_1` are rough;
     - ``"randomized"`` takes a basis of :math:`(A A^H)^q \Omega`, :math:`\Omega` Gaussian;
-    - ``"subspace"`` takes a basis of :math:`A A^H P_0`, :math:`P_0` the basis of before. The
-      columns keep their order and their signs, as far as :math:`A` allows, and what it does not
-      reach at all, as when it is zero, stays as in :math:`P_0`. Without ``start`` it is
-      ``"randomized"``.
+    - ``"subspace"`` takes a basis of :math:`A A^H P_0`, :math:`P_0` the basis of before, or
+      Gaussian columns the first time. The columns keep their order and their signs, as far as
+      :math:`A` allows; of a zero :math:`A`, all of :math:`P_0` stays. If `n` is less than `4r`,
+      :math:`A S` takes the place of :math:`A`, where :math:`S` has `1.25r + 8` columns: it adds
+      columns to others, with random signs.
 
-    The last two do not order the columns by singular value, except with ``oversampling``.
+    The last two do not order the columns by singular value, except with ``oversampling``; the more
+    `r` of these stand out from the rest, the nearer are they to the best. On gradients of
+    transformers both hold 0.999 of what the SVD does and more. Where a spectrum is flat, 0.5 of
+    the energy outside the best basis for example, they hold less, and the sums of columns may lose
+    more than following gains; ``fold=False`` leaves them out.
 
     Args:
         matrix: Real or complex; the entries are finite, which is not checked.
@@ -47,9 +64,11 @@ def dominant(
         start: :math:`P_0` of ``"subspace"``, shape ``(..., m, k)``, on the same device. Of more
             than `r` columns the first `r` are used; missing ones are drawn.
         generator: Where random numbers come from, a generator or a seed; None for the seed 0. All
-            matrices of a batch share them. The global generator is not used.
+            matrices of a batch share them. The global generator is not used. A generator on a GPU
+            waits for it.
         power: `q` of ``"randomized"``, at least 1.
         oversampling: How many more columns ``"randomized"`` draws, to drop the least in the end.
+        fold: Whether ``"subspace"`` may add columns up.
 
     Returns:
         Contiguous, in the dtype of the matrix; float32 of a bfloat16 or float16 one.
@@ -58,10 +77,10 @@ def dominant(
         ArgumentError: If ``rank``, ``method``, ``power``, ``oversampling`` or the shape of
             ``start`` is out of range.
 
-    Cost: ``"subspace"`` :math:`4mnr + 4mr^2` operations, ``"randomized"`` as much with ``power=1``
-    and :math:`4mnr + 4(m + n)r^2` more for each further one; both read :math:`A` twice per power.
-    ``"gram"`` is O(mn s + s³) with s = min(m, n), and ``"svd"`` the same with a far larger
-    constant. ``benchmarks/refresh.py`` times them.
+    Cost: ``"subspace"`` :math:`4mnr + 4mr^2` operations, about :math:`9mr^2` and a copy of
+    :math:`A` if it adds up columns; ``"randomized"`` :math:`4mnr + 4mr^2` for each power, and
+    :math:`4nr^2 + O(r^3)` for oversampling. ``"gram"`` takes O(mns + s³) with s = min(m, n), and
+    ``"svd"`` the same with a far larger constant. ``benchmarks/refresh.py`` times them.
 
     Differs from the range finder of Halko et al.: it starts from :math:`\Omega` of `m` rows, not
     from :math:`A \Omega` with one of `n`, so that it is the ``"subspace"`` method on random
@@ -85,6 +104,7 @@ def dominant(
     """
     a = matrix.to(_working(matrix.dtype))
     rows = a.shape[-2]
+    found: Tensor
     if not 1 <= rank <= rows:
         raise ArgumentError(
             f"dominant(rank={rank}) was given a matrix of {rows} rows. The rank is at least 1 and "
@@ -99,11 +119,14 @@ def dominant(
         found = torch.linalg.svd(a, full_matrices=False).U[..., :rank]
     elif method == "gram":
         found = _gram(a, rank)
-    elif method == "randomized" or (method == "subspace" and start is None):
+    elif method == "subspace":
+        first = _resized(a, start, rank, generator)
+        if fold and a.shape[-1] < FOLD_BELOW * rank:
+            a = _folded(a, int(FOLD_TO * rank) + FOLD_MORE, generator)
+        found = _follow(a, first, generator)
+    elif method == "randomized":
         columns = min(rank + oversampling, rows)
         found = _randomized(a, _normal(a, columns, generator), rank, power)
-    elif method == "subspace" and start is not None:
-        found = _follow(a, _resized(a, start, rank, generator))
     else:
         raise ArgumentError(
             f"dominant(method={method!r}) is unknown. It is one of {', '.join(get_args(Method))}. "
@@ -111,7 +134,7 @@ def dominant(
         )
     if found.shape[-1] < rank:
         found = _completed(found, rank, generator)
-    # A slice would keep all that it was cut from.
+    # A slice would keep in memory all that it was cut from.
     return found.clone(memory_format=torch.contiguous_format)
 
 
@@ -151,7 +174,7 @@ def orthonormalize(y: Tensor) -> Tensor:
             f"orthonormalize was given {y.shape[-1]} columns of length {y.shape[-2]}. No more than "
             f"{y.shape[-2]} of these can be orthonormal. Pass fewer columns."
         )
-    q, _ = _qr(y.to(_working(y.dtype)))
+    q, _ = _qr(_scaled(y.to(_working(y.dtype))))
     return q
 
 
@@ -177,58 +200,91 @@ def captured(matrix: Tensor, basis: Tensor) -> Tensor:
     a = _scaled(a)
     whole = _square(a)
     inside = _square(basis.to(a.dtype).mH @ a)
-    return torch.where(whole > 0, inside / whole, torch.ones_like(whole))
+    part: Tensor = torch.where(whole > 0, inside / whole, 1)
+    return part
 
 
 def _gram(a: Tensor, rank: int) -> Tensor:
     a = _scaled(a)
     if a.shape[-2] <= a.shape[-1]:
-        return torch.linalg.eigh(a @ a.mH).eigenvectors[..., -rank:].flip(-1)
+        left: Tensor = torch.linalg.eigh(a @ a.mH).eigenvectors[..., -rank:].flip(-1)
+        return left
     right = torch.linalg.eigh(a.mH @ a).eigenvectors[..., -rank:].flip(-1)
     return orthonormalize(a @ right)
 
 
-def _follow(a: Tensor, start: Tensor) -> Tensor:
-    y = _scaled(a @ _scaled(a.mH @ start))
+def _follow(a: Tensor, start: Tensor, source: Source) -> Tensor:
+    eps = torch.finfo(a.dtype).eps
+    rows, rank = start.shape[-2:]
+    signs = _random(rademacher, (rows, min(STIRRED, rank)), a, source)
+    stirred = start.clone()
+    stirred[..., -signs.shape[-1] :].add_(signs, alpha=(eps / rows) ** 0.5)
+    # Written for the transposes, which makes y column-major, as LAPACK wants it.
+    z = _scaled(stirred.mH @ a)  # (r, n)
+    y = _scaled(z @ a.mH)  # (r, m)
     # As if of a a^H plus the identity times what rounding loses anyway: where a is zero, so that
     # nothing leads the basis, it stays.
-    return orthonormalize(y + torch.finfo(y.dtype).eps * start)
+    q, _ = _qr(torch.add(y, start.mH, alpha=eps).mH)
+    return q
+
+
+def _folded(a: Tensor, width: int, source: Source) -> Tensor:
+    """Returns a matrix times a random one: columns added to others, with random signs."""
+    columns = a.shape[-1]
+    signs = _random(rademacher, (columns,), a, source)
+    while columns > width:
+        moved = min(columns // 2, columns - width)
+        end, columns = columns, columns - moved
+        summed = torch.addcmul(a[..., :moved], a[..., columns:], signs[columns:end])
+        kept = a[..., moved:columns]
+        a = torch.cat([summed, kept], -1) if kept.shape[-1] else summed
+    return a
 
 
 def _randomized(a: Tensor, start: Tensor, rank: int, power: int) -> Tensor:
-    z = _scaled(a.mH @ start)
+    z = _scaled(start.mH @ a)
     for _ in range(power - 1):
-        z = _scaled(a.mH @ orthonormalize(a @ z))
+        z = _scaled(orthonormalize((z @ a.mH).mH).mH @ a)
     if start.shape[-1] == rank:
-        return orthonormalize(a @ z)
-    right, _ = _qr(z)
-    q, r = _qr(a @ right)  # a is about q r right^H
-    return q @ torch.linalg.eigh(r @ r.mH).eigenvectors[..., -rank:].flip(-1)
+        return orthonormalize((z @ a.mH).mH)
+    right, _ = _qr(z.mH)
+    q, r = _qr(_scaled(a @ right))  # a is about q r right^H
+    found: Tensor = q @ torch.linalg.eigh(r @ r.mH).eigenvectors[..., -rank:].flip(-1)
+    return found
 
 
 def _qr(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the reduced QR of a matrix scaled to entries of at most 1, R's diagonal positive."""
-    q, r = torch.linalg.qr(_scaled(y))
+    """Returns the reduced QR whose R has a positive diagonal."""
+    q, r = torch.linalg.qr(y)
     diagonal = r.diagonal(dim1=-2, dim2=-1)
-    signs = torch.where(diagonal == 0, torch.ones_like(diagonal), diagonal.sgn())
+    signs = torch.where(diagonal == 0, 1, diagonal.sgn())
     return q * signs.unsqueeze(-2), r * signs.conj().unsqueeze(-1)
 
 
 def _scaled(x: Tensor) -> Tensor:
     """Returns matrices divided by their largest entries: products neither overflow nor vanish."""
-    largest = x.abs().amax((-2, -1), keepdim=True)
+    largest: Tensor = x.abs().amax((-2, -1), keepdim=True)
     return x / largest.clamp(min=torch.finfo(x.dtype).tiny)
 
 
+def _random(draw: Draw, shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
+    """Returns random numbers; one set for a whole batch."""
+    if isinstance(source, torch.Generator):
+        # A generator only gives the key, so that it may live on any device.
+        source = int(torch.randint(1 << 62, (), generator=source, device=source.device))
+    return draw(0 if source is None else source, shape, like.dtype, like.device)
+
+
 def _normal(a: Tensor, columns: int, source: Source) -> Tensor:
-    """Returns Gaussian columns as long as those of a matrix; one set for a whole batch."""
-    shape = (a.shape[-2], columns)
-    if not isinstance(source, torch.Generator):
-        return gaussian(0 if source is None else source, shape, a.dtype, a.device)
-    return torch.randn(shape, generator=source, device=source.device, dtype=a.dtype).to(a.device)
+    """Returns Gaussian columns for a matrix, of about unit length."""
+    drawn = _random(gaussian, (a.shape[-2], columns), a, source) / a.shape[-2] ** 0.5
+    return drawn.expand(*a.shape[:-1], columns)
 
 
-def _resized(a: Tensor, start: Tensor, rank: int, source: Source) -> Tensor:
+def _resized(a: Tensor, start: Tensor | None, rank: int, source: Source) -> Tensor:
+    """Returns `rank` columns to start from: the first of those given, then drawn ones."""
+    if start is None:
+        return _normal(a, rank, source)
     if start.shape[:-1] != a.shape[:-1]:
         raise ArgumentError(
             f"dominant(start=...) was given columns of shape {tuple(start.shape)} for a matrix of "
@@ -237,22 +293,19 @@ def _resized(a: Tensor, start: Tensor, rank: int, source: Source) -> Tensor:
         )
     start = start.to(a.dtype)[..., :rank]
     missing = rank - start.shape[-1]
-    if not missing:
-        return start
-    drawn = _normal(a, missing, source) / a.shape[-2] ** 0.5
-    return torch.cat([start, drawn.expand(*a.shape[:-1], missing)], -1)
+    return torch.cat([start, _normal(a, missing, source)], -1) if missing else start
 
 
 def _completed(columns: Tensor, rank: int, source: Source) -> Tensor:
     """Returns orthonormal columns with more of these."""
     found = columns.shape[-1]
-    drawn = _normal(columns, rank - found, source)
-    q, _ = _qr(torch.cat([columns, drawn.expand(*columns.shape[:-1], rank - found)], -1))
+    q, _ = _qr(torch.cat([columns, _normal(columns, rank - found, source)], -1))
     return torch.cat([columns, q[..., found:]], -1)
 
 
 def _square(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(-2, -1)).square()
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1))
+    return norm.square()
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

@@ -154,7 +154,8 @@ class DCTSelect(Chosen):
 
     def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
         length = state[f"{end}_length"]
-        table = _cosines(length, like.dtype.to_real(), like.device)
+        wide = torch.promote_types(like.dtype.to_real(), torch.float32)
+        table = _cosines(length, wide, like.device)
         steps = torch.arange(1, 2 * length, 2, device=like.device)  # 2i + 1
         chosen = state[end]
         basis = table.take(torch.outer(steps, chosen).remainder_(4 * length))

@@ -92,8 +92,8 @@ class LowRank(Learnt):
             ``"transport"``. Where the rank changes, what would be kept is transported.
         second: How second moments are transported, through :math:`C = P_{new}^H P_{old}`:
             ``"squared"``, by :math:`|C_{ij}|^2`, which is the diagonal of the transformed
-            covariance; ``"absolute"``, as :math:`|C v|`; ``"reset"``: not at all, memory begins
-            anew.
+            covariance; ``"absolute"``, as :math:`|C v|`; ``"keep"``: they stay, while the rank
+            does; ``"reset"``: all memory begins anew.
         stagger: Spread the refreshes of different tensors over the period. The first step has all.
         combine: ``"unproject"``, as above; or beside it the residual :math:`G - P R`, times
             ``residual_scale``: as it is (``"residual"``), its signs (``"sign"``, FRUGAL), or

@@ -69,7 +69,8 @@ class SOAPRotation(ProjectionBase):
     Differs from the authors' code: averages and bases are float32 at least; without `skip_first`
     the first step is taken; sides of length 1 are left alone; sides are not merged (for that, put
     it inside a reshape). With a decay of weights inside it, too, the decay is added to Adam's
-    step, rather than applied to the parameters after it.
+    step, rather than applied to the parameters after it. As there, while the gradients seen do not
+    span a side, rounding chooses the columns that they leave open, and so Adam's first steps.
 
     Example:
         SOAP with the authors' settings:
@@ -82,8 +83,8 @@ class SOAPRotation(ProjectionBase):
         >>> optimizer = Optimizer(model.parameters(), soap, LR(3e-3))
 
     References:
-        Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithms 3 and 4; one-sided, section
-        7.2).
+        Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithms 3 and 4; section 7 for one
+        side)
     """
 
     scope = "tensor"

@@ -25,7 +25,8 @@ from projcore_lowrank._matrices import (
 )
 
 End = Literal["left", "right"]
-Second = Literal["squared", "absolute", "reset"]
+ENDS: tuple[End, ...] = get_args(End)
+Second = Literal["squared", "absolute", "keep", "reset"]
 Source = Literal["update", "gradient", "momentum"]
 Nonfinite = Literal["raise", "skip"]
 
@@ -52,8 +53,8 @@ class Subspace(ProjectionBase):
             ``"transport"``. Where the rank changes, what would be kept is transported.
         second: How second moments are transported: by the squares of the change of basis
             (``"squared"``, the diagonal of the transformed covariance), as the absolute value of
-            what a vector would become (``"absolute"``), or not at all, which resets all memory
-            (``"reset"``).
+            what a vector would become (``"absolute"``), not at all while the rank is the same
+            (``"keep"``), or so that all memory begins anew (``"reset"``).
         stagger: Spread the refreshes of different tensors over the period, so that no step has
             all of them. The first step has, always.
         combine: How the update is made: ``"unproject"``, :math:`\alpha P N`; with the residual
@@ -201,7 +202,7 @@ class Subspace(ProjectionBase):
             target.baddbmm_(*batches, beta=beta, alpha=alpha)
 
     def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
-        r"""Returns memory in a new basis, by :math:`C = P_{new}^H P_{old}` or by :math:`|C_{ij}|^2`."""
+        r"""Returns memory in a new basis, by :math:`C = P_{new}^H P_{old}` or its squares."""
         change = self.basis(new, end, tensor).mH @ self.basis(old, end, tensor)
         if squared:
             change = (change * change.conj()).real.to(tensor.dtype)
@@ -349,7 +350,7 @@ class Subspace(ProjectionBase):
 
     def ends(self, state: Node) -> list[End]:
         """Returns the sides that a tensor with this memory is multiplied from."""
-        return [end for end in get_args(End) if end in state]
+        return [end for end in ENDS if end in state]
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         shape = matrix_shape(tensor.shape, self.folding)
@@ -367,13 +368,20 @@ class Subspace(ProjectionBase):
     ) -> list[Tensor] | None:
         if kind not in ("first", "second") or (kind == "second" and self.second == "reset"):
             return None
-        squared = kind == "second" and self.second == "squared"
+        squared = kind == "second" and self.second in ("squared", "keep")
         moved = []
         for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
+            if kind == "second" and self.second == "keep" and not self.resized(old, new):
+                moved.append(tensor)
+                continue
             for end in self.ends(new):
                 tensor = self.carry(tensor, old, new, end, squared)
             moved.append(tensor.abs() if kind == "second" else tensor)
         return moved
+
+    def resized(self, old: Node, new: Node) -> bool:
+        """Whether a refresh has changed the rank."""
+        return self.rank_of(old) != self.rank_of(new)
 
     # What comes out.
 

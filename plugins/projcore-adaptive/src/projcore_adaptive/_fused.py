@@ -1,0 +1,71 @@
+"""Adam's direction by torch's fused kernel: one pass over gradients and moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+EpsMode = Literal["corrected", "hat"]
+
+
+def can_fuse(*lists: list[Tensor]) -> bool:
+    """Whether the kernel gives what it should: on the CPU, eagerly, for tensors without gaps.
+
+    With strides it mistakes elements (torch 2.13).
+    """
+    if torch.compiler.is_compiling():
+        return False
+    dtype = lists[0][0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.dtype == dtype
+        for tensors in lists
+        for tensor in tensors
+    )
+
+
+def fused_direction(
+    tensors: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    eps_mode: EpsMode,
+    bias_correction: bool,
+) -> list[Tensor]:
+    """Updates the moments in place; returns their quotient.
+
+    The kernel steps parameters that are zero, with a learning rate of -1.
+    """
+    result = [torch.zeros_like(tensor) for tensor in tensors]
+    for count, places in _by_count(steps):
+        correction = 1 - beta2**count
+        fixed: dict[str, Any] = {"amsgrad": False, "weight_decay": 0.0, "maximize": False}
+        torch._fused_adam_(
+            [result[i] for i in places],
+            [tensors[i] for i in places],
+            [exp_avgs[i] for i in places],
+            [exp_avg_sqs[i] for i in places],
+            [],
+            # Of infinitely many steps the corrections are 1.
+            [torch.tensor(float(count) if bias_correction else math.inf)] * len(places),
+            lr=-1.0,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps / correction**0.5 if bias_correction and eps_mode == "hat" else eps,
+            **fixed,
+        )
+    return result
+
+
+def _by_count(steps: list[Tensor]) -> Iterator[tuple[int, list[int]]]:
+    """Yields each count of steps with the places of the tensors that have it."""
+    places: dict[int, list[int]] = {}
+    for i, step in enumerate(steps):
+        places.setdefault(int(step), []).append(i)
+    yield from places.items()
