@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PARITY := .venv-parity
 
-.PHONY: help install demo test lint format bench docs wheels clean
+.PHONY: help install demo test lint format bench parity docs wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -13,6 +14,7 @@ help:
 	@echo "make lint     ruff, ruff-format and mypy"
 	@echo "make format   let ruff mend what it can"
 	@echo "make bench    time a step against torch.optim's"
+	@echo "make parity   compare the recipes with their authors' packages, in an environment of its own"
 	@echo "make docs     write the pages that follow from the code, and build the site in site/"
 	@echo "make wheels   build the kernel and all plugins into dist/"
 	@echo "make install  only make .venv"
@@ -50,6 +52,20 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
+parity: $(PARITY)/ready
+	OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest -c parity/pytest.ini parity $(ARGS)
+
+# The authors' packages without what they depend on: parity/stand_ins has what their import needs.
+$(PARITY)/ready: pyproject.toml constraints.txt parity/requirements.txt $(wildcard plugins/*/pyproject.toml)
+	@$(PARITY)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PARITY)
+	@echo "Installing into $(PARITY)."
+	@$(PARITY)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt hatchling editables
+	@$(PARITY)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  --no-build-isolation numpy pytest -e . \
+	  $(addprefix -e ,$(filter-out %-lab,$(wildcard plugins/projcore-*)))
+	@$(PARITY)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r parity/requirements.txt
+	@touch $@
+
 docs: $(READY)
 	$(BIN)/python -m docs.generate
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -61,5 +77,5 @@ wheels: $(READY)
 	done
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist site
-	find projcore plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv $(PARITY) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist site
+	find projcore plugins tests parity -name __pycache__ -type d -prune -exec rm -rf {} +

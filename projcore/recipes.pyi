@@ -6,5 +6,6 @@
 from collections.abc import Callable
 
 from projcore import Optimizer
+from projcore_lowrank.recipes import *  # noqa: F403
 
 def __getattr__(name: str) -> Callable[..., Optimizer]: ...

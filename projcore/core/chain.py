@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -87,12 +87,26 @@ class Chain(Module):
                 elementwise.append((name, module))
                 continue
             if elementwise:
-                update = run_pieces(elementwise, update, objective, state)
+                update = _run_elementwise(elementwise, update, objective, state)
                 elementwise = []
             result = module.step(update, objective, state.child(name))
             check_result(module, update, result)
             update = result
-        return run_pieces(elementwise, update, objective, state) if elementwise else update
+        return _run_elementwise(elementwise, update, objective, state) if elementwise else update
+
+
+def _run_elementwise(
+    modules: Sequence[tuple[str, Transform]],
+    update: list[Tensor],
+    objective: Objective,
+    state: State,
+) -> list[Tensor]:
+    (name, first), *others = modules
+    if others or not first.single_pass:
+        return run_pieces(modules, update, objective, state)
+    result = first.step(update, objective, state.child(name))
+    check_result(first, update, result)
+    return result
 
 
 def as_chain(value: object) -> Chain:

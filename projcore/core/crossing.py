@@ -38,7 +38,8 @@ class Crossing:
         self.settings = [settings[i] for i in self.applied]
         for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
             if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
-                node.update(projection.init(objective.template[i], values))
+                extra = {"index": objective.sources[i][0]} if projection._init_takes_index else {}
+                node.update(projection.init(objective.template[i], values, **extra))
         self.passing = sorted(set(range(self.count)) - set(self.applied))
         self.stacked = False
         self.origins: list[list[int]] = []

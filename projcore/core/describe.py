@@ -79,6 +79,8 @@ def describe(optimizer: Optimizer) -> str:
     mode = "compiled" if optimizer.compiles else "eager"
     if optimizer.compile and not optimizer.compiles:
         mode += f", because of {_untraceable(optimizer)}"
+    if optimizer.bucket_bytes is not None:
+        mode += f", in buckets of {optimizer.bucket_bytes:,} bytes"
     return f"{as_table(parameters)}\n\n{as_table(plan)}\n\nSteps run {mode}."
 
 

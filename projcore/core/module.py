@@ -76,11 +76,14 @@ class Module(ABC):
     traceable: ClassVar[bool] = True
     gradient_free: ClassVar[bool] = False
     _init_takes_batches: ClassVar[bool] = False
+    _init_takes_index: ClassVar[bool] = False
     _arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._init_takes_batches = "batch_dims" in inspect.signature(cls.init).parameters
+        accepted = inspect.signature(cls.init).parameters
+        cls._init_takes_batches = "batch_dims" in accepted
+        cls._init_takes_index = "index" in accepted
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -109,7 +112,9 @@ class Module(ABC):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         """Returns the memory to begin with, for a tensor of this shape, dtype and device.
 
-        It may take the keyword ``batch_dims``, as the `apply` of a batched transform.
+        It may take the keyword ``batch_dims``, as the `apply` of a batched transform; that of a
+        projection ``index``, with a default: the number of the first parameter that the tensor is
+        made from.
 
         A count is best a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
         float64 on the CPU (seen with torch 2.13).
@@ -197,10 +202,13 @@ class Transform(Module):
         affine: It maps an update `u` to ``a * u + b * p`` with numbers `a` and `b`, which
             `coefficients` returns. Where a projection writes the parameters itself, they are
             folded into what it writes.
+        single_pass: It reads and writes each element about once, so that alone it gains nothing
+            from being run piece by piece.
     """
 
     batched: ClassVar[bool] = False
     affine: bool = False
+    single_pass: bool = False
 
     @abstractmethod
     def apply(

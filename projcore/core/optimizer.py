@@ -14,10 +14,10 @@ from projcore.core.chain import Chain, as_chain
 from projcore.core.describe import describe, outline, parameter_names
 from projcore.core.memory import Memory, measure
 from projcore.core.module import Module, Need
-from projcore.core.objective import RootObjective, as_loss, fill_zeros
-from projcore.core.settings import SIGNATURE, SettingNames
+from projcore.core.objective import Objective, RootObjective, as_loss, fill_zeros
+from projcore.core.settings import SIGNATURE, SettingNames, require
 from projcore.core.state import Node, State, flatten, unflatten
-from projcore.core.writing import make_writes, run_writes, subtract
+from projcore.core.writing import make_buckets, make_writes, run_writes, subtract
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 
 
@@ -37,10 +37,16 @@ class Optimizer(torch.optim.Optimizer):
         compile: Whether to run the step through `torch.compile`. The first step, which creates the
             memory, runs eagerly, and so do all steps if a module is not traceable, as one that
             evaluates the loss, whose loop depends on what it finds. `describe` says which it is.
+        bucket_bytes: Computes and writes so many bytes of parameters at a time, or one parameter
+            if it is larger, so that what a step needs beside its state is small, and stays in the
+            cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
+            in the middle of a step the buckets before it are written, and the rest is not. The
+            first step, which creates the memory, is whole.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
-            of floating point, or a group has a key that is no setting, or a bad value.
+            of floating point, or a group has a key that is no setting, or a bad value; or if
+            ``bucket_bytes`` is given for modules that need all parameters at once, or to compile.
         ArgumentTypeError: If something is not a tensor or not a module.
 
     Example:
@@ -55,6 +61,7 @@ class Optimizer(torch.optim.Optimizer):
         params: ParamsT,
         *modules: Module | str | Mapping[str, Any] | Sequence[Any],
         compile: bool = False,
+        bucket_bytes: int | None = None,
     ) -> None:
         if not modules:
             raise ArgumentError(
@@ -63,6 +70,9 @@ class Optimizer(torch.optim.Optimizer):
             )
         self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
         self.compile = compile
+        self.bucket_bytes = bucket_bytes
+        if bucket_bytes is not None:
+            self._check_buckets(bucket_bytes)
         self._warm: bool
         self._compiled: Any
         self._scalars: dict[tuple[Any, ...], Tensor]
@@ -182,12 +192,45 @@ class Optimizer(torch.optim.Optimizer):
             self._compiled(self.module, inputs, self._tensor_table(), trees)
             memory = [flatten(tree) for tree in trees]
         else:
-            objective = _objective(inputs, self._names.table(self.param_groups))
-            writes = make_writes(self.module, parameters, objective, State(trees, trees[0]))
-            memory = [flatten(tree) for tree in trees]
-            run_writes(writes, lambda: self._keep(parameters, memory))
+            self._compute_and_write(inputs, trees)
             return
         self._keep(parameters, memory)
+
+    def _compute_and_write(self, inputs: StepInputs, trees: list[Node]) -> None:
+        objective: Objective = _objective(inputs, self._names.table(self.param_groups))
+        parameters = inputs.parameters
+        if self.bucket_bytes is None or not self._warm:
+            self._write(parameters, objective, trees)
+            return
+        awake = range(len(parameters)) if inputs.active is None else inputs.active
+        buckets = make_buckets(parameters, awake, self.bucket_bytes)
+        for done, bucket in enumerate(buckets):
+            chosen = [parameters[i] for i in bucket]
+            try:
+                self._write(chosen, objective.select(bucket), [trees[i] for i in bucket])
+            except Exception as error:
+                if not done:
+                    raise
+                raise StepError(
+                    f"{done} of {len(buckets)} buckets of parameters were written when there was "
+                    f"an error: {error}. The others are as they were. Load the last checkpoint, or "
+                    "leave out bucket_bytes, so that a step is whole or not at all."
+                ) from error
+
+    def _write(self, parameters: list[Tensor], objective: Objective, trees: list[Node]) -> None:
+        writes = make_writes(self.module, parameters, objective, State(trees, trees[0]))
+        memory = [flatten(tree) for tree in trees]
+        run_writes(writes, lambda: self._keep(parameters, memory))
+
+    def _check_buckets(self, bucket_bytes: int) -> None:
+        require("Optimizer", "bucket_bytes", bucket_bytes, minimum=1)
+        wide = [each for each in self.module.modules if each.total_scope == "all"]
+        if wide or self.compile:
+            why = f"{wide[0]} needs all parameters at once" if wide else "compile=True fuses them"
+            raise ArgumentError(
+                f"Optimizer(bucket_bytes={bucket_bytes}) takes some parameters at a time, but "
+                f"{why}. Leave out one of the two."
+            )
 
     def _keep(self, parameters: list[Tensor], memory: list[dict[str, Any]]) -> None:
         if any(memory):  # then torch's checkpointing wants an entry for every parameter
@@ -266,7 +309,9 @@ class Optimizer(torch.optim.Optimizer):
         return measure(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"module": self.module, "compile": self.compile, "_elide": self._elide}
+        own = {
+            name: getattr(self, name) for name in ("module", "compile", "bucket_bytes", "_elide")
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -96,6 +96,21 @@ def _once_more(run: Callable[[], object], done: int, count: int) -> None:
         ) from error
 
 
+def make_buckets(
+    parameters: Sequence[Tensor], indices: Sequence[int], size: int
+) -> list[list[int]]:
+    """Splits parameters, given by index, into runs of at most so many bytes, or of one."""
+    buckets: list[list[int]] = []
+    left = 0
+    for i in indices:
+        if not buckets or parameters[i].nbytes > left:
+            buckets.append([])
+            left = size
+        buckets[-1].append(i)
+        left -= parameters[i].nbytes
+    return buckets
+
+
 def _last_writer(module: Chain) -> int | None:
     """The place in the chain of the projection that writes parameters itself, if there is one."""
     modules = module.modules

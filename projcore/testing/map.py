@@ -38,11 +38,17 @@ class Map:
         if not self.applied:
             raise NotApplicable("it applies to none of the tensors of this check")
         self.settings: list[Settings] = [defaults] * len(self.applied)
-        self.states: list[Node] = [dict(projection.init(like[i], defaults)) for i in self.applied]
+        self.states: list[Node] = [
+            dict(projection.init(like[i], defaults, **self._numbered(i))) for i in self.applied
+        ]
         self.facts: tuple[list[Tensor], list[Tensor] | None, Tensor | None]
         self.facts = ([torch.full_like(like[i], torch.nan) for i in self.applied], None, None)
         self.inside: list[Tensor] = []
         self.stacked = False
+
+    def _numbered(self, i: int) -> dict[str, int]:
+        """The keyword ``index`` of an `init` that takes it."""
+        return {"index": i} if self.projection._init_takes_index else {}
 
     def learn(
         self,

@@ -90,7 +90,7 @@ class NoisySGD(torch.optim.SGD):
 
 def test_random_contenders_follow_the_seed():
     def losses(seed: int) -> list[float]:
-        contender = Contender("a", "a", lambda p: NoisySGD(p, lr=1e-4))
+        contender = Contender("a", "a", lambda model: NoisySGD(model.parameters(), lr=1e-4))
         return train(Rosenbrock(seed), contender, 3).losses
 
     assert losses(1) == losses(1)
@@ -100,8 +100,12 @@ def test_random_contenders_follow_the_seed():
 def test_extra_memory_is_the_optimizers_alone(story):
     task = Text(0, story)
     largest = max(param.nbytes for param in task.model().parameters())
-    plain = train(task, Contender("a", "a", lambda p: torch.optim.SGD(p, lr=0.1)), 1)
-    copying = train(task, Contender("b", "b", lambda p: CopyingSGD(p, lr=0.1)), 1)
+    plain = train(
+        task, Contender("a", "a", lambda model: torch.optim.SGD(model.parameters(), lr=0.1)), 1
+    )
+    copying = train(
+        task, Contender("b", "b", lambda model: CopyingSGD(model.parameters(), lr=0.1)), 1
+    )
     loss = 4  # the loss that the closure returned is alive
     assert plain.extra_bytes == loss
     assert copying.extra_bytes == largest + loss

@@ -32,9 +32,9 @@ def fused_direction(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
-    beta1: float,
-    beta2: float,
-    eps: float,
+    beta1: Any,
+    beta2: Any,
+    eps: Any,
     eps_mode: EpsMode,
     bias_correction: bool,
 ) -> list[Tensor]:

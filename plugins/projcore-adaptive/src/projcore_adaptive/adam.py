@@ -135,6 +135,7 @@ class Adam(Transform):
         self.amsgrad = amsgrad
         self.eps_mode: EpsMode = eps_mode
         self.bias_correction = bias_correction
+        self.single_pass = not amsgrad
         super().__init__({"betas": betas, "eps": eps})
 
     def check(self, settings: Settings) -> None:

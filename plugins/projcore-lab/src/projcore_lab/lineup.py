@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
 
 import projcore
+from projcore_lab.recipe import call_recipe, read_recipe
 from projcore_lab.tasks import Task
 
-Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+Factory = Callable[[nn.Module], torch.optim.Optimizer]
 
 TORCH_PRESETS: dict[str, type[torch.optim.Adam]] = {
     "torch-adamw": torch.optim.AdamW,
@@ -55,7 +55,7 @@ class Contender:
     Attributes:
         name: As the user gave it.
         spec: The expression that makes it.
-        make: Returns the optimizer, given parameters.
+        make: Returns the optimizer, given the model.
         lr: A learning rate to use instead of its own, where it has one.
     """
 
@@ -66,7 +66,7 @@ class Contender:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Returns a new optimizer of the model's parameters."""
-        optimizer = self.make(list(model.parameters()))
+        optimizer = self.make(model)
         for group in optimizer.param_groups:
             if self.lr is not None and "lr" in group:
                 group["lr"] = self.lr
@@ -92,10 +92,17 @@ def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Co
 
 
 def contender(name: str, preset_lr: float, lr: float | None = None) -> Contender:
-    """Returns the contender of a preset or a spec; a wrong spec shows when it is built."""
+    """Returns the contender of a preset, a spec or a recipe; a wrong one shows when it is built."""
     if name in TORCH_PRESETS:
         cls = TORCH_PRESETS[name]
         spec = f"torch.optim.{cls.__name__}(lr={preset_lr})"
-        return Contender(name, spec, partial(cls, lr=preset_lr), lr)
+        return Contender(name, spec, lambda model: cls(model.parameters(), lr=preset_lr), lr)
     spec = PRESETS[name].format(lr=preset_lr) if name in PRESETS else name
-    return Contender(name, spec, lambda params: projcore.Optimizer(params, spec), lr)
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        recipe = read_recipe(spec)
+        if recipe is None:
+            return projcore.Optimizer(model.named_parameters(), spec)
+        return call_recipe(*recipe, model)
+
+    return Contender(name, spec, make, lr)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
-import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,16 +17,14 @@ from rich.table import Table
 from torch import nn
 
 import projcore
-from projcore import registry
 from projcore.errors import ArgumentError, ProjcoreError, suggest
 from projcore_lab.llama import LLAMA, Shapes
+from projcore_lab.recipe import call_recipe, read_recipe
 
 Params = list[tuple[str, nn.Parameter]]
 
 ADAMW = 2
 """Tensors that AdamW keeps for each parameter, in its dtype; beside them its counts are nothing."""
-
-_CALL = re.compile(r"\s*(?P<name>\w+(?::\w+)?)\s*(?:\((?P<arguments>.*)\)\s*)?", re.DOTALL)
 
 
 def plan(arguments: Namespace) -> int:
@@ -134,7 +129,7 @@ def make(spec: str, params: Params) -> projcore.Optimizer:
         recipe = read_recipe(spec)
         if recipe is None:
             return projcore.Optimizer(params, spec)
-        return call_recipe(*recipe, params)
+        optimizer = call_recipe(*recipe, params)
     except ProjcoreError as error:
         raise ArgumentError(f"{spec!r} is refused: {error}") from error
     except (NotImplementedError, RuntimeError) as error:
@@ -142,55 +137,9 @@ def make(spec: str, params: Params) -> projcore.Optimizer:
             f"{spec!r} cannot be planned: {error}. It reads the values of parameters, which do "
             "not exist yet. Build it on the model, and call its memory()."
         ) from error
-
-
-def read_recipe(spec: str) -> tuple[str, dict[str, Any]] | None:
-    """Returns name and arguments of a recipe in a spec, or None if it is of modules.
-
-    Raises:
-        ArgumentError: If it names a recipe and cannot be read.
-    """
-    match = _CALL.fullmatch(spec)
-    if match is None or not _is_recipe(name := match["name"]):
-        return None
-    try:
-        call = ast.parse(f"recipe({match['arguments'] or ''})", mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError
-        arguments = {each.arg or "**": ast.literal_eval(each.value) for each in call.keywords}
-    except (ValueError, SyntaxError):
-        raise ArgumentError(
-            f"It begins with the recipe {name!r}, but is no call of it. A recipe makes a whole "
-            "optimizer, so it stands alone, and takes values by name. "
-            f"Write {name}(name=value, ...)."
-        ) from None
-    return name, arguments
-
-
-def _is_recipe(name: str) -> bool:
-    """Whether a recipe has that name, and no module, which specs may mean as well."""
-    kinds = {
-        component.kind
-        for component in registry.components()
-        if name in (component.name, component.qualified, *component.aliases)
-    }
-    return kinds == {"recipe"}
-
-
-def call_recipe(name: str, arguments: Mapping[str, Any], params: Params) -> projcore.Optimizer:
-    """Returns the optimizer that a recipe makes of named parameters."""
-    function = registry.load("recipe", name)
-    try:
-        inspect.signature(function).bind(params, **arguments)
-    except TypeError as error:
-        raise ArgumentError(
-            f"The recipe {name!r} was given {dict(arguments)!r}: {error}. It takes the parameters "
-            f"and {', '.join(list(inspect.signature(function).parameters)[1:])}. Correct that."
-        ) from error
-    optimizer = function(params, **arguments)
     if not isinstance(optimizer, projcore.Optimizer):
         raise ArgumentError(
-            f"The recipe {name!r} made a {type(optimizer).__name__}. Only a projcore.Optimizer "
+            f"{spec!r} is refused: it made a {type(optimizer).__name__}. Only a projcore.Optimizer "
             "tells its memory before it steps. Use another recipe, or write its modules out."
         )
     return optimizer

@@ -64,9 +64,9 @@ def split_groups(
             settings = {**inside, **(rules[place] if place < len(rules) else {}), **own}
             saves = place < len(rules) and _saves(pair[1], settings.get("rank"))
             found[place if saves else -1].append(pair)
-        for settings, members in zip(rules, found[:-1], strict=True):
+        for rule, members in zip(rules, found[:-1], strict=True):
             if members:
-                projected.append({"params": members, **inside, **settings, **own})
+                projected.append({"params": members, **inside, **rule, **own})
         if found[-1]:
             passing.append({"params": found[-1], **outside, **own})
     if not projected:
@@ -129,7 +129,8 @@ def _refuse_idle(
             names = ", ".join(name or f"{tuple(parameter.shape)}" for name, parameter in every[:8])
             raise ArgumentError(
                 f"The rule {str(rule)!r} of {recipe} matches no parameter that rules before it "
-                f"leave. There are {names}{', ...' if len(every) > 8 else ''}. Correct or remove it."
+                f"leave. There are {names}{', ...' if len(every) > 8 else ''}. Correct or remove "
+                "it."
             )
 
 

@@ -89,7 +89,8 @@ def rademacher(
     shape = torch.Size(shape)
     drawn = torch.empty(-(-shape.numel() // 64), dtype=torch.int64, device="cpu")
     drawn.random_(-(1 << 63), None, generator=_generator(seed))  # 64 bits each
-    bits = drawn.view(torch.uint8) & torch.tensor(BITS, dtype=torch.uint8).unsqueeze(-1)
+    places = torch.tensor(BITS, dtype=torch.uint8, device="cpu").unsqueeze(-1)
+    bits = drawn.view(torch.uint8) & places
     signs = (bits == 0).to(dtype).mul_(2).sub_(1)
     return signs.flatten()[: shape.numel()].reshape(shape).to(device)
 
@@ -248,8 +249,7 @@ def fastfood_up(z: Tensor, seed: int, length: int) -> Tensor:
     for signs, weights, lengths in _blocks(seed, n, length, padded):
         mixed = walsh_hadamard(signs * padded)[:, order]
         parts.append((lengths * walsh_hadamard(weights * mixed)).flatten())
-    scale = (n / length) ** 0.5
-    return torch.cat(parts)[:length].mul_(scale).to(z.dtype)
+    return torch.cat(parts)[:length].mul_((n / length) ** 0.5).to(z.dtype)
 
 
 def fastfood_down(x: Tensor, seed: int, rank: int) -> Tensor:
@@ -258,7 +258,7 @@ def fastfood_down(x: Tensor, seed: int, rank: int) -> Tensor:
     n = _power_of_two(rank)
     working = x.to(_working(x.dtype))
     order = permutation(mix(seed, 0), n, x.device)
-    total = working.new_zeros(n)
+    total: Tensor = working.new_zeros(n)
     start = 0
     for signs, weights, lengths in _blocks(seed, n, len(x), working):
         part = working[start : start + lengths.numel()]
@@ -267,8 +267,8 @@ def fastfood_down(x: Tensor, seed: int, rank: int) -> Tensor:
         mixed = weights * walsh_hadamard(lengths * part)
         back = torch.empty_like(mixed).index_copy_(1, order, mixed)
         total += (signs * walsh_hadamard(back)).sum(0)
-    scale = (n / len(x)) ** 0.5
-    return (scale * total[:rank]).to(x.dtype)
+    total = total[:rank] * (n / len(x)) ** 0.5
+    return total.to(x.dtype)
 
 
 def walsh_hadamard(x: Tensor, dim: int = -1) -> Tensor:
@@ -297,10 +297,10 @@ def walsh_hadamard(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def _hadamard(size: int, like: Tensor) -> Tensor:
-    matrix = like.new_ones(1, 1)
+    matrix = like.new_full((1, 1), size**-0.5)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    return matrix
 
 
 def _within(x: Tensor, start: int, size: int) -> Tensor:

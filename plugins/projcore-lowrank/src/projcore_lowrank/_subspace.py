@@ -277,7 +277,7 @@ def _random(draw: Draw, shape: tuple[int, ...], like: Tensor, source: Source) ->
 
 def _normal(a: Tensor, columns: int, source: Source) -> Tensor:
     """Returns Gaussian columns for a matrix, of about unit length."""
-    drawn = _random(gaussian, (a.shape[-2], columns), a, source) / a.shape[-2] ** 0.5
+    drawn = _random(gaussian, (a.shape[-2], columns), a, source).mul_(a.shape[-2] ** -0.5)
     return drawn.expand(*a.shape[:-1], columns)
 
 

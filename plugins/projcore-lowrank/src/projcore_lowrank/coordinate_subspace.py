@@ -85,8 +85,9 @@ class CoordinateSubspace(Chosen):
             ``"transport"``: that of those that stay is kept, and is zero for new ones.
             ``"keep"``: it stays as it is, now for other coordinates. Where the rank changes, what
             would be kept is transported.
-        second: ``"reset"`` to have all memory begin anew if second moments would be transported;
-            otherwise they are as all else.
+        second: How second moments are transported: as all else (``"squared"``, ``"absolute"``),
+            not at all while the rank is the same (``"keep"``), or so that all memory begins anew
+            (``"reset"``).
         stagger: Spread the refreshes of different tensors over the period. The first step has all.
         combine: ``"unproject"``, as above; or beside it what was not chosen, times
             ``residual_scale``: as it is (``"residual"``), its signs (``"sign"``, FRUGAL), or each

@@ -48,8 +48,9 @@ class DCTSelect(Chosen):
             the first now that of the first chosen, and so on. ``"transport"``: that of frequencies
             that stay is kept, and is zero for new ones. ``"reset"``: it begins anew. Where the rank
             changes, what would be kept is transported.
-        second: ``"reset"`` to have all memory begin anew if second moments would be transported;
-            otherwise they are as all else.
+        second: How second moments are transported: as all else (``"squared"``, ``"absolute"``),
+            not at all while the rank is the same (``"keep"``), or so that all memory begins anew
+            (``"reset"``).
         stagger: Spread the choices for different tensors over the period. The first step has all.
         combine: How the update is made, as for `LowRank`.
         residual_scale: The factor of ``"residual"`` and ``"sign"``, at least 0. A setting.

@@ -33,16 +33,24 @@ class Learnt(Subspace):
         return {end: eye.expand(*batch, length, rank).contiguous() if batch else eye}
 
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
-        basis = dominant(
-            matrix,
-            rank,
-            self.method,
-            start=None if state["pending"] else state[end],
-            generator=mix(state["step"], end == "right"),
-        )
+        if end == "right" and self.method == "svd":
+            # Of the matrix as it lies: its transpose gives other signs, which memory that is kept
+            # depends on, than the authors' codes have.
+            wide = torch.promote_types(matrix.dtype, torch.float32)
+            rows = torch.linalg.svd(matrix.mH.to(wide), full_matrices=False).Vh
+            basis = rows[..., :rank, :].mH
+        else:
+            basis = dominant(
+                matrix,
+                rank,
+                self.method,
+                start=None if state["pending"] else state[end],
+                generator=mix(state["step"], end == "right"),
+            )
         if basis.is_complex():
             basis = with_fixed_phases(basis)
-        return {end: basis.to(matrix.dtype).contiguous()}
+        # A slice would keep all that it was cut from.
+        return {end: basis.to(matrix.dtype).clone(memory_format=torch.contiguous_format)}
 
     def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
         basis: Tensor = state[end]

@@ -25,6 +25,7 @@ from projcore_lowrank._matrices import (
 )
 
 End = Literal["left", "right"]
+GOLDEN = (5**0.5 - 1) / 2
 ENDS: tuple[End, ...] = get_args(End)
 Second = Literal["squared", "absolute", "keep", "reset"]
 Source = Literal["update", "gradient", "momentum"]
@@ -79,7 +80,6 @@ class Subspace(ProjectionBase):
     kinds = {
         "step": "scalar",
         "index": "scalar",
-        "offset": "scalar",
         "pending": "scalar",
         "limited_norm": "scalar",
     }
@@ -221,10 +221,10 @@ class Subspace(ProjectionBase):
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
         return settings["rank"] is not None and matrix_shape(tensor.shape, self.folding) is not None
 
-    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
+    def init(self, tensor: Tensor, settings: Settings, index: int = 0) -> dict[str, Any]:
         shape = self._shape(tensor)
         rank = self.number(settings["rank"], shape)
-        node: dict[str, Any] = {"step": 0, "index": 0, "offset": 0, "pending": 1}
+        node: dict[str, Any] = {"step": 0, "index": index, "pending": 1}
         for end in compressed(shape, self.side):
             length = shape[-2] if end == "left" else shape[-1]
             node.update(self.begin(end, length, rank, shape[:-2], tensor))
@@ -254,9 +254,6 @@ class Subspace(ProjectionBase):
         source = tensors if grads is None or self.source != "gradient" else grads
         due = []
         for i, (tensor, state, values) in enumerate(zip(source, states, settings, strict=True)):
-            if state["step"] == 0:
-                state["index"] = i
-                state["offset"] = i * values["period"] // len(states) if self.stagger else 0
             if not tensor.is_meta and self._due(tensor, state, values):
                 due.append(i)
         usable = [i for i in due if self._usable(source[i])]
@@ -269,7 +266,8 @@ class Subspace(ProjectionBase):
         return new if usable else None
 
     def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
-        periodic = (state["step"] + state["offset"]) % settings["period"] == 0
+        offset = spread(state["index"], settings["period"]) if self.stagger else 0
+        periodic = (state["step"] + offset) % settings["period"] == 0
         if state["pending"] or (self.periodic and periodic):
             return True
         return self.rank_of(state) != self.number(settings["rank"], self._shape(tensor))
@@ -502,6 +500,15 @@ class Subspace(ProjectionBase):
         for end in others:
             z = self.up(z, state, end)
         self.add_up_(target, z, state, last, beta, alpha)
+
+
+def spread(index: int, period: int) -> int:
+    """Returns a step of a period, such that the first few indices are evenly spread over it.
+
+    It depends on nothing else, so that a tensor keeps its steps whatever others there are. By the
+    golden ratio: Steinhaus' three-distance theorem.
+    """
+    return int(index * GOLDEN % 1 * period)
 
 
 def require_choice(owner: object, name: str, value: object, choices: Sequence[object]) -> None:

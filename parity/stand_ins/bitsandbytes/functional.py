@@ -1,0 +1,1 @@
+"""Imported by name by apollo-torch; nothing of it is called."""

@@ -1,0 +1,314 @@
+"""LDAdam: a subspace that turns in every step, and takes all memory with it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from projcore import Kind, Module, Node, ProjectionBase, Settings, require
+from projcore.errors import ArgumentTypeError
+from projcore_lowrank._matrices import Folding, Rank
+from projcore_lowrank._seeded import gaussian, mix
+from projcore_lowrank._subspace import orthonormalize
+from projcore_lowrank.low_rank import Learnt
+from projcore_lowrank.subspace import End, require_choice
+
+Betas = tuple[float, float]
+OneSide = Literal["std", "reverse_std", "left", "right"]
+
+
+class LDAdam(Learnt):
+    r"""Runs Adam in a subspace of each matrix that turns a little in every step.
+
+    Let :math:`A = G + E` be the update that comes in, shape ``(m, n)``, and what those before it
+    left out; :math:`P_{old}`, shape ``(m, r)``, the basis so far, and :math:`m, v` the moments that
+    Adam keeps in it, :math:`\hat m, \hat v` with its corrections. The basis takes one step of a
+    block power iteration, in the first step the singular vectors of :math:`A`:
+
+    .. math::
+        B = \rho P_{old} \hat m + (1 - \rho) A, \qquad P = \operatorname{qr}(B B^H P_{old})
+
+    The moments follow by :math:`C = P^H P_{old}`, the second as a variance about the first,
+
+    .. math::
+        m \leftarrow C m, \qquad \hat v \leftarrow
+        \left| (C \circ C) (\hat v - \hat m^2) + (C \hat m)^2 \right|
+
+    Inside is :math:`P^H A`, and what the modules make of it comes out by :math:`P`. Of both,
+    the incoming update and the first moment, what found no place is added to the next update; to
+    the moment belongs all that it would still have done:
+
+    .. math::
+        E \leftarrow A - P P^H A + \frac{\beta_1}{1 - \beta_1} (P_{old} m - P C m)
+
+    For ``m >= n`` the basis multiplies from the right. Vectors, and tensors of groups with
+    ``rank=None``, pass as they are to the same modules. What writes the parameters is a product
+    straight into them, where nothing but a learning rate, a factor or weight decay follows.
+
+    :math:`m` is the first moment that a module right inside keeps, not one in a projection further
+    in; without one it is zero. A second moment whose module keeps no first is carried by
+    :math:`C \circ C`.
+
+    Args:
+        modules: What to run inside.
+        rank: `r`: at least 1, capped at the shorter side; a float is a part of that; None, of a
+            group, lets its tensors pass. A setting; a new rank acts in the next step.
+        rho: :math:`\rho`, at least 0 and less than 1: how much of the momentum there is in what
+            the basis follows. Fixed, groups do not change it.
+        inner_betas: :math:`\beta_1, \beta_2` of the Adam inside, for its corrections and for
+            :math:`E`. By default the ``betas`` it was built with; a module without any is taken to
+            have zeros. Fixed: if groups or schedules change those inside, these stay.
+        error_feedback: Whether there is an :math:`E`. It takes a tensor of the parameter's size.
+        scale: What the update that comes out is multiplied by, above 0. A setting.
+        side: Which side is compressed: ``"std"`` the shorter (the rows, :math:`G P`, if the matrix
+            is square), ``"reverse_std"`` the longer, ``"left"`` or ``"right"``.
+        folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If a setting is out of range or a choice unknown.
+        StepError: In a step: if there is Inf or NaN in :math:`A`.
+
+    Cost: per matrix of sides ``s <= l``: memory of ``s r`` for the basis and ``s l`` for :math:`E`
+    beside that of Adam, ``2 r l``. A step takes six products of ``2 s l r`` operations, four
+    without :math:`E`, and about ``12 s r^2`` for the QR and :math:`C`; :math:`B` is never formed.
+
+    Differs from the authors' code: :math:`E` is in memory, not in ``.grad``, where clearing and
+    clipping gradients would spoil it; square matrices are compressed from the right.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Adam
+        >>> model = torch.nn.Linear(30, 20)
+        >>> adam = Adam(betas=(0.908, 0.99))
+        >>> optimizer = Optimizer(model.parameters(), LDAdam([adam], rank=4), LR(1e-3))
+
+    References:
+        Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).
+    """
+
+    def __init__(
+        self,
+        modules: Any,
+        rank: Rank = 16,
+        rho: float = 0.908,
+        inner_betas: Betas | None = None,
+        error_feedback: bool = True,
+        scale: float = 1.0,
+        side: OneSide = "std",
+        folding: Folding = "fold",
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        require_choice(self, "side", side, ("std", "reverse_std", "left", "right"))
+        require(self, "rho", rho, minimum=0, below=1)
+        self._set_method("svd")
+        super().__init__(
+            modules,
+            rank,
+            1,
+            scale,
+            side,
+            folding,
+            "transport",
+            "squared",
+            False,
+            "unproject",
+            1.0,
+            None,
+            error_feedback,
+            "update",
+            "raise",
+            None,
+            project_update,
+            project_params,
+            project_grad,
+        )
+        self.rho = float(rho)
+        self.betas = _betas_of(self.chain) if inner_betas is None else _as_betas(self, inner_betas)
+
+    def check(self, settings: Settings) -> None:
+        super().check(settings)
+        require(self, "period", settings["period"], minimum=1, maximum=1)
+
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        count = state["step"]
+        if count == 0:
+            return super().learn(end, rank, matrix, state, settings)
+        moment = self.memory_inside(state, "first") if self.rho else None
+        weights = 1.0, 0.0
+        if moment is not None:
+            moment = moment if end == "left" else moment.mH
+            weights = 1 - self.rho, self.rho / (1 - self.betas[0] ** count)
+        seed = mix(count, end == "right")
+        basis = turned(state[end], matrix, moment, weights, rank, seed)
+        return {end: basis.to(matrix.dtype).contiguous()}
+
+    def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
+        node = super()._learnt(tensor, state, settings)
+        if self.error_feedback:
+            node["error"] = self._with_lost_momentum(tensor, state, node)
+        return node
+
+    def _with_lost_momentum(self, tensor: Tensor, old: Node, new: Node) -> Tensor:
+        """Returns a new tensor: the update, and what of the momentum has no place any more."""
+        error = tensor.clone(memory_format=torch.contiguous_format)
+        moment = self.memory_inside(old, "first")
+        beta = self.betas[0]
+        if moment is not None and beta and old["step"]:
+            (end,) = self.ends(new)
+            before, now = self.basis(old, end, tensor), self.basis(new, end, tensor)
+            lost: Node = {end: before - now @ (now.mH @ before)}
+            self.add_up_(error.view(self._shape(tensor)), moment, lost, end, 1, beta / (1 - beta))
+        return error
+
+    def rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
+        error: Tensor = state["error"].view(full.shape)  # new in this step, by `_learnt`
+        (end,) = self.ends(state)
+        self.add_up_(error, low, state, end, 1, -1)
+        return error
+
+    def transport(
+        self,
+        tensors: list[Tensor],
+        kind: Kind,
+        params: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor] | None:
+        if kind != "second":
+            return super().transport(tensors, kind, params, old_states, new_states, settings)
+        return [
+            self._carry_second(tensor, old, new)
+            for tensor, old, new in zip(tensors, old_states, new_states, strict=True)
+        ]
+
+    def _carry_second(self, tensor: Tensor, old: Node, new: Node) -> Tensor:
+        """Returns a second moment in the new basis.
+
+        The memory inside that ``new`` holds is still that of before: what a module keeps is
+        replaced when all of it has been carried over.
+        """
+        (end,) = self.ends(new)
+        moment = _first_beside(self.chain, new.get("modules", {}), tensor)
+        if moment is None:
+            return self.carry(tensor, old, new, end, squared=True)
+        beta1, beta2 = self.betas
+        count = new["step"] - 1
+        # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
+        factor = (1 - beta2**count) / (1 - beta1**count) ** 2
+        variance = tensor.sub(_by_parts(torch.square, moment), alpha=factor)
+        carried = self.carry(variance, old, new, end, squared=True)
+        mean = self.carry(moment, old, new, end, squared=False)
+        return _by_parts(torch.abs, carried.add(_by_parts(torch.square, mean), alpha=factor))
+
+
+def turned(
+    basis: Tensor,
+    matrix: Tensor,
+    moment: Tensor | None,
+    weights: tuple[float, float],
+    rank: int,
+    seed: int,
+) -> Tensor:
+    r"""Returns a basis after one block power iteration on :math:`B = \alpha A + \beta P m`.
+
+    :math:`\operatorname{qr}(B B^H P)`, without :math:`B`: since :math:`P^H P = I` it is of
+    :math:`B Z = \alpha A Z + \beta P (m Z)` with :math:`Z = \alpha A^H P + \beta m^H`. If the rank
+    is smaller than before, only the first columns of :math:`P` are followed; if it is larger,
+    random ones are added to it.
+
+    Args:
+        basis: :math:`P`, shape ``(..., s, k)``.
+        matrix: :math:`A`, shape ``(..., s, l)``.
+        moment: :math:`m`, shape ``(..., k, l)``, or None for zero.
+        weights: :math:`\alpha, \beta`.
+        rank: `r`, how many columns are returned.
+        seed: Of random columns.
+
+    Returns:
+        Orthonormal columns, shape ``(..., s, r)``; float32 of bfloat16 or float16.
+    """
+    wide = torch.float32 if matrix.dtype in (torch.bfloat16, torch.float16) else matrix.dtype
+    a, p = matrix.to(wide), basis.to(wide)
+    m = None if moment is None else moment.to(wide)
+    missing = rank - p.shape[-1]
+    if missing > 0:
+        drawn = gaussian(seed, (p.shape[-2], missing), wide, p.device)
+        p = orthonormalize(torch.cat([p, drawn.expand(*p.shape[:-1], missing)], -1))
+        if m is not None:
+            m = torch.cat([m, m.new_zeros(*m.shape[:-2], missing, m.shape[-1])], -2)
+    alpha, beta = weights
+    z = a.mH @ p[..., :rank]
+    if m is not None:
+        z = z.mul_(alpha).add_(m.mH[..., :rank], alpha=beta)
+    z = _scaled(z)
+    y = a @ z
+    if m is not None:
+        y = y.mul_(alpha).add_(p @ (m @ z), alpha=beta)
+    # Where nothing leads the basis, it stays: as if of B B^H and what rounding loses anyway.
+    return orthonormalize(_scaled(y).add_(p[..., :rank], alpha=torch.finfo(wide).eps))
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Divides matrices by their largest entries: products neither overflow nor vanish."""
+    largest = x.abs().amax((-2, -1), keepdim=True)
+    return x.div_(largest.clamp_(min=torch.finfo(x.dtype).tiny))
+
+
+def _by_parts(function: Any, tensor: Tensor) -> Tensor:
+    """Applies a function to real and imaginary parts by themselves, as Adam does."""
+    if not tensor.is_complex():
+        result: Tensor = function(tensor)
+        return result
+    return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
+
+
+def _first_beside(module: Module, node: Node, tensor: Tensor) -> Tensor | None:
+    """Returns the first moment that is kept by the module that keeps a tensor, or None."""
+    if any(value is tensor for value in node.values()):
+        firsts = (name for name, kind in module.kinds.items() if kind == "first" and name in node)
+        name = next(firsts, None)
+        return None if name is None else node[name]
+    if isinstance(module, ProjectionBase):
+        return None
+    for name, child in module.children.items():
+        found = _first_beside(child, node.get(name, {}), tensor)
+        if found is not None:
+            return found
+    return None
+
+
+def _betas_of(module: Module) -> Betas:
+    """Returns the betas that the module inside which keeps a first moment was built with."""
+    keeper = _keeper(module)
+    betas = None if keeper is None else keeper.defaults.get("betas")
+    return (0.0, 0.0) if betas is None else (float(betas[0]), float(betas[1]))
+
+
+def _keeper(module: Module) -> Module | None:
+    """Returns the first module in this space that keeps a first moment."""
+    if "first" in module.kinds.values():
+        return module
+    if isinstance(module, ProjectionBase):
+        return None
+    found = (_keeper(child) for child in module.children.values())
+    return next((keeper for keeper in found if keeper is not None), None)
+
+
+def _as_betas(owner: object, betas: object) -> Betas:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ArgumentTypeError(
+            f"{type(owner).__name__}(inner_betas={betas!r}) is no pair. inner_betas is the two "
+            "betas of the Adam inside. Pass for example (0.908, 0.99), or None."
+        )
+    for beta in betas:
+        require(owner, "inner_betas", beta, minimum=0, below=1)
+    return float(betas[0]), float(betas[1])
