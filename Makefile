@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/ready
 PARITY := .venv-parity
 
-.PHONY: help install demo test lint format bench parity docs wheels clean
+.PHONY: help install demo test lint format bench parity bench-parity docs wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -13,8 +13,9 @@ help:
 	@echo "make test     run the whole test suite"
 	@echo "make lint     ruff, ruff-format and mypy"
 	@echo "make format   let ruff mend what it can"
-	@echo "make bench    time a step against torch.optim's"
+	@echo "make bench    time steps, refreshes and transforms against torch and scipy"
 	@echo "make parity   compare the recipes with their authors' packages, in an environment of its own"
+	@echo "make bench-parity  time them against these, in the same environment"
 	@echo "make docs     write the pages that follow from the code, and build the site in site/"
 	@echo "make wheels   build the kernel and all plugins into dist/"
 	@echo "make install  only make .venv"
@@ -51,9 +52,15 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
+	$(BIN)/python benchmarks/lowrank.py
+	$(BIN)/python benchmarks/refresh.py
+	$(BIN)/python benchmarks/transforms.py
 
 parity: $(PARITY)/ready
 	OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest -c parity/pytest.ini parity $(ARGS)
+
+bench-parity: $(PARITY)/ready
+	PYTHONPATH=parity/stand_ins $(PARITY)/bin/python benchmarks/lowrank.py --peers $(ARGS)
 
 # The authors' packages without what they depend on: parity/stand_ins has what their import needs.
 $(PARITY)/ready: pyproject.toml constraints.txt parity/requirements.txt $(wildcard plugins/*/pyproject.toml)

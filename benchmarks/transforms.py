@@ -1,7 +1,8 @@
 """Times the transforms of projcore-spectral, as ratios within one run, on one thread.
 
 What is compared runs in turn, round by round, so a machine that slows down slows all alike; what is
-reported is the median of the ratios, and the ratio of the least times. Run it by hand::
+reported is the median of the ratios, and the ratio of the least times. Times are of the processor,
+not of the clock, so that what else runs there matters less. Run it by hand::
 
     python benchmarks/transforms.py --rounds 15 --length 25557032
 """
@@ -51,10 +52,10 @@ def compare(title: str, runs: dict[str, Run], rounds: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = time.thread_time()
             run()
             if number:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(time.thread_time() - begin)
     first, *others = seconds.values()
     median = statistics.median(a / sum(rest) for a, *rest in zip(first, *others, strict=True))
     least = min(first) / sum(map(min, others))
@@ -72,6 +73,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=25_557_032)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.empty(
+        7 << 20
+    )  # once freed, glibc's malloc keeps smaller blocks instead of unmapping them
     print(f"torch {torch.__version__}, one thread, load {os.getloadavg()}")
     with torch.no_grad():
         tensors = [torch.randn(args.side, args.side) for _ in range(args.count)]

@@ -24,15 +24,23 @@ class Map:
     Args:
         projection: The projection.
         like: Tensors of the shapes and dtypes of the space outside.
+        numbers: Of each, the number of the first parameter that it is made from; by default they
+            are the parameters themselves.
 
     Attributes:
         states: The projection's memory, one dict for each tensor that it applies to.
         settings: Its settings, likewise.
     """
 
-    def __init__(self, projection: ProjectionBase, like: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        projection: ProjectionBase,
+        like: Sequence[Tensor],
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         self.projection = projection
         self.like = list(like)
+        self.numbers = list(range(len(like))) if numbers is None else list(numbers)
         defaults: Settings = projection.defaults
         self.applied = [i for i, t in enumerate(like) if projection.applies(t, defaults)]
         if not self.applied:
@@ -48,7 +56,17 @@ class Map:
 
     def _numbered(self, i: int) -> dict[str, int]:
         """The keyword ``index`` of an `init` that takes it."""
-        return {"index": i} if self.projection._init_takes_index else {}
+        return {"index": self.numbers[i]} if self.projection._init_takes_index else {}
+
+    def numbers_inside(self) -> list[int]:
+        """Returns, of each tensor inside, the number of the first parameter it is made from."""
+        if self.projection.scope != "all":
+            return self.numbers
+        count = len(self.inside) - len(self.like) + len(self.applied)
+        origins = self.projection.origins(self.pick(self.like), self.states, self.settings, count)
+        chosen = [self.numbers[i] for i in self.applied]
+        passing = [number for i, number in enumerate(self.numbers) if i not in self.applied]
+        return [min(chosen[i] for i in origin) for origin in origins] + passing
 
     def learn(
         self,

@@ -396,7 +396,7 @@ def test_what_comes_in_is_not_looked_at():
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
 @pytest.mark.parametrize(
     "options",
-    [{"combine": "residual"}, {"combine": "sign"}, {"combine": "fira"}, {"error_feedback": True}],
+    [{"combine": "sign"}, {"combine": "fira"}, {"error_feedback": True}],
 )
 def test_what_needs_orthonormal_columns_is_refused_without(kind, options):
     with pytest.raises(ArgumentError, match="orthonormal"):

@@ -54,7 +54,7 @@ def projcore_register_projections(register: Register) -> None:
         "projcore_lowrank:RandomSubspace",
         summary="Runs modules in random subspaces, made again from a seed instead of stored.",
         paper="arXiv:2402.03293",
-        tags=("linear", "stochastic"),
+        tags=("linear", "data_dependent", "stochastic"),
         example=[
             {"rank": 2, "period": 2},
             {"rank": 2, "period": 2, "kind": "orthonormal", "policy": "transport"},

@@ -47,7 +47,7 @@ class Learnt(Subspace):
                 start=None if state["pending"] else state[end],
                 generator=mix(state["step"], end == "right"),
             )
-        if basis.is_complex():
+        if basis.is_complex() and self.method in ("svd", "gram"):
             basis = with_fixed_phases(basis)
         # A slice would keep all that it was cut from.
         return {end: basis.to(matrix.dtype).clone(memory_format=torch.contiguous_format)}

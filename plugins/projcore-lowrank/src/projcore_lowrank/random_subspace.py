@@ -58,7 +58,8 @@ class RandomSubspace(Subspace):
         second: How second moments are transported, as for `LowRank`.
         stagger: Spread the refreshes of different tensors over the period. The first step has all.
         combine: How the update is made, as for `LowRank`. Columns that are not orthonormal allow
-            ``"unproject"``, ``"apollo"`` and ``"apollo_mini"``.
+            ``"unproject"``, ``"residual"`` (of :math:`G - P P^H G`, whatever :math:`P` is, as in
+            Flora), ``"apollo"`` and ``"apollo_mini"``.
         residual_scale: The factor of ``"residual"`` and ``"sign"``, at least 0. A setting.
         limit: For Fira and APOLLO: by how much, at most, the norm of what they scale grows from one
             step to the next, at least 1; None for no limit.
@@ -83,10 +84,11 @@ class RandomSubspace(Subspace):
         ArgumentTypeError: If ``seed`` is no integer.
 
     Cost: per matrix of sides ``s <= l``: two products of ``2 s l r`` operations a step, and
-    :math:`P` drawn for each of them (one with ``combine="apollo"``): ``s r`` random numbers, about
-    5% of the products' time on a CPU; with ``"orthonormal"`` a QR decomposition, up to half of it.
-    ``"srht"`` transforms in ``O(s l log s)``, which takes longer than products of a rank up to
-    about a quarter of `s`. No memory, or ``s r`` with ``store=True``.
+    :math:`P` drawn for each of them (with APOLLO's rules, for one): ``s r`` random numbers, of the
+    order of 5% of the products' time on a CPU; with ``"orthonormal"`` a QR decomposition, which for
+    a rank of ``s / 4`` takes about half their time or more. ``"srht"`` makes transforms of
+    O(s l log s) instead, twice as many where `s` is no power of two. No memory beside that of the
+    modules, or ``s r`` elements with ``store=True``.
 
     Differs from GoLore: that begins with GaLore's bases, and changes to random ones for the last
     part of the training.
@@ -135,7 +137,7 @@ class RandomSubspace(Subspace):
         require_choice(self, "chain", chain, get_args(SeedChain))
         require_seed(self, seed)
         self.orthonormal = kind in ("orthonormal", "srht")
-        if not self.orthonormal and combine in ("residual", "sign", "fira"):
+        if not self.orthonormal and combine in ("sign", "fira"):
             raise ArgumentError(
                 f"RandomSubspace(kind={kind!r}, combine={combine!r}) cannot be: what the subspace "
                 "lacks is known for orthonormal columns. Pass kind='orthonormal' or 'srht'."

@@ -4,7 +4,7 @@ All take a model, or parameters, named or not, or groups of them; and ``project`
 is projected: a rule (see `projcore.param_groups`), several, or a mapping from rules to settings of
 their own, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. By default that is every
 tensor of two dimensions or more, but embeddings and output heads as far as names or the model
-tell: ``"ndim>=2 type!=Embedding !*embed* !*head*"``. What is not projected goes through the same
+tell: ``"ndim>=2 type!=Embedding !*embed* !*head.*"``. What is not projected goes through the same
 modules as it is; so does a matrix whose shorter side is not greater than the rank, since nothing
 would be saved. `Optimizer.describe` shows which is which before the first step.
 """
@@ -48,7 +48,7 @@ def _routed(
     """Returns an optimizer that runs other modules on what is not projected."""
     settings = {} if rank is None else {"rank": rank}
     groups, count = split_groups(recipe, params, project, settings, {})
-    if count == len(groups):
+    if count == len(groups) or inside is outside:
         return Optimizer(groups, [*inside, *modules])
     routes = {f"group<{count}": list(inside), "*": list(outside)}
     return Optimizer(groups, [{"route": {"routes": routes}}, *modules])
@@ -391,6 +391,9 @@ def flora(
     :math:`M \leftarrow \beta M + (1 - \beta) A u`, and the update is
     :math:`(1 - \beta) u + \beta A^\top M_{before} = A^\top M + (1 - \beta) (u - A^\top A u)`.
 
+    Each new projection makes the momentum longer, by about :math:`\sqrt{s/r}`. Where
+    :math:`\beta^{period}` is not far less than :math:`\sqrt{r/s}`, it grows without end.
+
     Differs from the authors' code: seeds; by default every matrix is projected that a rank makes
     smaller, theirs leaves out those with one side more than four times the other.
 
@@ -548,13 +551,13 @@ def dct_adamw(
         Modoranu et al., 2025, https://arxiv.org/abs/2505.17967 (algorithm 2).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    subspace = {"rank": rank, "period": period, "error_feedback": error_feedback}
+    subspace = {"rank": rank, "period": period, "stagger": False}
     return _optimizer(
         "dct_adamw",
         params,
         project,
         rank,
-        {"dct_select": {"modules": [adam], **subspace}},
+        {"dct_select": {"modules": [adam], **subspace, "error_feedback": error_feedback}},
         {"weight_decay": weight_decay},
         {"lr": lr},
     )
@@ -594,7 +597,7 @@ def sumo(
     """
     inside = [{"heavy_ball": {"momentum": momentum}}, {"orthogonalize": {"method": "svd"}}]
     subspace = {"rank": rank, "period": period, "scale": scale}
-    memory = {"refresh": "randomized", "policy": "transport"}
+    memory = {"refresh": "randomized", "policy": "transport", "stagger": False}
     return _routed(
         "sumo",
         params,
@@ -619,6 +622,9 @@ def soap(
 ) -> Optimizer:
     """SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
+    Differs from the authors' code: weight decay multiplies the parameters before the step, and in
+    the first step, too, in which nothing else moves them.
+
     Args:
         params: A model, parameters, or groups.
         lr: Learning rate.
@@ -627,7 +633,8 @@ def soap(
         weight_decay: Decoupled.
         period: Steps between changes of the bases.
         max_side: The longest side that is rotated.
-        project: What is rotated; by default, all that has two dimensions or more.
+        project: What is rotated; by default, all that has two dimensions or more. What others
+            leave out has Adam alone, from the first step on.
 
     Raises:
         ArgumentError: If nothing would be rotated, or a setting is out of range.
@@ -637,10 +644,15 @@ def soap(
     """
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
     rotation = {"period": period, "beta": betas[1], "max_side": max_side, "skip_first": True}
-    groups, _ = split_groups("soap", params, project, {}, {})
-    return Optimizer(
-        groups,
-        {"soap_rotation": {"modules": [adam], **rotation}},
+    inside = [{"soap_rotation": {"modules": [adam], **rotation}}]
+    # Vectors pass through the rotation, and wait for the second step, as all else there does.
+    outside = inside if project == "*" else [adam]
+    return _routed(
+        "soap",
+        params,
+        project,
+        inside,
+        outside,
         {"weight_decay": weight_decay},
         {"lr": lr},
     )

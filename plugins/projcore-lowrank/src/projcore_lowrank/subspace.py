@@ -394,14 +394,14 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        made = []
-        for tensor, low, out, state, values in zip(
-            tensors, projected, result, states, settings, strict=True
-        ):
-            full = tensor.reshape(self._shape(tensor))
-            parts = self._parts(full, low, out, state, values)
-            made.append(self._update(full, low, parts, state).reshape(tensor.shape))
-        return made
+        full = [tensor.reshape(self._shape(tensor)) for tensor in tensors]
+        made = self._parts(full, projected, result, states, settings)
+        return [
+            self._update(matrix, low, parts, state).reshape(tensor.shape)
+            for tensor, matrix, low, parts, state in zip(
+                tensors, full, projected, made, states, strict=True
+            )
+        ]
 
     def writes(
         self,
@@ -416,42 +416,69 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Write]:
-        made = []
-        for target, blend, tensor, low, out, state, values in zip(
-            targets, blends, tensors, projected, result, states, settings, strict=True
-        ):
-            shape = self._shape(tensor)
-            full, view = tensor.reshape(shape), view_of(target, shape)
-            parts = self._parts(full, low, out, state, values)
+        shapes = [self._shape(tensor) for tensor in tensors]
+        full = [tensor.reshape(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+        made = self._parts(full, projected, result, states, settings)
+        operations = []
+        for i, (target, blend, parts) in enumerate(zip(targets, blends, made, strict=True)):
+            view = view_of(target, shapes[i])
             if parts.signs or view is None or self.compute_dtype is not None:
-                run = partial(self._write_whole, target, blend, full, low, parts, state)
-                made.append(Write(target, run))
+                arguments = (target, blend, full[i], projected[i], parts, states[i])
+                operations.append(Write(target, partial(self._write_whole, *arguments)))
             else:
-                made += self._write_parts(view, blend, full, parts, state)
-        return made
+                operations += self._write_parts(view, blend, full[i], parts, states[i])
+        return operations
 
     def _parts(
-        self, full: Tensor, low: Tensor, out: Tensor, state: Node, settings: Settings
-    ) -> Parts:
-        """Returns what the update is made of, and keeps what the next step needs of this one."""
+        self,
+        full: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Parts]:
+        """Returns what updates are made of, and keeps what the next step needs of these."""
         if self.error_feedback:
-            error = self.rest(full, low, state)
-            state["error"] = error.reshape(state["error"].shape)
-        scale, residual = settings["scale"], settings["residual_scale"]
+            for matrix, low, state in zip(full, projected, states, strict=True):
+                state["error"] = self.rest(matrix, low, state).reshape(state["error"].shape)
+        scales = [values["scale"] for values in settings]
+        residuals = [values["residual_scale"] for values in settings]
         if self.rule == "unproject":
-            return Parts(out, scale)
+            return [Parts(out, scale) for out, scale in zip(result, scales, strict=True)]
         if self.rule == "residual":
-            return Parts(out * scale - low * residual, factor=residual)
+            return [
+                Parts(out * scale - low * residual, factor=residual)
+                for out, low, scale, residual in zip(
+                    result, projected, scales, residuals, strict=True
+                )
+            ]
         if self.rule == "sign":
-            return Parts(out, scale, signs=residual)
-        dims: Any = (-2, -1)
-        if self.rule != "apollo_mini":
-            dims = -2 if "left" in self.ends(state) else -1
-        rule = _combine.fira if self.rule == "fira" else _combine.apollo
-        parts, limited = rule(full, low, out, dims, scale, self.limit, state.get("limited_norm"))
-        if limited is not None:
-            state["limited_norm"] = limited
-        return parts
+            return [
+                Parts(out, scale, signs=residual)
+                for out, scale, residual in zip(result, scales, residuals, strict=True)
+            ]
+        made: list[Any] = [None] * len(full)
+        for places in _alike(full):
+            parts, limited = _combine.RULES[self.rule](
+                [full[i] for i in places],
+                [projected[i] for i in places],
+                [result[i] for i in places],
+                [self._channel(states[i]) for i in places],
+                [scales[i] for i in places],
+                self.limit,
+                [] if self.limit is None else [states[i]["limited_norm"] for i in places],
+            )
+            for i, each in zip(places, parts, strict=True):
+                made[i] = each
+            for i, norm in zip(places, limited, strict=False):
+                states[i]["limited_norm"] = norm
+        return made
+
+    def _channel(self, state: Node) -> int | None:
+        """Returns the dimension along which a channel lies; None if a matrix is scaled whole."""
+        if self.rule == "apollo_mini":
+            return None
+        return -2 if "left" in state else -1
 
     def _update(self, full: Tensor, low: Tensor, parts: Parts, state: Node) -> Tensor:
         """Returns the full update of a matrix."""
@@ -500,6 +527,14 @@ class Subspace(ProjectionBase):
         for end in others:
             z = self.up(z, state, end)
         self.add_up_(target, z, state, last, beta, alpha)
+
+
+def _alike(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Returns the places of tensors of the same dtype and device, together."""
+    places: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault((tensor.dtype, tensor.device), []).append(i)
+    return list(places.values())
 
 
 def spread(index: int, period: int) -> int:
