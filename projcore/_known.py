@@ -77,6 +77,7 @@ KNOWN: tuple[Known, ...] = (
     Known("projection", "hadamard", "Hadamard", "spectral"),
     Known("projection", "identity", "Identity", "structural"),
     Known("projection", "intrinsic_subspace", "IntrinsicDimension", "lowrank"),
+    Known("projection", "ldadam_subspace", "LDAdam", "lowrank"),
     Known("projection", "low_rank", "LowRank", "lowrank"),
     Known("projection", "mask", "Mask", "structural"),
     Known("projection", "merge_dims", "MergeDims", "structural"),

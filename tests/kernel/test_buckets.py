@@ -94,7 +94,7 @@ def test_an_error_in_the_middle_leaves_whole_buckets_and_says_so(monkeypatch: An
     give()
     before = [param.detach().clone() for param in params]
     monkeypatch.setattr(Bomb, "armed", True)
-    with pytest.raises(StepError, match="2 of 5 buckets of parameters were written .* armed"):
+    with pytest.raises(StepError, match=r"2 of 5 buckets of parameters were written .* armed"):
         optimizer.step()
     moved = [not torch.equal(a, b) for a, b in zip(before, params, strict=True)]
     assert moved == [True, True, False, False, False]

@@ -441,6 +441,10 @@ def test_soap_leaves_out_what_it_is_told_to() -> None:
         ("flora", {"rank": 4}, 50 * 4 + 30 + 50, 8),
         ("sumo", {"rank": 4}, 30 * 4 + 50 * 4, 8),
         ("galore_adafactor", {"rank": 4}, 30 * 4 + 50 + 4, 8),
+        ("ldadam", {"rank": 4}, 30 * 4 + 2 * 50 * 4 + 30 * 50, 8),
+        ("soap", {}, 2 * 30 * 50 + 2 * 30 * 30 + 2 * 50 * 50, 8 * (30 + 50) + 8),
+        ("muon", {}, 30 * 50, 0),
+        ("intrinsic_dimension", {"dimension": 40}, 2 * 40, 8),
     ],
     ids=str,
 )
@@ -510,6 +514,27 @@ def test_what_is_no_parameter_is_an_error(name: str) -> None:
             build(name, empty)
     with pytest.raises(ArgumentError, match=r"the keys \['lr'\], but no 'params'"):
         build(name, [{"lr": 0.1}])
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("apollo", "betas", (0.5, 0.9)),
+        ("apollo_mini", "betas", (0.5, 0.9)),
+        ("fira", "betas", (0.5, 0.9)),
+        ("ldadam", "betas", (0.5, 0.9)),
+        ("flora", "beta", 0.5),
+    ],
+)
+def test_what_two_modules_share_is_one_for_all(name: str, setting: str, value: Any) -> None:
+    model = model_of()
+    message = rf"{name}\({setting}=.* for a group or a rule. It is one .* Pass it to {name} itself."
+    with pytest.raises(ArgumentError, match=message):
+        build(name, model, project={"blocks.* ndim==2": {setting: value}})
+    with pytest.raises(ArgumentError, match=message):
+        build(name, [{"params": model.parameters(), setting: value}])
+    again = build(name, build(name, model, **{setting: value}).param_groups, **{setting: value})
+    assert all(group[setting] == value for group in again.param_groups)
 
 
 @pytest.mark.parametrize("name", NAMES)

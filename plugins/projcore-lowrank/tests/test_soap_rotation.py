@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import math
@@ -9,10 +10,11 @@ from functools import reduce
 
 import pytest
 import torch
+from torch.nn import Parameter
 
 from projcore import Optimizer
 from projcore.errors import ArgumentError, StepError
-from projcore.modules import LR, Adam, HeavyBall
+from projcore.modules import LR, Adam, HeavyBall, Scale
 from projcore.testing import Subject, parametrize_with_checks
 from projcore_lowrank.soap_rotation import SOAPRotation
 
@@ -309,23 +311,48 @@ def test_equal_sides_are_decomposed_together_or_in_parts_alike(monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_makes_no_basis(bad):
-    weight = torch.nn.Parameter(torch.ones(3, 2))
-    optimizer = Optimizer([weight], SOAPRotation([LR(0.1)], skip_first=True))
-    weight.grad = torch.full_like(weight, bad)
-    optimizer.step()
-    before = dict(optimizer.state[weight])
-    weight.grad = torch.ones_like(weight)
-    with pytest.raises(StepError, match=r"shape \(3, 3\), that is not finite\. .*\. Load the last"):
+def test_what_is_not_finite_enters_no_average(bad):
+    weight = Parameter(torch.eye(3))
+    optimizer = Optimizer([weight], SOAPRotation([Adam()], period=2), LR(0.1))
+    for _ in range(2):
+        weight.grad = torch.randn(3, 3)
         optimizer.step()
-    assert torch.equal(weight.detach(), torch.ones(3, 2))
-    after = optimizer.state[weight]
-    assert all(after[key] is value for key, value in before.items())
+    before = weight.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"][0])
+    weight.grad = torch.full((3, 3), bad)
+    with pytest.raises(StepError, match=r"shape \(3, 3\) in which there is Inf or NaN"):
+        optimizer.step()
+    assert torch.equal(weight, before[0])
+    for key, value in optimizer.state_dict()["state"][0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(before[1][key])), key
+
+
+def test_with_skip_the_averages_stay():
+    weight, other = Parameter(torch.eye(3)), Parameter(torch.eye(3))
+    made = SOAPRotation([Scale(0.0)], period=1, nonfinite="skip")
+    optimizer = Optimizer([weight, other], made, LR(0.0))
+    for step in range(4):
+        for i, each in enumerate((weight, other)):
+            bad = step == 2 and i == 0
+            each.grad = torch.full((3, 3), torch.inf) if bad else torch.randn(3, 3)
+        before = [optimizer.state[p].get("0/average0") for p in (weight, other) if step]
+        optimizer.step()
+        after = [optimizer.state[p]["0/average0"] for p in (weight, other)]
+        if step == 2:
+            assert torch.equal(before[0], after[0])
+            assert not torch.equal(before[1], after[1])
+        assert all(bool(torch.isfinite(each).all()) for each in after)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"period": 0}, {"beta": 1.0}, {"beta": -0.1}, {"max_side": 1}, {"second": "keep"}],
+    [
+        {"period": 0},
+        {"beta": 1.0},
+        {"beta": -0.1},
+        {"max_side": 1},
+        {"second": "keep"},
+        {"nonfinite": "no"},
+    ],
 )
 def test_arguments_out_of_range_are_refused(wrong):
     ((name, value),) = wrong.items()

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from projcore_lowrank.coordinate_subspace import CoordinateSubspace
     from projcore_lowrank.dct_select import DCTSelect
     from projcore_lowrank.intrinsic_dimension import IntrinsicDimension
+    from projcore_lowrank.ldadam import LDAdam
     from projcore_lowrank.low_rank import GaLore, LowRank
     from projcore_lowrank.random_subspace import RandomSubspace
     from projcore_lowrank.soap_rotation import SOAPRotation
@@ -18,6 +19,7 @@ __all__ = [
     "DCTSelect",
     "GaLore",
     "IntrinsicDimension",
+    "LDAdam",
     "LowRank",
     "RandomSubspace",
     "SOAPRotation",
@@ -30,6 +32,7 @@ __getattr__ = lazy(
     DCTSelect="dct_select",
     GaLore="low_rank",
     IntrinsicDimension="intrinsic_dimension",
+    LDAdam="ldadam",
     LowRank="low_rank",
     RandomSubspace="random_subspace",
     SOAPRotation="soap_rotation",

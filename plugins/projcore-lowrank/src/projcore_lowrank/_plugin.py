@@ -80,6 +80,14 @@ def projcore_register_projections(register: Register) -> None:
         example={"rank": 2, "period": 2, "stagger": False},
     )
     register(
+        "ldadam_subspace",
+        "projcore_lowrank:LDAdam",
+        summary="Runs Adam in a subspace that turns a little each step, with error feedback.",
+        paper="arXiv:2410.16103",
+        tags=("data_dependent",),
+        example={"rank": 2},
+    )
+    register(
         "soap_rotation",
         "projcore_lowrank:SOAPRotation",
         summary="Rotates tensors to the eigenbases of their gradients' covariances.",

@@ -75,8 +75,9 @@ class LDAdam(Learnt):
         StepError: In a step: if there is Inf or NaN in :math:`A`.
 
     Cost: per matrix of sides ``s <= l``: memory of ``s r`` for the basis and ``s l`` for :math:`E`
-    beside that of Adam, ``2 r l``. A step takes six products of ``2 s l r`` operations, four
-    without :math:`E`, and about ``12 s r^2`` for the QR and :math:`C`; :math:`B` is never formed.
+    beside that of Adam, ``2 r l``. A step takes eight products of ``2 s l r`` operations, six
+    without :math:`E`, two of them to find the shapes of what is carried over; and about
+    ``12 s r^2`` for the QR and :math:`C`. :math:`B` is never formed.
 
     Differs from the authors' code: :math:`E` is in memory, not in ``.grad``, where clearing and
     clipping gradients would spoil it; square matrices are compressed from the right.

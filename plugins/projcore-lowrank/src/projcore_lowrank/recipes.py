@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from projcore import Optimizer
+from projcore.errors import ArgumentError
 from projcore_lowrank._groups import Params, Project, split_groups
 
 Betas = tuple[float, float]
@@ -30,9 +31,20 @@ def _optimizer(
     project: Project,
     rank: float | None,
     *modules: Spec,
+    fixed: Spec | None = None,
 ) -> Optimizer:
-    """Returns the optimizer of these modules; what is not projected is in groups of no rank."""
+    """Returns the optimizer of these modules; what is not projected is in groups of no rank.
+
+    What is fixed has one value for all parameters, because another module was made with it.
+    """
     groups, _ = split_groups(recipe, params, project, {"rank": rank}, {"rank": None})
+    for name, value in (fixed or {}).items():
+        for group in groups:
+            if name in group and group[name] != value:
+                raise ArgumentError(
+                    f"{recipe}({name}={value!r}) was given {name}={group[name]!r} for a group or a "
+                    f"rule. It is one for all parameters. Pass it to {recipe} itself."
+                )
     return Optimizer(groups, list(modules))
 
 
@@ -93,6 +105,8 @@ def galore_adamw(
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
 
+    Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``; Adam's is ``2 s l``.
+
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
@@ -140,6 +154,12 @@ def galore_adafactor(
 
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
+
+    Cost: memory of ``s r + l + r`` numbers for a matrix of sides ``s <= l``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = galore_adafactor(model, rank=8)
 
     References:
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (section 4).
@@ -196,6 +216,12 @@ def fira(
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
 
+    Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = fira(model, rank=8)
+
     References:
         Chen et al., 2024, https://arxiv.org/abs/2410.01623 (algorithm 1).
     """
@@ -211,6 +237,7 @@ def fira(
         {"bias_correction": {"betas": betas}},
         {"weight_decay": weight_decay},
         {"lr": lr},
+        fixed={"betas": betas},
     )
 
 
@@ -250,6 +277,12 @@ def apollo(
 
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
+
+    Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = apollo(model, rank=0.25)
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (algorithm 1).
@@ -293,6 +326,12 @@ def apollo_mini(
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
 
+    Cost: memory of ``2 l`` numbers for a matrix of sides ``s <= l``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = apollo_mini(model)
+
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (section 4.2).
     """
@@ -322,6 +361,7 @@ def _apollo(
         {"bias_correction": {"betas": betas}},
         {"weight_decay": weight_decay},
         {"lr": lr},
+        fixed={"betas": betas},
     )
 
 
@@ -356,6 +396,12 @@ def golore(
 
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
+
+    Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = golore(model, rank=8, seed=1)
 
     References:
         He et al., 2024, https://arxiv.org/abs/2410.11289 (algorithm 1).
@@ -411,6 +457,12 @@ def flora(
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
 
+    Cost: memory of ``l r + l + s`` numbers for a matrix of sides ``s <= l``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = flora(model, rank=8)
+
     References:
         Hao et al., 2024, https://arxiv.org/abs/2402.03293 (algorithm 2).
     """
@@ -425,6 +477,7 @@ def flora(
         {"adafactor": {"lr": None, "eps": (eps, 1e-3), "beta2_decay": beta2_decay}},
         {"random_subspace": {"modules": [momentum], **subspace, **raw}},
         {"lr": lr},
+        fixed={"beta": beta},
     )
 
 
@@ -456,6 +509,12 @@ def frugal(
 
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
+
+    Cost: memory of ``2 density m n`` numbers for a matrix, and an index for each column chosen.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = frugal(model, density=0.1)
 
     References:
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (algorithm 1).
@@ -504,6 +563,13 @@ def ldadam(
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
 
+    Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``, and ``s l`` for what
+    is left out.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = ldadam(model, rank=8)
+
     References:
         Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).
     """
@@ -517,6 +583,7 @@ def ldadam(
         {"ldadam_subspace": {"modules": [adam], **subspace}},
         {"weight_decay": weight_decay},
         {"lr": lr},
+        fixed={"betas": betas},
     )
 
 
@@ -546,6 +613,13 @@ def dct_adamw(
 
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
+
+    Cost: memory of ``2 l r`` numbers and `r` indices for a matrix of sides ``s <= l``, and ``s l``
+    numbers with error feedback.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = dct_adamw(model, rank=8, error_feedback=True)
 
     References:
         Modoranu et al., 2025, https://arxiv.org/abs/2505.17967 (algorithm 2).
@@ -591,6 +665,12 @@ def sumo(
 
     Raises:
         ArgumentError: If nothing would be projected, or a setting is out of range.
+
+    Cost: memory of ``s r + l r`` numbers for a matrix of sides ``s <= l``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = sumo(model, rank=8)
 
     References:
         Refael et al., 2025, https://arxiv.org/abs/2505.24749 (algorithm 1).
@@ -639,6 +719,12 @@ def soap(
     Raises:
         ArgumentError: If nothing would be rotated, or a setting is out of range.
 
+    Cost: memory of ``2 m n + 2 m^2 + 2 n^2`` numbers for a matrix, and ``m + n`` indices.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = soap(model)
+
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
     """
@@ -679,6 +765,12 @@ def muon(
     Raises:
         ArgumentError: If Muon would be for nothing, or a setting is out of range.
 
+    Cost: memory of ``m n`` numbers for a matrix, half of Adam's.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = muon(model)
+
     References:
         Jordan et al., 2024, https://kellerjordan.github.io/posts/muon; Liu et al., 2025,
         https://arxiv.org/abs/2502.16982 (section 2.2, the scale).
@@ -717,6 +809,12 @@ def intrinsic_dimension(
 
     Raises:
         ArgumentError: If a setting is out of range.
+
+    Cost: memory of twice the dimension, and a product with the directions each way in a step.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = intrinsic_dimension(model, dimension=100)
 
     References:
         Li et al., 2018, https://arxiv.org/abs/1804.08838; Aghajanyan et al., 2021,

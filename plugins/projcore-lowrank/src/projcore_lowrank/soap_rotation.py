@@ -14,6 +14,7 @@ from projcore.errors import ArgumentError, StepError
 from projcore_lowrank._modes import multiply, unfold
 
 Second = Literal["permute", "rotate"]
+Nonfinite = Literal["raise", "skip"]
 
 # Elements of matrices that are decomposed together: it bounds the memory that a refresh takes.
 TOGETHER = 1 << 24
@@ -56,11 +57,13 @@ class SOAPRotation(ProjectionBase):
         skip_first: Whether the first gradient of a parameter makes the bases and nothing else, as
             in the authors' code: it is not moved, and memory inside begins with the second. That
             holds for tensors that are not rotated too. Fixed, groups do not change it.
+        nonfinite: An update with Inf or NaN is an error (``"raise"``), or leaves the averages as
+            they are (``"skip"``).
         project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
 
     Raises:
         ArgumentError: If a setting is out of range, or ``second`` is unknown.
-        StepError: If the running averages hold what is not finite when the bases change.
+        StepError: In a step: if an update is not finite.
 
     Cost: for each rotated side ``2 n^2`` numbers of memory (float32 at least), and in each step a
     product with a basis each way and one for the average; every `period` steps a product and a QR
@@ -100,6 +103,7 @@ class SOAPRotation(ProjectionBase):
         one_sided: bool = False,
         second: Second = "permute",
         skip_first: bool = False,
+        nonfinite: Nonfinite = "raise",
         project_update: bool = True,
         project_params: bool = True,
         project_grad: bool = True,
@@ -109,7 +113,13 @@ class SOAPRotation(ProjectionBase):
                 f"SOAPRotation was given second={second!r}. It is one of "
                 f"{', '.join(map(repr, get_args(Second)))}. Pass one."
             )
+        if nonfinite not in get_args(Nonfinite):
+            raise ArgumentError(
+                f"SOAPRotation was given nonfinite={nonfinite!r}. It is 'raise' or 'skip'. Pass "
+                "one."
+            )
         self.second = second
+        self.nonfinite = nonfinite
         self.skip_first = skip_first
         defaults = {"period": period, "beta": beta, "max_side": max_side, "one_sided": one_sided}
         super().__init__(modules, project_update, project_params, project_grad, defaults)
@@ -213,12 +223,31 @@ class SOAPRotation(ProjectionBase):
         self, tensors: Sequence[Tensor], states: Sequence[Node], settings: Sequence[Settings]
     ) -> None:
         """Takes gradients into the running averages, and counts them."""
+        made: list[Node] = []
         for tensor, state, values in zip(tensors, states, settings, strict=True):
+            new: Node = {}
             for k in sides(state):
                 average = state[f"average{k}"]
                 rows = unfold(tensor.to(average.dtype), k)
-                state[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - values["beta"])
+                new[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - values["beta"])
+            made.append(new)
+        if not all_finite(made):
+            made = [self._finite(new, tensor) for new, tensor in zip(made, tensors, strict=True)]
+        for state, new in zip(states, made, strict=True):
+            state.update(new)
             state["step"] += 1
+
+    def _finite(self, new: Node, tensor: Tensor) -> Node:
+        """Returns averages if they are finite, or nothing."""
+        if all_finite([new]):
+            return new
+        if self.nonfinite == "skip":
+            return {}
+        raise StepError(
+            f"SOAPRotation was given an update of shape {tuple(tensor.shape)} in which there is "
+            "Inf or NaN, or whose squares overflow. Its running averages are of finite numbers. "
+            "Leave this step out, or pass nonfinite='skip' to go on with the averages there are."
+        )
 
     def transport(
         self,
@@ -285,7 +314,6 @@ def new_bases(states: Sequence[Node]) -> list[Node]:
         for start in range(0, len(places), count):
             part = places[start : start + count]
             averages = torch.stack([states[i][f"average{k}"] for i, k in part])  # (b, n, n)
-            _check_finite(averages)
             if first:
                 columns = torch.linalg.eigh(averages).eigenvectors.flip(-1)
                 orders = [states[i][f"order{k}"] for i, k in part]
@@ -310,10 +338,9 @@ def iterate(averages: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
     return columns, order
 
 
-def _check_finite(averages: Tensor) -> None:
-    if not math.isfinite(averages.sum().item()):
-        raise StepError(
-            f"SOAPRotation was to make bases from a running average of gradients, of shape "
-            f"{tuple(averages.shape[1:])}, that is not finite. Every gradient must be. Load the "
-            "last checkpoint, and leave out steps whose gradients overflow."
-        )
+def all_finite(nodes: Sequence[Node]) -> bool:
+    """Whether all tensors of some memories are finite; waits for a device once."""
+    sums = [value.sum().double() for node in nodes for value in node.values()]
+    if not sums or sums[0].is_meta:
+        return True
+    return math.isfinite(sum(each.to(sums[0].device) for each in sums))

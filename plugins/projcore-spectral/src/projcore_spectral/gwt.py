@@ -1,0 +1,340 @@
+"""The gradient wavelet transform: memory on coarse coefficients only, and updates of full size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Chain, Current, Module, Node, ProjectionBase, Settings, require, scalar
+from projcore.errors import ArgumentError
+
+Detail = Literal["second", "ratio"]
+TINY = 1e-8  # beside the norm that is divided by; as in the authors' code
+
+
+class GWT(ProjectionBase):
+    r"""Runs modules on coarse wavelet coefficients of each matrix; the fine ones follow in scale.
+
+    Along the last dimension, one level of Haar's transform makes of :math:`x` its sums and
+    differences of neighbours,
+
+    .. math:: a_j = (x_{2j} + x_{2j+1}) / \sqrt2, \qquad d_j = (x_{2j} - x_{2j+1}) / \sqrt2,
+
+    and the next works on :math:`a`; if the length is odd, the last element goes to the end of
+    :math:`a` as it is. Inside is the :math:`a` of the last level, :math:`A`, of which
+    :math:`2^\ell` neighbours share one number: so memory is smaller by that. With :math:`N` what
+    the modules make of :math:`A`, the update is the inverse transform of :math:`N`, limited in
+    its growth, and of all differences, each divided as its place in :math:`A` was:
+
+    .. math::
+        \alpha \operatorname{haar}^{-1}(N / c, \; d / (c \, h)), \qquad h = \sqrt v + \epsilon,
+        \qquad c = \max(1, \lVert N \rVert / (\gamma \phi)),
+        \qquad \phi \leftarrow \lVert N \rVert / c
+
+    where :math:`v` is the second moment of the Adam inside. With ``detail="ratio"`` nothing is read
+    inside: as in Fira, the differences of each row are multiplied by
+    :math:`\lVert N_i \rVert / \lVert A_i \rVert`, and it is their norm that is limited.
+
+    Tensors that do not have two dimensions, and empty ones, pass as they are to the same modules.
+    A closure inside is evaluated on the plane through the current point: fine coefficients stay.
+
+    Authors divide by moments without Adam's corrections, and multiply the whole by these: that is
+    ``GWT([Adam(eps=1e-6, bias_correction=False)]), BiasCorrection()``. If the Adam inside has its
+    corrections, :math:`h = \sqrt{v / (1 - \beta_2^t)} + \epsilon`; the differences are then
+    :math:`1 - \beta_1^t` times the authors'.
+
+    Args:
+        modules: What to run inside. For ``"second"`` the last must be one that divides by the root
+            of its second moment, as Adam (not with ``amsgrad``), Adagrad and RMSprop do; learning
+            rate and weight decay come after this projection.
+        level: :math:`\ell`, at least 1.
+        detail: How differences are scaled: ``"second"`` or ``"ratio"``, as above.
+        scale: :math:`\alpha`, above 0. A setting.
+        limit: :math:`\gamma`, at least 1; None for no limit. It is off after a norm of zero.
+        eps: :math:`\epsilon`, at least 0. By default that which the last module was built with.
+        inner_beta2: :math:`\beta_2`, if the last module inside corrects its second moment, at least
+            0 and less than 1; with 0 there is no correction. By default the last of the ``betas``
+            it was built with, unless it says ``bias_correction=False``. Like ``eps`` it is fixed:
+            if groups or schedules change those inside, these stay.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or the last module inside keeps no second
+            moment for ``"second"``, or is not the only one.
+
+    Cost: O(N) for N elements; two tensors of that size are made. Memory of the modules on
+    :math:`N / 2^\ell` elements. bfloat16 and float16 are computed in float32.
+
+    Differs from the authors' code: odd lengths, which it fills up with zeros, so that going out and
+    in again loses half of the last number; after a step of zeros, updates are not limited to almost
+    nothing for good.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Adam, BiasCorrection
+        >>> model = torch.nn.Linear(30, 20)
+        >>> gwt = GWT([Adam(eps=1e-6, bias_correction=False)], level=2)
+        >>> optimizer = Optimizer(model.parameters(), gwt, BiasCorrection(), LR(1e-2))
+
+    References:
+        Wen et al., 2025, https://arxiv.org/abs/2501.07237 (algorithm 1); ``"ratio"``: Chen et al.,
+        2024, https://arxiv.org/abs/2410.01623 (equations 4 to 7).
+    """
+
+    scope = "tensor"
+    kinds = {"step": "scalar", "limited_norm": "scalar"}
+
+    def __init__(
+        self,
+        modules: Any,
+        level: int = 2,
+        detail: Detail = "second",
+        scale: float = 0.25,
+        limit: float | None = 1.01,
+        eps: float | None = None,
+        inner_beta2: float | None = None,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        if detail not in get_args(Detail):
+            raise ArgumentError(
+                f"GWT(detail={detail!r}) cannot be. detail is 'second' or 'ratio'. Pass one of "
+                "these."
+            )
+        require(self, "level", level, minimum=1)
+        if limit is not None:
+            require(self, "limit", limit, minimum=1)
+        if eps is not None:
+            require(self, "eps", eps, minimum=0)
+        if inner_beta2 is not None:
+            require(self, "inner_beta2", inner_beta2, minimum=0, below=1)
+        super().__init__(modules, project_update, project_params, project_grad, {"scale": scale})
+        self.level = int(level)
+        self.detail: Detail = detail
+        self.limit = limit
+        if detail == "second":
+            divider = _divider(self.chain)
+            given = divider.defaults
+            self.eps = float(given.get("eps", 0.0) if eps is None else eps)
+            self.beta2 = float(_correction(divider) if inner_beta2 is None else inner_beta2)
+
+    def check(self, settings: Settings) -> None:
+        require(self, "scale", settings["scale"], above=0)
+
+    def applies(self, tensor: Tensor, settings: Settings) -> bool:
+        return tensor.ndim == 2 and tensor.numel() > 0
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        node: dict[str, Tensor | float] = {}
+        if self.detail == "second" and self.beta2:
+            node["step"] = torch.zeros((), dtype=torch.int64)
+        if self.limit is not None:
+            node["limited_norm"] = tensor.new_zeros((), dtype=_wide(tensor.dtype).to_real())
+        return node
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [coarse(tensor, self.level) for tensor in tensors]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            spread(tensor, self.level, param.shape[-1])
+            for tensor, param in zip(projected_tensors, params, strict=True)
+        ]
+
+    def combine(
+        self,
+        tensors: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        made = []
+        for given, low, out, state, values in zip(
+            tensors, projected, result, states, settings, strict=True
+        ):
+            full, low, out = (_real(tensor) for tensor in (given, low, out))
+            if self.detail == "second":
+                factor, out = self._divided(out, state)
+            else:
+                factor = self._matched(full, low, out, state)
+            factor, out = factor * values["scale"], out * values["scale"]
+            made.append(_as(given, scaled_details(full, low, out, factor, self.level)))
+        return made
+
+    def _divided(self, out: Tensor, state: Node) -> tuple[Tensor, Tensor]:
+        """Returns what differences are multiplied by, and the result, limited together."""
+        second = self.memory_inside(state, "second")
+        second = torch.zeros_like(out) if second is None else _real(second)  # None: not yet
+        if "step" in state:
+            state["step"] = state["step"] + 1
+            second = second / (1 - self.beta2 ** scalar(state["step"]))
+        shrink = self._shrink(torch.linalg.vector_norm(out), state)
+        return shrink / (second.sqrt() + self.eps), out * shrink
+
+    def _matched(self, full: Tensor, low: Tensor, out: Tensor, state: Node) -> Tensor:
+        """Returns what the differences of each row are multiplied by: scaled as inside, limited."""
+        whole, inside, made = (_norms_of_rows(tensor) for tensor in (full, low, out))
+        factor = made / (inside + TINY)
+        # The differences have what the norm of a row has beside that of its coarse part.
+        squares = (whole.square() - inside.square()).clamp(min=0) * factor.square()
+        return factor * self._shrink(squares.sum().sqrt(), state)
+
+    def _shrink(self, norm: Tensor, state: Node) -> Tensor | float:
+        """Returns the factor by which a norm grows no more than it may, and notes what is left."""
+        if self.limit is None:
+            return 1.0
+        before = state["limited_norm"]
+        allowed = torch.where(before > 0, self.limit * (before + TINY), norm)
+        shrink = torch.where(norm > allowed, allowed / norm, 1.0)
+        state["limited_norm"] = norm * shrink
+        return shrink
+
+
+def coarse(x: Tensor, level: int) -> Tensor:
+    r"""Returns the sums of some levels of Haar's transform along the last dimension.
+
+    A number of these is the product of :math:`2^\ell` neighbours with :math:`2^{-\ell/2}`; at the
+    end of a length that :math:`2^\ell` does not divide, of what is left with a vector of norm 1.
+    """
+    size = 2**level
+    wide = x.to(_wide(x.dtype))
+    blocks, left = divmod(x.shape[-1], size)
+    parts = []
+    if blocks:
+        whole = wide[..., : blocks * size].unflatten(-1, (blocks, size))
+        parts.append(whole @ wide.new_full((size,), size**-0.5))
+    if left:
+        last = wide[..., blocks * size :] @ wide.new_tensor(weights_of(left, level))
+        parts.append(last.unsqueeze(-1))
+    return torch.cat(parts, -1).to(x.dtype) if len(parts) > 1 else parts[0].to(x.dtype)
+
+
+def spread(z: Tensor, level: int, length: int) -> Tensor:
+    """Returns the transpose of `coarse`: what has these sums, and no differences."""
+    size = 2**level
+    wide = z.to(_wide(z.dtype))
+    blocks, left = divmod(length, size)
+    x = wide.new_empty(*z.shape[:-1], length)
+    if blocks:
+        whole = x[..., : blocks * size].unflatten(-1, (blocks, size))
+        whole.copy_((wide[..., :blocks] * size**-0.5).unsqueeze(-1).expand_as(whole))
+    if left:
+        x[..., blocks * size :] = wide[..., blocks:] * wide.new_tensor(weights_of(left, level))
+    return x.to(z.dtype)
+
+
+def scaled_details(full: Tensor, low: Tensor, out: Tensor, factor: Tensor, level: int) -> Tensor:
+    r"""Returns what has the sums ``out``, and the differences of ``full`` times factors.
+
+    A factor is for all the differences of one place in ``low``, the sums of ``full``, or of one row
+    of it. It is the same for all coefficients of a block, so that no difference need be formed: the
+    inverse transform of :math:`N` and :math:`f d` is :math:`f G + U (N - f A)`.
+    """
+    size, length = 2**level, full.shape[-1]
+    update = spread(out - factor * low, level, length)
+    whole = length // size * size
+    factor = factor.expand_as(low)
+    if whole:
+        blocks = (tensor[..., :whole].unflatten(-1, (-1, size)) for tensor in (update, full))
+        target, values = blocks
+        target.addcmul_(values, factor[..., : whole // size].unsqueeze(-1))
+    if whole < length:
+        update[..., whole:].addcmul_(full[..., whole:], factor[..., -1:])
+    return update
+
+
+def weights_of(count: int, level: int) -> list[float]:
+    """Returns how a few last numbers, fewer than make a block, go into the last sum."""
+    groups = [[1.0]] * count
+    for _ in range(level):
+        pairs = zip(groups[::2], groups[1::2], strict=False)
+        odd = groups[-1:] if len(groups) % 2 else []
+        groups = [[weight * 0.5**0.5 for weight in one + other] for one, other in pairs] + odd
+    return groups[0]
+
+
+def _divider(chain: Chain) -> Module:
+    """Returns the last module inside, which must be the one that keeps a second moment."""
+    keepers = [each for each in _in_this_space(chain) if "second" in each.kinds.values()]
+    last = _last(chain)
+    if len(keepers) != 1 or keepers[0] is not last:
+        raise ArgumentError(
+            f"GWT(detail='second') was given {chain} to run inside. Differences are divided as the "
+            "last module inside divides, by a second moment that none but it keeps: pass Adam, and "
+            "put a learning rate after GWT, or pass detail='ratio'."
+        )
+    return last
+
+
+def _in_this_space(module: Module) -> list[Module]:
+    """Returns a module and its children that stand in the same space."""
+    if isinstance(module, ProjectionBase):
+        return []
+    inside = [each for child in module.children.values() for each in _in_this_space(child)]
+    return [module, *inside]
+
+
+def _last(module: Module) -> Module:
+    while isinstance(module, Chain):
+        module = module.modules[-1]
+    return module
+
+
+def _correction(module: Module) -> float:
+    """Returns the decay of a second moment that a module corrects, or 0."""
+    betas = module.defaults.get("betas")
+    corrects = betas is not None and getattr(module, "bias_correction", True)
+    return float(betas[-1]) if corrects and betas is not None else 0.0
+
+
+def _norms_of_rows(tensor: Tensor) -> Tensor:
+    """Returns the norm of each row; real and imaginary parts, in front, are of one."""
+    dims = (0, -1) if tensor.ndim > 2 else -1
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+    return norms
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Returns a matrix in float32 or wider; of a complex one, real and imaginary part."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj()).movedim(-1, 0)
+    return tensor.to(_wide(tensor.dtype))
+
+
+def _as(like: Tensor, tensor: Tensor) -> Tensor:
+    """Undoes `_real`."""
+    if like.is_complex():
+        return torch.complex(*tensor.unbind(0))
+    return tensor.to(like.dtype)
