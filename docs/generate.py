@@ -51,8 +51,8 @@ TAGS = {
 def pages() -> dict[str, str]:
     """Returns the text of each generated page by its path in the folder of this file."""
     components = ours()
-    links = {each.attribute: f"{each.name}.md" for each in components}
-    texts = {f"components/{each.name}.md": component_page(each, links) for each in components}
+    links = {each.attribute: page_of(each) for each in components}
+    texts = {f"components/{page_of(each)}": component_page(each, links) for each in components}
     texts["components/README.md"] = index(components)
     texts["components/tags.md"] = tags(components)
     texts |= {f"api/{module.rpartition('.')[2]}.md": api(module) for module in API}
@@ -99,7 +99,7 @@ def index(components: list[Component]) -> str:
         if chosen:
             lines += ["", f"## {title}", ""]
             lines += table("name", "plugin", "summary")
-            lines += [row(f"[{c.name}]({c.name}.md)", c.plugin, c.summary) for c in chosen]
+            lines += [row(f"[{c.name}]({page_of(c)})", c.plugin, c.summary) for c in chosen]
     return "\n".join(lines) + "\n"
 
 
@@ -124,7 +124,14 @@ def tags(components: list[Component]) -> str:
 
 def names(components: list[Component]) -> str:
     """Returns links to components."""
-    return ", ".join(f"[{each.name}]({each.name}.md)" for each in components) or "none yet"
+    return ", ".join(f"[{each.name}]({page_of(each)})" for each in components) or "none yet"
+
+
+def page_of(component: Component) -> str:
+    """Returns the file of a component's page; a recipe may have the name of a module."""
+    kinds = {each.kind for each in registry.components() if each.name == component.name}
+    shared = component.kind == "recipe" and len(kinds) > 1
+    return f"{component.name}{'_recipe' if shared else ''}.md"
 
 
 def component_page(component: Component, links: dict[str, str]) -> str:

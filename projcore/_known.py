@@ -105,7 +105,7 @@ KNOWN: tuple[Known, ...] = (
     Known("recipe", "golore", "golore", "lowrank"),
     Known("recipe", "intrinsic_dimension", "intrinsic_dimension", "lowrank"),
     Known("recipe", "ldadam", "ldadam", "lowrank"),
-    Known("recipe", "muon", "muon", "lowrank"),
+    Known("recipe", "muon_adamw", "muon_adamw", "lowrank"),
     Known("recipe", "soap", "soap", "lowrank"),
     Known("recipe", "sumo", "sumo", "lowrank"),
 )

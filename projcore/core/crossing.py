@@ -11,7 +11,7 @@ from torch import Tensor
 from projcore.core.module import facts
 from projcore.core.objective import Evaluation, Objective, merge_settings
 from projcore.core.settings import Settings
-from projcore.core.state import State
+from projcore.core.state import Node, State
 from projcore.errors import ArgumentError, ContractError
 
 if TYPE_CHECKING:
@@ -36,13 +36,36 @@ class Crossing:
         self.state = state
         self.states = [state.nodes[i] for i in self.applied]
         self.settings = [settings[i] for i in self.applied]
-        for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
-            if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
-                extra = {"index": objective.sources[i][0]} if projection._init_takes_index else {}
-                node.update(projection.init(objective.template[i], values, **extra))
         self.passing = sorted(set(range(self.count)) - set(self.applied))
+        self._begin()
         self.stacked = False
         self.origins: list[list[int]] = []
+
+    def _begin(self) -> None:
+        """Creates memory where there is none yet.
+
+        A tensor that was projected and now passes, or the other way round, as its group's settings
+        may have it, is of another shape inside: memory there begins anew.
+        """
+        begun: dict[int, Node] = {}
+        for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
+            if not _own_keys(node):
+                takes = self.projection._init_takes_index
+                extra = {"index": self.objective.sources[i][0]} if takes else {}
+                begun[i] = self.projection.init(self.objective.template[i], values, **extra)
+        nodes = self.state.nodes
+        moved = [i for i, made in begun.items() if made and any(nodes[i].values())]
+        moved += [i for i in self.passing if _own_keys(nodes[i])]
+        if moved:
+            wide = self.projection.chain.total_scope == "all"
+            for i in range(self.count) if wide else moved:
+                for key in [key for key, value in nodes[i].items() if isinstance(value, dict)]:
+                    del nodes[i][key]
+            for i in self.passing:
+                for key in _own_keys(nodes[i]):
+                    del nodes[i][key]
+        for i, made in begun.items():
+            nodes[i].update(made)
 
     def check_applies(self) -> None:
         """Raises if the projection applies to no tensor at all."""
@@ -216,6 +239,11 @@ class Crossing:
     def memory(self, state: State) -> State:
         """Returns the memory of the modules inside."""
         return state.inside(INNER, self.origins, f"{state.path}/{INNER}")
+
+
+def _own_keys(node: Node) -> list[str]:
+    """The keys of a projection's node under which it keeps memory of its own."""
+    return [key for key, value in node.items() if not isinstance(value, dict)]
 
 
 class ProjectedObjective(Objective):

@@ -66,7 +66,7 @@ weight = torch.nn.Parameter(torch.ones(3))
 optimizer = projcore.Optimizer([weight], VectorProjection([Adam()]), LR(0.5))
 weight.square().sum().backward()
 optimizer.step()
-print(weight.tolist())
+print([round(value, 5) for value in weight.tolist()])
 """
     assert run(python, "-W", "error", "-c", script, cwd=tmp_path) == "[0.5, 0.5, 0.5]\n"
     assert "adam" in run(tmp_path / "bin" / "projcore", "list", cwd=tmp_path)

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from projcore import Chain, Optimizer, Transform
 from projcore.errors import ArgumentError, StepError
-from projcore.modules import LBFGS, LR, Adam, Scale, StrongWolfe, WeightDecay
+from projcore.modules import LBFGS, LR, Adam, ClipNorm, Scale, StrongWolfe, WeightDecay
+from projcore.projections import VectorProjection
 from projcore_lowrank import GaLore, LowRank
 
 SHAPES = [(6, 9), (9, 6), (5, 5), (4,), (3, 2, 2)]
@@ -469,3 +470,23 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], text: str) -> None
 def test_a_subspace_that_applies_to_nothing_is_refused() -> None:
     with pytest.raises(ArgumentError, match="applies to none of its 1 tensors"):
         Optimizer([Parameter(torch.zeros(5))], LowRank([LR(0.1)], rank=2))
+
+
+@pytest.mark.parametrize("inside", [[Adam()], [VectorProjection([ClipNorm(1.0), Adam()])]], ids=str)
+def test_a_tensor_may_pass_from_some_step_on_and_be_projected_again(inside: list[Any]) -> None:
+    weights = [Parameter(torch.randn(20, 30)) for _ in range(2)]
+    groups = [{"params": [weights[0]], "rank": 4}, {"params": [weights[1]], "rank": 3}]
+    optimizer = Optimizer(groups, LowRank(inside), LR(1e-2))
+    shapes = []
+    for rank in (4, None, None, 4):
+        optimizer.param_groups[0]["rank"] = rank
+        for weight in weights:
+            weight.grad = torch.sin(weight.detach())
+        optimizer.step()
+        shapes.append({tuple(v.shape) for k, v in optimizer.state[weights[0]].items()
+                       if k.endswith("exp_avg")})  # fmt: skip
+        assert ("0/left" in optimizer.state[weights[0]]) == (rank is not None)
+    if len(inside) == 1 and isinstance(inside[0], Adam):
+        assert shapes == [{(4, 30)}, {(20, 30)}, {(20, 30)}, {(4, 30)}]
+        assert optimizer.state[weights[0]]["0/modules/0/step"] == 1  # anew
+        assert optimizer.state[weights[1]]["0/modules/0/step"] == 4

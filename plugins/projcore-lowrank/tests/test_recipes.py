@@ -21,7 +21,7 @@ from projcore.errors import ArgumentError, ArgumentTypeError
 
 NAMES = [each.name for each in registry.components("recipe") if each.plugin == "lowrank"]
 SMALL: dict[str, Any] = {"rank": 2, "dimension": 40, "period": 4}
-RANKED = [name for name in NAMES if name not in ("soap", "muon", "intrinsic_dimension")]
+RANKED = [name for name in NAMES if name not in ("soap", "muon_adamw", "intrinsic_dimension")]
 PROJECTING = [name for name in NAMES if name != "intrinsic_dimension"]
 RANDOM = ["apollo", "frugal", "golore", "intrinsic_dimension"]
 
@@ -113,7 +113,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_all_that_are_registered_are_tested() -> None:
-    assert {"galore_adamw", "apollo", "ldadam", "soap", "muon"} <= set(NAMES)
+    assert {"galore_adamw", "apollo", "ldadam", "soap", "muon_adamw"} <= set(NAMES)
 
 
 # What they take.
@@ -392,12 +392,12 @@ def test_rules_may_be_functions_or_several(name: str) -> None:
     assert [each for each, group in again.items() if group == 0] == ["blocks.0.down.weight"]
 
 
-@pytest.mark.parametrize("name", ["soap", "muon", "sumo"])
+@pytest.mark.parametrize("name", ["soap", "muon_adamw", "sumo"])
 def test_adam_has_what_is_left_out(name: str) -> None:
     model = model_of()
     optimizer = build(name, model, project="*.up.weight", lr=0.01, weight_decay=0.0)
     train(model, optimizer, 1)
-    betas = {"soap": (0.95, 0.95), "muon": (0.9, 0.95), "sumo": (0.9, 0.999)}[name]
+    betas = {"soap": (0.95, 0.95), "muon_adamw": (0.9, 0.95), "sumo": (0.9, 0.999)}[name]
     other = model_of()
     left = [p for each, p in other.named_parameters() if each != "blocks.0.up.weight"]
     adam = torch.optim.Adam(left, lr=0.01, betas=betas)
@@ -443,7 +443,7 @@ def test_soap_leaves_out_what_it_is_told_to() -> None:
         ("galore_adafactor", {"rank": 4}, 30 * 4 + 50 + 4, 8),
         ("ldadam", {"rank": 4}, 30 * 4 + 2 * 50 * 4 + 30 * 50, 8),
         ("soap", {}, 2 * 30 * 50 + 2 * 30 * 30 + 2 * 50 * 50, 8 * (30 + 50) + 8),
-        ("muon", {}, 30 * 50, 0),
+        ("muon_adamw", {}, 30 * 50, 0),
         ("intrinsic_dimension", {"dimension": 40}, 2 * 40, 8),
     ],
     ids=str,

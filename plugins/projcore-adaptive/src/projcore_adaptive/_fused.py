@@ -15,15 +15,22 @@ EpsMode = Literal["corrected", "hat"]
 def can_fuse(*lists: list[Tensor]) -> bool:
     """Whether the kernel gives what it should: on the CPU, eagerly, for tensors without gaps.
 
-    With strides it mistakes elements (torch 2.13).
+    With strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
     """
     if torch.compiler.is_compiling():
         return False
-    dtype = lists[0][0].dtype
-    return dtype in (torch.float32, torch.float64) and all(
-        tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.dtype == dtype
+    first, *others = lists
+    dtype = first[0].dtype
+    if dtype not in (torch.float32, torch.float64):
+        return False
+    return all(
+        each.is_contiguous() and each.device.type == "cpu" and each.dtype == dtype
         for tensors in lists
-        for tensor in tensors
+        for each in tensors
+    ) and all(
+        each.shape == tensor.shape
+        for tensors in others
+        for each, tensor in zip(tensors, first, strict=True)
     )
 
 

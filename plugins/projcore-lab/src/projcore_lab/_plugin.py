@@ -28,6 +28,8 @@ presets (the default for text is those marked *):
   tiles-muon, haar-adam, fourier-lbfgs
                    Muon on tiles, Adam on wavelets, L-BFGS on low frequencies
 
+recipes are optimizers too, such as "galore_adamw(rank=0.25)"; projcore list shows them
+
 example:
   projcore compare digits torch-adamw "vector([clip_norm(1.0), adam(), lr(0.003)])" --tune
 """

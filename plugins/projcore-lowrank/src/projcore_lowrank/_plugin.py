@@ -21,7 +21,7 @@ RECIPES = (
     ("dct_adamw", "Adam on the frequencies that weigh most.", "arXiv:2505.17967"),
     ("sumo", "Momentum in a low-rank subspace, made orthogonal.", "arXiv:2505.24749"),
     ("soap", "Adam in the eigenbasis of Shampoo's preconditioner.", "arXiv:2409.11321"),
-    ("muon", "Muon on matrices, Adam on the rest.", "arXiv:2502.16982"),
+    ("muon_adamw", "Muon on matrices, Adam on the rest.", "arXiv:2502.16982"),
     ("intrinsic_dimension", "Adam on few coordinates of the whole model.", "arXiv:1804.08838"),
 )
 

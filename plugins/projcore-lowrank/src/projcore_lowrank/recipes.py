@@ -744,7 +744,7 @@ def soap(
     )
 
 
-def muon(
+def muon_adamw(
     params: Params,
     lr: float = 1e-3,
     momentum: float = 0.95,
@@ -769,7 +769,7 @@ def muon(
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = muon(model)
+        >>> optimizer = muon_adamw(model)
 
     References:
         Jordan et al., 2024, https://kellerjordan.github.io/posts/muon; Liu et al., 2025,
@@ -777,7 +777,7 @@ def muon(
     """
     orthogonal = {"momentum": momentum, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
     return _routed(
-        "muon",
+        "muon_adamw",
         params,
         project,
         [{"muon": {**orthogonal, "flatten": True}}],

@@ -43,11 +43,11 @@ class Stack(ProjectionBase):
         >>> weights = [layer.weight for layer in layers]
         >>> optimizer = Optimizer(weights, Stack([Muon()]), LR(0.02))
         >>> print(optimizer.describe().split("\n\n")[1])
-        position     module           runs on
-        -----------  ---------------  -----------
-        0            stack([muon()])  12 x 4 x 4
-        0/modules/0    muon()         12 x 4 x 4
-        1            lr(0.02)         12 of 4 x 4
+        position     module        runs on
+        -----------  ------------  -----------
+        0            stack([...])  12 x 4 x 4
+        0/modules/0    muon()      12 x 4 x 4
+        1            lr(0.02)      12 of 4 x 4
     """
 
     layout = True
