@@ -73,6 +73,7 @@ KNOWN: tuple[Known, ...] = (
     Known("projection", "dct_select", "DCTSelect", "lowrank"),
     Known("projection", "fourier", "Fourier", "spectral"),
     Known("projection", "galore", "GaLore", "lowrank"),
+    Known("projection", "gwt", "GWT", "spectral"),
     Known("projection", "haar", "Haar", "spectral"),
     Known("projection", "hadamard", "Hadamard", "spectral"),
     Known("projection", "identity", "Identity", "structural"),

@@ -490,3 +490,15 @@ def test_a_tensor_may_pass_from_some_step_on_and_be_projected_again(inside: list
         assert shapes == [{(4, 30)}, {(20, 30)}, {(20, 30)}, {(4, 30)}]
         assert optimizer.state[weights[0]]["0/modules/0/step"] == 1  # anew
         assert optimizer.state[weights[1]]["0/modules/0/step"] == 4
+
+
+@pytest.mark.parametrize("second", ["squared", "absolute", "keep"])
+def test_complex_second_moments_stay_pairs_of_variances(second: Any) -> None:
+    weight = Parameter(torch.randn(6, 9, dtype=torch.complex64))
+    made = LowRank([Adam()], rank=2, period=1, policy="transport", second=second)
+    optimizer = Optimizer([weight], made, LR(0.1))
+    for _ in range(4):
+        weight.grad = torch.sin(weight.detach())
+        optimizer.step()
+        variance = torch.view_as_real(optimizer.state[weight]["0/modules/0/exp_avg_sq"])
+        assert bool((variance >= 0).all())

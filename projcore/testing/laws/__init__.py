@@ -9,7 +9,7 @@ from projcore.testing.laws.composition import composition
 from projcore.testing.laws.inputs import inputs
 from projcore.testing.laws.invariance import invariance
 from projcore.testing.laws.memory import memory
-from projcore.testing.laws.nesting import nesting
+from projcore.testing.laws.nesting import nesting, nesting_everywhere
 from projcore.testing.laws.reach import reach
 from projcore.testing.laws.rebuild import rebuild
 from projcore.testing.laws.recipe import recipe
@@ -37,5 +37,6 @@ LAWS: tuple[Law, ...] = (
     nesting,
     atomic,
     atomic_everywhere,
+    nesting_everywhere,
     compiled,
 )

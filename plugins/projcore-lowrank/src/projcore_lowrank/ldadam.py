@@ -13,7 +13,7 @@ from projcore_lowrank._matrices import Folding, Rank
 from projcore_lowrank._seeded import gaussian, mix
 from projcore_lowrank._subspace import orthonormalize
 from projcore_lowrank.low_rank import Learnt
-from projcore_lowrank.subspace import End, require_choice
+from projcore_lowrank.subspace import End, by_parts, require_choice
 
 Betas = tuple[float, float]
 OneSide = Literal["std", "reverse_std", "left", "right"]
@@ -205,10 +205,10 @@ class LDAdam(Learnt):
         count = new["step"] - 1
         # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
         factor = (1 - beta2**count) / (1 - beta1**count) ** 2
-        variance = tensor.sub(_by_parts(torch.square, moment), alpha=factor)
+        variance = tensor.sub(by_parts(torch.square, moment), alpha=factor)
         carried = self.carry(variance, old, new, end, squared=True)
         mean = self.carry(moment, old, new, end, squared=False)
-        return _by_parts(torch.abs, carried.add(_by_parts(torch.square, mean), alpha=factor))
+        return by_parts(torch.abs, carried.add(by_parts(torch.square, mean), alpha=factor))
 
 
 def turned(
@@ -262,14 +262,6 @@ def _scaled(x: Tensor) -> Tensor:
     """Divides matrices by their largest entries: products neither overflow nor vanish."""
     largest = x.abs().amax((-2, -1), keepdim=True)
     return x.div_(largest.clamp_(min=torch.finfo(x.dtype).tiny))
-
-
-def _by_parts(function: Any, tensor: Tensor) -> Tensor:
-    """Applies a function to real and imaginary parts by themselves, as Adam does."""
-    if not tensor.is_complex():
-        result: Tensor = function(tensor)
-        return result
-    return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
 
 
 def _first_beside(module: Module, node: Node, tensor: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -374,7 +374,7 @@ class Subspace(ProjectionBase):
                 continue
             for end in self.ends(new):
                 tensor = self.carry(tensor, old, new, end, squared)
-            moved.append(tensor.abs() if kind == "second" else tensor)
+            moved.append(by_parts(torch.abs, tensor) if kind == "second" else tensor)
         return moved
 
     def resized(self, old: Node, new: Node) -> bool:
@@ -544,6 +544,13 @@ def spread(index: int, period: int) -> int:
     golden ratio: Steinhaus' three-distance theorem.
     """
     return int(index * GOLDEN % 1 * period)
+
+
+def by_parts(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Applies a function; to a complex tensor, whose parts are two numbers, to each of them."""
+    if tensor.is_complex():
+        return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
+    return function(tensor)
 
 
 def require_choice(owner: object, name: str, value: object, choices: Sequence[object]) -> None:

@@ -50,3 +50,14 @@ def projcore_register_projections(register: Register) -> None:
         tags=TAGS,
         example={"order": 2},
     )
+    register(
+        "gwt",
+        "projcore_spectral:GWT",
+        summary="Runs modules on coarse wavelet coefficients; the fine ones follow in scale.",
+        paper="arXiv:2501.07237",
+        tags=("linear", "orthonormal", "data_dependent"),
+        example=[
+            {"level": 1, "detail": "ratio"},
+            {"detail": "ratio", "limit": None, "scale": 1.0},
+        ],
+    )

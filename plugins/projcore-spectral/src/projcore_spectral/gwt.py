@@ -225,7 +225,7 @@ def coarse(x: Tensor, level: int) -> Tensor:
     end of a length that :math:`2^\ell` does not divide, of what is left with a vector of norm 1.
     """
     size = 2**level
-    wide = x
+    wide = x.to(_wide(x.dtype))
     blocks, left = divmod(x.shape[-1], size)
     parts = []
     if blocks:
