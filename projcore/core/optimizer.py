@@ -71,8 +71,6 @@ class Optimizer(torch.optim.Optimizer):
         self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
         self.compile = compile
         self.bucket_bytes = bucket_bytes
-        if bucket_bytes is not None:
-            self._check_buckets(bucket_bytes)
         self._warm: bool
         self._compiled: Any
         self._scalars: dict[tuple[Any, ...], Tensor]
@@ -137,6 +135,24 @@ class Optimizer(torch.optim.Optimizer):
     def compiles(self) -> bool:
         """Whether steps are compiled: if asked for, and all modules are traceable."""
         return self.compile and self.module.total_traceable
+
+    @property
+    def bucket_bytes(self) -> int | None:
+        """How many bytes of parameters a step takes at a time; None for all. It may be set."""
+        return self._bucket_bytes
+
+    @bucket_bytes.setter
+    def bucket_bytes(self, value: int | None) -> None:
+        if value is not None:
+            require("Optimizer", "bucket_bytes", value, minimum=1)
+            wide = [each for each in self.module.modules if each.total_scope == "all"]
+            if wide or self.compile:
+                why = f"{wide[0]} needs them all at once" if wide else "compile=True fuses them"
+                raise ArgumentError(
+                    f"Optimizer(bucket_bytes={value}) takes some parameters at a time, but {why}. "
+                    "Leave out one of the two."
+                )
+        self._bucket_bytes = value
 
     @torch.no_grad()
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
@@ -222,16 +238,6 @@ class Optimizer(torch.optim.Optimizer):
         memory = [flatten(tree) for tree in trees]
         run_writes(writes, lambda: self._keep(parameters, memory))
 
-    def _check_buckets(self, bucket_bytes: int) -> None:
-        require("Optimizer", "bucket_bytes", bucket_bytes, minimum=1)
-        wide = [each for each in self.module.modules if each.total_scope == "all"]
-        if wide or self.compile:
-            why = f"{wide[0]} needs all parameters at once" if wide else "compile=True fuses them"
-            raise ArgumentError(
-                f"Optimizer(bucket_bytes={bucket_bytes}) takes some parameters at a time, but "
-                f"{why}. Leave out one of the two."
-            )
-
     def _keep(self, parameters: list[Tensor], memory: list[dict[str, Any]]) -> None:
         if any(memory):  # then torch's checkpointing wants an entry for every parameter
             self.state.update(zip(parameters, memory, strict=True))
@@ -310,7 +316,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
-            name: getattr(self, name) for name in ("module", "compile", "bucket_bytes", "_elide")
+            name: getattr(self, name) for name in ("module", "compile", "_bucket_bytes", "_elide")
         }
         return {**super().__getstate__(), **own}
 

@@ -16,7 +16,7 @@ from projcore.errors import ProjcoreError, SpecError
 
 
 def examples():
-    for component in registry.components():
+    for component in [*registry.components("projection"), *registry.components("module")]:
         given = component.example
         inner = {"modules": ["sign", {"lr": 0.5}]} if component.kind == "projection" else {}
         for example in [given] if isinstance(given, Mapping) else given or []:

@@ -69,7 +69,7 @@ def test_a_failure_to_load_is_our_import_error(installed, plugin, found):
 def test_a_failed_plugin_is_quoted(installed, found):
     installed.append(found("lowrank", RuntimeError("it broke")))
     with pytest.warns(PluginWarning), pytest.raises(ImportError, match="it broke"):
-        from projcore.projections import GaLore  # noqa: F401
+        from projcore.projections import Curvelet  # noqa: F401
 
 
 def test_a_class_name_of_two_is_an_error(installed, plugin, found):

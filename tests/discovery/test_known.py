@@ -34,7 +34,7 @@ def test_it_is_what_is_registered():
     assert registered == {
         (each.kind, each.name, each.attribute, each.distribution, each.aliases) for each in KNOWN
     }
-    assert COMMANDS == {"compare": "lab"}
+    assert COMMANDS == {"compare": "lab", "plan": "lab"}
 
 
 def test_every_one_has_a_summary_and_an_example():

@@ -105,12 +105,15 @@ def test_an_error_in_the_middle_leaves_whole_buckets_and_says_so(monkeypatch: An
 
 
 def test_it_is_refused_for_modules_that_need_all_parameters() -> None:
-    with pytest.raises(ArgumentError, match=r"vector.* needs all parameters at once"):
+    with pytest.raises(ArgumentError, match=r"vector.* needs them all at once"):
         Optimizer(parameters(), VectorProjection([ClipNorm(1.0)]), LR(0.1), bucket_bytes=100)
     with pytest.raises(ArgumentError, match="compile=True"):
         Optimizer(parameters(), Adam(), LR(0.1), bucket_bytes=100, compile=True)
-    with pytest.raises(ArgumentError, match="bucket_bytes=0"):
-        Optimizer(parameters(), Adam(), LR(0.1), bucket_bytes=0)
+    optimizer = Optimizer(parameters(), Adam(), LR(0.1))
+    for value in (0, 0.5):
+        with pytest.raises(ArgumentError, match=f"bucket_bytes={value}"):
+            optimizer.bucket_bytes = value  # type: ignore[assignment]
+    assert optimizer.bucket_bytes is None
 
 
 def test_it_survives_copies_and_is_described() -> None:

@@ -12,25 +12,22 @@ from torch import Tensor
 EpsMode = Literal["corrected", "hat"]
 
 
-def can_fuse(*lists: list[Tensor]) -> bool:
+def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
     """Whether the kernel gives what it should: on the CPU, eagerly, for tensors without gaps.
 
     With strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
     """
-    if torch.compiler.is_compiling():
-        return False
-    first, *others = lists
-    dtype = first[0].dtype
-    if dtype not in (torch.float32, torch.float64):
-        return False
-    return all(
-        each.is_contiguous() and each.device.type == "cpu" and each.dtype == dtype
-        for tensors in lists
-        for each in tensors
-    ) and all(
-        each.shape == tensor.shape
-        for tensors in others
-        for each, tensor in zip(tensors, first, strict=True)
+    return (
+        not torch.compiler.is_compiling()
+        and tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.float64)
+        and all(
+            each.is_contiguous()
+            and each.device == tensor.device
+            and each.dtype == tensor.dtype
+            and each.shape == tensor.shape
+            for each in (tensor, *memory)
+        )
     )
 
 
@@ -50,7 +47,7 @@ def fused_direction(
     The kernel steps parameters that are zero, with a learning rate of -1.
     """
     result = [torch.zeros_like(tensor) for tensor in tensors]
-    for count, places in _by_count(steps):
+    for count, places in _alike(tensors, steps):
         correction = 1 - beta2**count
         fixed: dict[str, Any] = {"amsgrad": False, "weight_decay": 0.0, "maximize": False}
         torch._fused_adam_(
@@ -70,9 +67,10 @@ def fused_direction(
     return result
 
 
-def _by_count(steps: list[Tensor]) -> Iterator[tuple[int, list[int]]]:
-    """Yields each count of steps with the places of the tensors that have it."""
-    places: dict[int, list[int]] = {}
-    for i, step in enumerate(steps):
-        places.setdefault(int(step), []).append(i)
-    yield from places.items()
+def _alike(tensors: list[Tensor], steps: list[Tensor]) -> Iterator[tuple[int, list[int]]]:
+    """Yields counts of steps, with the places of tensors that have it and are of one dtype."""
+    places: dict[tuple[int, torch.dtype], list[int]] = {}
+    for i, (tensor, step) in enumerate(zip(tensors, steps, strict=True)):
+        places.setdefault((int(step), tensor.dtype), []).append(i)
+    for (count, _), found in places.items():
+        yield count, found

@@ -25,11 +25,65 @@ def adam_update(
     eps_mode: EpsMode = "corrected",
     bias_correction: bool = True,
 ) -> list[Tensor]:
-    """Updates the moments and the counts in place; returns their quotient."""
+    """Updates the moments and the counts in place; returns their quotient.
+
+    What a tensor becomes does not depend on the others: each goes the way that it can.
+    """
     torch._foreach_add_(steps, 1)
-    if max_exp_avg_sqs is None and can_fuse(tensors, exp_avgs, exp_avg_sqs):
-        memory = (exp_avgs, exp_avg_sqs, steps)
-        return fused_direction(tensors, *memory, beta1, beta2, eps, eps_mode, bias_correction)
+
+    def fused(places: list[int]) -> list[Tensor]:
+        return fused_direction(
+            [tensors[i] for i in places],
+            [exp_avgs[i] for i in places],
+            [exp_avg_sqs[i] for i in places],
+            [steps[i] for i in places],
+            beta1,
+            beta2,
+            eps,
+            eps_mode,
+            bias_correction,
+        )
+
+    def one_by_one(places: list[int]) -> list[Tensor]:
+        return _one_by_one(
+            [tensors[i] for i in places],
+            [exp_avgs[i] for i in places],
+            [exp_avg_sqs[i] for i in places],
+            None if max_exp_avg_sqs is None else [max_exp_avg_sqs[i] for i in places],
+            [steps[i] for i in places],
+            beta1,
+            beta2,
+            eps,
+            eps_mode,
+            bias_correction,
+        )
+
+    everything = range(len(tensors))
+    amsgrad = max_exp_avg_sqs is not None
+    chosen = [
+        i for i in everything if not amsgrad and can_fuse(tensors[i], exp_avgs[i], exp_avg_sqs[i])
+    ]
+    others = sorted(set(everything) - set(chosen))
+    done: dict[int, Tensor] = {}
+    for places, way in ((chosen, fused), (others, one_by_one)):
+        if places:
+            done.update(zip(places, way(places), strict=True))
+    return [done[i] for i in everything]
+
+
+def _one_by_one(
+    tensors: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor] | None,
+    steps: list[Tensor],
+    beta1: float | Tensor,
+    beta2: float | Tensor,
+    eps: float | Tensor,
+    eps_mode: EpsMode,
+    bias_correction: bool,
+) -> list[Tensor]:
+    """Does the operations of `adam_update` one after the other."""
     lerp_(exp_avgs, tensors, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     add_squares_(exp_avg_sqs, tensors, 1 - beta2)

@@ -8,21 +8,41 @@ from projcore.plugin import hookimpl
 PROJCORE_API = 1
 TAGS = ("linear", "orthonormal", "data_dependent")
 
-RECIPES = (
-    ("galore_adamw", "Adam in the top singular subspace of each gradient.", "arXiv:2403.03507"),
-    ("galore_adafactor", "Adafactor in the subspace of GaLore.", "arXiv:2403.03507"),
-    ("golore", "Adam in random orthonormal subspaces.", "arXiv:2410.11289"),
-    ("flora", "Adafactor with momentum kept as a random projection.", "arXiv:2402.03293"),
-    ("fira", "GaLore with the residual scaled by channel.", "arXiv:2410.01623"),
-    ("apollo", "Scales channels as Adam scales a random projection.", "arXiv:2412.05270"),
-    ("apollo_mini", "Scales matrices as Adam scales one random projection.", "arXiv:2412.05270"),
-    ("frugal", "Adam on some columns, signs of the gradient on the rest.", "arXiv:2411.07837"),
-    ("ldadam", "Adam in a turning subspace, with error feedback.", "arXiv:2410.16103"),
-    ("dct_adamw", "Adam on the frequencies that weigh most.", "arXiv:2505.17967"),
-    ("sumo", "Momentum in a low-rank subspace, made orthogonal.", "arXiv:2505.24749"),
-    ("soap", "Adam in the eigenbasis of Shampoo's preconditioner.", "arXiv:2409.11321"),
-    ("muon_adamw", "Muon on matrices, Adam on the rest.", "arXiv:2502.16982"),
-    ("intrinsic_dimension", "Adam on few coordinates of the whole model.", "arXiv:1804.08838"),
+RECIPES: tuple[tuple[str, str, str, dict[str, int]], ...] = (
+    (
+        "galore_adamw",
+        "Adam in the top singular subspace of each gradient.",
+        "arXiv:2403.03507",
+        {"rank": 4},
+    ),
+    ("galore_adafactor", "Adafactor in the subspace of GaLore.", "arXiv:2403.03507", {"rank": 4}),
+    ("golore", "Adam in random orthonormal subspaces.", "arXiv:2410.11289", {"rank": 4}),
+    (
+        "flora",
+        "Adafactor with momentum kept as a random projection.",
+        "arXiv:2402.03293",
+        {"rank": 4},
+    ),
+    ("fira", "GaLore with the residual scaled by channel.", "arXiv:2410.01623", {"rank": 4}),
+    ("apollo", "Scales channels as Adam scales a random projection.", "arXiv:2412.05270", {}),
+    (
+        "apollo_mini",
+        "Scales matrices as Adam scales one random projection.",
+        "arXiv:2412.05270",
+        {},
+    ),
+    ("frugal", "Adam on some columns, signs of the gradient on the rest.", "arXiv:2411.07837", {}),
+    ("ldadam", "Adam in a turning subspace, with error feedback.", "arXiv:2410.16103", {"rank": 4}),
+    ("dct_adamw", "Adam on the frequencies that weigh most.", "arXiv:2505.17967", {"rank": 4}),
+    ("sumo", "Momentum in a low-rank subspace, made orthogonal.", "arXiv:2505.24749", {"rank": 4}),
+    ("soap", "Adam in the eigenbasis of Shampoo's preconditioner.", "arXiv:2409.11321", {}),
+    ("muon_adamw", "Muon on matrices, Adam on the rest.", "arXiv:2502.16982", {}),
+    (
+        "intrinsic_dimension",
+        "Adam on few coordinates of the whole model.",
+        "arXiv:1804.08838",
+        {"dimension": 10},
+    ),
 )
 
 
@@ -96,7 +116,7 @@ def projcore_register_projections(register: Register) -> None:
         example=[
             {"period": 3},
             {"period": 2, "beta": 0.5, "second": "rotate"},
-            {"period": 2, "one_sided": True, "max_side": 3},
+            {"period": 2, "one_sided": True, "max_side": 8},
         ],
     )
     register(
@@ -126,5 +146,6 @@ def projcore_register_projections(register: Register) -> None:
 
 @hookimpl
 def projcore_register_recipes(register: Register) -> None:
-    for name, summary, paper in RECIPES:
-        register(name, f"projcore_lowrank.recipes:{name}", summary=summary, paper=paper)
+    for name, summary, paper, example in RECIPES:
+        target = f"projcore_lowrank.recipes:{name}"
+        register(name, target, summary=summary, paper=paper, example=example)

@@ -21,6 +21,23 @@ from projcore import Optimizer
 from projcore.errors import ArgumentError
 from projcore_lowrank._groups import Params, Project, split_groups
 
+__all__ = [
+    "apollo",
+    "apollo_mini",
+    "dct_adamw",
+    "fira",
+    "flora",
+    "frugal",
+    "galore_adafactor",
+    "galore_adamw",
+    "golore",
+    "intrinsic_dimension",
+    "ldadam",
+    "muon_adamw",
+    "soap",
+    "sumo",
+]
+
 Betas = tuple[float, float]
 Spec = Mapping[str, Any]
 
