@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 SHARED = "shared"
@@ -64,7 +65,7 @@ def unflatten(flat: Mapping[str, Any]) -> Node:
     """Turns ``{"1/modules/0/exp_avg": x}`` into ``{"1": {"modules": {"0": {"exp_avg": x}}}}``."""
     tree: Node = {}
     for key, value in flat.items():
-        *parents, name = key.split("/")
+        parents, name = _parts(key)
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -72,12 +73,22 @@ def unflatten(flat: Mapping[str, Any]) -> Node:
     return tree
 
 
-def flatten(tree: Node, prefix: str = "") -> dict[str, Any]:
+@lru_cache(maxsize=4096)  # every step meets the same keys, once for each parameter
+def _parts(key: str) -> tuple[tuple[str, ...], str]:
+    *parents, name = key.split("/")
+    return tuple(parents), name
+
+
+def flatten(tree: Node) -> dict[str, Any]:
     """Undoes `unflatten`; empty branches vanish."""
     flat: dict[str, Any] = {}
+    _gather(tree, "", flat)
+    return flat
+
+
+def _gather(tree: Node, prefix: str, flat: dict[str, Any]) -> None:
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}/"))
+            _gather(value, f"{prefix}{name}/", flat)
         else:
             flat[prefix + name] = value
-    return flat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,23 +12,30 @@ from torch import Tensor
 EpsMode = Literal["corrected", "hat"]
 
 
+class Terms(NamedTuple):
+    """What the formula takes beside memory; as the settings of `Adam`."""
+
+    beta1: Any
+    beta2: Any
+    eps: Any
+    eps_mode: EpsMode
+    bias_correction: bool
+
+
 def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
     """Whether the kernel gives what it should: on the CPU, eagerly, for tensors without gaps.
 
     With strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
     """
-    return (
-        not torch.compiler.is_compiling()
-        and tensor.device.type == "cpu"
-        and tensor.dtype in (torch.float32, torch.float64)
-        and all(
-            each.is_contiguous()
-            and each.device == tensor.device
-            and each.dtype == tensor.dtype
-            and each.shape == tensor.shape
-            for each in (tensor, *memory)
-        )
-    )
+    if torch.compiler.is_compiling() or tensor.dtype not in (torch.float32, torch.float64):
+        return False
+    if not (tensor.is_cpu and tensor.is_contiguous()):
+        return False
+    for each in memory:
+        alike = each.is_cpu and each.dtype == tensor.dtype and each.shape == tensor.shape
+        if not (alike and each.is_contiguous()):
+            return False
+    return True
 
 
 def fused_direction(
@@ -36,16 +43,13 @@ def fused_direction(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
-    beta1: Any,
-    beta2: Any,
-    eps: Any,
-    eps_mode: EpsMode,
-    bias_correction: bool,
+    terms: Terms,
 ) -> list[Tensor]:
     """Updates the moments in place; returns their quotient.
 
     The kernel steps parameters that are zero, with a learning rate of -1.
     """
+    beta1, beta2, eps, eps_mode, bias_correction = terms
     result = [torch.zeros_like(tensor) for tensor in tensors]
     for count, places in _alike(tensors, steps):
         correction = 1 - beta2**count

@@ -10,7 +10,7 @@ from projcore_adaptive._betas import require_betas
 from projcore_adaptive._choice import require_choice
 from projcore_adaptive._complex import as_given, as_real
 from projcore_adaptive._foreach import add_squares_, lerp_, once
-from projcore_adaptive._fused import EpsMode, can_fuse, fused_direction
+from projcore_adaptive._fused import EpsMode, Terms, can_fuse, fused_direction
 
 
 def adam_update(
@@ -30,60 +30,34 @@ def adam_update(
     What a tensor becomes does not depend on the others: each goes the way that it can.
     """
     torch._foreach_add_(steps, 1)
-
-    def fused(places: list[int]) -> list[Tensor]:
-        return fused_direction(
-            [tensors[i] for i in places],
-            [exp_avgs[i] for i in places],
-            [exp_avg_sqs[i] for i in places],
-            [steps[i] for i in places],
-            beta1,
-            beta2,
-            eps,
-            eps_mode,
-            bias_correction,
-        )
-
-    def one_by_one(places: list[int]) -> list[Tensor]:
-        return _one_by_one(
-            [tensors[i] for i in places],
-            [exp_avgs[i] for i in places],
-            [exp_avg_sqs[i] for i in places],
-            None if max_exp_avg_sqs is None else [max_exp_avg_sqs[i] for i in places],
-            [steps[i] for i in places],
-            beta1,
-            beta2,
-            eps,
-            eps_mode,
-            bias_correction,
-        )
-
-    everything = range(len(tensors))
-    amsgrad = max_exp_avg_sqs is not None
-    chosen = [
-        i for i in everything if not amsgrad and can_fuse(tensors[i], exp_avgs[i], exp_avg_sqs[i])
-    ]
-    others = sorted(set(everything) - set(chosen))
-    done: dict[int, Tensor] = {}
-    for places, way in ((chosen, fused), (others, one_by_one)):
-        if places:
-            done.update(zip(places, way(places), strict=True))
-    return [done[i] for i in everything]
+    terms = Terms(beta1, beta2, eps, eps_mode, bias_correction)
+    lists = (tensors, exp_avgs, exp_avg_sqs, steps)
+    if max_exp_avg_sqs is not None:
+        return _one_by_one(*lists, terms, max_exp_avg_sqs)
+    fuse = [can_fuse(*each) for each in zip(tensors, exp_avgs, exp_avg_sqs, strict=True)]
+    if all(fuse):
+        return fused_direction(*lists, terms)
+    if not any(fuse):
+        return _one_by_one(*lists, terms)
+    result = list(tensors)
+    for fused, way in ((True, fused_direction), (False, _one_by_one)):
+        places = [i for i, each in enumerate(fuse) if each is fused]
+        u, m, v, t = ([each[i] for i in places] for each in lists)
+        for i, tensor in zip(places, way(u, m, v, t, terms), strict=True):
+            result[i] = tensor
+    return result
 
 
 def _one_by_one(
     tensors: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor] | None,
     steps: list[Tensor],
-    beta1: float | Tensor,
-    beta2: float | Tensor,
-    eps: float | Tensor,
-    eps_mode: EpsMode,
-    bias_correction: bool,
+    terms: Terms,
+    max_exp_avg_sqs: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Does the operations of `adam_update` one after the other."""
+    beta1, beta2, eps, eps_mode, bias_correction = terms
     lerp_(exp_avgs, tensors, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     add_squares_(exp_avg_sqs, tensors, 1 - beta2)

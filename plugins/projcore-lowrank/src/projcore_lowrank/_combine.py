@@ -9,6 +9,7 @@ The rules take lists: numbers for all tensors are then computed in a few operati
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ def fira(
     full: list[Tensor],
     projected: list[Tensor],
     result: list[Tensor],
-    dims: list[int | None],
+    dims: list[int],
     scales: list[float],
     gamma: float | None,
     previous: list[Tensor],
@@ -68,7 +69,8 @@ def fira(
     torch._foreach_addcmul_(rest, outside, outside)
     rest = torch._foreach_clamp_min(rest, 0.0)
     torch._foreach_sqrt_(rest)
-    factors, limited = limit(factors, list(torch._foreach_mul(rest, factors)), gamma, previous)
+    channels = list(torch._foreach_mul(rest, factors))
+    factors, limited = limit(factors, matrix_norms(channels), gamma, previous)
     factors = _like(factors, full)
     low = torch._foreach_addcmul(result, projected, factors, value=-1.0)
     return [Parts(*each) for each in zip(low, scales, factors, strict=True)], limited
@@ -78,49 +80,70 @@ def apollo(
     full: list[Tensor],
     projected: list[Tensor],
     result: list[Tensor],
-    dims: list[int | None],
+    dims: list[int],
     scales: list[float],
     gamma: float | None,
     previous: list[Tensor],
 ) -> tuple[list[Parts], list[Tensor]]:
-    r"""Scales the full update, by channel or as a whole, as the modules did in the subspace.
+    r"""Scales each channel of the full update as the modules did in the subspace.
 
     .. math:: \alpha G \operatorname{diag}(\phi), \quad
         \phi_j = \lVert N_j \rVert / \lVert R_j \rVert
 
     with the norm of :math:`G \operatorname{diag}(\phi)` limited, before :math:`\alpha`. Arguments
-    as of `fira`; a dimension of None is the whole matrix.
+    as of `fira`.
     """
     factors = quotients(norms(result, dims), norms(projected, dims))
     if gamma is not None:
-        scaled = list(torch._foreach_mul(norms(full, dims), factors))
-        factors, previous = limit(factors, scaled, gamma, previous)
+        channels = list(torch._foreach_mul(norms(full, dims), factors))
+        factors, previous = limit(factors, matrix_norms(channels), gamma, previous)
     factors = _like(list(torch._foreach_mul(factors, scales)), full)
     return [Parts(factor=factor) for factor in factors], previous
 
 
-RULES = {"fira": fira, "apollo": apollo, "apollo_mini": apollo}
+def apollo_mini(
+    full: list[Tensor],
+    projected: list[Tensor],
+    result: list[Tensor],
+    dims: list[int],
+    scales: list[float],
+    gamma: float | None,
+    previous: list[Tensor],
+) -> tuple[list[Parts], list[Tensor]]:
+    r"""Scales the full update as a whole: as `apollo`, where all of a matrix is one channel."""
+    numbers = matrix_norms(result) / (matrix_norms(projected) + TINY)
+    factors = _parted(numbers, full)
+    if gamma is not None:
+        factors, previous = limit(factors, matrix_norms(full) * numbers, gamma, previous)
+    factors = _like(list(torch._foreach_mul(factors, scales)), full)
+    return [Parts(factor=factor) for factor in factors], previous
 
 
-def norms(tensors: list[Tensor], dims: list[int | None]) -> list[Tensor]:
-    """Returns norms along dimensions, which stay with length 1, in float32 or wider.
-
-    None is for both dimensions of a matrix.
-    """
-    if all(dim is None and tensor.ndim == 2 for tensor, dim in zip(tensors, dims, strict=True)):
-        wide = [tensor.to(_wide(tensor)) for tensor in tensors]
-        return [norm.reshape(1, 1) for norm in torch._foreach_norm(wide)]
-    return [_norm(tensor, dim) for tensor, dim in zip(tensors, dims, strict=True)]
+RULES = {"fira": fira, "apollo": apollo, "apollo_mini": apollo_mini}
 
 
-def _norm(tensor: Tensor, dim: int | None) -> Tensor:
-    if dim == -2 and tensor.device.type == "cpu":
+def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
+    """Returns norms along dimensions, which stay with length 1, in float32 or wider."""
+    return [_norm(tensor, dim) for tensor, dim in zip(_wide(tensors), dims, strict=True)]
+
+
+def _norm(tensor: Tensor, dim: int) -> Tensor:
+    if dim == -2 and tensor.is_cpu:
         # Along columns torch's own takes six times as long.
-        parts = tensor.abs() if tensor.is_complex() else tensor.to(_wide(tensor))
+        parts = tensor.abs() if tensor.is_complex() else tensor
         return (parts * parts).sum(-2, keepdim=True).sqrt_()
-    along = (-2, -1) if dim is None else dim
-    norm: Tensor = torch.linalg.vector_norm(tensor, dim=along, keepdim=True, dtype=_wide(tensor))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
     return norm
+
+
+def matrix_norms(tensors: list[Tensor]) -> Tensor:
+    """Returns the norm of each matrix, those of batches one after the other, as a vector."""
+    tensors = _wide(tensors)
+    if all(tensor.ndim == 2 for tensor in tensors):
+        return torch.stack(torch._foreach_norm(tensors))
+    return torch.cat(
+        [torch.linalg.vector_norm(tensor, dim=(-2, -1)).flatten() for tensor in tensors]
+    )
 
 
 def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
@@ -129,39 +152,48 @@ def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
 
 
 def limit(
-    factors: list[Tensor], channels: list[Tensor], gamma: float | None, previous: list[Tensor]
+    factors: list[Tensor], now: Tensor, gamma: float | None, previous: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Shrinks factors so that the norm of all channels grows by no more than `gamma`.
+    """Shrinks factors so that the norms of the matrices that they make grow by at most `gamma`.
 
     Nothing is limited by a norm of zero before: otherwise all updates after it would be zero, too.
+
+    Args:
+        factors: Of each matrix or batch.
+        now: The norm of each matrix, with these factors.
+        gamma: As said; None for no limit.
+        previous: The norms before.
 
     Returns:
         The factors, and the norms that there are with them.
     """
     if gamma is None:
         return factors, previous
-    counts = [before.numel() for before in previous]  # of matrices in a batch
-    if all(count == 1 for count in counts):
-        now = torch.stack(list(torch._foreach_norm(channels)))
-    else:
-        now = torch.cat([_norm(channel, None).reshape(-1) for channel in channels])
-    before = torch.cat([norm.reshape(-1) for norm in previous])
+    before = torch.cat([norm.view(-1) for norm in previous])
     allowed = torch.where(before > 0, gamma * (before + TINY), now)
     shrink = torch.where(now > allowed, allowed / now, 1.0)
-    shapes = [norm.shape for norm in previous]
-    shrinks = _split(shrink, counts, shapes)
-    return list(torch._foreach_mul(factors, shrinks)), _split(now * shrink, counts, shapes)
+    # Added to zero, so that each has memory of its own.
+    limited = list(torch._foreach_add(_parted(now * shrink, previous), 0.0))
+    return list(torch._foreach_mul(factors, _parted(shrink, previous))), limited
 
 
-def _split(numbers: Tensor, counts: list[int], shapes: list[torch.Size]) -> list[Tensor]:
-    """Returns a part of the numbers for each tensor, with memory of its own."""
-    parts = zip(numbers.split(counts), shapes, strict=True)
-    return [part.clone().reshape(shape) for part, shape in parts]
+def _parted(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """Splits a vector of a number for each matrix, into shapes that broadcast with tensors."""
+    if all(tensor.ndim == 2 for tensor in tensors):
+        return list(numbers.view(-1, 1, 1).unbind())
+    shapes = [(*tensor.shape[:-2], 1, 1) for tensor in tensors]
+    counts = [math.prod(shape) for shape in shapes]
+    parts = numbers.split(counts)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _like(factors: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    return [factor.to(like.dtype) for factor, like in zip(factors, tensors, strict=True)]
+    """Returns factors in the dtype that the tensors share."""
+    dtype = tensors[0].dtype
+    return factors if factors[0].dtype == dtype else [factor.to(dtype) for factor in factors]
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def _wide(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns tensors, which share a dtype, in float32 or wider."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return tensors if tensors[0].dtype == dtype else [tensor.to(dtype) for tensor in tensors]

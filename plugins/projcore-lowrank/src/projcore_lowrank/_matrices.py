@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ Folding = Literal["fold", "last2"]
 Rank = int | float | None
 
 
+@lru_cache(maxsize=4096)  # asked for several times a step
 def matrix_shape(shape: torch.Size, folding: Folding) -> tuple[int, ...] | None:
     """Returns the shape of a tensor as a matrix, or a batch of them; None if it is a vector.
 

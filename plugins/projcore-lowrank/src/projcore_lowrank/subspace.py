@@ -284,8 +284,8 @@ class Subspace(ProjectionBase):
         )
 
     def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
-        shape = self._shape(tensor)
-        matrix = tensor.reshape(shape)
+        matrix = self._matrix(tensor)
+        shape = matrix.shape
         if self.source == "momentum":
             matrix = self._mixed(matrix, state)
         rank = self.number(settings["rank"], shape)
@@ -313,7 +313,7 @@ class Subspace(ProjectionBase):
         current: Current,
     ) -> list[Tensor]:
         return [
-            self._down(tensor.reshape(self._shape(tensor)), state)
+            self._down(self._matrix(tensor), state)
             for tensor, state in zip(tensors, states, strict=True)
         ]
 
@@ -337,18 +337,22 @@ class Subspace(ProjectionBase):
         x = x if self.compute_dtype is None else x.to(self.compute_dtype)
         for end in self.ends(state):
             x = self.down(x, state, end)
-        return x.to(dtype)
+        return x if x.dtype == dtype else x.to(dtype)
 
     def _up(self, z: Tensor, state: Node) -> Tensor:
         dtype = z.dtype
         z = z if self.compute_dtype is None else z.to(self.compute_dtype)
         for end in self.ends(state):
             z = self.up(z, state, end)
-        return z.to(dtype)
+        return z if z.dtype == dtype else z.to(dtype)
 
     def ends(self, state: Node) -> list[End]:
         """Returns the sides that a tensor with this memory is multiplied from."""
         return [end for end in ENDS if end in state]
+
+    def _matrix(self, tensor: Tensor) -> Tensor:
+        shape = self._shape(tensor)
+        return tensor if tensor.shape == shape else tensor.reshape(shape)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         shape = matrix_shape(tensor.shape, self.folding)
@@ -394,7 +398,7 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        full = [tensor.reshape(self._shape(tensor)) for tensor in tensors]
+        full = [self._matrix(tensor) for tensor in tensors]
         made = self._parts(full, projected, result, states, settings)
         return [
             self._update(matrix, low, parts, state).reshape(tensor.shape)
@@ -416,12 +420,11 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Write]:
-        shapes = [self._shape(tensor) for tensor in tensors]
-        full = [tensor.reshape(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+        full = [self._matrix(tensor) for tensor in tensors]
         made = self._parts(full, projected, result, states, settings)
         operations = []
         for i, (target, blend, parts) in enumerate(zip(targets, blends, made, strict=True)):
-            view = view_of(target, shapes[i])
+            view = view_of(target, full[i].shape)
             if parts.signs or view is None or self.compute_dtype is not None:
                 arguments = (target, blend, full[i], projected[i], parts, states[i])
                 operations.append(Write(target, partial(self._write_whole, *arguments)))
@@ -474,10 +477,8 @@ class Subspace(ProjectionBase):
                 states[i]["limited_norm"] = norm
         return made
 
-    def _channel(self, state: Node) -> int | None:
-        """Returns the dimension along which a channel lies; None if a matrix is scaled whole."""
-        if self.rule == "apollo_mini":
-            return None
+    def _channel(self, state: Node) -> int:
+        """Returns the dimension along which a channel lies."""
         return -2 if "left" in state else -1
 
     def _update(self, full: Tensor, low: Tensor, parts: Parts, state: Node) -> Tensor:
