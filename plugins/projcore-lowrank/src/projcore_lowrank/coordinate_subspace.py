@@ -17,6 +17,7 @@ from projcore_lowrank.random_subspace import require_seed
 from projcore_lowrank.subspace import (
     End,
     Nonfinite,
+    Options,
     Second,
     Source,
     Subspace,
@@ -173,27 +174,26 @@ class CoordinateSubspace(Chosen):
         self.select = select
         self.axis = axis
         self.seed = seed
-        super().__init__(
-            modules,
-            rank,
-            period,
-            scale,
-            "left" if axis == "rows" else "right",
-            folding,
-            policy,
-            second,
-            stagger,
-            combine,
-            residual_scale,
-            limit,
-            error_feedback,
-            source,
-            nonfinite,
-            None,
-            project_update,
-            project_params,
-            project_grad,
+        options = Options(
+            rank=rank,
+            period=period,
+            scale=scale,
+            residual_scale=residual_scale,
+            side="left" if axis == "rows" else "right",
+            folding=folding,
+            policy=policy,
+            second=second,
+            stagger=stagger,
+            combine=combine,
+            limit=limit,
+            error_feedback=error_feedback,
+            source=source,
+            nonfinite=nonfinite,
+            project_update=project_update,
+            project_params=project_params,
+            project_grad=project_grad,
         )
+        super().__init__(modules, options)
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
         if self.axis == "entries":

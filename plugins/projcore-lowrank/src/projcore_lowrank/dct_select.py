@@ -14,7 +14,7 @@ from projcore.errors import ArgumentError
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
 from projcore_lowrank.coordinate_subspace import Chosen, largest
-from projcore_lowrank.subspace import End, Nonfinite, Second, Source
+from projcore_lowrank.subspace import End, Nonfinite, Options, Second, Source
 
 Norm = Literal[1, 2]
 
@@ -121,27 +121,27 @@ class DCTSelect(Chosen):
                 "values, or of squares. Pass 1 or 2."
             )
         self.norm = norm
-        super().__init__(
-            modules,
-            rank,
-            period,
-            scale,
-            side,
-            folding,
-            policy,
-            second,
-            stagger,
-            combine,
-            residual_scale,
-            limit,
-            error_feedback,
-            source,
-            nonfinite,
-            compute_dtype,
-            project_update,
-            project_params,
-            project_grad,
+        options = Options(
+            rank=rank,
+            period=period,
+            scale=scale,
+            residual_scale=residual_scale,
+            side=side,
+            folding=folding,
+            policy=policy,
+            second=second,
+            stagger=stagger,
+            combine=combine,
+            limit=limit,
+            error_feedback=error_feedback,
+            source=source,
+            nonfinite=nonfinite,
+            compute_dtype=compute_dtype,
+            project_update=project_update,
+            project_params=project_params,
+            project_grad=project_grad,
         )
+        super().__init__(modules, options)
 
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
         rows = matrix.movedim(-2, -1)  # what is transformed lies together, mostly

@@ -13,7 +13,7 @@ from projcore_lowrank._matrices import Folding, Rank
 from projcore_lowrank._seeded import gaussian, mix
 from projcore_lowrank._subspace import orthonormalize
 from projcore_lowrank.low_rank import Learnt
-from projcore_lowrank.subspace import End, by_parts, require_choice
+from projcore_lowrank.subspace import End, Options, by_parts, require_choice
 
 Betas = tuple[float, float]
 OneSide = Literal["std", "reverse_std", "left", "right"]
@@ -110,27 +110,18 @@ class LDAdam(Learnt):
         require_choice(self, "side", side, ("std", "reverse_std", "left", "right"))
         require(self, "rho", rho, minimum=0, below=1)
         self._set_method("svd")
-        super().__init__(
-            modules,
-            rank,
-            1,
-            scale,
-            side,
-            folding,
-            "transport",
-            "squared",
-            False,
-            "unproject",
-            1.0,
-            None,
-            error_feedback,
-            "update",
-            "raise",
-            None,
-            project_update,
-            project_params,
-            project_grad,
+        options = Options(
+            rank=rank,
+            scale=scale,
+            side=side,
+            folding=folding,
+            policy="transport",
+            error_feedback=error_feedback,
+            project_update=project_update,
+            project_params=project_params,
+            project_grad=project_grad,
         )
+        super().__init__(modules, options)
         self.rho = float(rho)
         self.betas = _betas_of(self.chain) if inner_betas is None else _as_betas(self, inner_betas)
 
@@ -153,7 +144,7 @@ class LDAdam(Learnt):
 
     def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
         node = super()._learnt(tensor, state, settings)
-        if self.error_feedback:
+        if self.options.error_feedback:
             node["error"] = self._with_lost_momentum(tensor, state, node)
         return node
 

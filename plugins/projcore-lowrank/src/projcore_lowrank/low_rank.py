@@ -12,7 +12,15 @@ from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
 from projcore_lowrank._seeded import mix
 from projcore_lowrank._subspace import dominant
-from projcore_lowrank.subspace import End, Nonfinite, Second, Source, Subspace, require_choice
+from projcore_lowrank.subspace import (
+    End,
+    Nonfinite,
+    Options,
+    Second,
+    Source,
+    Subspace,
+    require_choice,
+)
 
 Method = Literal["svd", "gram", "randomized", "subspace"]
 Refresh = Literal["svd", "gram", "randomized", "subspace", "none"]
@@ -168,27 +176,27 @@ class LowRank(Learnt):
         project_grad: bool = True,
     ) -> None:
         self._set_method(refresh)
-        super().__init__(
-            modules,
-            rank,
-            period,
-            scale,
-            side,
-            folding,
-            policy,
-            second,
-            stagger,
-            combine,
-            residual_scale,
-            limit,
-            error_feedback,
-            source,
-            nonfinite,
-            compute_dtype,
-            project_update,
-            project_params,
-            project_grad,
+        options = Options(
+            rank=rank,
+            period=period,
+            scale=scale,
+            residual_scale=residual_scale,
+            side=side,
+            folding=folding,
+            policy=policy,
+            second=second,
+            stagger=stagger,
+            combine=combine,
+            limit=limit,
+            error_feedback=error_feedback,
+            source=source,
+            nonfinite=nonfinite,
+            compute_dtype=compute_dtype,
+            project_update=project_update,
+            project_params=project_params,
+            project_grad=project_grad,
         )
+        super().__init__(modules, options)
 
 
 class GaLore(Learnt):
@@ -241,24 +249,14 @@ class GaLore(Learnt):
         project_grad: bool = True,
     ) -> None:
         self._set_method(refresh)
-        super().__init__(
-            modules,
-            rank,
-            period,
-            scale,
-            side,
-            "fold",
-            "keep",
-            "squared",
-            stagger,
-            "unproject",
-            1.0,
-            None,
-            False,
-            "update",
-            "raise",
-            None,
-            project_update,
-            project_params,
-            project_grad,
+        options = Options(
+            rank=rank,
+            period=period,
+            scale=scale,
+            side=side,
+            stagger=stagger,
+            project_update=project_update,
+            project_params=project_params,
+            project_grad=project_grad,
         )
+        super().__init__(modules, options)

@@ -13,7 +13,7 @@ from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
 from projcore_lowrank._seeded import gaussian, mix, orthonormal, rademacher, srht_down, srht_up
-from projcore_lowrank.subspace import End, Second, Subspace, require_choice
+from projcore_lowrank.subspace import End, Options, Second, Subspace, require_choice
 
 RandomKind = Literal["gaussian", "orthonormal", "rademacher", "srht"]
 SeedChain = Literal["mixed", "apollo"]
@@ -152,27 +152,25 @@ class RandomSubspace(Subspace):
         self.seed = seed
         self.seeds = chain
         self.store = store
-        super().__init__(
-            modules,
-            rank,
-            period,
-            scale,
-            side,
-            folding,
-            policy,
-            second,
-            stagger,
-            combine,
-            residual_scale,
-            limit,
-            error_feedback,
-            "update",
-            "raise",
-            compute_dtype,
-            project_update,
-            project_params,
-            project_grad,
+        options = Options(
+            rank=rank,
+            period=period,
+            scale=scale,
+            residual_scale=residual_scale,
+            side=side,
+            folding=folding,
+            policy=policy,
+            second=second,
+            stagger=stagger,
+            combine=combine,
+            limit=limit,
+            error_feedback=error_feedback,
+            compute_dtype=compute_dtype,
+            project_update=project_update,
+            project_params=project_params,
+            project_grad=project_grad,
         )
+        super().__init__(modules, options)
 
     def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
         shape = (length, rank) if self.store else (length, rank, 0)

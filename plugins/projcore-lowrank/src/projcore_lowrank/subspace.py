@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -30,19 +31,23 @@ ENDS: tuple[End, ...] = get_args(End)
 Second = Literal["squared", "absolute", "keep", "reset"]
 Source = Literal["update", "gradient", "momentum"]
 Nonfinite = Literal["raise", "skip"]
+CHOICES: dict[str, Any] = {
+    "side": Side,
+    "folding": Folding,
+    "policy": Policy,
+    "second": Second,
+    "combine": Rule,
+    "source": Source,
+    "nonfinite": Nonfinite,
+}
+SETTINGS = ("rank", "period", "scale", "residual_scale")
 
 
-class Subspace(ProjectionBase):
-    r"""Runs modules on matrices that are multiplied by a basis, from one side or from both.
+@dataclass(frozen=True)
+class Options:
+    r"""What the constructors of all subspaces take, beside what is their own.
 
-    A matrix :math:`G`, shape ``(m, n)``, is inside :math:`R = P^H G`, shape ``(r, n)``, with a
-    basis :math:`P` of orthonormal columns, shape ``(m, r)``; or :math:`G P`; or :math:`P^H G Q`.
-    A subclass says how a basis is made (`learn`) and how it multiplies (`down`, `up`).
-
-    Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
-
-    Args:
-        modules: What to run inside.
+    Attributes:
         rank: `r`, a setting: an int, a part of the shorter side if it is a float up to 1, or None.
         period: Steps between refreshes, at least 1, a setting.
         scale: What the update that comes out is multiplied by, a setting.
@@ -74,6 +79,53 @@ class Subspace(ProjectionBase):
         project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
     """
 
+    rank: Rank
+    period: int = 1
+    scale: float = 1.0
+    residual_scale: float = 1.0
+    side: Side = "std"
+    folding: Folding = "fold"
+    policy: Policy = "keep"
+    second: Second = "squared"
+    stagger: bool = False
+    combine: Rule = "unproject"
+    limit: float | None = None
+    error_feedback: bool = False
+    source: Source = "update"
+    nonfinite: Nonfinite = "raise"
+    compute_dtype: torch.dtype | str | None = None
+    project_update: bool = True
+    project_params: bool = True
+    project_grad: bool = True
+
+    def check(self, owner: object) -> None:
+        """Raises if a choice is unknown, or does not go with another."""
+        for name, choices in CHOICES.items():
+            require_choice(owner, name, getattr(self, name), get_args(choices))
+        if self.side == "full" and self.combine in ("fira", "apollo"):
+            raise ArgumentError(
+                f"{type(owner).__name__}(side='full', combine={self.combine!r}) cannot be: "
+                "channels are scaled, and compressed from both sides there are none. Choose "
+                "another side."
+            )
+        if self.limit is not None:
+            require(owner, "limit", self.limit, minimum=1)
+
+
+class Subspace(ProjectionBase):
+    r"""Runs modules on matrices that are multiplied by a basis, from one side or from both.
+
+    A matrix :math:`G`, shape ``(m, n)``, is inside :math:`R = P^H G`, shape ``(r, n)``, with a
+    basis :math:`P` of orthonormal columns, shape ``(m, r)``; or :math:`G P`; or :math:`P^H G Q`.
+    A subclass says how a basis is made (`learn`) and how it multiplies (`down`, `up`).
+
+    Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
+
+    Args:
+        modules: What to run inside.
+        options: What else its constructor was given.
+    """
+
     scope = "tensor"
     traceable = False
     periodic: bool = True
@@ -84,65 +136,20 @@ class Subspace(ProjectionBase):
         "limited_norm": "scalar",
     }
 
-    def __init__(
-        self,
-        modules: Any,
-        rank: Rank,
-        period: int,
-        scale: float,
-        side: Side,
-        folding: Folding,
-        policy: Policy,
-        second: Second,
-        stagger: bool,
-        combine: Rule,
-        residual_scale: float,
-        limit: float | None,
-        error_feedback: bool,
-        source: Source,
-        nonfinite: Nonfinite,
-        compute_dtype: torch.dtype | str | None,
-        project_update: bool,
-        project_params: bool,
-        project_grad: bool,
-    ) -> None:
-        for name, value, choices in (
-            ("side", side, Side),
-            ("folding", folding, Folding),
-            ("policy", policy, Policy),
-            ("second", second, Second),
-            ("combine", combine, Rule),
-            ("source", source, Source),
-            ("nonfinite", nonfinite, Nonfinite),
-        ):
-            require_choice(self, name, value, get_args(choices))
-        if side == "full" and combine in ("fira", "apollo"):
-            raise ArgumentError(
-                f"{type(self).__name__}(side='full', combine={combine!r}) cannot be: channels are "
-                "scaled, and compressed from both sides there are none. Choose another side."
-            )
-        if limit is not None:
-            require(self, "limit", limit, minimum=1)
-        self.side: Side = side
-        self.folding: Folding = folding
-        self.policy = policy
-        self.second = second
-        self.stagger = stagger
-        self.rule: Rule = combine
-        self.limit = limit
-        self.error_feedback = error_feedback
-        self.source = source
-        self.nonfinite = nonfinite
-        self.compute_dtype = _as_dtype(self, compute_dtype)
-        if source == "gradient":
+    def __init__(self, modules: Any, options: Options) -> None:
+        options.check(self)
+        self.options = options
+        self.compute_dtype = _as_dtype(self, options.compute_dtype)
+        self.policy = options.policy
+        if options.source == "gradient":
             self.needs = frozenset({"grads"})
-        settings = {
-            "rank": rank,
-            "period": period,
-            "scale": scale,
-            "residual_scale": residual_scale,
-        }
-        super().__init__(modules, project_update, project_params, project_grad, settings)
+        super().__init__(
+            modules,
+            options.project_update,
+            options.project_params,
+            options.project_grad,
+            {name: getattr(options, name) for name in SETTINGS},
+        )
 
     def check(self, settings: Settings) -> None:
         rank = settings["rank"]
@@ -219,18 +226,19 @@ class Subspace(ProjectionBase):
     # What is done with it.
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
-        return settings["rank"] is not None and matrix_shape(tensor.shape, self.folding) is not None
+        shape = matrix_shape(tensor.shape, self.options.folding)
+        return shape is not None and settings["rank"] is not None
 
     def init(self, tensor: Tensor, settings: Settings, index: int = 0) -> dict[str, Any]:
         shape = self._shape(tensor)
         rank = self.number(settings["rank"], shape)
         node: dict[str, Any] = {"step": 0, "index": index, "pending": 1}
-        for end in compressed(shape, self.side):
+        for end in compressed(shape, self.options.side):
             length = shape[-2] if end == "left" else shape[-1]
             node.update(self.begin(end, length, rank, shape[:-2], tensor))
-        if self.error_feedback:
+        if self.options.error_feedback:
             node["error"] = torch.zeros_like(tensor)
-        if self.limit is not None and self.rule in ("fira", "apollo", "apollo_mini"):
+        if self.options.limit is not None and self.options.combine in _combine.RULES:
             wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
             node["limited_norm"] = tensor.new_zeros((*shape[:-2], 1, 1), dtype=wide)
         return node
@@ -238,7 +246,7 @@ class Subspace(ProjectionBase):
     def receive(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Tensor]:
-        if not self.error_feedback:
+        if not self.options.error_feedback:
             return tensors
         return list(torch._foreach_add(tensors, [state["error"] for state in states]))
 
@@ -251,7 +259,7 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Node | None] | None:
-        source = tensors if grads is None or self.source != "gradient" else grads
+        source = tensors if grads is None or self.options.source != "gradient" else grads
         due = []
         for i, (tensor, state, values) in enumerate(zip(source, states, settings, strict=True)):
             if not tensor.is_meta and self._due(tensor, state, values):
@@ -266,7 +274,7 @@ class Subspace(ProjectionBase):
         return new if usable else None
 
     def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
-        offset = spread(state["index"], settings["period"]) if self.stagger else 0
+        offset = spread(state["index"], settings["period"]) if self.options.stagger else 0
         periodic = (state["step"] + offset) % settings["period"] == 0
         if state["pending"] or (self.periodic and periodic):
             return True
@@ -275,7 +283,7 @@ class Subspace(ProjectionBase):
     def _usable(self, tensor: Tensor) -> bool:
         if bool(torch.isfinite(tensor).all()):
             return True
-        if self.nonfinite == "skip":
+        if self.options.nonfinite == "skip":
             return False
         raise StepError(
             f"{type(self).__name__} was to learn a basis from a tensor of shape "
@@ -286,11 +294,11 @@ class Subspace(ProjectionBase):
     def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
         matrix = self._matrix(tensor)
         shape = matrix.shape
-        if self.source == "momentum":
+        if self.options.source == "momentum":
             matrix = self._mixed(matrix, state)
         rank = self.number(settings["rank"], shape)
         node: Node = {}
-        for end in compressed(shape, self.side):
+        for end in compressed(shape, self.options.side):
             seen = matrix.mH if end == "right" and matrix.ndim > 1 else matrix
             node.update(self.learn(end, rank, seen, state, settings))
         return node
@@ -355,7 +363,7 @@ class Subspace(ProjectionBase):
         return tensor if tensor.shape == shape else tensor.reshape(shape)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
-        shape = matrix_shape(tensor.shape, self.folding)
+        shape = matrix_shape(tensor.shape, self.options.folding)
         assert shape is not None
         return shape
 
@@ -368,12 +376,12 @@ class Subspace(ProjectionBase):
         new_states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor] | None:
-        if kind not in ("first", "second") or (kind == "second" and self.second == "reset"):
+        if kind not in ("first", "second") or (kind == "second" and self.options.second == "reset"):
             return None
-        squared = kind == "second" and self.second in ("squared", "keep")
+        squared = kind == "second" and self.options.second in ("squared", "keep")
         moved = []
         for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
-            if kind == "second" and self.second == "keep" and not self.resized(old, new):
+            if kind == "second" and self.options.second == "keep" and not self.resized(old, new):
                 moved.append(tensor)
                 continue
             for end in self.ends(new):
@@ -441,35 +449,35 @@ class Subspace(ProjectionBase):
         settings: list[Settings],
     ) -> list[Parts]:
         """Returns what updates are made of, and keeps what the next step needs of these."""
-        if self.error_feedback:
+        if self.options.error_feedback:
             for matrix, low, state in zip(full, projected, states, strict=True):
                 state["error"] = self.rest(matrix, low, state).reshape(state["error"].shape)
         scales = [values["scale"] for values in settings]
         residuals = [values["residual_scale"] for values in settings]
-        if self.rule == "unproject":
+        if self.options.combine == "unproject":
             return [Parts(out, scale) for out, scale in zip(result, scales, strict=True)]
-        if self.rule == "residual":
+        if self.options.combine == "residual":
             return [
                 Parts(out * scale - low * residual, factor=residual)
                 for out, low, scale, residual in zip(
                     result, projected, scales, residuals, strict=True
                 )
             ]
-        if self.rule == "sign":
+        if self.options.combine == "sign":
             return [
                 Parts(out, scale, signs=residual)
                 for out, scale, residual in zip(result, scales, residuals, strict=True)
             ]
         made: list[Any] = [None] * len(full)
         for places in _alike(full):
-            parts, limited = _combine.RULES[self.rule](
+            parts, limited = _combine.RULES[self.options.combine](
                 [full[i] for i in places],
                 [projected[i] for i in places],
                 [result[i] for i in places],
                 [self._channel(states[i]) for i in places],
                 [scales[i] for i in places],
-                self.limit,
-                [] if self.limit is None else [states[i]["limited_norm"] for i in places],
+                self.options.limit,
+                [] if self.options.limit is None else [states[i]["limited_norm"] for i in places],
             )
             for i, each in zip(places, parts, strict=True):
                 made[i] = each
