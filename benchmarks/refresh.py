@@ -52,7 +52,7 @@ METHODS: dict[str, Maker] = {
         a, rank, "randomized", power=2, oversampling=8
     ),
     "subspace": lambda a, rank, old: dominant(a, rank, "subspace", old),
-    "subspace, no fold": lambda a, rank, old: dominant(a, rank, "subspace", old, fold=False),
+    "subspace_whole": lambda a, rank, old: dominant(a, rank, "subspace_whole", old),
     "subspace, first time": lambda a, rank, old: dominant(a, rank, "subspace"),
     "QR of one random product": lambda a, rank, old: orthonormalize(
         a @ gaussian(0, (a.shape[1], rank), a.dtype)

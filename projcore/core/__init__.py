@@ -3,18 +3,19 @@
 To read it, begin with `state` (what is remembered), `module` and `chain` (what maps an update to a
 new one), `objective` (what a step knows), `projection` and `crossing` (running modules in another
 space) and `optimizer` (the shell that torch sees). The others serve these: `settings` finds the
-settings of a module in parameter groups, `writing` writes the parameters, `transport` carries
-memory over when a map changes, `checkpoint` checks what is loaded, `describe` prints the plan,
-`memory` counts what is kept, `rules` picks parameters by name and shape, `items` takes batches
-apart, and `pieces` runs large updates piece by piece.
+settings of a module in parameter groups, `writing` writes the parameters, by operations from
+`blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is loaded,
+`describe` prints the plan, `memory` counts what is kept, `rules` picks parameters by name and
+shape, `items` takes batches apart, and `pieces` runs large updates piece by piece.
 """
 
+from projcore.core.blend import Blend, Write, blended
 from projcore.core.chain import Chain
 from projcore.core.memory import Memory
 from projcore.core.module import Kind, Module, Need, Row, Scope, Transform, as_module, scalar
 from projcore.core.objective import Objective
 from projcore.core.optimizer import Optimizer
-from projcore.core.projection import Blend, Current, Policy, ProjectionBase, Write
+from projcore.core.projection import Current, Policy, ProjectionBase
 from projcore.core.rules import Rules, param_groups
 from projcore.core.settings import Settings, common, require
 from projcore.core.state import Node, State
@@ -40,6 +41,7 @@ __all__ = [
     "Transform",
     "Write",
     "as_module",
+    "blended",
     "common",
     "param_groups",
     "require",

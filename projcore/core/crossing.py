@@ -15,7 +15,8 @@ from projcore.core.state import Node, State
 from projcore.errors import ArgumentError, ContractError
 
 if TYPE_CHECKING:
-    from projcore.core.projection import Blend, Current, ProjectionBase, Write
+    from projcore.core.blend import Blend, Write
+    from projcore.core.projection import Current, ProjectionBase
 
 INNER = "modules"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from projcore.core.blend import Blend, Write
 from projcore.core.objective import Objective
 from projcore.core.settings import Settings
 from projcore.core.state import Node, State
@@ -60,6 +61,8 @@ class Module(ABC):
             ``"opaque"`` (reset).
         final: Its result must reach the parameters as it is: nothing may follow it in a chain.
         observes: It returns the update as it is, so it may follow one that is final.
+        sharded: Whether it does right by parameters that are sharded over processes, each of which
+            holds a part (torch's `DTensor`). None, the default: if its scope is ``"element"``.
         traceable: Whether its step makes one graph for `torch.compile`. One that branches in Python
             on its memory, or evaluates the loss, does not, and then all steps run eagerly.
         gradient_free: It makes its update from losses alone: parameters that require a gradient
@@ -73,6 +76,7 @@ class Module(ABC):
     kinds: ClassVar[Mapping[str, Kind]] = {}
     final: bool = False
     observes: ClassVar[bool] = False
+    sharded: ClassVar[bool | None] = None
     traceable: ClassVar[bool] = True
     gradient_free: ClassVar[bool] = False
     _init_takes_batches: ClassVar[bool] = False
@@ -169,6 +173,15 @@ class Module(ABC):
         """Whether this module or one of its children is gradient-free."""
         return self.gradient_free or any(c.total_gradient_free for c in self.children.values())
 
+    @property
+    def unsharded(self) -> Module | None:
+        """The first among this module and its children that needs parameters whole, or None."""
+        scopes = (self.scope, self.total_scope)  # of a layout, the total one may be narrower
+        if not ("element" in scopes if self.sharded is None else self.sharded):
+            return self
+        found = (child.unsharded for child in self.children.values())
+        return next((module for module in found if module is not None), None)
+
     def spec(self) -> Any:
         """Returns this module as texts, numbers, lists and dicts, as in JSON; `build` reads it.
 
@@ -200,8 +213,8 @@ class Transform(Module):
             ``batch_dims``, the number of leading dimensions that index independent tensors.
             Without it such a batch is taken apart and run item by item.
         affine: It maps an update `u` to ``a * u + b * p`` with numbers `a` and `b`, which
-            `coefficients` returns. Where a projection writes the parameters itself, they are
-            folded into what it writes.
+            `coefficients` returns. At the end of the optimizer's own chain they are folded into
+            what writes the parameters, in steps that are not compiled.
         single_pass: It reads and writes each element about once, so that alone it gains nothing
             from being run piece by piece.
     """
@@ -231,6 +244,54 @@ class Transform(Module):
     ) -> list[tuple[float, float]]:
         """Returns, for each tensor, `a` and `b` of an affine transform; in place of `apply`."""
         raise NotImplementedError
+
+    def writes(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        """Returns operations that write the parameters themselves, in place of `apply`.
+
+        Override it, for scope ``"element"`` or ``"tensor"``, where that spares the update, as by a
+        kernel that does both. Used in steps that are not compiled, where nothing but affine modules
+        follows in the optimizer's own chain; with ``u`` what `apply` would return, they make each
+        of `targets`, ``p``, to ``p - scale * u - decay * p``, by its `Blend`.
+        """
+        raise NotImplementedError
+
+    @property
+    def writes_itself(self) -> bool:
+        """Whether it can write parameters itself."""
+        return type(self).writes is not Transform.writes
+
+    def write(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        update: list[Tensor],
+        objective: Objective,
+        state: State,
+    ) -> list[Write]:
+        """Does the step of a transform that writes parameters itself, up to writing them."""
+        settings = self.remember(objective, state)
+        made = []
+        for part in self._parts(objective):
+            chosen = objective if len(part) == len(targets) else objective.select(part)
+            made += self.writes(
+                [targets[i] for i in part],
+                [blends[i] for i in part],
+                [update[i] for i in part],
+                *facts(self.needs, chosen),
+                [state.nodes[i] for i in part],
+                [settings[i] for i in part],
+            )
+        return made
 
     def fold(self, objective: Objective, state: State) -> dict[int, tuple[float, float]]:
         """Does the step of an affine transform without an update; returns its coefficients."""

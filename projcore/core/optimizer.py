@@ -123,6 +123,7 @@ class Optimizer(torch.optim.Optimizer):
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         others = [p for other in self.param_groups for p in other["params"]]
         check_parameters(tensors, others)
+        check_sharding(tensors, self.module)
         self._names.check_group(group)
         return tensors
 
@@ -392,6 +393,19 @@ def check_parameters(params: list[Any], others: list[Tensor]) -> None:
                 "belongs to one group, once. Remove one."
             )
         seen.add(param)
+
+
+def check_sharding(params: list[Tensor], module: Module) -> None:
+    """Raises if parameters are sharded over processes and a module needs them whole."""
+    sharded = [i for i, param in enumerate(params) if hasattr(param, "placements")]  # a DTensor
+    whole = module.unsharded
+    if sharded and whole is not None:
+        raise ArgumentError(
+            f"Parameter {sharded[0]}, of shape {tuple(params[sharded[0]].shape)}, is sharded over "
+            f"processes, and {whole} was given, which needs it whole. Shards are for modules of "
+            "scope 'element' and for those that declare sharded = True. Use such modules, or "
+            "DistributedDataParallel, which keeps parameters whole."
+        )
 
 
 def usable_gradients(parameters: list[Tensor]) -> list[Tensor | None]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from projcore.core.blend import Blend, Write
 from projcore.core.chain import Chain, as_chain
 from projcore.core.crossing import INNER, Crossing, ProjectedObjective
 from projcore.core.module import Kind, Module, Need, Row, Scope
@@ -19,25 +20,6 @@ from projcore.errors import ArgumentError, NeedsError, ProjcoreError
 
 Current = Literal["params", "grads", "update"]
 Policy = Literal["keep", "reset", "transport"]
-
-
-class Blend(NamedTuple):
-    """How a parameter `p` takes an update `u`: it becomes ``p - scale * u - decay * p``."""
-
-    scale: float = 1.0
-    decay: float = 0.0
-
-
-class Write(NamedTuple):
-    """One operation in place on a parameter.
-
-    Attributes:
-        target: The parameter, or a view of it.
-        run: Does it. What it computes before may fail; what it writes, it writes at once, last.
-    """
-
-    target: Tensor
-    run: Callable[[], object]
 
 
 class ProjectionBase(Module):
@@ -296,6 +278,11 @@ class ProjectionBase(Module):
     def overrides(self, method: str) -> bool:
         """Whether it has a method of its own in place of the base class's."""
         return getattr(type(self), method) is not getattr(ProjectionBase, method)
+
+    @property
+    def writes_itself(self) -> bool:
+        """Whether it can write parameters itself."""
+        return self.overrides("writes")
 
     @property
     def chain(self) -> Chain:

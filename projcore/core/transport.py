@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +18,27 @@ from projcore.core.state import SHARED, Node, State
 KEPT: tuple[Kind, ...] = ("scalar", "fixed")
 
 Move = Callable[["list[Tensor]", Kind], "list[Tensor] | None"]
+
+
+class _Space:
+    """A space inside a projection, whose shapes cost a product: they are found when asked for."""
+
+    def __init__(self, crossing: Crossing, tensors: list[Tensor]) -> None:
+        self._crossing = crossing
+        self._tensors = tensors
+        if crossing.projection.scope == "all":  # which tensors there are is only then known
+            _ = self.facts
+        else:
+            crossing.origins = [[i] for i in range(crossing.count)]
+
+    @property
+    def elide(self) -> bool:
+        return self._crossing.objective.elide
+
+    @cached_property
+    def facts(self) -> Objective:
+        projected = self._crossing.down(self._tensors, "update")
+        return ProjectedObjective(self._crossing, projected)
 
 
 def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Node | None]) -> None:
@@ -58,10 +81,10 @@ def _transport(
 ) -> None:
     """Carries over the memory inside of some of the tensors."""
     projection = crossing.projection
-    old_states = [_own(node) for node in part.states]
-    old = ProjectedObjective(part, part.down(update, "update"))
+    before = copy(part)
+    before.states = old_states = [_own(node) for node in part.states]
     _write(crossing, new)
-    current = ProjectedObjective(part, part.down(update, "update"))
+    old, current = _Space(before, update), _Space(part, update)
     params = part.facts()[0]
 
     def move(tensors: list[Tensor], kind: Kind) -> list[Tensor] | None:
@@ -75,7 +98,7 @@ def _transport(
     _carry(projection.chain, part.memory(part.state), old, current, move)
 
 
-def _carry(module: Module, state: State, old: Objective, new: Objective, move: Move) -> None:
+def _carry(module: Module, state: State, old: _Space, new: _Space, move: Move) -> None:
     """Moves the memory of a module and its children from one space into another."""
     if not _carry_entries(module, state, old, move):
         state.shared.clear()
@@ -88,7 +111,7 @@ def _carry(module: Module, state: State, old: Objective, new: Objective, move: M
             _carry(child, state.child(name), old, new, move)
 
 
-def _carry_entries(module: Module, state: State, old: Objective, move: Move) -> bool:
+def _carry_entries(module: Module, state: State, old: _Space, move: Move) -> bool:
     """Moves a module's own entries; False if there is one that cannot be moved."""
     if any(module.kinds.get(name) not in KEPT for name in state.shared):
         return False
@@ -104,8 +127,8 @@ def _carry_entries(module: Module, state: State, old: Objective, move: Move) -> 
         like = entries[used[0]][name]
         lead = like.shape[:1] if kind == "history" else ()
         tensors = [
-            own[name] if own else like.new_zeros((*lead, *tensor.shape))
-            for own, tensor in zip(entries, old.template, strict=True)
+            own[name] if own else like.new_zeros((*lead, *old.facts.template[i].shape))
+            for i, own in enumerate(entries)
         ]
         result = _move_history(tensors, move) if kind == "history" else move(tensors, kind)
         if result is None:
@@ -132,7 +155,7 @@ def _move_history(tensors: list[Tensor], move: Move) -> list[Tensor] | None:
 
 
 def _carry_nested(
-    projection: ProjectionBase, state: State, old: Objective, new: Objective, move: Move
+    projection: ProjectionBase, state: State, old: _Space, new: _Space, move: Move
 ) -> None:
     """Moves what is inside a projection: out of it by its map, over, and back in."""
     chain = projection.chain
@@ -142,9 +165,10 @@ def _carry_nested(
             for name in names:
                 _carry(chain.children[name], state.child(INNER).child(name), old, new, move)
             continue
-        before, after = Crossing(projection, old, state), Crossing(projection, new, state)
-        inner_old = ProjectedObjective(before, before.down(old.template, "update"))
-        inner_new = ProjectedObjective(after, after.down(new.template, "update"))
+        before = Crossing(projection, old.facts, state)
+        after = Crossing(projection, new.facts, state)
+        inner_old = _Space(before, old.facts.template)
+        inner_new = _Space(after, new.facts.template)
 
         def through(
             tensors: list[Tensor],

@@ -73,9 +73,10 @@ class Bomb(Transform):
 
     scope = "tensor"
     armed = False
+    shape: tuple[int, ...] = (6, 8)
 
     def apply(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
-        if Bomb.armed and any(tensor.shape == (6, 8) for tensor in tensors):
+        if Bomb.armed and any(tensor.shape == Bomb.shape for tensor in tensors):
             raise ValueError("armed")
         return tensors
 
@@ -102,6 +103,45 @@ def test_an_error_in_the_middle_leaves_whole_buckets_and_says_so(monkeypatch: An
     counts = [int(optimizer.state[param]["0/step"]) for param in params]
     assert counts == [2, 2, 2, 1, 1]
     del other
+
+
+@pytest.mark.parametrize("after", ["nothing", "a new group", "loading"])
+def test_a_step_that_creates_memory_is_whole(after: str, monkeypatch: Any) -> None:
+    params = parameters()
+    optimizer = Optimizer(params, Adam(), Bomb(), LR(0.1), bucket_bytes=1)
+
+    def give() -> None:
+        for param in params:
+            param.grad = torch.sin(param.detach())
+
+    give()
+    if after != "nothing":
+        optimizer.step()
+    if after == "a new group":
+        params.append(Parameter(torch.ones(2)))
+        optimizer.add_param_group({"params": params[-1:]})
+    if after == "loading":
+        optimizer.load_state_dict(optimizer.state_dict())
+    give()
+    before = [param.detach().clone() for param in params]
+    monkeypatch.setattr(Bomb, "armed", True)
+    with pytest.raises(ValueError, match=r"^armed"):
+        optimizer.step()
+    assert all(map(torch.equal, before, params))
+
+
+def test_an_error_in_the_first_bucket_is_itself(monkeypatch: Any) -> None:
+    params = parameters()
+    optimizer = Optimizer(params, Adam(), Bomb(), LR(0.1), bucket_bytes=1)
+    for param in params:
+        param.grad = torch.sin(param.detach())
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    monkeypatch.setattr(Bomb, "armed", True)
+    monkeypatch.setattr(Bomb, "shape", SHAPES[0])
+    with pytest.raises(ValueError, match=r"^armed"):
+        optimizer.step()
+    assert all(map(torch.equal, before, params))
 
 
 def test_it_is_refused_for_modules_that_need_all_parameters() -> None:

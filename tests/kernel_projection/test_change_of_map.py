@@ -142,6 +142,39 @@ def test_own_transport_gets_old_and_new():
     assert calls == [("first", [(4, 3)])]
 
 
+class CarryingItself(Subspace):
+    """Memory moves by the small product of the two bases."""
+
+    def transport(self, tensors, kind, params, old_states, new_states, settings):
+        moved = []
+        for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
+            moved.append((new["basis"].T @ old["basis"]) @ tensor)
+        return moved
+
+
+def test_transport_asks_for_no_shapes_it_does_not_need():
+    """A projection of the whole update costs a product: a step takes one, refresh or not."""
+    module = CarryingItself([Momentum()], given(OLD, NEW), "transport")
+    inside = memory(*run([module], 2))[0]
+    close(
+        inside["momentum_buffer"],
+        0.9 * NEW.T @ OLD @ OLD.T @ draw(4, 3) + NEW.T @ draw(4, 3, seed=100),
+    )
+    assert module.log[-6:] == ["refresh", "project update", "unproject update"] * 2
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 5)), ((4, 3), (4, 5), (5,))])
+def test_transport_finds_the_shapes_of_tensors_without_memory(shapes):
+    """Of a route, modules have memory of some tensors only: zeros stand for the others."""
+    route = Route({"shape==2x3": [Momentum()], "*": [Scale(1.0)]})
+    module = CarryingItself([route], given(OLD, NEW), "transport")
+    inside = memory(*run([module], 2, shapes), "0/modules/0/0")[0]
+    close(
+        inside["0/momentum_buffer"],
+        0.9 * NEW.T @ OLD @ OLD.T @ draw(4, 3) + NEW.T @ draw(4, 3, seed=100),
+    )
+
+
 @pytest.mark.parametrize("policy", ["reset", "transport"])
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: [Merge(m)]], ids=["plain", "nested"])
 def test_change_of_rank(policy, wrap):

@@ -8,6 +8,7 @@ from torch.nn import Parameter
 
 from projcore import Module, Optimizer, ProjectionBase
 from projcore.errors import ArgumentError, ContractError
+from projcore.projections import VectorProjection
 from projcore.testing.parts import Moments, Momentum, Scale, UnitNorm
 from tests.kernel_projection.subspace import Subspace, WholeSubspace, from_data, given
 
@@ -166,6 +167,50 @@ def test_a_wide_module_inside_sees_gradients_come_and_go():
             assert [torch.equal(p, b) for p, b in zip(params, before, strict=True)] == [
                 i in missing for i in range(2)
             ]
+
+
+def test_a_new_group_leaves_the_memory_inside_alone():
+    """Also beside a module of scope "all": only what changes its shape begins anew for all."""
+
+    class Wide(Shapes):
+        scope = "all"
+
+    params, (alone,) = start((4, 3), (4, 3)), start((4, 3))
+    basis = draw(4, 2)
+    optimizer, plain = (
+        Optimizer([param], Subspace([Momentum(), Wide()], given(basis)))
+        for param in (params[0], alone)
+    )
+    run(optimizer, params[:1], range(2))
+    optimizer.add_param_group({"params": params[1:]})
+    run(optimizer, params, [2])
+    run(plain, [alone], range(3))
+    assert torch.equal(params[0], alone)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_memory_made_from_all_begins_anew_when_one_is_switched_off_or_on(which):
+    """Whichever it is kept with: as if the optimizer were new."""
+
+    def make(params, off):
+        merged = VectorProjection([Momentum(), UnitNorm()])  # without the norm it would not be
+        groups = [{"params": [p], "off": off and i == which} for i, p in enumerate(params)]
+        return Optimizer(groups, Subspace([merged], given(draw(4, 2))))
+
+    params = start((4, 3), (4, 3))
+    optimizer = make(params, False)
+    run(optimizer, params, range(2))
+    for step, off in ((2, True), (3, False)):
+        others = [Parameter(param.detach().clone()) for param in params]
+        optimizer.param_groups[which]["off"] = off
+        run(optimizer, params, [step])
+        new = make(others, off)
+        run(new, others, [step])
+        assert all(map(torch.equal, params, others))
+        for param, other in zip(params, others, strict=True):
+            mine, theirs = optimizer.state[param], new.state[other]
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[k], theirs[k]) for k in mine if "momentum" in k)
 
 
 class ByShape(ProjectionBase):

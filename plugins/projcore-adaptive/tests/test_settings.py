@@ -21,6 +21,7 @@ from projcore.modules import (
     AdamMini,
     AdamW,
     Adan,
+    BiasCorrection,
     Lion,
     Muon,
     NAdam,
@@ -48,6 +49,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (Adadelta, {"rho": 1.1}, "rho"),
     (Adan, {"betas": (0.9, 0.9, 1.0)}, "betas[2]"),
     (AdamMini, {"block": "head"}, "block"),
+    (BiasCorrection, {"betas": (1.0, 0.9)}, "betas[0]"),
+    (BiasCorrection, {"betas": (0.9, math.nan)}, "betas[1]"),
     (LAMB, {"weight_decay": -0.1}, "weight_decay"),
     (LARS, {"trust_coefficient": -0.1}, "trust_coefficient"),
     (LARS, {"weight_decay": math.nan}, "weight_decay"),
@@ -71,7 +74,7 @@ def test_values_out_of_range(cls: Any, arguments: dict[str, Any], name: str) -> 
     assert f"{cls.__name__}({name}=" in str(caught.value)
 
 
-@pytest.mark.parametrize("cls", [Adam, AdamW, Lion])
+@pytest.mark.parametrize("cls", [Adam, AdamW, BiasCorrection, Lion])
 @pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999), None, ("a", 0.9)])
 def test_betas_that_are_no_pair(cls: Any, betas: Any) -> None:
     with pytest.raises(ArgumentTypeError, match="betas"):
@@ -108,6 +111,7 @@ def test_bad_values_in_groups() -> None:
         (Adadelta(), ["square_avg", "acc_delta"]),
         (Rprop(), ["prev", "step_size"]),
         (Adan(), ["step", "exp_avg", "exp_avg_diff", "exp_avg_sq", "previous"]),
+        (BiasCorrection(), ["step"]),
         (LAMB(), ["step", "exp_avg", "exp_avg_sq"]),
         (LARS(), []),
         (Muon(), ["momentum_buffer"]),
@@ -127,6 +131,30 @@ def test_memory(module: Any, names: list[str]) -> None:
             assert value.shape == weight.shape
             assert value.stride() == weight.stride()
             assert value.isfinite().all()
+
+
+def test_a_correction_by_itself_is_that_of_adam() -> None:
+    """Also of betas that differ between groups and change on the way, given to both modules."""
+
+    def groups() -> list[dict[str, Any]]:
+        ones = [torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        return [{"params": ones[:1]}, {"params": ones[1:]}]
+
+    apart = Optimizer(groups(), Adam(eps=0.0, bias_correction=False), BiasCorrection(), LR(0.1))
+    whole = Optimizer(groups(), Adam(eps=0.0), LR(0.1))
+    assert apart.defaults.keys() == {"0.betas", "eps", "1.betas", "lr"}
+    for step in range(6):
+        for optimizer, keys in ((apart, ("0.betas", "1.betas")), (whole, ("betas",))):
+            for i, group in enumerate(optimizer.param_groups):
+                for key in keys:
+                    group[key] = (0.9 - 0.1 * step - 0.05 * i, 0.99 - 0.01 * step)
+                for k, weight in enumerate(group["params"]):
+                    missing = k == 1 and step % 2
+                    weight.grad = None if missing else torch.sin(weight.detach() * (k + 2))
+            optimizer.step()
+    for one, other in zip(apart.param_groups, whole.param_groups, strict=True):
+        for mine, theirs in zip(one["params"], other["params"], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-13)
 
 
 def test_momentum_of_rmsprop_is_a_setting_where_there_is_a_buffer() -> None:

@@ -180,6 +180,46 @@ def test_memory_is_there_without_a_gradient() -> None:
     torch.testing.assert_close(params[1].detach(), torch.full((2,), 1 - 1e-3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("where", ["bare", "cast", "merged", "stacked"])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *TENSORWISE])
+def test_memory_is_foretold(name: str, where: str, dtype: torch.dtype) -> None:
+    module = TorchOptim(name, {**ELEMENTWISE, **TENSORWISE}[name])
+    wraps: dict[str, Callable[[], Any]] = {
+        "bare": lambda: module,
+        "cast": lambda: To([module], "float64"),
+        "merged": lambda: VectorProjection([module], project_update=False),
+        "stacked": lambda: ScalarProjection([module], project_update=False),
+    }
+    shapes = [(4, 3), (1, 5)] if name == "Muon" else [(4, 3), (5,), (), (2, 3, 4)]
+    if name == "Muon" and where in ("merged", "stacked"):
+        pytest.skip("it takes only matrices")
+    shapeless = [torch.zeros(shape, dtype=dtype, device="meta") for shape in shapes]
+    params = [torch.ones(shape, dtype=dtype) for shape in shapes]
+    optimizer = Optimizer([param.requires_grad_() for param in params], wraps[where]())
+    foretold = optimizer.memory()
+    assert foretold.rows == Optimizer(shapeless, wraps[where]()).memory().rows
+    assert foretold.unknown == ()
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.memory().rows == foretold.rows
+    assert (foretold.state > 0) == bool(optimizer.state)
+
+
+def test_memory_that_depends_on_values_is_not_foretold() -> None:
+    weight = torch.ones(2, 3, requires_grad=True)
+    optimizer = Optimizer([weight], TorchOptim(Reading, {"lr": 0.1}), LR(1.0))
+    (module,) = optimizer.memory().unknown
+    assert module.startswith("torch_optim(")
+    assert module.endswith("at 0")
+    assert f"What {module} will keep is not known" in optimizer.memory().notes[0]
+    weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    assert optimizer.memory().unknown == ()
+    assert optimizer.memory().state == 6 * 4
+
+
 def test_nothing_else_changes() -> None:
     weight = torch.ones(2, 3).t().requires_grad_()
     weight.grad = torch.full((3, 2), 2.0)
@@ -211,6 +251,16 @@ class Counting(torch.optim.Optimizer):
                 if param.grad is not None:
                     self.state[param].setdefault("noise", torch.rand(()))
                     param.sub_(param.grad * group["lr"] * group["k"])
+
+
+class Reading(torch.optim.SGD):
+    """Reads values of the gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for param in self.param_groups[0]["params"]:
+            if param.grad is not None and float(param.grad.sum()) >= 0:
+                self.state[param]["mean"] = param.grad.clone()
 
 
 class Listing(torch.optim.SGD):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from projcore import Chain, Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
@@ -392,6 +393,51 @@ def test_memory_is_what_the_formula_says() -> None:
         size = 4 * (30 * 4 + 2 * 4 * 50 + 30 * 50 * feedback) + 8
         assert counted.state == foretold.state == size
         assert not any(row.unused for row in counted.rows)
+
+
+class Products(TorchDispatchMode):
+    """Counts multiplications in products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_"):
+            one, other = args[-2:]
+            self.count += one.numel() * other.shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "large", "small"),
+    [
+        # Beside those of a matrix and a basis, the large ones, there are small ones: of moments and
+        # changes of basis (rrl), which are of two bases (rrs).
+        (LDAdam, {"error_feedback": False}, 4, {"rrl": 4, "rrs": 4}),
+        (LDAdam, {}, 6, {"rrl": 4, "rrs": 6}),
+        (LowRank, {"period": 1, "policy": "keep"}, 4, {}),
+        (LowRank, {"period": 1, "policy": "transport"}, 4, {"rrl": 2, "rrs": 2}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(48, 30), (30, 48)])
+def test_a_step_takes_no_more_products_than_it_says(
+    module: Any, arguments: Any, large: int, small: dict[str, int], shape: tuple[int, int]
+) -> None:
+    weight = Parameter(torch.randn(shape))
+    optimizer = Optimizer([weight], module([Adam()], rank=4, **arguments), LR(0.1))
+    for _ in range(3):
+        weight.grad = torch.randn(shape)
+        with Products() as products:
+            optimizer.step()
+    rank, short, long = 4, 30, 48
+    works = {"rrl": rank * rank * long, "rrs": rank * rank * short}
+    expected = large * rank * short * long + sum(
+        number * works[name] for name, number in small.items()
+    )
+    assert products.count == expected
 
 
 def test_a_step_with_infinite_numbers_is_refused_and_leaves_all_as_it_was() -> None:

@@ -55,7 +55,7 @@ def assert_equal_lists(one: list[Tensor], other: list[Tensor], tolerance: float 
 
 
 @pytest.mark.parametrize("side", ["std", "left", "right", "full"])
-@pytest.mark.parametrize("refresh", ["svd", "gram", "randomized", "subspace"])
+@pytest.mark.parametrize("refresh", ["svd", "gram", "randomized", "subspace", "subspace_whole"])
 def test_of_full_rank_gradient_descent_inside_is_gradient_descent(side: Any, refresh: Any) -> None:
     made = LowRank([LR(0.1)], rank=1.0, period=2, side=side, refresh=refresh)
     short = [i for i, shape in enumerate(SHAPES) if side == "std" or i not in (0, 1, 4)]
@@ -160,7 +160,7 @@ def test_square_matrices_are_compressed_from_the_right() -> None:
         assert f"0/{entry}" in optimizer.state[weight]
 
 
-@pytest.mark.parametrize("refresh", ["svd", "gram", "randomized", "subspace"])
+@pytest.mark.parametrize("refresh", ["svd", "gram", "randomized", "subspace", "subspace_whole"])
 def test_memory_is_what_the_formula_says(refresh: Any) -> None:
     weight = Parameter(torch.randn(30, 50))
     optimizer = Optimizer([weight], LowRank([Adam()], rank=4, refresh=refresh), LR(0.1))

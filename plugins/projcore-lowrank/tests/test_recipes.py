@@ -533,8 +533,29 @@ def test_what_two_modules_share_is_one_for_all(name: str, setting: str, value: A
         build(name, model, project={"blocks.* ndim==2": {setting: value}})
     with pytest.raises(ArgumentError, match=message):
         build(name, [{"params": model.parameters(), setting: value}])
+    build(name, [{"params": model.parameters(), setting: value}], **{setting: value})
     again = build(name, build(name, model, **{setting: value}).param_groups, **{setting: value})
-    assert all(group[setting] == value for group in again.param_groups)
+    for group in again.param_groups:
+        assert {group[key] for key in keys_of(again, setting)} == {value}
+
+
+def keys_of(optimizer: Optimizer, setting: str) -> list[str]:
+    """The keys of a setting in parameter groups, qualified by position or not."""
+    return [key for key in optimizer.defaults if key.rpartition(".")[2] == setting]
+
+
+@pytest.mark.parametrize("name", ["apollo", "apollo_mini", "fira"])
+def test_betas_of_two_modules_do_not_drift_apart(name: str) -> None:
+    """What would change one of the two finds neither; each is named by position."""
+    model = model_of()
+    optimizer = build(name, model)
+    assert keys_of(optimizer, "betas") == ["0.modules.0.betas", "1.betas"]
+    with pytest.raises(ValueError, match="must support momentum or beta1"):
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=10)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=10, cycle_momentum=False)
+    given = {"1.betas": (0.5, 0.9)}
+    with pytest.raises(ArgumentError, match=r"given 1.betas=\(0.5, 0.9\) for a group or a rule"):
+        build(name, [{"params": model.parameters(), **given}])
 
 
 @pytest.mark.parametrize("name", NAMES)

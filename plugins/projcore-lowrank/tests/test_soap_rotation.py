@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from projcore import Optimizer
 from projcore.errors import ArgumentError, StepError
 from projcore.modules import LR, Adam, HeavyBall, Scale
+from projcore.projections import Stack
 from projcore.testing import Subject, parametrize_with_checks
 from projcore_lowrank.soap_rotation import SOAPRotation
 
@@ -324,6 +325,53 @@ def test_what_is_not_finite_enters_no_average(bad):
     assert torch.equal(weight, before[0])
     for key, value in optimizer.state_dict()["state"][0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(before[1][key])), key
+
+
+@pytest.mark.parametrize("skip_first", [False, True])
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bad_input_is_refused_before_anything_changes(dtype, stacked, skip_first):
+    """Also one number among many, of the second tensor; two that cancel out; what overflows."""
+
+    def make(params, nonfinite):
+        made = SOAPRotation([Adam()], period=1, skip_first=skip_first, nonfinite=nonfinite)
+        return Optimizer(params, Stack([made]) if stacked else made, LR(0.1))
+
+    def give(params, bad=()):
+        for param in params:
+            param.grad = torch.randn(param.shape).to(dtype)
+        for k, value in enumerate(bad):
+            params[1].grad[k, 1, 2] = value
+
+    params = [Parameter(torch.ones(2, 3, 4, dtype=dtype)) for _ in range(2)]
+    optimizer = make(params, "raise")
+    largest = torch.finfo(dtype).max
+    cases = [(math.nan,), (-math.inf,), (math.inf, -math.inf)]
+    for count in range(3):
+        before = copy.deepcopy((params, optimizer.state_dict()["state"]))
+        for bad in cases + ([] if dtype == torch.float16 else [(largest,)]):
+            give(params, bad)
+            with pytest.raises(StepError, match=r"shape \(2, 3, 4\) in .*\. Its .*\. Leave this"):
+                optimizer.step()
+            assert all(map(torch.equal, params, before[0]))
+            for i, entries in before[1].items():
+                now = optimizer.state_dict()["state"][i]
+                assert entries.keys() == now.keys()
+                for key, entry in entries.items():
+                    assert torch.equal(torch.as_tensor(entry), torch.as_tensor(now[key])), key
+            others = [Parameter(param.detach().clone()) for param in params]
+            keeping = make(others, "skip")
+            for _ in range(count):
+                give(others)
+                keeping.step()
+            give(others, bad)
+            keeping.step()
+            memory = [pair for each in keeping.state.values() for pair in each.items()]
+            kept = [value for key, value in memory if "average" in key or "basis" in key]
+            assert len(kept) == 12
+            assert all(bool(each.isfinite().all()) for each in kept)
+        give(params)
+        optimizer.step()
 
 
 def test_with_skip_the_averages_stay():

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from projcore.errors import ArgumentError
-from projcore_lowrank._subspace import Method, _folded, captured, dominant, orthonormalize
+from projcore_lowrank._subspace import (
+    Method,
+    _folded,
+    _follow,
+    captured,
+    dominant,
+    orthonormalize,
+)
 
 METHODS: tuple[Method, ...] = get_args(Method)
 SHAPES = [(12, 12), (12, 40), (40, 12), (13, 37), (2, 12, 30), (2, 3, 20, 12)]
@@ -105,7 +112,7 @@ def test_iterations_converge_to_the_singular_vectors(
     assert_close(aligned, torch.ones_like(aligned), atol=tolerance, rtol=0)
     basis = None
     for _ in range(20):
-        basis = dominant(matrix, 3, "subspace", basis, fold=False)
+        basis = dominant(matrix, 3, "subspace_whole", basis)
     assert basis is not None
     # Its start is stirred each time, by the square root of rounding.
     assert sine(matrix, basis) < torch.finfo(dtype).eps ** 0.5
@@ -207,10 +214,10 @@ def test_the_rank_may_change() -> None:
 
 def test_folding_adds_each_column_once() -> None:
     for columns in (10, 17, 24, 30, 64):
-        for width in (9, 10, 16, 30):
+        for width in range(9, columns, 4):
             eye = torch.eye(columns)
             matrix = _folded(eye, width, 3)  # (columns, width)
-            assert matrix.shape[-1] == min(columns, width)
+            assert matrix.shape[-1] == width
             assert_close(matrix.abs().sum(1), torch.ones(columns))
             assert_close(matrix.abs().amax(1), torch.ones(columns))
             a = decaying((12, columns), 0.9, torch.float32)
@@ -228,12 +235,56 @@ def test_folding_keeps_the_gram_on_average() -> None:
 
 
 def test_folding_is_for_matrices_of_few_columns() -> None:
-    start = torch.eye(16)[:, :4]
-    for columns, equal in ((15, False), (16, True), (40, True)):
-        matrix = decaying((16, columns), 0.9, torch.float32)
-        folded = dominant(matrix, 4, "subspace", start)
-        exact = dominant(matrix, 4, "subspace", start, fold=False)
+    start = torch.eye(90)[:, :20]
+    for columns, equal in ((52, True), (53, False), (80, False), (81, True)):
+        matrix = decaying((90, columns), 0.6, torch.float32)
+        folded = dominant(matrix, 20, "subspace", start)
+        exact = dominant(matrix, 20, "subspace_whole", start)
         assert torch.equal(folded, exact) is equal
+
+
+def powers(exponent: float, *batch: int) -> Tensor:
+    """Returns square matrices with singular values 1, 2^exponent, ..."""
+    random = torch.Generator().manual_seed(0)
+    left, right = torch.linalg.qr(torch.randn(2, *batch, 240, 240, generator=random)).Q
+    return (left * torch.arange(1, 241) ** exponent) @ right
+
+
+@pytest.mark.parametrize("exponent", [-0.3, -0.6, -1.0, -1.5, -3.0])
+def test_what_a_fold_would_miss_is_looked_for_in_the_whole(exponent: float) -> None:
+    matrix = powers(exponent)
+    start = torch.eye(240)[:, :80]
+    folded, _ = _follow(_folded(matrix, 112, 0), start, 0, 8)
+    found, drawn = dominant(matrix, 80, "subspace", start), float(captured(matrix, folded))
+    # The estimate is the truth up to a factor of 2 or so.
+    assert torch.equal(found, folded) is (exponent < -1)
+    assert (drawn > 0.995) is (exponent < -1)
+    if exponent >= -1:
+        best = captured(matrix, dominant(matrix, 80, "svd"))
+        whole = captured(matrix, dominant(matrix, 80, "subspace_whole", start))
+        assert captured(matrix, found) > whole > drawn
+        assert captured(matrix, found) > 0.9 * best
+
+
+@pytest.mark.parametrize("exponent", [-0.3, -1.0, -1.5])
+def test_what_is_outside_is_estimated(exponent: float) -> None:
+    matrix = powers(exponent)
+    estimates = []
+    for seed in range(20):
+        basis, estimate = _follow(matrix, torch.eye(240)[:, :80], seed, 8)
+        estimates.append(float(estimate / (1 - captured(matrix, basis))))
+    assert min(estimates) > 0.5
+    assert max(estimates) < 2
+
+
+def test_of_a_batch_only_some_may_need_the_whole() -> None:
+    matrices = torch.stack([powers(-0.3), powers(-1.5), torch.zeros(240, 240)])
+    start = torch.eye(240)[:, :80].expand(3, 240, 80)
+    together = dominant(matrices, 80, "subspace", start)
+    check_orthonormal(together)
+    for i in range(3):
+        alone = dominant(matrices[i], 80, "subspace", start[i])
+        assert_close(captured(matrices[i], together[i]), captured(matrices[i], alone))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -250,7 +301,7 @@ def test_random_numbers_come_from_the_source_alone(method: Method) -> None:
     generators = [torch.Generator().manual_seed(7) for _ in range(2)]
     assert torch.equal(*[basis(generator) for generator in generators])
     assert torch.equal(torch.get_rng_state(), state)
-    drawn = method in ("randomized", "subspace")
+    drawn = method in ("randomized", "subspace", "subspace_whole")
     assert torch.equal(basis(7), basis(8)) is not drawn
     assert torch.equal(basis(generators[0]), basis(7)) is not drawn
 
@@ -333,7 +384,9 @@ def test_arguments_are_checked() -> None:
         dominant(matrix, 2, "randomized", power=0)
     with pytest.raises(ArgumentError, match=r"oversampling=-1.*at least 0"):
         dominant(matrix, 2, "randomized", oversampling=-1)
-    with pytest.raises(ArgumentError, match=r"'qr'.*svd, gram, randomized, subspace"):
+    with pytest.raises(
+        ArgumentError, match=r"'qr'.*svd, gram, randomized, subspace, subspace_whole"
+    ):
         dominant(matrix, 2, "qr")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"shape \(6, 2\).*shape \(4, 6\)"):
         dominant(matrix, 2, "subspace", torch.ones(6, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import math
@@ -15,6 +16,7 @@ import torch
 from projcore import Optimizer
 from projcore.errors import ArgumentError, StepError
 from projcore.modules import LR, Adam, HeavyBall
+from projcore.projections import Stack
 from projcore.testing import Subject, parametrize_with_checks
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank.tucker import Tucker, hooi, hosvd, multiply_squares
@@ -288,7 +290,7 @@ def test_what_is_not_finite_is_not_learnt_from(bad):
     point = weight.detach().clone()
     memory = {key: torch.as_tensor(v).clone() for key, v in optimizer.state[weight].items()}
     weight.grad = poisoned
-    with pytest.raises(StepError, match=r"shape \(4, 3, 5\) .* Inf or NaN\. .*\. Leave this step"):
+    with pytest.raises(StepError, match=r"shape \(4, 3, 5\) .* Inf or NaN, .*\. Leave this step"):
         optimizer.step()
     assert torch.equal(weight.detach(), point)
     for key, value in optimizer.state[weight].items():
@@ -305,6 +307,61 @@ def test_what_is_not_finite_is_not_learnt_from(bad):
     _, (seen, later), _ = steps([keeping], [poisoned, good])
     assert torch.equal(seen["0/basis0"], torch.eye(4, 2, **DOUBLE))
     assert torch.equal(later["0/basis0"], expected[0])
+
+
+@pytest.mark.parametrize("refresh", ["hosvd", "hooi"])
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64, torch.complex128]
+)
+def test_bad_input_is_refused_before_anything_changes(dtype, stacked, refresh):
+    """Also one number among many, of the second tensor, or of an imaginary part; what overflows."""
+    params = [torch.nn.Parameter(draw(SHAPE, i).to(dtype)) for i in range(2)]
+    tucker = Tucker([Adam()], RANK, period=1, refresh=refresh)
+    optimizer = Optimizer(params, Stack([tucker]) if stacked else tucker, LR(0.1))
+    skipping = Tucker([Adam()], RANK, period=1, refresh=refresh, nonfinite="skip")
+
+    largest = torch.finfo(dtype).max
+
+    def give(value=None):
+        for i, param in enumerate(params):
+            param.grad = draw(SHAPE, 5 + i).to(dtype)
+        if value is not None:
+            count = 3 if value == largest else 1  # it is their sum that overflows
+            params[1].grad[1, 2, :count] = value
+
+    give()
+    optimizer.step()
+    before = copy.deepcopy([params, optimizer.state_dict()["state"]])
+    refused = r"shape \(4, 3, 5\) in .*\. Bases .*\. Leave this step"
+    values = [math.nan, -math.inf] + ([complex(0, math.nan)] if dtype.is_complex else [])
+    for value in values + ([] if dtype == torch.float16 else [largest]):
+        give(value)
+        with pytest.raises(StepError, match=refused):
+            optimizer.step()
+        assert all(map(torch.equal, params, before[0]))
+        for i, entries in optimizer.state_dict()["state"].items():
+            assert entries.keys() == before[1][i].keys()
+            for key, entry in entries.items():
+                assert torch.equal(torch.as_tensor(entry), torch.as_tensor(before[1][i][key])), key
+        others = [torch.nn.Parameter(param.detach().clone()) for param in params]
+        keeping = Optimizer(others, Stack([skipping]) if stacked else skipping, LR(0.1))
+        for other, param in zip(others, params, strict=True):
+            other.grad = param.grad
+        keeping.step()
+        memory = [pair for each in keeping.state.values() for pair in each.items()]
+        bases = [value for key, value in memory if "basis" in key]
+        assert len(bases) == 6
+        assert all(bool(basis.isfinite().all()) for basis in bases)
+
+
+@pytest.mark.parametrize(("dtype", "power"), [(torch.float16, 12), (torch.float32, 100)])
+def test_what_is_large_is_learnt_from(dtype, power):
+    """Though its squares overflow, or in float16 its sum."""
+    grad = draw(SHAPE).to(dtype)
+    _, (plain,), _ = steps([Tucker([LR(1.0)], RANK)], [grad])
+    _, (large,), _ = steps([Tucker([LR(1.0)], RANK)], [2.0**power * grad])
+    torch.testing.assert_close(plain["0/basis0"], large["0/basis0"])
 
 
 def test_low_precision_is_learnt_in_float32():

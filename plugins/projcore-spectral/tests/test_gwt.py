@@ -300,6 +300,25 @@ def test_a_row_of_complex_numbers_has_one_ratio() -> None:
     torch.testing.assert_close(-weight.detach(), expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "shape", [(7,), (8,), (101,), (1, 40), (16, 1), (3, 97), (50, 91), (2, 3, 13), (3, 1, 2, 24)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("level", [1, 3])
+def test_low_precision_is_rounded_once(
+    dtype: torch.dtype, shape: tuple[int, ...], level: int
+) -> None:
+    half, single = torch.finfo(dtype).eps / 2, torch.finfo(torch.float32).eps
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    z = coarse(x, level)
+    full = spread(z, level, shape[-1])
+    assert z.dtype == full.dtype == dtype
+    exact = (coarse(x.double(), level), spread(z.double(), level, shape[-1]))
+    for given, expected in zip((z, full), exact, strict=True):
+        error = single * float(expected.norm())
+        torch.testing.assert_close(given.double(), expected, rtol=half, atol=error)
+
+
 def test_bfloat16_is_computed_in_float32() -> None:
     start = torch.randn(50, 91, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(coarse(start, 3), coarse(start.float(), 3).bfloat16())

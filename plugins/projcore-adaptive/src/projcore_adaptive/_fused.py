@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from projcore import Blend, Write
 
 EpsMode = Literal["corrected", "hat"]
 
@@ -49,32 +53,82 @@ def fused_direction(
 
     The kernel steps parameters that are zero, with a learning rate of -1.
     """
-    beta1, beta2, eps, eps_mode, bias_correction = terms
     result = [torch.zeros_like(tensor) for tensor in tensors]
-    for count, places in _alike(tensors, steps):
-        correction = 1 - beta2**count
-        fixed: dict[str, Any] = {"amsgrad": False, "weight_decay": 0.0, "maximize": False}
-        torch._fused_adam_(
-            [result[i] for i in places],
-            [tensors[i] for i in places],
-            [exp_avgs[i] for i in places],
-            [exp_avg_sqs[i] for i in places],
-            [],
-            # Of infinitely many steps the corrections are 1.
-            [torch.tensor(float(count) if bias_correction else math.inf)] * len(places),
-            lr=-1.0,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps / correction**0.5 if bias_correction and eps_mode == "hat" else eps,
-            **fixed,
-        )
+    for count, places in _alike(tensors, steps, [None] * len(steps)):
+        p, u, m, v = ([x[i] for i in places] for x in (result, tensors, exp_avgs, exp_avg_sqs))
+        _kernel(p, u, m, v, count, terms, lr=-1.0)()
     return result
 
 
-def _alike(tensors: list[Tensor], steps: list[Tensor]) -> Iterator[tuple[int, list[int]]]:
-    """Yields counts of steps, with the places of tensors that have it and are of one dtype."""
-    places: dict[tuple[int, torch.dtype], list[int]] = {}
-    for i, (tensor, step) in enumerate(zip(tensors, steps, strict=True)):
-        places.setdefault((int(step), tensor.dtype), []).append(i)
-    for (count, _), found in places.items():
+def fused_writes(
+    targets: list[Tensor],
+    blends: list[Blend],
+    tensors: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    terms: Terms,
+) -> list[Write]:
+    """Returns what updates the moments and writes the parameters, both at once."""
+    made = []
+    for count, places in _alike(tensors, steps, blends):
+        p, u, m, v = ([x[i] for i in places] for x in (targets, tensors, exp_avgs, exp_avg_sqs))
+        scale, decay = blends[places[0]]
+        own = decay / scale if decay else 0.0
+        kernel = _kernel(p, u, m, v, count, terms, lr=scale, weight_decay=own)
+        # The kernel leaves versions as they are. Writing none of its elements raises that of the
+        # first, by which it is told whether the kernel has run.
+        mark = partial(p[0].unsqueeze(0)[:0].zero_)
+        others = partial(torch.autograd.graph.increment_version, p[1:])
+        made.append(Write(p[0], partial(_run_all, (kernel, mark, others))))
+    return made
+
+
+def _kernel(
+    targets: list[Tensor],
+    tensors: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    count: int,
+    terms: Terms,
+    lr: float,
+    weight_decay: float = 0.0,
+) -> partial[object]:
+    beta1, beta2, eps, eps_mode, bias_correction = terms
+    if bias_correction and eps_mode == "hat":
+        eps = eps / (1 - beta2**count) ** 0.5
+    # Of infinitely many steps the corrections are 1.
+    step = torch.tensor(float(count) if bias_correction else math.inf)
+    fixed: dict[str, Any] = {"amsgrad": False, "maximize": False}
+    return partial(
+        torch._fused_adamw_,
+        targets,
+        tensors,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        [step] * len(targets),
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=eps,
+        **fixed,
+    )
+
+
+def _run_all(calls: Iterable[partial[Any]]) -> None:
+    """Calls functions in turn; no interrupt comes between built-in ones, as it would in a loop."""
+    deque(map(partial.__call__, calls), maxlen=0)
+
+
+def _alike(
+    tensors: list[Tensor], steps: list[Tensor], others: Sequence[Hashable]
+) -> Iterator[tuple[int, list[int]]]:
+    """Yields counts of steps, with the places of tensors that share it, dtype and another thing."""
+    counts = torch.stack(steps).tolist()
+    places: dict[tuple[int, torch.dtype, Hashable], list[int]] = {}
+    for i, (count, tensor, other) in enumerate(zip(counts, tensors, others, strict=True)):
+        places.setdefault((int(count), tensor.dtype, other), []).append(i)
+    for (count, _, _), found in places.items():
         yield count, found

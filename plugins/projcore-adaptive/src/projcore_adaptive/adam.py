@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Blend, Node, Settings, Transform, Write, blended, require, scalar
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._choice import require_choice
 from projcore_adaptive._complex import as_given, as_real
 from projcore_adaptive._foreach import add_squares_, lerp_, once
-from projcore_adaptive._fused import EpsMode, Terms, can_fuse, fused_direction
+from projcore_adaptive._fused import EpsMode, Terms, can_fuse, fused_direction, fused_writes
 
 
 def adam_update(
@@ -184,6 +184,20 @@ class Adam(Transform):
     ) -> list[Tensor]:
         return adam_direction(tensors, states, settings[0], self.eps_mode, self.bias_correction)
 
+    def writes(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        ways = (self.eps_mode, self.bias_correction)
+        return adam_writes(targets, blends, tensors, states, settings[0], *ways)
+
 
 class AdamW(Transform):
     r"""Adam with decoupled weight decay: adds :math:`\lambda p` to what `Adam` returns.
@@ -252,6 +266,21 @@ class AdamW(Transform):
         decay_(update, params, scalar(settings[0]["weight_decay"]))
         return update
 
+    def writes(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        own = scalar(settings[0]["weight_decay"])
+        blends = [Blend(scale, decay + scale * own) for scale, decay in blends]
+        return adam_writes(targets, blends, tensors, states, settings[0])
+
 
 def init_moments(tensor: Tensor, amsgrad: bool = False) -> dict[str, Tensor | float]:
     """Returns the memory of Adam before the first step."""
@@ -288,6 +317,40 @@ def adam_direction(
         bias_correction,
     )
     return as_given(result, tensors)
+
+
+def adam_writes(
+    targets: list[Tensor],
+    blends: list[Blend],
+    tensors: list[Tensor],
+    states: list[Node],
+    settings: Settings,
+    eps_mode: EpsMode = "corrected",
+    bias_correction: bool = True,
+) -> list[Write]:
+    """Returns what writes parameters: torch's fused kernel, or where it cannot, a direction."""
+    p, u = as_real(targets), as_real(tensors)
+    m = as_real([state["exp_avg"] for state in states])
+    v = as_real([state["exp_avg_sq"] for state in states])
+    chosen: list[int] = []
+    others: list[int] = []
+    for i, (state, (scale, decay)) in enumerate(zip(states, blends, strict=True)):
+        # The kernel multiplies the decay by the scale.
+        plain = "max_exp_avg_sq" not in state and (scale != 0 or decay == 0)
+        (chosen if plain and can_fuse(u[i], m[i], v[i], p[i]) else others).append(i)
+    made = []
+    if chosen:
+        steps = [states[i]["step"] for i in chosen]
+        torch._foreach_add_(steps, 1)
+        p, u, m, v = ([each[i] for i in chosen] for each in (p, u, m, v))
+        (beta1, beta2), eps = settings["betas"], scalar(settings["eps"])
+        terms = Terms(scalar(beta1), scalar(beta2), eps, eps_mode, bias_correction)
+        made += fused_writes(p, [blends[i] for i in chosen], u, m, v, steps, terms)
+    if others:
+        some, nodes = [tensors[i] for i in others], [states[i] for i in others]
+        update = adam_direction(some, nodes, settings, eps_mode, bias_correction)
+        made += blended([targets[i] for i in others], update, [blends[i] for i in others])
+    return made
 
 
 def decay_(update: list[Tensor], params: list[Tensor], weight_decay: float | Tensor) -> None:

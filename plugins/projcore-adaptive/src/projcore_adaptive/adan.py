@@ -28,7 +28,8 @@ def adan_update(
     differences = fill_where(
         list(torch._foreach_sub(tensors, previous)), [count == 1 for count in counts], 0.0
     )
-    torch._foreach_copy_(previous, tensors)
+    for kept, tensor in zip(previous, tensors, strict=True):
+        kept.copy_(tensor)  # torch has no _foreach_copy_ of sharded tensors
     lerp_(exp_avgs, tensors, 1 - beta1)
     lerp_(exp_avg_diffs, differences, 1 - beta2)
     ahead = torch._foreach_mul(differences, beta2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
-from projcore.errors import ArgumentTypeError
+from projcore import Node, Settings, Transform, scalar
+from projcore_adaptive._betas import require_betas
 from projcore_adaptive._foreach import once
 
 
@@ -18,11 +18,15 @@ class BiasCorrection(Transform):
     of its growth, it sees the update before the correction.
 
     Args:
-        betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1; fixed, groups do not
-            change them.
+        betas: :math:`\beta_1, \beta_2` of that Adam, each at least 0 and less than 1. Both modules
+            have this setting, so in parameter groups it is named by position, as
+            ``"0.modules.0.betas"`` and ``"1.betas"``: what changes one must change the other. A
+            scheduler that cycles ``"betas"``, as `torch.optim.lr_scheduler.OneCycleLR`, finds none
+            and says so; give it ``cycle_momentum=False``.
 
     Raises:
         ArgumentError: If a beta is out of range.
+        ArgumentTypeError: If ``betas`` is no pair.
 
     Cost: one pass over the update.
 
@@ -46,15 +50,10 @@ class BiasCorrection(Transform):
     kinds = {"step": "scalar"}
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ArgumentTypeError(
-                f"BiasCorrection(betas={betas!r}) was given no pair. betas is two numbers. Pass "
-                "for example (0.9, 0.999)."
-            )
-        for beta in betas:
-            require(self, "betas", beta, minimum=0, below=1)
-        self.betas = (float(betas[0]), float(betas[1]))
-        super().__init__()
+        super().__init__({"betas": betas})
+
+    def check(self, settings: Settings) -> None:
+        require_betas(self, settings)
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         return {"step": torch.zeros((), dtype=torch.int64)}
@@ -63,7 +62,7 @@ class BiasCorrection(Transform):
         self, states: list[Node], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         torch._foreach_add_([state["step"] for state in states], 1)
-        beta1, beta2 = self.betas
+        beta1, beta2 = (scalar(beta) for beta in settings[0]["betas"])
         counts = [scalar(state["step"]) for state in states]
         return [((1 - beta2**t) ** 0.5 / (1 - beta1**t), 0.0) for t in counts]
 

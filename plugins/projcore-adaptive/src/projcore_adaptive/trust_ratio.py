@@ -51,6 +51,7 @@ class TrustRatio(Transform):
     """
 
     scope = "tensor"
+    sharded = True
     batched = True
     needs = frozenset({"params"})
 
@@ -104,6 +105,7 @@ class LAMB(Transform):
     """
 
     scope = "tensor"
+    sharded = True
     batched = True
     needs = frozenset({"params"})
     kinds = Adam.kinds
@@ -172,6 +174,7 @@ class LARS(Transform):
     """
 
     scope = "tensor"
+    sharded = True
     batched = True
     needs = frozenset({"params"})
 

@@ -42,6 +42,7 @@ class Centralize(Transform):
     """
 
     scope = "tensor"
+    sharded = True
     batched = True
 
     def __init__(self) -> None:

@@ -66,6 +66,7 @@ class ClipNorm(Transform):
     """
 
     batched = True
+    sharded = True
 
     def __init__(self, max_norm: float, norm_type: Order = 2.0, per_tensor: bool = False) -> None:
         self.order = as_order(self, "norm_type", norm_type)

@@ -100,6 +100,7 @@ class Normalize(Transform):
     """
 
     batched = True
+    sharded = True
 
     def __init__(
         self,

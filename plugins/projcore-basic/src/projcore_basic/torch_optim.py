@@ -8,8 +8,9 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from projcore import Node, Optimizer, Settings, Transform, require, scalar
+from projcore import Node, Objective, Optimizer, Row, Settings, State, Transform, require, scalar
 from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, ProjcoreError, suggest
 
 # What one element of the step depends on, for torch's own; "all" is safe for every other.
@@ -89,19 +90,30 @@ class TorchOptim(Transform):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         # Memory must be there from the first step on, so a step is tried on zeros. Its names and
         # shapes are kept; its values are not used.
-        zeros = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        nodes: list[Node] = [{}]
-        devices = [tensor.device] if tensor.is_cuda else []
         try:
-            with torch.random.fork_rng(devices):
-                self._step([zeros], [zeros], nodes, [settings])
+            return self._tried(tensor, settings)
         except ProjcoreError:
             raise
         except (NotImplementedError, RuntimeError):
             if not tensor.is_meta:
                 raise
+        if not self._is_torchs:
             return {}  # it reads values, which a tensor without storage has not
+        with Ones():  # type: ignore[no-untyped-call]  # no shape of torch's own depends on it
+            return self._tried(tensor, settings)
+
+    def _tried(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        zeros = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        nodes: list[Node] = [{}]
+        devices = [tensor.device] if tensor.is_cuda else []
+        with torch.random.fork_rng(devices):
+            self._step([zeros], [zeros], nodes, [settings])
         return {**nodes[0], STEPS: 0}
+
+    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
+        super().prepare(objective, state, rows)
+        if not all(state.nodes):
+            rows[-1] = rows[-1]._replace(shapes=())  # what it will keep is not known
 
     # As torch.optim does it; torch.compiler.disable would import the compiler, which takes seconds.
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -170,6 +182,17 @@ class TorchOptim(Transform):
                     "is tensors and numbers under plain names, so that it can be saved. Use an "
                     "optimizer that keeps only these."
                 )
+
+
+class Ones(TorchDispatchMode):
+    """Has 1 read from tensors without storage."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1
+        return func(*args, **(kwargs or {}))
 
 
 def as_optimizer(value: object) -> type[torch.optim.Optimizer]:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from projcore.errors import ArgumentError
-from projcore_lowrank._seeded import gaussian, rademacher
+from projcore_lowrank._seeded import gaussian
 
-Method = Literal["svd", "gram", "randomized", "subspace"]
+Method = Literal["svd", "gram", "randomized", "subspace", "subspace_whole"]
 Source = torch.Generator | int | None
-Draw = Callable[[int, Sequence[int], torch.dtype, torch.device], Tensor]
 
-# "subspace" adds columns to others where there are fewer than FOLD_BELOW r of them, until there are
-# FOLD_TO r + FOLD_MORE: that shortens the iteration just where the SVD takes least.
+# "subspace" adds columns to others where there are at most FOLD_BELOW r of them, until there are
+# r + FOLD_MORE: that shortens the iteration just where the SVD takes least.
 FOLD_BELOW = 4
-FOLD_TO = 1.25
-FOLD_MORE = 8
+FOLD_MORE = 32
+# If more than FOLD_LOSS of the squared norm seems to be outside then, by PROBES random sums of
+# columns, a step with all columns follows.
+FOLD_LOSS = 0.005
+PROBES = 8
 # It adds a little of random columns to the last STIRRED of its start: else what is orthogonal to
 # the start is never found, as where other rows of a gradient are zero than were before.
 STIRRED = 32
@@ -33,7 +34,6 @@ def dominant(
     generator: Source = None,
     power: int = 1,
     oversampling: int = 0,
-    fold: bool = True,
 ) -> Tensor:
     r"""Returns orthonormal columns that span the top left singular subspace of a matrix.
 
@@ -47,29 +47,30 @@ def dominant(
     - ``"randomized"`` takes a basis of :math:`(A A^H)^q \Omega`, :math:`\Omega` Gaussian;
     - ``"subspace"`` takes a basis of :math:`A A^H P_0`, :math:`P_0` the basis of before, or
       Gaussian columns the first time. The columns keep their order and their signs, as far as
-      :math:`A` allows; of a zero :math:`A`, all of :math:`P_0` stays. If `n` is less than `4r`,
-      :math:`A S` takes the place of :math:`A`, where :math:`S` has `1.25r + 8` columns: it adds
-      columns to others, with random signs.
+      :math:`A` allows; of a zero :math:`A`, all of :math:`P_0` stays. If `n` is more than `r + 32`
+      and at most `4r`, :math:`A S` takes the place of :math:`A`, where :math:`S` has `r + 32`
+      columns: it adds columns to others, with random signs. Where more than about 0.005 of
+      :math:`\|A\|_F^2` would stay outside, a step with all of :math:`A` follows;
+    - ``"subspace_whole"`` is ``"subspace"`` that takes that step at once, whatever `n` is.
 
-    The last two do not order the columns by singular value, except with ``oversampling``. The more
-    `r` of these stand out from the rest, the nearer are they to the best: on gradients of
-    transformers both hold 0.999 of what the SVD does and more. Where few stand out they hold less,
-    and sums of columns lose more than following gains. If 0.38 of the energy is outside the best
-    basis, 768 x 768 with ``rank=256``, an old one that held 0.88 of the SVD's is followed by one
-    of 0.80, or with ``fold=False`` of 0.95; if 0.03 is outside, 0.96 by 0.97 or 0.99.
+    The last three do not order the columns by singular value, except with ``oversampling``. The
+    more `r` of these stand out from the rest, the nearer are they to the best: on gradients of
+    transformers all hold 0.999 of what the SVD does. Where few stand out they hold less. If 0.38
+    of the energy is outside the best basis, 768 x 768 with ``rank=256``, an old one that held 0.85
+    of the SVD's is followed by one of 0.92, or of 0.94 with ``"subspace_whole"``, which takes
+    less time there; if 0.013 is outside, one of 0.97 by ones of 0.998 and 0.997.
 
     Args:
         matrix: Real or complex; the entries are finite, which is not checked.
         rank: `r`, 1 to `m`.
         method: How.
-        start: :math:`P_0` of ``"subspace"``, shape ``(..., m, k)``, on the same device. Of more
-            than `r` columns the first `r` are used; missing ones are drawn.
+        start: :math:`P_0` of the last two, shape ``(..., m, k)``, on the same device. Of more than
+            `r` columns the first `r` are used; missing ones are drawn.
         generator: Where random numbers come from, a generator or a seed; None for the seed 0. All
             matrices of a batch share them. The global generator is not used. A generator on a GPU
             waits for it.
         power: `q` of ``"randomized"``, at least 1.
         oversampling: How many more columns ``"randomized"`` draws, to drop the least in the end.
-        fold: Whether ``"subspace"`` may add columns up.
 
     Returns:
         Contiguous, in the dtype of the matrix; float32 of a bfloat16 or float16 one.
@@ -78,10 +79,11 @@ def dominant(
         ArgumentError: If ``rank``, ``method``, ``power``, ``oversampling`` or the shape of
             ``start`` is out of range.
 
-    Cost: ``"subspace"`` :math:`4mnr + 4mr^2` operations, about :math:`9mr^2` and a copy of
-    :math:`A` if it adds up columns; ``"randomized"`` :math:`4mnr + 4mr^2` for each power, and
-    :math:`4nr^2 + O(r^3)` for oversampling. ``"gram"`` takes O(mns + s³) with s = min(m, n), and
-    ``"svd"`` the same with a far larger constant. ``benchmarks/refresh.py`` times them.
+    Cost: ``"subspace_whole"`` :math:`4mnr + 4mr^2` operations, and ``"subspace"`` too, or about
+    :math:`8mr^2` if it adds up columns, which synchronizes with a GPU; ``"randomized"``
+    :math:`4mnr + 4mr^2` for each power, and :math:`4nr^2 + O(r^3)` for oversampling. ``"gram"``
+    takes O(mns + s³) with s = min(m, n), and ``"svd"`` the same with a far larger constant.
+    ``benchmarks/refresh.py`` times them.
 
     Differs from the range finder of Halko et al.: it starts from :math:`\Omega` of `m` rows, not
     from :math:`A \Omega` with one of `n`, so that it is the ``"subspace"`` method on random
@@ -120,11 +122,10 @@ def dominant(
         found = torch.linalg.svd(a, full_matrices=False).U[..., :rank]
     elif method == "gram":
         found = _gram(a, rank)
+    elif method == "subspace_whole":
+        found, _ = _follow(a, _resized(a, start, rank, generator), generator)
     elif method == "subspace":
-        first = _resized(a, start, rank, generator)
-        if fold and a.shape[-1] < FOLD_BELOW * rank:
-            a = _folded(a, int(FOLD_TO * rank) + FOLD_MORE, generator)
-        found = _follow(a, first, generator)
+        found = _follow_folded(a, _resized(a, start, rank, generator), generator)
     elif method == "randomized":
         columns = min(rank + oversampling, rows)
         found = _randomized(a, _normal(a, columns, generator), rank, power)
@@ -175,8 +176,7 @@ def orthonormalize(y: Tensor) -> Tensor:
             f"orthonormalize was given {y.shape[-1]} columns of length {y.shape[-2]}. No more than "
             f"{y.shape[-2]} of these can be orthonormal. Pass fewer columns."
         )
-    q, _ = _qr(_scaled(y.to(_working(y.dtype))))
-    return q
+    return _orthonormal(_scaled(y.to(_working(y.dtype))), y.shape[-1])[0]
 
 
 def captured(matrix: Tensor, basis: Tensor) -> Tensor:
@@ -214,32 +214,51 @@ def _gram(a: Tensor, rank: int) -> Tensor:
     return orthonormalize(a @ right)
 
 
-def _follow(a: Tensor, start: Tensor, source: Source) -> Tensor:
+def _follow(a: Tensor, start: Tensor, source: Source, probes: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns a basis, and what part is outside of it of the squared norm of some random sums."""
     eps = torch.finfo(a.dtype).eps
     rows, rank = start.shape[-2:]
-    signs = _random(rademacher, (rows, min(STIRRED, rank)), a, source)
-    stirred = start.clone()
-    stirred[..., -signs.shape[-1] :].add_(signs, alpha=(eps / rows) ** 0.5)
     # Written for the transposes, which makes y column-major, as LAPACK wants it.
-    z = _scaled(stirred.mH @ a)  # (r, n)
-    y = _scaled(z @ a.mH)  # (r, m)
+    turned = start.mH.clone(memory_format=torch.contiguous_format)  # (r, m)
+    count = min(STIRRED, rank)
+    # Each row is the one before it, moved by a place: to draw all of them takes long.
+    signs = _signs(rows + count - 1, a, source).unfold(0, rows, 1)  # (count, m)
+    stirred = torch.add(turned[..., -count:, :], signs, alpha=(eps / rows) ** 0.5)
+    z = _scaled(torch.cat([turned[..., :-count, :] @ a, stirred @ a], -2))  # (r, n)
+    if probes:
+        sums = _random((probes, a.shape[-1]), a, source)
+        z = torch.cat([z, sums.expand(*z.shape[:-2], *sums.shape)], -2)
+    y = _scaled(z @ a.mH)  # (r + probes, m)
     # As if of a a^H plus the identity times what rounding loses anyway: where a is zero, so that
     # nothing leads the basis, it stays.
-    q, _ = _qr(torch.add(y, start.mH, alpha=eps).mH)
+    y[..., :rank, :].add_(turned, alpha=eps)
+    q, r = _orthonormal(y.mH, rank)
+    inside, outside = _square(r[..., :rank, rank:]), _square(r[..., rank:, rank:].triu())
+    return q, outside / (inside + outside).clamp(min=torch.finfo(inside.dtype).tiny)
+
+
+def _follow_folded(a: Tensor, start: Tensor, source: Source) -> Tensor:
+    (rows, rank), columns = start.shape[-2:], a.shape[-1]
+    width = rank + FOLD_MORE
+    if not width < columns <= FOLD_BELOW * rank:
+        return _follow(a, start, source)[0]
+    q, outside = _follow(_folded(a, width, source), start, source, min(PROBES, rows - rank))
+    # What the basis cannot hold is as long in each dimension of the sums, and of these it has all
+    # but FOLD_MORE: so only that part of it is seen.
+    poor = outside > FOLD_LOSS * FOLD_MORE / width
+    if bool(poor.any()):
+        q = torch.where(poor[..., None, None], _follow(a, q, source)[0], q)
     return q
 
 
 def _folded(a: Tensor, width: int, source: Source) -> Tensor:
     """Returns a matrix times a random one: columns added to others, with random signs."""
-    columns = a.shape[-1]
-    signs = _random(rademacher, (columns,), a, source)
-    while columns > width:
-        moved = min(columns // 2, columns - width)
-        end, columns = columns, columns - moved
-        summed = torch.addcmul(a[..., :moved], a[..., columns:], signs[columns:end])
-        kept = a[..., moved:columns]
-        a = torch.cat([summed, kept], -1) if kept.shape[-1] else summed
-    return a
+    first, *others = a.split(width, -1)
+    signs = _signs(a.shape[-1] - width, a, source).split(width)
+    folded: Tensor = first.clone()
+    for block, turns in zip(others, signs, strict=True):
+        folded[..., : len(turns)].addcmul_(block, turns)
+    return folded
 
 
 def _randomized(a: Tensor, start: Tensor, rank: int, power: int) -> Tensor:
@@ -262,23 +281,41 @@ def _qr(y: Tensor) -> tuple[Tensor, Tensor]:
     return q * signs.unsqueeze(-2), r * signs.conj().unsqueeze(-1)
 
 
+def _orthonormal(y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Returns the first columns of the Q of that QR, and what has R as its upper triangle.
+
+    Signs are as if the diagonal of R were positive in Q, and as they come in R.
+    """
+    reflections, scales = torch.geqrf(y)
+    signs = reflections.diagonal(dim1=-2, dim2=-1)[..., :rank].sgn()
+    signs = torch.where(signs == 0, 1, signs)
+    q: Tensor = torch.linalg.householder_product(reflections[..., :rank], scales[..., :rank])
+    q.mul_(signs.unsqueeze(-2))
+    return q, reflections
+
+
 def _scaled(x: Tensor) -> Tensor:
     """Returns matrices divided by their largest entries: products neither overflow nor vanish."""
     largest: Tensor = x.abs().amax((-2, -1), keepdim=True)
     return x / largest.clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def _random(draw: Draw, shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
-    """Returns random numbers; one set for a whole batch."""
+def _random(shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
+    """Returns normal numbers; one set for a whole batch."""
     if isinstance(source, torch.Generator):
         # A generator only gives the key, so that it may live on any device.
         source = int(torch.randint(1 << 62, (), generator=source, device=source.device))
-    return draw(0 if source is None else source, shape, like.dtype, like.device)
+    return gaussian(0 if source is None else source, shape, like.dtype, like.device)
+
+
+def _signs(count: int, like: Tensor, source: Source) -> Tensor:
+    """Returns numbers of absolute value 1."""
+    return _random((count,), like, source).sgn_()
 
 
 def _normal(a: Tensor, columns: int, source: Source) -> Tensor:
     """Returns Gaussian columns for a matrix, of about unit length."""
-    drawn = _random(gaussian, (a.shape[-2], columns), a, source).mul_(a.shape[-2] ** -0.5)
+    drawn = _random((a.shape[-2], columns), a, source).mul_(a.shape[-2] ** -0.5)
     return drawn.expand(*a.shape[:-1], columns)
 
 

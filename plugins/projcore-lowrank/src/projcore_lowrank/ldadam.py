@@ -75,9 +75,9 @@ class LDAdam(Learnt):
         StepError: In a step: if there is Inf or NaN in :math:`A`.
 
     Cost: per matrix of sides ``s <= l``: memory of ``s r`` for the basis and ``s l`` for :math:`E`
-    beside that of Adam, ``2 r l``. A step takes eight products of ``2 s l r`` operations, six
-    without :math:`E`, two of them to find the shapes of what is carried over; and about
-    ``12 s r^2`` for the QR and :math:`C`. :math:`B` is never formed.
+    beside that of Adam, ``2 r l``. A step takes products of ``12 s l r`` operations together,
+    ``8 s l r`` without :math:`E`, about ``8 r^2 l`` for the moments and ``12 s r^2`` for the QR and
+    :math:`C`. :math:`B` is never formed.
 
     Differs from the authors' code: :math:`E` is in memory, not in ``.grad``, where clearing and
     clipping gradients would spoil it; square matrices are compressed from the right.
@@ -145,25 +145,28 @@ class LDAdam(Learnt):
     def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
         node = super()._learnt(tensor, state, settings)
         if self.options.error_feedback:
-            node["error"] = self._with_lost_momentum(tensor, state, node)
+            state["lost"] = self._lost_momentum(tensor, state, node)  # until `rest` takes it
         return node
 
-    def _with_lost_momentum(self, tensor: Tensor, old: Node, new: Node) -> Tensor:
-        """Returns a new tensor: the update, and what of the momentum has no place any more."""
-        error = tensor.clone(memory_format=torch.contiguous_format)
+    def _lost_momentum(self, tensor: Tensor, old: Node, new: Node) -> tuple[Tensor, Tensor] | None:
+        """Returns two factors of what of the momentum has no place any more: columns, and it."""
         moment = self.memory_inside(old, "first")
         beta = self.betas[0]
-        if moment is not None and beta and old["step"]:
-            (end,) = self.ends(new)
-            before, now = self.basis(old, end, tensor), self.basis(new, end, tensor)
-            lost: Node = {end: before - now @ (now.mH @ before)}
-            self.add_up_(error.view(self._shape(tensor)), moment, lost, end, 1, beta / (1 - beta))
-        return error
+        if moment is None or not beta or not old["step"]:
+            return None
+        (end,) = self.ends(new)
+        before, now = self.basis(old, end, tensor), self.basis(new, end, tensor)
+        return (before - now @ (now.mH @ before)).mul_(beta / (1 - beta)), moment
 
     def rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
-        error: Tensor = state["error"].view(full.shape)  # new in this step, by `_learnt`
         (end,) = self.ends(state)
-        self.add_up_(error, low, state, end, 1, -1)
+        basis, lost = self.basis(state, end, low), state.pop("lost")
+        if lost is not None:  # both in one product, which takes one pass over the matrix
+            columns, moment = lost
+            basis = torch.cat([basis, columns.neg()], -1)
+            low = torch.cat([low, moment], -2 if end == "left" else -1)
+        error = full.clone(memory_format=torch.contiguous_format)
+        self.add_up_(error, low, {end: basis}, end, 1, -1)
         return error
 
     def transport(

@@ -11,7 +11,7 @@ from projcore import Node, Policy, Settings
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
 from projcore_lowrank._seeded import mix
-from projcore_lowrank._subspace import dominant
+from projcore_lowrank._subspace import Method, dominant
 from projcore_lowrank.subspace import (
     End,
     Nonfinite,
@@ -22,8 +22,7 @@ from projcore_lowrank.subspace import (
     require_choice,
 )
 
-Method = Literal["svd", "gram", "randomized", "subspace"]
-Refresh = Literal["svd", "gram", "randomized", "subspace", "none"]
+Refresh = Literal["svd", "gram", "randomized", "subspace", "subspace_whole", "none"]
 
 
 class Learnt(Subspace):
@@ -46,7 +45,8 @@ class Learnt(Subspace):
             # depends on, than the authors' codes have.
             wide = torch.promote_types(matrix.dtype, torch.float32)
             rows = torch.linalg.svd(matrix.mH.to(wide), full_matrices=False).Vh
-            basis = rows[..., :rank, :].mH
+            # A slice would keep all that it was cut from.
+            basis = rows[..., :rank, :].mH.clone(memory_format=torch.contiguous_format)
         else:
             basis = dominant(
                 matrix,
@@ -57,8 +57,7 @@ class Learnt(Subspace):
             )
         if basis.is_complex() and self.method in ("svd", "gram"):
             basis = with_fixed_phases(basis)
-        # A slice would keep all that it was cut from.
-        return {end: basis.to(matrix.dtype).clone(memory_format=torch.contiguous_format)}
+        return {end: basis.to(matrix.dtype)}
 
     def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
         basis: Tensor = state[end]
@@ -101,9 +100,11 @@ class LowRank(Learnt):
             is square), ``"reverse_std"`` the longer, which makes memory inside smaller still,
             ``"left"``, ``"right"``, or ``"full"``, both: :math:`P^H G Q`.
         refresh: How a basis is made. ``"subspace"``: from the one before it, or from random
-            directions if there is none. ``"randomized"``: from random directions. ``"gram"``: from
-            the eigenvectors of :math:`G G^H`. ``"svd"``: exact. ``"none"``: once, at the first
-            step, as ``"subspace"``.
+            directions if there is none; of a matrix near a square, from random sums of columns
+            first, and from all where these miss much. ``"subspace_whole"``: from all at once,
+            which is faster where few singular values stand out. ``"randomized"``: from random
+            directions. ``"gram"``: from the eigenvectors of :math:`G G^H`. ``"svd"``: exact.
+            ``"none"``: once, at the first step, as ``"subspace"``.
         policy: What becomes of memory inside at a refresh: ``"keep"``, ``"reset"``, or
             ``"transport"``. Where the rank changes, what would be kept is transported.
         second: How second moments are transported, through :math:`C = P_{new}^H P_{old}`:

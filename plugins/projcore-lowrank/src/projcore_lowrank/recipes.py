@@ -52,16 +52,19 @@ def _optimizer(
 ) -> Optimizer:
     """Returns the optimizer of these modules; what is not projected is in groups of no rank.
 
-    What is fixed has one value for all parameters, because another module was made with it.
+    What is fixed has one value for all parameters, because another module was made with it. Where
+    both have it as a setting, its names in groups are qualified by position.
     """
     groups, _ = split_groups(recipe, params, project, {"rank": rank}, {"rank": None})
     for name, value in (fixed or {}).items():
         for group in groups:
-            if name in group and group[name] != value:
-                raise ArgumentError(
-                    f"{recipe}({name}={value!r}) was given {name}={group[name]!r} for a group or a "
-                    f"rule. It is one for all parameters. Pass it to {recipe} itself."
-                )
+            for key in [key for key in group if key.rpartition(".")[2] == name]:
+                given = group.pop(key)
+                if given != value:
+                    raise ArgumentError(
+                        f"{recipe}({name}={value!r}) was given {key}={given!r} for a group or a "
+                        f"rule. It is one for all parameters. Pass it to {recipe} itself."
+                    )
     return Optimizer(groups, list(modules))
 
 
@@ -218,7 +221,7 @@ def fira(
     Args:
         params: A model, parameters, or groups.
         lr: Learning rate.
-        betas: Of Adam.
+        betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
         eps: Of Adam, beside the root of the uncorrected second moment.
         weight_decay: Decoupled.
         rank: Of the subspace.
@@ -281,7 +284,7 @@ def apollo(
     Args:
         params: A model, parameters, or groups.
         lr: Learning rate.
-        betas: Of Adam.
+        betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
         eps: Of Adam, beside the root of the uncorrected second moment.
         weight_decay: Decoupled.
         rank: Of the projection: a number, or as a float a part of the shorter side.
@@ -330,7 +333,7 @@ def apollo_mini(
     Args:
         params: A model, parameters, or groups.
         lr: Learning rate.
-        betas: Of Adam.
+        betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
         eps: Of Adam, beside the root of the uncorrected second moment.
         weight_decay: Decoupled.
         period: Steps between new projections.

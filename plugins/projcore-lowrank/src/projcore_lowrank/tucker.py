@@ -56,14 +56,14 @@ class Tucker(ProjectionBase):
             changes its shape, what would be kept is transported.
         source: What the bases are learnt from: the ``"update"`` that comes in, or the
             ``"gradient"``.
-        nonfinite: Infinite or NaN in what bases are to be learnt from is an error (``"raise"``), or
-            they stay, to be learnt in the next step (``"skip"``; before the first, they are the
-            first coordinates).
+        nonfinite: Inf or NaN in what bases are to be learnt from, or a sum that overflows, is an
+            error (``"raise"``), or they stay, to be learnt in the next step (``"skip"``; before the
+            first, they are the first coordinates).
         project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
 
     Raises:
         ArgumentError: If a setting is out of range, or a tuple of ranks has not one for each side.
-        StepError: If there is Inf or NaN to learn from.
+        StepError: In a step: if there is Inf or NaN to learn from, or what is too large.
 
     Cost: :math:`\sum_k n_k r_k` numbers of memory (float32 at least), and each way a product with
     each basis. A refresh is :math:`O(N \sum_k n_k)` for `N` elements, times the iterations for
@@ -230,14 +230,16 @@ class Tucker(ProjectionBase):
         return ranks != core(tensor, settings["rank"])
 
     def _usable(self, tensor: Tensor) -> bool:
-        if bool(torch.isfinite(tensor).all()):
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        # No product with orthonormal columns exceeds the sum of absolute values.
+        if bool(torch.linalg.vector_norm(tensor, 1, dtype=wide).isfinite()):
             return True
         if self.nonfinite == "skip":
             return False
         raise StepError(
             f"Tucker was to learn bases from a tensor of shape {tuple(tensor.shape)} in which "
-            "there is Inf or NaN. Bases are made of finite numbers. Leave this step out, or pass "
-            "nonfinite='skip' to go on with the bases there are."
+            "there is Inf or NaN, or whose sum overflows. Bases are made of finite numbers. Leave "
+            "this step out, or pass nonfinite='skip' to go on with the bases there are."
         )
 
     def _learnt(self, tensor: Tensor, settings: Settings) -> Node:

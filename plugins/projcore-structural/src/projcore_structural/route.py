@@ -51,6 +51,7 @@ class Route(Module):
     """
 
     scope = "tensor"  # its own: each tensor is routed by itself
+    sharded = True
     kinds = {"route": "fixed"}
 
     def __init__(self, routes: Mapping[str | Predicate, Any]) -> None:

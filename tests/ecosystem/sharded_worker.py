@@ -1,0 +1,143 @@
+"""One of the processes of test_sharded.py: trains models whole, and sharded by `fully_shard`.
+
+Arguments: rank, number of processes, a file to meet at, a file to write to.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from projcore import Optimizer
+from projcore.errors import ArgumentError
+from projcore.modules import (
+    EMA,
+    LAMB,
+    LARS,
+    LR,
+    Adam,
+    Adan,
+    Centralize,
+    ClipNorm,
+    HeavyBall,
+    Lion,
+    Normalize,
+    RMSprop,
+    Route,
+    TrustRatio,
+    WeightDecay,
+)
+from projcore.projections import LowRank, RandomSubspace, To, VectorProjection
+
+STEPS, SAMPLES = 6, 8
+Modules = Callable[[], list[Any]]
+RIGHT: dict[str, Modules] = {
+    "gradients": lambda: [LR(0.1)],
+    "Adam": lambda: [Adam(), WeightDecay(0.1), LR(0.01)],
+    "HeavyBall": lambda: [WeightDecay(0.1), HeavyBall(0.9, nesterov=True), LR(0.1)],
+    "others": lambda: [RMSprop(), EMA(0.9), Lion(), LR(0.01)],
+    "ClipNorm": lambda: [ClipNorm(0.1), Adam(), LR(0.01)],
+    "per tensor": lambda: [ClipNorm(0.1, per_tensor=True), Adam(), LR(0.01)],
+    "Normalize": lambda: [Centralize(), Normalize(), LR(0.01)],
+    "LAMB": lambda: [LAMB(), LR(0.01)],
+    "LARS": lambda: [LARS(), LR(0.01)],
+    "TrustRatio": lambda: [Adan(), TrustRatio(), LR(0.01)],
+    "Route": lambda: [Route({"ndim==2": [Adam()], "*": [HeavyBall(0.9)]}), LR(0.01)],
+    "To": lambda: [To([HeavyBall(0.9)], "float64"), LR(0.01)],
+    "a layout": lambda: [VectorProjection([Adam(), LR(0.01)])],
+}
+REFUSED: dict[str, Modules] = {
+    "LowRank": lambda: [LowRank([Adam()], rank=2), LR(0.01)],
+    "in a list": lambda: [Adam(), ClipNorm(1.0), [RandomSubspace([Adam()], rank=2)], LR(0.01)],
+    "in a route": lambda: [Route({"*": [LowRank([Adam()], rank=2)]}), LR(0.01)],
+    "a vector": lambda: [VectorProjection([ClipNorm(0.1)])],
+    "LBFGS": lambda: ["lbfgs()", "backtracking()"],
+    "noise": lambda: ["gradient_noise()", LR(0.01)],
+}
+
+
+def build(modules: Modules, size: int) -> tuple[torch.nn.Module, Optimizer]:
+    """Makes a model, sharded if there are several processes, and its optimizer."""
+    torch.manual_seed(0)
+    # The sides 7 and 3 are not divisible by 2; of a single number one process has nothing.
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 16),
+        torch.nn.Tanh(),
+        torch.nn.Linear(16, 7),
+        torch.nn.Linear(7, 3),
+        torch.nn.Linear(3, 1),
+    ).double()
+    if size > 1:
+        fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    return model, Optimizer(model.parameters(), *modules())
+
+
+def train(
+    model: torch.nn.Module, optimizer: Optimizer, steps: range, rank: int, size: int
+) -> dict[str, Any]:
+    """Trains on this process's share of each batch; returns what must not depend on `size`."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        inputs = torch.randn(SAMPLES, 5, dtype=torch.float64, generator=generator)
+        share = inputs[rank * SAMPLES // size : (rank + 1) * SAMPLES // size]
+        optimizer.zero_grad()
+        (model(share) - share[:, :1].sin()).square().mean().backward()
+        optimizer.step()
+    memory = optimizer.state_dict()["state"]
+    return {
+        "params": [whole(param) for param in model.parameters()],
+        "memory": {i: {k: whole(v) for k, v in each.items()} for i, each in memory.items()},
+    }
+
+
+def resume(modules: Modules, rank: int, size: int) -> dict[str, Any]:
+    """Trains, and goes on with another model and optimizer from what torch saves of these."""
+    model, optimizer = build(modules, size)
+    train(model, optimizer, range(STEPS // 2), rank, size)
+    saved = get_state_dict(model, optimizer)
+    other, its = build(modules, size)
+    set_state_dict(other, its, model_state_dict=saved[0], optim_state_dict=saved[1])
+    return train(other, its, range(STEPS // 2, STEPS), rank, size)
+
+
+def whole(value: Any) -> Any:
+    """Returns a tensor put together from its shards; anything else as it is."""
+    value = value.detach() if isinstance(value, Tensor) else value
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def refusal(modules: Modules, size: int) -> str:
+    """Returns what is said when modules are refused for sharded parameters."""
+    model = torch.nn.Linear(4, 4)
+    Optimizer(model.parameters(), *modules())
+    fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    try:
+        Optimizer(model.parameters(), *modules())
+    except ArgumentError as error:
+        return str(error)
+    return "none"
+
+
+if __name__ == "__main__":
+    rank, size = int(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size
+    )
+    results: dict[str, Any] = {"alone": {}, "sharded": {}, "resumed": {}, "refused": {}}
+    for name, modules in RIGHT.items():
+        results["alone"][name] = train(*build(modules, 1), range(STEPS), 0, 1)
+        results["sharded"][name] = train(*build(modules, size), range(STEPS), rank, size)
+        results["resumed"][name] = resume(modules, rank, size)
+    for name, modules in REFUSED.items():
+        results["refused"][name] = refusal(modules, size)
+    torch.save(results, sys.argv[4])
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,58 @@
+"""Parameters sharded over two processes by `fully_shard` train as whole ones, or are refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("sharded_worker.py")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch has no distributed part"
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes wrote."""
+    folder = tmp_path_factory.mktemp("sharded")
+    files = [folder / f"{rank}.pt" for rank in range(2)]
+    commands = [
+        [sys.executable, WORKER, str(rank), "2", folder / "meet", file]
+        for rank, file in enumerate(files)
+    ]
+    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in commands]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.parametrize("how", ["sharded", "resumed"])
+def test_shards_train_as_the_whole(results: list[dict[str, Any]], how: str) -> None:
+    for result in results:  # sums are taken in another order
+        torch.testing.assert_close(result[how], result["alone"], rtol=1e-10, atol=1e-13)
+
+
+def test_what_needs_parameters_whole_is_refused(results: list[dict[str, Any]]) -> None:
+    culprits = {
+        "LowRank": "low_rank([adam()], rank=2)",
+        "in a list": "random_subspace([adam()], rank=2)",
+        "in a route": "low_rank([adam()], rank=2)",
+        "a vector": "vector([clip_norm(0.1)])",
+        "LBFGS": "lbfgs()",
+        "noise": "gradient_noise()",
+    }
+    for result in results:
+        assert result["refused"].keys() == culprits.keys()
+        for name, text in result["refused"].items():
+            expected = "Parameter 0, of shape (4, 4), is sharded over processes, and "
+            assert text.startswith(expected + culprits[name]), name
