@@ -130,7 +130,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def needs(self) -> frozenset[Need]:
         """The facts that the modules need; with ``"closure"``, step() must be given one."""
-        return self.module.total_needs
+        return self._needs
 
     @property
     def compiles(self) -> bool:
@@ -186,7 +186,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self, closure: Callable[..., Any] | None, loss: Tensor | None) -> None:
         parameters = [p for group in self.param_groups for p in group["params"]]
-        free = self.module.total_gradient_free
+        free = self._gradient_free
         missing = [p.grad is None and not (free and p.requires_grad) for p in parameters]
         if all(missing):
             return
@@ -286,6 +286,8 @@ class Optimizer(torch.optim.Optimizer):
         self._warm = False
         self._compiled = None
         self._scalars = {}
+        self._needs = self.module.total_needs  # not asked of all modules in every step
+        self._gradient_free = self.module.total_gradient_free
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads memory and settings saved with `state_dict`; dtypes stay as saved.

@@ -12,7 +12,7 @@ from torch import Tensor
 from projcore.core.blend import Blend, Write
 from projcore.core.chain import Chain, as_chain
 from projcore.core.crossing import INNER, Crossing, ProjectedObjective
-from projcore.core.module import Kind, Module, Need, Row, Scope
+from projcore.core.module import Kind, Module, Need, Row, Scope, Transform
 from projcore.core.objective import Objective
 from projcore.core.settings import Settings
 from projcore.core.state import Node, State
@@ -61,6 +61,8 @@ class ProjectionBase(Module):
             gradient are handed to it. By default, whether it overrides `refresh` or `combine`.
         stacks: Each tensor that `project` returns is a stack, whose entries along the first
             dimension are tensors of their own. For scope ``"all"``.
+        spends: What `project` returns is new memory, which nothing reads once the modules inside
+            have run. A module there that can write parameters itself then writes into it.
         traceable: As of every module; with a `refresh` of its own it is not, unless it says so.
         policy: What happens to memory inside when `refresh` changes the map: ``"keep"``,
             ``"reset"``, or ``"transport"``.
@@ -73,6 +75,7 @@ class ProjectionBase(Module):
     layout: ClassVar[bool] = False
     same_points: bool = False
     stacks: bool = False
+    spends: bool = False
     policy: Policy = "keep"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -390,8 +393,31 @@ class ProjectionBase(Module):
             projected = crossing.down(objective.grads, "grads")
         inner = ProjectedObjective(crossing, projected)
         memory = crossing.memory(state)
-        result = self.chain.run(names or self.chain.children, projected, inner, memory)
+        if names is None and self._overwrites(inner):
+            result = self._overwrite(crossing, projected, inner, memory)
+        else:
+            result = self.chain.run(names or self.chain.children, projected, inner, memory)
         return Passage(crossing, update, projected, result, range(len(update)))
+
+    def _overwrites(self, inner: Objective) -> bool:
+        """Whether the one module inside may write into what was projected."""
+        if not self.spends or inner.batch_dims or len(self.chain.modules) != 1:
+            return False
+        module = self.chain.modules[0]
+        return isinstance(module, Transform) and module.writes_itself
+
+    def _overwrite(
+        self, crossing: Crossing, projected: list[Tensor], inner: Objective, memory: State
+    ) -> list[Tensor]:
+        ((name, module),) = self.chain.children.items()
+        assert isinstance(module, Transform)
+        result = list(projected)
+        for i in crossing.passing:  # the update itself, which is not ours
+            result[i] = torch.zeros_like(projected[i])
+        blends = [Blend(scale=-1.0, decay=1.0)] * len(result)  # p - (-u) - p, which is u
+        for write in module.write(result, blends, projected, inner, memory.child(name)):
+            write.run()
+        return result
 
     def enter(self, update: list[Tensor], objective: Objective, state: State) -> Passage:
         """Runs the modules inside, and stops before what they make comes out."""

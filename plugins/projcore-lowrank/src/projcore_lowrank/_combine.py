@@ -33,6 +33,7 @@ class Parts(NamedTuple):
 
 def fira(
     full: list[Tensor],
+    outside: list[Tensor],
     projected: list[Tensor],
     result: list[Tensor],
     dims: list[int],
@@ -51,6 +52,7 @@ def fira(
 
     Args:
         full: :math:`G`, matrices or batches of them.
+        outside: The norms of their channels.
         projected: :math:`R`.
         result: :math:`N`.
         dims: The dimension along which a channel lies.
@@ -65,7 +67,6 @@ def fira(
     factors = quotients(norms(result, dims), inside)
     rest = torch._foreach_mul(inside, inside)
     torch._foreach_mul_(rest, [scale**2 - 2 * scale for scale in scales])
-    outside = norms(full, dims)
     torch._foreach_addcmul_(rest, outside, outside)
     rest = torch._foreach_clamp_min(rest, 0.0)
     torch._foreach_sqrt_(rest)
@@ -78,6 +79,7 @@ def fira(
 
 def apollo(
     full: list[Tensor],
+    outside: list[Tensor],
     projected: list[Tensor],
     result: list[Tensor],
     dims: list[int],
@@ -95,7 +97,7 @@ def apollo(
     """
     factors = quotients(norms(result, dims), norms(projected, dims))
     if gamma is not None:
-        channels = list(torch._foreach_mul(norms(full, dims), factors))
+        channels = list(torch._foreach_mul(outside, factors))
         factors, previous = limit(factors, matrix_norms(channels), gamma, previous)
     factors = _like(list(torch._foreach_mul(factors, scales)), full)
     return [Parts(factor=factor) for factor in factors], previous
@@ -103,6 +105,7 @@ def apollo(
 
 def apollo_mini(
     full: list[Tensor],
+    outside: list[Tensor],
     projected: list[Tensor],
     result: list[Tensor],
     dims: list[int],
@@ -110,11 +113,14 @@ def apollo_mini(
     gamma: float | None,
     previous: list[Tensor],
 ) -> tuple[list[Parts], list[Tensor]]:
-    r"""Scales the full update as a whole: as `apollo`, where all of a matrix is one channel."""
+    r"""Scales the full update as a whole: as `apollo`, where all of a matrix is one channel.
+
+    ``outside`` are the squares of the norms of matrices.
+    """
     numbers = matrix_norms(result) / (matrix_norms(projected) + TINY)
     factors = _parted(numbers, full)
     if gamma is not None:
-        factors, previous = limit(factors, matrix_norms(full) * numbers, gamma, previous)
+        factors, previous = limit(factors, roots(outside) * numbers, gamma, previous)
     factors = _like(list(torch._foreach_mul(factors, scales)), full)
     return [Parts(factor=factor) for factor in factors], previous
 
@@ -138,12 +144,24 @@ def _norm(tensor: Tensor, dim: int) -> Tensor:
 
 def matrix_norms(tensors: list[Tensor]) -> Tensor:
     """Returns the norm of each matrix, those of batches one after the other, as a vector."""
-    tensors = _wide(tensors)
-    if all(tensor.ndim == 2 for tensor in tensors):
-        return torch.stack(torch._foreach_norm(tensors))
-    return torch.cat(
-        [torch.linalg.vector_norm(tensor, dim=(-2, -1)).flatten() for tensor in tensors]
-    )
+    return roots([squared_norms(tensor) for tensor in tensors])
+
+
+def squared_norms(tensor: Tensor) -> Tensor:
+    """Returns the square of the norm of a matrix, or of each of a batch."""
+    (tensor,) = _wide([tensor])
+    if tensor.ndim == 2 and tensor.is_contiguous() and not tensor.is_complex():
+        flat = tensor.view(-1)
+        return torch.dot(flat, flat)  # the fastest on a CPU
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=(-2, -1))
+    return norms.square()
+
+
+def roots(squares: list[Tensor]) -> Tensor:
+    """Returns the root of each number, as a vector."""
+    if all(square.ndim == 0 for square in squares):
+        return torch.stack(squares).sqrt_()
+    return torch.cat([square.reshape(-1) for square in squares]).sqrt_()
 
 
 def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:

@@ -221,7 +221,9 @@ class RandomSubspace(Subspace):
         dtype = torch.complex64 if like.is_complex() else torch.float32
         # From the right it is the adjoint that is drawn, as in APOLLO's code.
         shape = (length, rank) if end == "left" else (rank, length)
-        drawn = draw(key, shape, dtype, like.device).div_(math.sqrt(rank))
+        drawn = draw(key, shape, dtype, like.device)
+        if rank > 1:
+            drawn.div_(math.sqrt(rank))
         if drawn.dtype != like.dtype:
             drawn = drawn.to(like.dtype)
         return drawn if end == "left" else drawn.mT

@@ -40,6 +40,7 @@ CHOICES: dict[str, Any] = {
     "source": Source,
     "nonfinite": Nonfinite,
 }
+OUTSIDE = "norms_outside"  # an attribute of a projected tensor: of what it was made from
 SETTINGS = ("rank", "period", "scale", "residual_scale")
 
 
@@ -141,6 +142,7 @@ class Subspace(ProjectionBase):
         self.options = options
         self.compute_dtype = _as_dtype(self, options.compute_dtype)
         self.policy = options.policy
+        self.spends = options.combine == "unproject" and not options.error_feedback
         if options.source == "gradient":
             self.needs = frozenset({"grads"})
         super().__init__(
@@ -322,10 +324,15 @@ class Subspace(ProjectionBase):
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
-        return [
-            self._down(self._matrix(tensor), state)
-            for tensor, state in zip(tensors, states, strict=True)
-        ]
+        matrices = [self._matrix(tensor) for tensor in tensors]
+        asks_norms = current == "update" and self._asks_norms
+        projected = []
+        for matrix, state in zip(matrices, states, strict=True):
+            # Not when `combine` asks: here the product finds the matrix in the cache.
+            norms = self._norms_outside(matrix, state) if asks_norms else None
+            projected.append(self._down(matrix, state))
+            setattr(projected[-1], OUTSIDE, norms)
+        return projected
 
     def unproject(
         self,
@@ -471,9 +478,15 @@ class Subspace(ProjectionBase):
                 for out, scale, residual in zip(result, scales, residuals, strict=True)
             ]
         made: list[Any] = [None] * len(full)
+        outside: list[Any] = [getattr(low, OUTSIDE, None) for low in projected]
+        if self._asks_norms:
+            for i, norms in enumerate(outside):
+                if norms is None:  # it was the gradient that was projected, not the update
+                    outside[i] = self._norms_outside(full[i], states[i])
         for places in _alike(full):
             parts, limited = _combine.RULES[self.options.combine](
                 [full[i] for i in places],
+                [outside[i] for i in places],
                 [projected[i] for i in places],
                 [result[i] for i in places],
                 [self._channel(states[i]) for i in places],
@@ -486,6 +499,18 @@ class Subspace(ProjectionBase):
             for i, norm in zip(places, limited, strict=False):
                 states[i]["limited_norm"] = norm
         return made
+
+    @property
+    def _asks_norms(self) -> bool:
+        """Whether the update depends on the norms of what comes in."""
+        rule = self.options.combine
+        return rule == "fira" or (rule in _combine.RULES and self.options.limit is not None)
+
+    def _norms_outside(self, matrix: Tensor, state: Node) -> Tensor:
+        """Returns what the rule takes as ``outside``."""
+        if self.options.combine == "apollo_mini":
+            return _combine.squared_norms(matrix)
+        return _combine.norms([matrix], [self._channel(state)])[0]
 
     def _channel(self, state: Node) -> int:
         """Returns the dimension along which a channel lies."""
