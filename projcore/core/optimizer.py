@@ -28,8 +28,9 @@ class Optimizer(torch.optim.Optimizer):
     torch's own. A parameter group overrides the settings of modules by name, also of those inside
     projections; a name that several modules share is qualified by position (``"0.lr"``).
 
-    A step computes first and writes parameters last, once: after an exception anywhere in it they
-    are bitwise what they were.
+    A step computes first and writes parameters last, all of them or none: after an exception
+    anywhere in it they are bitwise what they were or, if it came while they were being written,
+    what the step makes them.
 
     Args:
         params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
@@ -235,7 +236,7 @@ class Optimizer(torch.optim.Optimizer):
                 ) from error
 
     def _write(self, parameters: list[Tensor], objective: Objective, trees: list[Node]) -> None:
-        writes = make_writes(self.module, parameters, objective, State(trees, trees[0]))
+        writes = make_writes(self.module, objective, State(trees, trees[0]))
         memory = [flatten(tree) for tree in trees]
         run_writes(writes, lambda: self._keep(parameters, memory))
 

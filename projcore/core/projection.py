@@ -282,6 +282,11 @@ class ProjectionBase(Module):
         """Whether it has a method of its own in place of the base class's."""
         return getattr(type(self), method) is not getattr(ProjectionBase, method)
 
+    def elides(self, objective: Objective) -> bool:
+        """Whether all modules inside run outside, as those of a layout do that are elementwise."""
+        elementwise = all(each for each, _ in self.segments)
+        return self.layout and self.project_update and objective.elide and elementwise
+
     @property
     def writes_itself(self) -> bool:
         """Whether it can write parameters itself."""
@@ -404,7 +409,8 @@ class ProjectionBase(Module):
         if not self.spends or inner.batch_dims or len(self.chain.modules) != 1:
             return False
         module = self.chain.modules[0]
-        return isinstance(module, Transform) and module.writes_itself
+        # One that needs parameters takes its targets for these.
+        return isinstance(module, Transform) and module.writes_itself and not module.needs
 
     def _overwrite(
         self, crossing: Crossing, projected: list[Tensor], inner: Objective, memory: State

@@ -9,13 +9,13 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from projcore.core.blend import Blend, Write, blended, check_writable
 from projcore.core.chain import Chain
+from projcore.core.crossing import INNER
 from projcore.core.module import Module, Transform
 from projcore.core.objective import Objective
 from projcore.core.projection import ProjectionBase
@@ -26,43 +26,48 @@ from projcore.errors import StepError
 NOTHING = torch.empty(0)
 
 
-def make_writes(
-    module: Chain, parameters: Sequence[Tensor], objective: Objective, state: State
-) -> list[Write]:
+def make_writes(module: Chain, objective: Objective, state: State) -> list[Write]:
     """Runs a step's modules; returns what is left to do: to write the parameters."""
-    names, modules = list(module.children), module.modules
-    tail = sum(1 for _ in takewhile(_affine, reversed(modules)))
-    cut = len(names) - tail - 1
-    last = modules[cut] if tail < len(names) else None
-    writes = isinstance(last, (ProjectionBase, Transform)) and last.writes_itself
-    if not tail and not writes:
-        return subtract(parameters, module.step(objective.grads, objective, state), objective)
-    update = module.run(names[: cut if writes else cut + 1], objective.grads, objective, state)
-    targets = [parameter.detach() for parameter in parameters]
-    active = set(objective.active if objective.active is not None else range(len(targets)))
-    if writes and isinstance(last, ProjectionBase):
-        passage = last.enter(update, objective, state.child(names[cut]))
-        blends = _fold(module, names[cut + 1 :], objective, state)
-        passing = passage.passing
-        chosen = [i for i in passing if i in active]
-        return [*_some(chosen, targets, passing, blends), *passage.writes(targets, blends)]
-    blends = _fold(module, names[cut + 1 :], objective, state)
-    if writes and isinstance(last, Transform):
-        return last.write(targets, blends, update, objective, state.child(names[cut]))
-    return _some(sorted(active), targets, update, blends)
+    chain, update = module, objective.grads
+    writer: ProjectionBase | Transform | None = None
+    followers: list[tuple[Transform, State]] = []
+    while True:
+        names = list(chain.children)
+        while names and _affine(chain.children[names[-1]]):
+            follower = chain.children[names[-1]]
+            assert isinstance(follower, Transform)
+            followers.insert(0, (follower, state.child(names.pop())))
+        last = chain.children[names[-1]] if names else None
+        if isinstance(last, ProjectionBase) and last.elides(objective):
+            update = chain.run(names[:-1], update, objective, state)
+            chain, state = last.chain, state.child(names[-1]).child(INNER)
+            continue
+        if isinstance(last, (ProjectionBase, Transform)) and last.writes_itself:
+            writer = last
+        update = chain.run(names if writer is None else names[:-1], update, objective, state)
+        break
+    targets = objective.params
+    active = objective.active if objective.active is not None else range(len(targets))
+    if isinstance(writer, ProjectionBase):
+        passage = writer.enter(update, objective, state.child(names[-1]))
+        blends = _fold(followers, objective)
+        chosen = sorted(passage.passing.keys() & set(active))
+        return [*_some(chosen, targets, passage.passing, blends), *passage.writes(targets, blends)]
+    blends = _fold(followers, objective)
+    if isinstance(writer, Transform):
+        return writer.write(targets, blends, update, objective, state.child(names[-1]))
+    return _some(active, targets, update, blends)
 
 
 def _affine(module: Module) -> bool:
     return isinstance(module, Transform) and module.affine
 
 
-def _fold(module: Chain, names: Sequence[str], objective: Objective, state: State) -> list[Blend]:
+def _fold(followers: Sequence[tuple[Transform, State]], objective: Objective) -> list[Blend]:
     """Does the step of affine modules without an update; returns what they come to."""
     blends = [Blend()] * len(objective.template)
-    for name in names:
-        follower = module.children[name]
-        assert isinstance(follower, Transform)
-        for i, (a, b) in follower.fold(objective, state.child(name)).items():
+    for follower, state in followers:
+        for i, (a, b) in follower.fold(objective, state).items():
             scale, decay = blends[i]
             blends[i] = Blend(a * scale, a * decay + b)
     return blends

@@ -7,8 +7,41 @@ from typing import Any
 import pytest
 import torch
 
+from projcore import Node, Optimizer, Settings, Transform
+from projcore.modules import LR, Adam, AdamW, BiasCorrection, WeightDecay
 from projcore_adaptive import _fused, adam
 from projcore_adaptive.adam import adam_update
+
+
+class Shift(Transform):
+    """Adds a tenth of the parameters to nothing of the update: a decay without a scale."""
+
+    scope = "element"
+    needs = frozenset({"params"})
+    affine = True
+
+    def apply(self, tensors: list[torch.Tensor], params: Any, *_: Any) -> list[torch.Tensor]:
+        return [0.1 * param for param in params]
+
+    def coefficients(
+        self, states: list[Node], settings: list[Settings]
+    ) -> list[tuple[float, float]]:
+        return [(0.0, 0.1)] * len(states)
+
+
+class Clip(Transform):
+    """Bounds an update."""
+
+    scope = "element"
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def apply(self, tensors: list[torch.Tensor], *_: Any) -> list[torch.Tensor]:
+        if tensors[0].is_complex():
+            return tensors
+        return [tensor.clamp(-self.bound, self.bound) for tensor in tensors]
 
 
 def test_the_fused_kernel_is_not_given_other_shapes() -> None:
@@ -64,3 +97,79 @@ def test_a_tensor_does_not_depend_on_its_companions() -> None:
     alone = step([plain])[0]
     for count in range(1, 4):
         assert torch.equal(step([*others[:count], plain])[-1], alone)
+
+
+def problem(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 7), (3,), (), (64,)]
+    made = [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=dtype)) for s in shapes]
+    for param in made:
+        param.grad = torch.randn(param.shape, generator=generator, dtype=dtype)
+    return made
+
+
+@pytest.mark.parametrize("modules", [(Adam(), WeightDecay(0.1)), (AdamW(weight_decay=0.1),)])
+def test_a_step_is_torchs_fused_step(modules: Any) -> None:
+    ours, theirs = problem(), problem()
+    own = {"betas": (0.7, 0.8), "weight_decay": 0.3, "lr": 0.02}
+    mine = Optimizer([{"params": ours[:2]}, {"params": ours[2:], **own}], *modules, LR(1e-2))
+    groups: Any = [{"params": theirs[:2]}, {"params": theirs[2:], **own}]
+    other = torch.optim.AdamW(groups, 1e-2, weight_decay=0.1, fused=True)
+    for _ in range(5):
+        mine.step()
+        other.step()
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings"),
+    [
+        ((Adam(amsgrad=True), WeightDecay(0.1), LR(1e-2)), {}),
+        ((Adam(), WeightDecay(0.1), LR(1e-2)), {"lr": 0.0}),
+        ((Adam(), Shift(), LR(1e-2)), {}),
+        ((AdamW(weight_decay=0.1), LR(1e-2)), {}),
+        ((Adam(eps_mode="hat"), LR(1e-2)), {}),
+        ((Adam(bias_correction=False), BiasCorrection(), WeightDecay(0.1), LR(1e-2)), {}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["float64", "complex128", "strided"])
+def test_what_is_written_is_what_is_returned(modules: Any, settings: Any, kind: str) -> None:
+    """The last module is not affine, so that the second optimizer writes nothing itself."""
+    results = []
+    for end in ((), (Clip(1e9),)):
+        params = problem(torch.complex128 if kind == "complex128" else torch.float64)
+        if kind == "strided":
+            params = [torch.nn.Parameter(param.detach().mT) for param in params if param.ndim == 2]
+            for param in params:
+                param.grad = torch.ones_like(param).cumsum(-1)
+        optimizer = Optimizer(params, *modules, *end)
+        for count in range(4):
+            optimizer.param_groups[0].update(settings if count % 2 else {})
+            optimizer.step()
+            for param in params:
+                assert param.grad is not None
+                param.grad.mul_(0.3)
+        results.append([param.detach() for param in params])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-13)
+
+
+def test_an_interrupt_behind_the_kernel_does_not_repeat_it(monkeypatch: Any) -> None:
+    """As it may come in the Python that follows: the kernel alone raises no version."""
+    expected, params = problem(), problem()
+    Optimizer(expected, Adam(), LR(0.1)).step()
+    run_all = _fused._run_all
+
+    def interrupted(calls: Any) -> None:
+        run_all(calls[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_fused, "_run_all", interrupted)
+    optimizer = Optimizer(params, Adam(), LR(0.1))
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    for one, two in zip(params, expected, strict=True):
+        assert torch.equal(one, two)
+    assert int(optimizer.state[params[0]]["0/step"]) == 1

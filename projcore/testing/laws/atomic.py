@@ -53,9 +53,9 @@ class FaultAt(TorchDispatchMode):
 def atomic(subject: Subject) -> str:
     """After an exception anywhere in a step every parameter is bitwise what it was.
 
-    And the next step works. Only what comes while parameters are being written, by a projection
-    that writes them itself, may find them all written: then the step is bitwise the step without
-    the exception, and so is the next.
+    And the next step works. Only what comes while parameters are being written, by a module that
+    writes them itself or in several operations, may find them all written: then the step is bitwise
+    the step without the exception, and so is the next.
 
     The exception comes in each call of the closure, in a module beside and inside it, in each call
     of `project` and `unproject` of a projection around it and of its own, and in place of tensor
