@@ -23,29 +23,33 @@ class Write(NamedTuple):
     """One operation in place on parameters.
 
     Attributes:
-        target: A parameter that it writes, or a view of it, whose version tells that it has.
+        target: A parameter that it writes, or a view of it.
         run: Does it. What it computes before may fail; what it writes, it writes at once, last.
+        written: Whether it has written. None where the version of the target tells, as it does
+            after every operation in place of torch but the fused optimizers.
     """
 
     target: Tensor
     run: Callable[[], object]
+    written: Callable[[], bool] | None = None
 
 
 def blended(
     targets: Sequence[Tensor], update: Sequence[Tensor], blends: Sequence[Blend]
 ) -> list[Write]:
-    """Returns operations by which parameters take an update, all of a blend at once."""
+    """Returns the one operation by which parameters take an update; none if there are none."""
+    if not targets:
+        return []
     check_writable(targets, update)
-    alike: dict[Blend, list[int]] = {}
-    for i, blend in enumerate(blends):
-        alike.setdefault(blend, []).append(i)
-    made = []
-    for (scale, decay), places in alike.items():
-        some, tensors = [targets[i] for i in places], [update[i] for i in places]
-        if decay:
-            made.append(Write(some[0], partial(torch._foreach_mul_, some, 1 - decay)))
-        made.append(Write(some[0], partial(torch._foreach_sub_, some, tensors, alpha=scale)))
-    return made
+    some, tensors, alpha = list(targets), list(update), 1.0
+    if len(set(blends)) == 1 and not blends[0].decay:
+        alpha = blends[0].scale
+    else:
+        tensors = list(torch._foreach_mul(tensors, [blend.scale for blend in blends]))
+        if any(blend.decay for blend in blends):
+            decays = torch._foreach_mul(some, [blend.decay for blend in blends])
+            tensors = list(torch._foreach_add(tensors, decays))
+    return [Write(some[0], partial(torch._foreach_sub_, some, tensors, alpha=alpha))]
 
 
 def check_writable(targets: Sequence[Tensor], update: Sequence[Tensor]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 SHARED = "shared"
@@ -64,19 +63,16 @@ class State:
 def unflatten(flat: Mapping[str, Any]) -> Node:
     """Turns ``{"1/modules/0/exp_avg": x}`` into ``{"1": {"modules": {"0": {"exp_avg": x}}}}``."""
     tree: Node = {}
+    branches = {"": tree}
     for key, value in flat.items():
-        parents, name = _parts(key)
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
+        above, _, name = key.rpartition("/")
+        if above not in branches:
+            node = tree
+            for parent in above.split("/"):
+                node = node.setdefault(parent, {})
+            branches[above] = node
+        branches[above][name] = value
     return tree
-
-
-@lru_cache(maxsize=4096)  # every step meets the same keys, once for each parameter
-def _parts(key: str) -> tuple[tuple[str, ...], str]:
-    *parents, name = key.split("/")
-    return tuple(parents), name
 
 
 def flatten(tree: Node) -> dict[str, Any]:

@@ -104,14 +104,15 @@ def run_writes(writes: Sequence[Write], finish: Callable[[], None]) -> None:
         StepError: If an operation failed in the middle, and again when it was tried once more.
     """
     waiting: BaseException | None = None
-    for done, (target, run) in enumerate([*writes, Write(NOTHING, finish)]):
+    for done, (target, run, has_written) in enumerate([*writes, Write(NOTHING, finish)]):
         version, failures = target._version, 0
         while True:
             try:
                 run()
                 break
             except BaseException as error:
-                written = target._version != version  # raised behind the operation
+                # If so, it was raised behind the operation.
+                written = has_written() if has_written else target._version != version
                 if not done and not written:
                     raise
                 failures += isinstance(error, Exception)

@@ -160,13 +160,12 @@ def test_an_interrupt_behind_the_kernel_does_not_repeat_it(monkeypatch: Any) -> 
     """As it may come in the Python that follows: the kernel alone raises no version."""
     expected, params = problem(), problem()
     Optimizer(expected, Adam(), LR(0.1)).step()
-    run_all = _fused._run_all
 
-    def interrupted(calls: Any) -> None:
-        run_all(calls[:2])
+    def interrupted(kernel: Any, targets: list[torch.Tensor]) -> None:
+        kernel()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_fused, "_run_all", interrupted)
+    monkeypatch.setattr(_fused, "_run", interrupted)
     optimizer = Optimizer(params, Adam(), LR(0.1))
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +31,8 @@ def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
     With strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
     """
     if torch.compiler.is_compiling() or tensor.dtype not in (torch.float32, torch.float64):
+        return False
+    if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
         return False
     if not (tensor.is_cpu and tensor.is_contiguous()):
         return False
@@ -75,13 +76,19 @@ def fused_writes(
         p, u, m, v = ([x[i] for i in places] for x in (targets, tensors, exp_avgs, exp_avg_sqs))
         scale, decay = blends[places[0]]
         own = decay / scale if decay else 0.0
-        kernel = _kernel(p, u, m, v, count, terms, lr=scale, weight_decay=own)
-        # The kernel leaves versions as they are. Writing none of its elements raises that of the
-        # first, by which it is told whether the kernel has run.
-        mark = partial(p[0].unsqueeze(0)[:0].zero_)
-        others = partial(torch.autograd.graph.increment_version, p[1:])
-        made.append(Write(p[0], partial(_run_all, (kernel, mark, others))))
+        # The kernel leaves versions as they are. One number more, whose moment it moves away from
+        # zero, tells that it has run.
+        flag = torch.zeros((), dtype=u[0].dtype)
+        one, zero = torch.ones_like(flag), torch.zeros_like(flag)
+        lists = [*p, zero], [*u, one], [*m, flag], [*v, zero.clone()]
+        kernel = _kernel(*lists, count, terms, lr=scale, weight_decay=own)
+        made.append(Write(p[0], partial(_run, kernel, p), partial(bool, flag)))
     return made
+
+
+def _run(kernel: Callable[[], object], targets: list[Tensor]) -> None:
+    kernel()
+    torch.autograd.graph.increment_version(targets)
 
 
 def _kernel(
@@ -115,11 +122,6 @@ def _kernel(
         eps=eps,
         **fixed,
     )
-
-
-def _run_all(calls: Iterable[partial[Any]]) -> None:
-    """Calls functions in turn; no interrupt comes between built-in ones, as it would in a loop."""
-    deque(map(partial.__call__, calls), maxlen=0)
 
 
 def _alike(
