@@ -71,10 +71,12 @@ def fira(
     rest = torch._foreach_clamp_min(rest, 0.0)
     torch._foreach_sqrt_(rest)
     channels = list(torch._foreach_mul(rest, factors))
-    factors, limited = limit(factors, matrix_norms(channels), gamma, previous)
+    if gamma is not None:
+        shrink, previous = limit(matrix_norms(channels), gamma, previous)
+        factors = list(torch._foreach_mul(factors, _parted(shrink, full)))
     factors = _like(factors, full)
     low = torch._foreach_addcmul(result, projected, factors, value=-1.0)
-    return [Parts(*each) for each in zip(low, scales, factors, strict=True)], limited
+    return [Parts(*each) for each in zip(low, scales, factors, strict=True)], previous
 
 
 def apollo(
@@ -98,7 +100,8 @@ def apollo(
     factors = quotients(norms(result, dims), norms(projected, dims))
     if gamma is not None:
         channels = list(torch._foreach_mul(outside, factors))
-        factors, previous = limit(factors, matrix_norms(channels), gamma, previous)
+        shrink, previous = limit(matrix_norms(channels), gamma, previous)
+        factors = list(torch._foreach_mul(factors, _parted(shrink, full)))
     factors = _like(list(torch._foreach_mul(factors, scales)), full)
     return [Parts(factor=factor) for factor in factors], previous
 
@@ -118,10 +121,10 @@ def apollo_mini(
     ``outside`` are the squares of the norms of matrices.
     """
     numbers = matrix_norms(result) / (matrix_norms(projected) + TINY)
-    factors = _parted(numbers, full)
     if gamma is not None:
-        factors, previous = limit(factors, roots(outside) * numbers, gamma, previous)
-    factors = _like(list(torch._foreach_mul(factors, scales)), full)
+        shrink, previous = limit(roots(outside) * numbers, gamma, previous)
+        numbers = numbers * shrink
+    factors = _like(list(torch._foreach_mul(_parted(numbers, full), scales)), full)
     return [Parts(factor=factor) for factor in factors], previous
 
 
@@ -144,6 +147,8 @@ def _norm(tensor: Tensor, dim: int) -> Tensor:
 
 def matrix_norms(tensors: list[Tensor]) -> Tensor:
     """Returns the norm of each matrix, those of batches one after the other, as a vector."""
+    if all(tensor.ndim == 2 for tensor in tensors):
+        return torch.stack(torch._foreach_norm(_wide(tensors)))
     return roots([squared_norms(tensor) for tensor in tensors])
 
 
@@ -152,7 +157,7 @@ def squared_norms(tensor: Tensor) -> Tensor:
     (tensor,) = _wide([tensor])
     if tensor.ndim == 2 and tensor.is_contiguous() and not tensor.is_complex():
         flat = tensor.view(-1)
-        return torch.dot(flat, flat)  # the fastest on a CPU
+        return torch.dot(flat, flat)  # for a large one the fastest on a CPU
     norms: Tensor = torch.linalg.vector_norm(tensor, dim=(-2, -1))
     return norms.square()
 
@@ -169,30 +174,24 @@ def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_div(above, torch._foreach_add(below, TINY)))
 
 
-def limit(
-    factors: list[Tensor], now: Tensor, gamma: float | None, previous: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Shrinks factors so that the norms of the matrices that they make grow by at most `gamma`.
+def limit(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Finds by what to multiply matrices so that their norms grow by at most `gamma`.
 
     Nothing is limited by a norm of zero before: otherwise all updates after it would be zero, too.
 
     Args:
-        factors: Of each matrix or batch.
-        now: The norm of each matrix, with these factors.
-        gamma: As said; None for no limit.
-        previous: The norms before.
+        now: The norm of each matrix.
+        gamma: As said.
+        previous: The norms before, of each matrix or batch.
 
     Returns:
-        The factors, and the norms that there are with them.
+        The factors, one for each matrix, and the norms that there are with them.
     """
-    if gamma is None:
-        return factors, previous
     before = torch.cat([norm.view(-1) for norm in previous])
     allowed = torch.where(before > 0, gamma * (before + TINY), now)
     shrink = torch.where(now > allowed, allowed / now, 1.0)
     # Added to zero, so that each has memory of its own.
-    limited = list(torch._foreach_add(_parted(now * shrink, previous), 0.0))
-    return list(torch._foreach_mul(factors, _parted(shrink, previous))), limited
+    return shrink, list(torch._foreach_add(_parted(now * shrink, previous), 0.0))
 
 
 def _parted(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:

@@ -439,7 +439,7 @@ class Subspace(ProjectionBase):
     ) -> list[Write]:
         full = [self._matrix(tensor) for tensor in tensors]
         made = self._parts(full, projected, result, states, settings)
-        operations = []
+        operations: list[Write] = []
         for i, (target, blend, parts) in enumerate(zip(targets, blends, made, strict=True)):
             view = view_of(target, full[i].shape)
             if parts.signs or view is None or self.compute_dtype is not None:
