@@ -1,12 +1,12 @@
 """The kernel: modules, chains, projections, and the optimizer that runs them.
 
 To read it, begin with `state` (what is remembered), `module` and `chain` (what maps an update to a
-new one), `objective` (what a step knows), `projection` and `crossing` (running modules in another
-space) and `optimizer` (the shell that torch sees). The others serve these: `settings` finds the
-settings of a module in parameter groups, `writing` writes the parameters, by operations from
-`blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is loaded,
-`describe` prints the plan, `memory` counts what is kept, `rules` picks parameters by name and
-shape, `items` takes batches apart, and `pieces` runs large updates piece by piece.
+new one), `objective` (what a step knows), `projection`, `crossing` and `passage` (running modules
+in another space) and `optimizer` (the shell that torch sees). The others serve these: `settings`
+finds the settings of a module in parameter groups, `writing` writes the parameters, by operations
+from `blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is
+loaded, `describe` prints the plan, `memory` counts what is kept, `rules` picks parameters by name
+and shape, `items` takes batches apart, and `pieces` runs large updates piece by piece.
 """
 
 from projcore.core.blend import Blend, Write, blended

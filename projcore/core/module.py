@@ -243,7 +243,11 @@ class Transform(Module):
         self, states: list[Node], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         """Returns, for each tensor, `a` and `b` of an affine transform; in place of `apply`."""
-        raise NotImplementedError
+        raise ContractError(
+            f"{type(self).__name__} declares affine = True, but has no coefficients. They are "
+            "asked for where it is folded into what writes the parameters. Override coefficients, "
+            "or leave affine out."
+        )
 
     def writes(
         self,
@@ -270,7 +274,7 @@ class Transform(Module):
         """Whether it can write parameters itself."""
         return type(self).writes is not Transform.writes
 
-    def write(
+    def make_writes(
         self,
         targets: list[Tensor],
         blends: list[Blend],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from projcore.core.blend import Blend, Write
 from projcore.core.chain import Chain, as_chain
 from projcore.core.crossing import INNER, Crossing, ProjectedObjective
-from projcore.core.module import Kind, Module, Need, Row, Scope, Transform
+from projcore.core.module import Kind, Module, Need, Row, Scope
 from projcore.core.objective import Objective
+from projcore.core.passage import run_inside
 from projcore.core.settings import Settings
 from projcore.core.state import Node, State
 from projcore.errors import ArgumentError, NeedsError, ProjcoreError
@@ -314,7 +315,7 @@ class ProjectionBase(Module):
             from projcore.core.items import run_items
 
             return run_items(self, update, objective, state)
-        chosen = self._awake(objective, state)
+        chosen = self.awake(objective, state)
         if chosen is None:
             return self._step(update, objective, state)
         result = list(update)
@@ -325,7 +326,7 @@ class ProjectionBase(Module):
                 result[i] = tensor
         return result
 
-    def _awake(self, objective: Objective, state: State) -> list[int] | None:
+    def awake(self, objective: Objective, state: State) -> list[int] | None:
         """All but tensors that are projected and have no gradient to learn from; None for all."""
         if objective.active is None or self.scope == "all" or not self.learns:
             return None
@@ -379,96 +380,8 @@ class ProjectionBase(Module):
         state: State,
     ) -> list[Tensor]:
         """Runs modules of the chain (all, or those named) in the projected space."""
-        passage = self._pass(names, update, objective, state)
+        passage = run_inside(self, names, update, objective, state)
         return passage.crossing.combine(passage.update, passage.projected, passage.result)
-
-    def _pass(
-        self,
-        names: Sequence[str] | None,
-        update: list[Tensor],
-        objective: Objective,
-        state: State,
-    ) -> Passage:
-        crossing = Crossing(self, objective, state)
-        update = crossing.receive(update)
-        crossing.refresh(update)
-        if self.project_update:
-            projected = crossing.down(update, "update")
-        else:
-            projected = crossing.down(objective.grads, "grads")
-        inner = ProjectedObjective(crossing, projected)
-        memory = crossing.memory(state)
-        if names is None and self._overwrites(inner):
-            result = self._overwrite(crossing, projected, inner, memory)
-        else:
-            result = self.chain.run(names or self.chain.children, projected, inner, memory)
-        return Passage(crossing, update, projected, result, range(len(update)))
-
-    def _overwrites(self, inner: Objective) -> bool:
-        """Whether the one module inside may write into what was projected."""
-        if not self.spends or inner.batch_dims or len(self.chain.modules) != 1:
-            return False
-        module = self.chain.modules[0]
-        # One that needs parameters takes its targets for these.
-        return isinstance(module, Transform) and module.writes_itself and not module.needs
-
-    def _overwrite(
-        self, crossing: Crossing, projected: list[Tensor], inner: Objective, memory: State
-    ) -> list[Tensor]:
-        ((name, module),) = self.chain.children.items()
-        assert isinstance(module, Transform)
-        result = list(projected)
-        for i in crossing.passing:  # the update itself, which is not ours
-            result[i] = torch.zeros_like(projected[i])
-        blends = [Blend(scale=-1.0, decay=1.0)] * len(result)  # p - (-u) - p, which is u
-        for write in module.write(result, blends, projected, inner, memory.child(name)):
-            write.run()
-        return result
-
-    def enter(self, update: list[Tensor], objective: Objective, state: State) -> Passage:
-        """Runs the modules inside, and stops before what they make comes out."""
-        chosen = self._awake(objective, state)
-        if chosen is None:
-            return self._pass(None, update, objective, state)
-        part = [update[i] for i in chosen]
-        passage = self._pass(None, part, objective.select(chosen), state.select(chosen))
-        return passage._replace(places=chosen)
-
-
-class Passage(NamedTuple):
-    """A step that is inside a projection: what went in, and what the modules there made of it.
-
-    Attributes:
-        crossing: The way back.
-        update: The update that came in.
-        projected: What it was inside.
-        result: What the modules returned.
-        places: The place of each of its tensors among those of the whole space.
-    """
-
-    crossing: Crossing
-    update: list[Tensor]
-    projected: list[Tensor]
-    result: list[Tensor]
-    places: Sequence[int]
-
-    @property
-    def passing(self) -> dict[int, Tensor]:
-        """The result for each tensor that was not projected, by its place in the whole space."""
-        return {self.places[i]: self.result[i] for i in self.crossing.passing}
-
-    def writes(self, targets: Sequence[Tensor], blends: Sequence[Blend]) -> list[Write]:
-        """Returns what writes the tensors that were projected."""
-        applied = [self.places[i] for i in self.crossing.applied]
-        if not applied:
-            return []
-        return self.crossing.writes(
-            [targets[i] for i in applied],
-            [blends[i] for i in applied],
-            self.update,
-            self.projected,
-            self.result,
-        )
 
 
 def _find(module: Module, node: Node, kind: Kind) -> Tensor | None:

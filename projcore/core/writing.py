@@ -9,6 +9,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from projcore.core.chain import Chain
 from projcore.core.crossing import INNER
 from projcore.core.module import Module, Transform
 from projcore.core.objective import Objective
+from projcore.core.passage import enter
 from projcore.core.projection import ProjectionBase
 from projcore.core.state import State
 from projcore.errors import StepError
@@ -26,37 +28,56 @@ from projcore.errors import StepError
 NOTHING = torch.empty(0)
 
 
+class End(NamedTuple):
+    """How a chain ends.
+
+    Attributes:
+        runs: What runs first: a chain, names of its modules, and its memory, one after the other.
+        writer: What then writes the parameters itself, with its memory, if there is such a module.
+        followers: The affine modules behind, which are folded.
+    """
+
+    runs: list[tuple[Chain, list[str], State]]
+    writer: tuple[ProjectionBase | Transform, State] | None
+    followers: list[tuple[Transform, State]]
+
+
 def make_writes(module: Chain, objective: Objective, state: State) -> list[Write]:
     """Runs a step's modules; returns what is left to do: to write the parameters."""
-    chain, update = module, objective.grads
-    writer: ProjectionBase | Transform | None = None
-    followers: list[tuple[Transform, State]] = []
-    while True:
-        names = list(chain.children)
-        while names and _affine(chain.children[names[-1]]):
-            follower = chain.children[names[-1]]
-            assert isinstance(follower, Transform)
-            followers.insert(0, (follower, state.child(names.pop())))
-        last = chain.children[names[-1]] if names else None
-        if isinstance(last, ProjectionBase) and last.elides(objective):
-            update = chain.run(names[:-1], update, objective, state)
-            chain, state = last.chain, state.child(names[-1]).child(INNER)
-            continue
-        if isinstance(last, (ProjectionBase, Transform)) and last.writes_itself:
-            writer = last
-        update = chain.run(names if writer is None else names[:-1], update, objective, state)
-        break
+    end = _end_of(module, objective, state)
+    update = objective.grads
+    for chain, names, memory in end.runs:
+        update = chain.run(names, update, objective, memory)
     targets = objective.params
     active = objective.active if objective.active is not None else range(len(targets))
-    if isinstance(writer, ProjectionBase):
-        passage = writer.enter(update, objective, state.child(names[-1]))
-        blends = _fold(followers, objective)
-        chosen = sorted(passage.passing.keys() & set(active))
-        return [*_some(chosen, targets, passage.passing, blends), *passage.writes(targets, blends)]
-    blends = _fold(followers, objective)
+    if end.writer is None:
+        return _take(active, targets, update, _fold(end.followers, objective))
+    writer, memory = end.writer
     if isinstance(writer, Transform):
-        return writer.write(targets, blends, update, objective, state.child(names[-1]))
-    return _some(active, targets, update, blends)
+        blends = _fold(end.followers, objective)
+        return writer.make_writes(targets, blends, update, objective, memory)
+    passage = enter(writer, update, objective, memory)
+    blends = _fold(end.followers, objective)
+    passing = sorted(passage.passing.keys() & set(active))
+    return [*_take(passing, targets, passage.passing, blends), *passage.writes(targets, blends)]
+
+
+def _end_of(chain: Chain, objective: Objective, state: State) -> End:
+    """Looks from the end: past affine modules, and into layouts whose modules run outside."""
+    names = list(chain.children)
+    followers: list[tuple[Transform, State]] = []
+    while names and _affine(chain.children[names[-1]]):
+        follower = chain.children[names[-1]]
+        assert isinstance(follower, Transform)
+        followers.insert(0, (follower, state.child(names.pop())))
+    last = chain.children[names[-1]] if names else None
+    if isinstance(last, ProjectionBase) and last.elides(objective):
+        inner = _end_of(last.chain, objective, state.child(names[-1]).child(INNER))
+        runs = [(chain, names[:-1], state), *inner.runs]
+        return End(runs, inner.writer, inner.followers + followers)
+    if isinstance(last, (ProjectionBase, Transform)) and last.writes_itself:
+        return End([(chain, names[:-1], state)], (last, state.child(names[-1])), followers)
+    return End([(chain, names, state)], None, followers)
 
 
 def _affine(module: Module) -> bool:
@@ -73,12 +94,13 @@ def _fold(followers: Sequence[tuple[Transform, State]], objective: Objective) ->
     return blends
 
 
-def _some(
+def _take(
     chosen: Sequence[int],
     targets: Sequence[Tensor],
     update: Sequence[Tensor] | Mapping[int, Tensor],
     blends: Sequence[Blend],
 ) -> list[Write]:
+    """Returns what has some of the parameters take an update."""
     return blended(
         [targets[i] for i in chosen], [update[i] for i in chosen], [blends[i] for i in chosen]
     )

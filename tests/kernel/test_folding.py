@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore import Blend, Optimizer, Transform, Write, blended
+from projcore.errors import ContractError
 from projcore.modules import LR, Adam, HeavyBall, Normalize, Scale, WeightDecay
 from projcore.projections import To, VectorProjection
 
@@ -130,3 +131,13 @@ def test_blends_of_their_own_are_written_at_once() -> None:
     assert len(writes) == 1
     writes[0].run()
     assert [float(target[0]) for target in targets] == [9.0, 5.0, 7.0]
+
+
+def test_an_affine_module_without_coefficients_is_told_so() -> None:
+    class Half(Wall):
+        affine = True
+
+    params = parameters()
+    with pytest.raises(ContractError, match="Half declares affine = True, but has no coefficients"):
+        Optimizer(params, Half()).step()
+    assert all(map(torch.equal, params, parameters()))

@@ -28,7 +28,8 @@ class Terms(NamedTuple):
 def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
     """Whether the kernel gives what it should: on the CPU, eagerly, for tensors without gaps.
 
-    With strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
+    They are of torch's own class: others, as `DTensor`, do not go with plain ones in one call. With
+    strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
     """
     if torch.compiler.is_compiling() or tensor.dtype not in (torch.float32, torch.float64):
         return False
@@ -125,12 +126,12 @@ def _kernel(
 
 
 def _alike(
-    tensors: list[Tensor], steps: list[Tensor], others: Sequence[Hashable]
+    tensors: list[Tensor], steps: list[Tensor], keys: Sequence[Hashable]
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yields counts of steps, with the places of tensors that share it, dtype and another thing."""
+    """Yields counts of steps, with the places of tensors that share it, their dtype and a key."""
     counts = torch.stack(steps).tolist()
     places: dict[tuple[int, torch.dtype, Hashable], list[int]] = {}
-    for i, (count, tensor, other) in enumerate(zip(counts, tensors, others, strict=True)):
-        places.setdefault((int(count), tensor.dtype, other), []).append(i)
+    for i, (count, tensor, key) in enumerate(zip(counts, tensors, keys, strict=True)):
+        places.setdefault((int(count), tensor.dtype, key), []).append(i)
     for (count, _, _), found in places.items():
         yield count, found

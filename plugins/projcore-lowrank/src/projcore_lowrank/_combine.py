@@ -31,16 +31,32 @@ class Parts(NamedTuple):
     signs: float = 0.0
 
 
-def fira(
-    full: list[Tensor],
-    outside: list[Tensor],
-    projected: list[Tensor],
-    result: list[Tensor],
-    dims: list[int],
-    scales: list[float],
-    gamma: float | None,
-    previous: list[Tensor],
-) -> tuple[list[Parts], list[Tensor]]:
+class Given(NamedTuple):
+    r"""What the rules go by, of matrices or batches of them that share a dtype and a device.
+
+    Attributes:
+        full: :math:`G`.
+        outside: The norms of the channels of :math:`G`; for `apollo_mini` the squares of those of
+            its matrices; not used without ``gamma``, except by `fira`.
+        projected: :math:`R`.
+        result: :math:`N`.
+        dims: The dimension along which a channel lies.
+        scales: :math:`\alpha`.
+        gamma: How much the norm of what is scaled may grow; None for no limit.
+        previous: The norms before, for ``gamma``.
+    """
+
+    full: list[Tensor]
+    outside: list[Tensor]
+    projected: list[Tensor]
+    result: list[Tensor]
+    dims: list[int]
+    scales: list[float]
+    gamma: float | None
+    previous: list[Tensor]
+
+
+def fira(given: Given) -> tuple[list[Parts], list[Tensor]]:
     r"""Scales each channel of the residual as the modules inside scaled it in the subspace.
 
     .. math:: \alpha U N + S, \quad S = (G - \alpha U R) \operatorname{diag}(\phi), \quad
@@ -50,19 +66,10 @@ def fira(
     :math:`R`, since :math:`U` is orthonormal: :math:`\lVert S_j \rVert^2 = \phi_j^2 (\lVert G_j
     \rVert^2 - (2 \alpha - \alpha^2) \lVert R_j \rVert^2)`.
 
-    Args:
-        full: :math:`G`, matrices or batches of them.
-        outside: The norms of their channels.
-        projected: :math:`R`.
-        result: :math:`N`.
-        dims: The dimension along which a channel lies.
-        scales: :math:`\alpha`.
-        gamma: How much the norm of :math:`S` may grow; None for no limit.
-        previous: The norms before, for ``gamma``.
-
     Returns:
         The parts of each update, and the new norms.
     """
+    full, outside, projected, result, dims, scales, gamma, previous = given
     inside = norms(projected, dims)
     factors = quotients(norms(result, dims), inside)
     rest = torch._foreach_mul(inside, inside)
@@ -79,24 +86,15 @@ def fira(
     return [Parts(*each) for each in zip(low, scales, factors, strict=True)], previous
 
 
-def apollo(
-    full: list[Tensor],
-    outside: list[Tensor],
-    projected: list[Tensor],
-    result: list[Tensor],
-    dims: list[int],
-    scales: list[float],
-    gamma: float | None,
-    previous: list[Tensor],
-) -> tuple[list[Parts], list[Tensor]]:
+def apollo(given: Given) -> tuple[list[Parts], list[Tensor]]:
     r"""Scales each channel of the full update as the modules did in the subspace.
 
     .. math:: \alpha G \operatorname{diag}(\phi), \quad
         \phi_j = \lVert N_j \rVert / \lVert R_j \rVert
 
-    with the norm of :math:`G \operatorname{diag}(\phi)` limited, before :math:`\alpha`. Arguments
-    as of `fira`.
+    with the norm of :math:`G \operatorname{diag}(\phi)` limited, before :math:`\alpha`.
     """
+    full, outside, projected, result, dims, scales, gamma, previous = given
     factors = quotients(norms(result, dims), norms(projected, dims))
     if gamma is not None:
         channels = list(torch._foreach_mul(outside, factors))
@@ -106,20 +104,9 @@ def apollo(
     return [Parts(factor=factor) for factor in factors], previous
 
 
-def apollo_mini(
-    full: list[Tensor],
-    outside: list[Tensor],
-    projected: list[Tensor],
-    result: list[Tensor],
-    dims: list[int],
-    scales: list[float],
-    gamma: float | None,
-    previous: list[Tensor],
-) -> tuple[list[Parts], list[Tensor]]:
-    r"""Scales the full update as a whole: as `apollo`, where all of a matrix is one channel.
-
-    ``outside`` are the squares of the norms of matrices.
-    """
+def apollo_mini(given: Given) -> tuple[list[Parts], list[Tensor]]:
+    r"""Scales the full update as a whole: as `apollo`, where all of a matrix is one channel."""
+    full, outside, projected, result, _, scales, gamma, previous = given
     numbers = matrix_norms(result) / (matrix_norms(projected) + TINY)
     if gamma is not None:
         shrink, previous = limit(roots(outside) * numbers, gamma, previous)

@@ -12,17 +12,10 @@ from projcore import Blend, Node, Policy, Settings, Write
 from projcore.errors import ArgumentError
 from projcore_lowrank._combine import Parts, Rule
 from projcore_lowrank._matrices import Folding, Rank, resolved_rank
+from projcore_lowrank._options import Nonfinite, Options, Second, Source, require_choice
 from projcore_lowrank._seeded import gaussian, mix, permutation
 from projcore_lowrank.random_subspace import require_seed
-from projcore_lowrank.subspace import (
-    End,
-    Nonfinite,
-    Options,
-    Second,
-    Source,
-    Subspace,
-    require_choice,
-)
+from projcore_lowrank.subspace import End, Subspace
 
 Select = Literal["top", "random", "norm", "cyclic"]
 Axis = Literal["columns", "rows", "entries"]

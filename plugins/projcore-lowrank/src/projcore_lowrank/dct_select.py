@@ -13,8 +13,9 @@ from projcore import Node, Policy, Settings
 from projcore.errors import ArgumentError
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
+from projcore_lowrank._options import Nonfinite, Options, Second, Source
 from projcore_lowrank.coordinate_subspace import Chosen, largest
-from projcore_lowrank.subspace import End, Nonfinite, Options, Second, Source
+from projcore_lowrank.subspace import End
 
 Norm = Literal[1, 2]
 

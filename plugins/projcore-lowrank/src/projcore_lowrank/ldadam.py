@@ -10,10 +10,11 @@ from torch import Tensor
 from projcore import Kind, Module, Node, ProjectionBase, Settings, require
 from projcore.errors import ArgumentTypeError
 from projcore_lowrank._matrices import Folding, Rank
+from projcore_lowrank._options import Options, require_choice
 from projcore_lowrank._seeded import gaussian, mix
 from projcore_lowrank._subspace import orthonormalize
 from projcore_lowrank.low_rank import Learnt
-from projcore_lowrank.subspace import End, Options, by_parts, require_choice
+from projcore_lowrank.subspace import End, by_parts
 
 Betas = tuple[float, float]
 OneSide = Literal["std", "reverse_std", "left", "right"]

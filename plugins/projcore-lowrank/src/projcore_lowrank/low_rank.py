@@ -10,17 +10,10 @@ from torch import Tensor
 from projcore import Node, Policy, Settings
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
+from projcore_lowrank._options import Nonfinite, Options, Second, Source, require_choice
 from projcore_lowrank._seeded import mix
 from projcore_lowrank._subspace import Method, dominant
-from projcore_lowrank.subspace import (
-    End,
-    Nonfinite,
-    Options,
-    Second,
-    Source,
-    Subspace,
-    require_choice,
-)
+from projcore_lowrank.subspace import End, Subspace
 
 Refresh = Literal["svd", "gram", "randomized", "subspace", "subspace_whole", "none"]
 

@@ -12,8 +12,9 @@ from projcore import Current, Node, Policy, Settings, require
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
+from projcore_lowrank._options import Options, Second, require_choice
 from projcore_lowrank._seeded import gaussian, mix, orthonormal, rademacher, srht_down, srht_up
-from projcore_lowrank.subspace import End, Options, Second, Subspace, require_choice
+from projcore_lowrank.subspace import End, Subspace
 
 RandomKind = Literal["gaussian", "orthonormal", "rademacher", "srht"]
 SeedChain = Literal["mixed", "apollo"]

@@ -4,113 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from projcore import Blend, Current, Kind, Node, Policy, ProjectionBase, Settings, Write, require
-from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+from projcore import Blend, Current, Kind, Node, ProjectionBase, Settings, Write, require
+from projcore.errors import StepError
 from projcore_lowrank import _combine
-from projcore_lowrank._combine import Parts, Rule
-from projcore_lowrank._matrices import (
-    Folding,
-    Rank,
-    Side,
-    compressed,
-    matrix_shape,
-    resolved_rank,
-    view_of,
-)
+from projcore_lowrank._combine import Parts
+from projcore_lowrank._matrices import compressed, matrix_shape, resolved_rank, view_of
+from projcore_lowrank._options import SETTINGS, Options, as_dtype
 
 End = Literal["left", "right"]
 GOLDEN = (5**0.5 - 1) / 2
 ENDS: tuple[End, ...] = get_args(End)
-Second = Literal["squared", "absolute", "keep", "reset"]
-Source = Literal["update", "gradient", "momentum"]
-Nonfinite = Literal["raise", "skip"]
-CHOICES: dict[str, Any] = {
-    "side": Side,
-    "folding": Folding,
-    "policy": Policy,
-    "second": Second,
-    "combine": Rule,
-    "source": Source,
-    "nonfinite": Nonfinite,
-}
 OUTSIDE = "norms_outside"  # an attribute of a projected tensor: of what it was made from
-SETTINGS = ("rank", "period", "scale", "residual_scale")
-
-
-@dataclass(frozen=True)
-class Options:
-    r"""What the constructors of all subspaces take, beside what is their own.
-
-    Attributes:
-        rank: `r`, a setting: an int, a part of the shorter side if it is a float up to 1, or None.
-        period: Steps between refreshes, at least 1, a setting.
-        scale: What the update that comes out is multiplied by, a setting.
-        side: Which sides are compressed: ``"std"`` the shorter, by ``G P`` if it is square,
-            ``"reverse_std"`` the longer, ``"left"``, ``"right"`` or ``"full"`` (both).
-        folding: What has more than two sides is a matrix of the first by the rest (``"fold"``), or
-            a batch of matrices of the last two (``"last2"``).
-        policy: What becomes of memory inside at a refresh: ``"keep"``, ``"reset"`` or
-            ``"transport"``. Where the rank changes, what would be kept is transported.
-        second: How second moments are transported: by the squares of the change of basis
-            (``"squared"``, the diagonal of the transformed covariance), as the absolute value of
-            what a vector would become (``"absolute"``), not at all while the rank is the same
-            (``"keep"``), or so that all memory begins anew (``"reset"``).
-        stagger: Spread the refreshes of different tensors over the period, so that no step has
-            all of them. The first step has, always.
-        combine: How the update is made: ``"unproject"``, :math:`\alpha P N`; with the residual
-            :math:`G - P R` beside it, times ``residual_scale`` (``"residual"``), or its sign
-            (``"sign"``); scaled as by Fira (``"fira"``), or with all of :math:`G` scaled as by
-            APOLLO, by channel (``"apollo"``) or as a whole (``"apollo_mini"``).
-        residual_scale: As said, a setting.
-        limit: By how much, at most, the norm of what Fira or APOLLO scales grows in a step; None
-            for no limit.
-        error_feedback: Add to each update what was left out of those before.
-        source: What the map is learnt from: the ``"update"`` that comes in, the ``"gradient"``, or
-            the update mixed with the first moment inside, by halves (``"momentum"``).
-        nonfinite: Infinite or NaN in what a basis is to be learnt from is an error (``"raise"``),
-            or the basis stays, to be learnt in the next step (``"skip"``).
-        compute_dtype: The dtype of the products with the basis; None for that of the tensors.
-        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
-    """
-
-    rank: Rank
-    period: int = 1
-    scale: float = 1.0
-    residual_scale: float = 1.0
-    side: Side = "std"
-    folding: Folding = "fold"
-    policy: Policy = "keep"
-    second: Second = "squared"
-    stagger: bool = False
-    combine: Rule = "unproject"
-    limit: float | None = None
-    error_feedback: bool = False
-    source: Source = "update"
-    nonfinite: Nonfinite = "raise"
-    compute_dtype: torch.dtype | str | None = None
-    project_update: bool = True
-    project_params: bool = True
-    project_grad: bool = True
-
-    def check(self, owner: object) -> None:
-        """Raises if a choice is unknown, or does not go with another."""
-        for name, choices in CHOICES.items():
-            require_choice(owner, name, getattr(self, name), get_args(choices))
-        if self.side == "full" and self.combine in ("fira", "apollo"):
-            raise ArgumentError(
-                f"{type(owner).__name__}(side='full', combine={self.combine!r}) cannot be: "
-                "channels are scaled, and compressed from both sides there are none. Choose "
-                "another side."
-            )
-        if self.limit is not None:
-            require(owner, "limit", self.limit, minimum=1)
 
 
 class Subspace(ProjectionBase):
@@ -140,7 +50,7 @@ class Subspace(ProjectionBase):
     def __init__(self, modules: Any, options: Options) -> None:
         options.check(self)
         self.options = options
-        self.compute_dtype = _as_dtype(self, options.compute_dtype)
+        self.compute_dtype = as_dtype(self, options.compute_dtype)
         self.policy = options.policy
         self.spends = options.combine == "unproject" and not options.error_feedback
         if options.source == "gradient":
@@ -328,10 +238,12 @@ class Subspace(ProjectionBase):
         asks_norms = current == "update" and self._asks_norms
         projected = []
         for matrix, state in zip(matrices, states, strict=True):
-            # Not when `combine` asks: here the product finds the matrix in the cache.
-            norms = self._norms_outside(matrix, state) if asks_norms else None
-            projected.append(self._down(matrix, state))
-            setattr(projected[-1], OUTSIDE, norms)
+            norms = self._norms_of(matrix, state) if asks_norms else None
+            low = self._down(matrix, state)
+            if norms is not None:
+                # For `combine`; taken here, where the product finds the matrix in the cache.
+                setattr(low, OUTSIDE, norms)
+            projected.append(low)
         return projected
 
     def unproject(
@@ -477,14 +389,27 @@ class Subspace(ProjectionBase):
                 Parts(out, scale, signs=residual)
                 for out, scale, residual in zip(result, scales, residuals, strict=True)
             ]
+        return self._scaled_parts(full, projected, result, states, scales)
+
+    def _scaled_parts(
+        self,
+        full: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+        states: list[Node],
+        scales: list[float],
+    ) -> list[Parts]:
+        """Returns the parts by a rule that scales what comes in, and keeps their norms."""
         made: list[Any] = [None] * len(full)
-        outside: list[Any] = [getattr(low, OUTSIDE, None) for low in projected]
+        outside: list[Any] = [None] * len(full)
         if self._asks_norms:
-            for i, norms in enumerate(outside):
-                if norms is None:  # it was the gradient that was projected, not the update
-                    outside[i] = self._norms_outside(full[i], states[i])
+            outside = [
+                # If it was the gradient that was projected, the update has not been measured.
+                getattr(low, OUTSIDE) if hasattr(low, OUTSIDE) else self._norms_of(matrix, state)
+                for low, matrix, state in zip(projected, full, states, strict=True)
+            ]
         for places in _alike(full):
-            parts, limited = _combine.RULES[self.options.combine](
+            given = _combine.Given(
                 [full[i] for i in places],
                 [outside[i] for i in places],
                 [projected[i] for i in places],
@@ -494,6 +419,7 @@ class Subspace(ProjectionBase):
                 self.options.limit,
                 [] if self.options.limit is None else [states[i]["limited_norm"] for i in places],
             )
+            parts, limited = _combine.RULES[self.options.combine](given)
             for i, each in zip(places, parts, strict=True):
                 made[i] = each
             for i, norm in zip(places, limited, strict=False):
@@ -506,7 +432,7 @@ class Subspace(ProjectionBase):
         rule = self.options.combine
         return rule == "fira" or (rule in _combine.RULES and self.options.limit is not None)
 
-    def _norms_outside(self, matrix: Tensor, state: Node) -> Tensor:
+    def _norms_of(self, matrix: Tensor, state: Node) -> Tensor:
         """Returns what the rule takes as ``outside``."""
         if self.options.combine == "apollo_mini":
             return _combine.squared_norms(matrix)
@@ -587,22 +513,3 @@ def by_parts(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
     return function(tensor)
-
-
-def require_choice(owner: object, name: str, value: object, choices: Sequence[object]) -> None:
-    """Raises unless a value is one of the choices."""
-    if value not in choices:
-        raise ArgumentError(
-            f"{type(owner).__name__}({name}={value!r}) cannot be. {name} is one of "
-            f"{', '.join(map(repr, choices))}. Pass one of these."
-        )
-
-
-def _as_dtype(owner: object, dtype: torch.dtype | str | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ArgumentTypeError(
-            f"{type(owner).__name__}(compute_dtype={dtype!r}) is no dtype of floating numbers. "
-            "Products are made in one. Pass for example 'bfloat16', or None."
-        )
-    return found
