@@ -502,3 +502,18 @@ def test_complex_second_moments_stay_pairs_of_variances(second: Any) -> None:
         optimizer.step()
         variance = torch.view_as_real(optimizer.state[weight]["0/modules/0/exp_avg_sq"])
         assert bool((variance >= 0).all())
+
+
+@pytest.mark.parametrize("rule", ["fira", "apollo", "apollo_mini"])
+def test_norms_are_those_of_the_update_also_if_the_gradient_is_projected(rule: Any) -> None:
+    results = []
+    for hands_in_update in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(6, 4, generator=generator, dtype=torch.float64))
+        inside = LowRank([Adam()], rank=2, combine=rule, project_update=hands_in_update)
+        optimizer = Optimizer([weight], inside, LR(0.1))
+        for _ in range(4):
+            weight.grad = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+            optimizer.step()
+        results.append(weight.detach())
+    torch.testing.assert_close(*results, rtol=1e-14, atol=1e-14)
