@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from projcore.core.describe import outline
 from projcore.core.module import Kind, Module
+from projcore.core.outline import Facts, outline, parameter_names
 from projcore.core.settings import SIGNATURE, SettingNames, positions
 from projcore.core.state import SHARED, Node, flatten
-from projcore.errors import CheckpointError, ProjcoreError
+from projcore.errors import CheckpointError, ProjcoreError, StepError
 
 if TYPE_CHECKING:
     from projcore.core.optimizer import Optimizer
@@ -40,8 +42,10 @@ def read(
     groups = _read_groups(optimizer, names, state_dict["param_groups"])
     saved_ids = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
     parameters = list(chain.from_iterable(g["params"] for g in optimizer.param_groups))
-    expected = [flatten(tree) for tree in outline(optimizer, groups)]
     indices = {saved: i for i, saved in enumerate(saved_ids)}
+    # A parameter that was frozen when this was saved has no entry.
+    members = sorted(indices[saved] for saved in state_dict["state"] if saved in indices)
+    expected = [flatten(tree) for tree in outline(optimizer, groups, members=members or None)]
     state: dict[Tensor, dict[str, Any]] = {}
     for saved, entries in state_dict["state"].items():
         if saved not in indices or not isinstance(entries, Mapping):
@@ -55,19 +59,48 @@ def read(
         _check_complete(i, entries, expected[i])
         state[parameters[i]] = {key: _copy(value, parameters[i]) for key, value in entries.items()}
     if state:
-        _check_anchors(parameters, state, expected)
+        _check_anchors(optimizer, groups, state, expected)
     return groups, state
 
 
-def drop_outgrown(optimizer: Optimizer, names: SettingNames, expected: list[Node]) -> None:
-    """Resets the memory of modules whose space has grown, as that of a vector by a new group."""
-    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    outgrown = set()
-    for parameter, tree in zip(parameters, expected, strict=False):
-        for key, value in flatten(tree).items():
-            live = optimizer.state.get(parameter, {}).get(key)
-            if live is not None and not _fits(names, key, live, value):
-                outgrown.add(module_path(key))
+def follow(
+    optimizer: Optimizer,
+    names: SettingNames,
+    groups: Sequence[Mapping[str, Any]],
+    before: Sequence[Facts | None],
+    now: Sequence[Facts | None],
+) -> None:
+    """Resets the memory of modules whose space has changed, as that of a vector by a new group.
+
+    ``before`` and ``now`` are the `presence` of the parameters; ``before`` may be shorter.
+
+    Raises:
+        StepError: If it no longer fits because a parameter itself has changed. Then nothing is
+            reset.
+        ProjcoreError: If a module refuses the parameters as they are now.
+    """
+    expected = [flatten(tree) for tree in outline(optimizer, groups)]
+    if not any(optimizer.state.values()):
+        return
+    members = [i for i, facts in enumerate(before) if facts is not None and now[i] is not None]
+    earlier = [flatten(tree) for tree in outline(optimizer, groups, members=members)]
+    parameters = chain.from_iterable(group["params"] for group in groups)
+    outgrown: dict[str, str] = {}  # paths, each with an entry that shows it
+    for i, parameter in enumerate(parameters):
+        live, facts = optimizer.state.get(parameter, {}), now[i]
+        if facts is None:
+            continue
+        old = before[i] if i < len(before) else None
+        for key, value in expected[i].items():
+            if key in live and not _follows(names, key, live[key], value, old, facts):
+                outgrown.setdefault(module_path(key), key)
+        if old is not None:  # memory of a merged space may have to be kept with another parameter
+            for key in expected[i].keys() ^ earlier[i].keys():
+                outgrown.setdefault(module_path(key), key)
+    for i, (old, new) in enumerate(zip(before, now, strict=False)):
+        if outgrown and old is not None and new is not None and old != new:
+            name = parameter_names(groups)[i] or i
+            raise _changed(name, old, new, next(iter(outgrown.values())))
     for entries in optimizer.state.values():
         for key in [key for key in entries if module_path(key) in outgrown]:
             del entries[key]
@@ -94,6 +127,30 @@ def _fits(names: SettingNames, key: str, value: Any, expected: Any) -> bool:
     return value.shape[skip:] == expected.shape[skip:] and value.ndim == expected.ndim
 
 
+def _follows(
+    names: SettingNames, key: str, value: Any, expected: Any, old: Facts | None, new: Facts
+) -> bool:
+    """Whether an entry still fits a parameter that may have another shape, dtype or device now."""
+    if not _fits(names, key, value, expected):
+        return False
+    if old is None or not isinstance(value, Tensor) or value.ndim == 0:
+        return True
+    left_behind = old[2] != new[2] and value.device == old[2]
+    return not left_behind and (old[1] == new[1] or value.dtype == expected.dtype)
+
+
+def _changed(name: str | int, old: Facts, new: Facts, key: str) -> StepError:
+    was, now = (
+        f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)} on {device}"
+        for shape, dtype, device in (old, new)
+    )
+    return StepError(
+        f"Parameter {name!r} was {was} when its memory was created, and is {now} now, which "
+        f"{key!r} does not fit. Parameters keep shape, dtype and device. Build a new optimizer, or "
+        "call optimizer.state.clear() to reinitialize all memory."
+    )
+
+
 def _check_complete(i: int, entries: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raises if a module has some of its entries for a parameter, but not all."""
     begun = {module_path(key) for key in entries}
@@ -106,11 +163,21 @@ def _check_complete(i: int, entries: Mapping[str, Any], expected: Mapping[str, A
 
 
 def _check_anchors(
-    parameters: list[Tensor], state: Mapping[Tensor, Any], expected: list[dict[str, Any]]
+    optimizer: Optimizer,
+    groups: list[dict[str, Any]],
+    state: Mapping[Tensor, Any],
+    expected: list[dict[str, Any]],
 ) -> None:
     """Raises if memory of a merged space was lost with its first parameter."""
     kept = {module_path(key) for entries in state.values() for key in entries}
-    for i, (parameter, entries) in enumerate(zip(parameters, expected, strict=True)):
+    parameters = list(chain.from_iterable(group["params"] for group in groups))
+    if all(parameter in state for parameter in parameters):
+        return
+    if not {module_path(key) for entries in expected for key in entries} - kept:
+        return
+    everywhere = [i for i, p in enumerate(parameters) if not is_lazy(p)]
+    whole = [flatten(tree) for tree in outline(optimizer, groups, members=everywhere)]
+    for i, (parameter, entries) in enumerate(zip(parameters, whole, strict=True)):
         lost = sorted({module_path(key) for key in entries} - kept)
         if lost and parameter not in state:
             raise CheckpointError(

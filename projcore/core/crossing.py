@@ -255,6 +255,7 @@ class ProjectedObjective(Objective):
         self.template = template
         self.elide = outer.elide
         self.parameter_names = outer.parameter_names
+        self.absent = outer.absent
         self.groups = [
             outer.groups[origin[0]]
             if len(origin) == 1

@@ -7,44 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from projcore.core.module import Row
-from projcore.core.objective import RootObjective
-from projcore.core.state import Node, State, flatten
+from projcore.core.outline import outline, parameter_names, presence
+from projcore.core.state import flatten
 
 if TYPE_CHECKING:
     from projcore.core.optimizer import Optimizer
-
-
-def outline(
-    optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], rows: list[Row] | None = None
-) -> list[Node]:
-    """Runs the plan on tensors without storage; returns the memory it would make, for each tensor.
-
-    Projections learn their maps on such tensors too, so what refuses the parameters does so here.
-    """
-    stand_ins = [torch.empty_like(p, device="meta") for group in groups for p in group["params"]]
-    objective = RootObjective(
-        stand_ins,
-        stand_ins,
-        [i for i, group in enumerate(groups) for _ in group["params"]],
-        optimizer._names.table(groups),
-        elide=optimizer._elide,
-        names=parameter_names(groups),
-    )
-    trees: list[Node] = [{} for _ in stand_ins]
-    with torch.no_grad():
-        optimizer.module.prepare(
-            objective, State(trees, trees[0] if trees else {}), [] if rows is None else rows
-        )
-    return trees
-
-
-def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """Returns the name of each parameter of groups, None for those that were given without."""
-    return [
-        name for group in groups for name in group.get("param_names", [None] * len(group["params"]))
-    ]
 
 
 def describe(optimizer: Optimizer) -> str:
@@ -52,21 +22,23 @@ def describe(optimizer: Optimizer) -> str:
     rows: list[Row] = []
     trees = outline(optimizer, optimizer.param_groups, rows)
     parameters: list[tuple[str, ...]] = [
-        ("parameter", "shape", "dtype", "group", "route", "inside", "state bytes")
+        ("parameter", "shape", "dtype", "group", "route", "inside", "takes part", "state bytes")
     ]
     names = parameter_names(optimizer.param_groups)
     index = 0
+    present = presence([p for group in optimizer.param_groups for p in group["params"]])
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             memory = optimizer.state.get(parameter) or flatten(trees[index])
             parameters.append(
                 (
                     names[index] or str(index),
-                    _shape(parameter.shape),
+                    "lazy" if is_lazy(parameter) else _shape(parameter.shape),
                     str(parameter.dtype).removeprefix("torch."),
                     str(number),
                     _routes(rows, index),
                     _inside(rows, index),
+                    "" if present[index] or is_lazy(parameter) else "no, frozen",
                     f"{count_bytes(memory):,}",
                 )
             )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from projcore.core.checkpoint import module_path
-from projcore.core.describe import as_table, head, outline, parts, storages
+from projcore.core.describe import as_table, head, parts, storages
 from projcore.core.module import Module, Row
+from projcore.core.outline import outline
 from projcore.core.state import flatten
 
 if TYPE_CHECKING:
@@ -120,16 +122,21 @@ def measure(optimizer: Optimizer) -> Memory:
         for key, value in each.items()
         if isinstance(value, Tensor)
     ]
-    weights = storages(parameters)
+    weights = storages(p for p in parameters if not is_lazy(p))
     state = storages(value for _, value in entries) - weights
     gradients = storages(p.grad for p in parameters if p.grad is not None) - weights - state
-    to_come = [p for p in parameters if p.grad is None and p.requires_grad]
+    to_come = [
+        p for p in parameters if p.grad is None and p.requires_grad and not is_lazy(p)
+    ]
     return Memory(
         rows=tuple(_rows(optimizer._names.modules, entries, state)),
         parameters=_size(weights),
         gradients=_size(gradients) + sum(part.nbytes for p in to_come for part in parts(p)),
         foretold=foretold,
-        unknown=tuple(f"{head(row)} at {row.path}" for row in plan if not row.shapes),
+        unknown=(
+            *(f"{head(row)} at {row.path}" for row in plan if not row.shapes),
+            *(f"the optimizer for lazy parameter {i}" for i, p in enumerate(parameters) if is_lazy(p)),
+        ),
     )
 
 

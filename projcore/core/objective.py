@@ -27,6 +27,9 @@ class Objective(ABC):
         groups: The parameter group of each tensor, or those that it is made from.
         elide: Whether layout projections may run elementwise modules outside (see the plan).
         parameter_names: The name of each of the optimizer's parameters, None for one without.
+        absent: The parameters that are frozen and so in no space: of each the name, a tensor
+            without storage that has its shape and dtype, and the group. None if there are lazy
+            parameters, whose shapes are not known yet.
     """
 
     template: list[Tensor]
@@ -35,6 +38,7 @@ class Objective(ABC):
     batch_dims: int = 0
     elide: bool = True
     parameter_names: Sequence[str | None]
+    absent: Sequence[tuple[str | None, Tensor, int]] | None = ()
 
     @property
     @abstractmethod
@@ -100,6 +104,7 @@ class RootObjective(Objective):
         closure: Callable[..., Any] | None = None,
         elide: bool = True,
         names: Sequence[str | None] | None = None,
+        places: Sequence[int] | None = None,
     ) -> None:
         self.template = [parameter.detach() for parameter in parameters]
         self.active = active
@@ -108,6 +113,7 @@ class RootObjective(Objective):
         self._grads = grads
         self.groups: list[int] = groups
         self.parameter_names = [None] * len(parameters) if names is None else names
+        self._places = range(len(parameters)) if places is None else places
         self._table = table
         self._loss = loss
         self._closure = closure
@@ -115,7 +121,7 @@ class RootObjective(Objective):
 
     @property
     def sources(self) -> list[tuple[int, ...]]:
-        return [(i,) for i in range(len(self.template))]
+        return [(place,) for place in self._places]
 
     @property
     def params(self) -> list[Tensor]:
@@ -175,6 +181,7 @@ class _Selected(Objective):
         self.batch_dims = whole.batch_dims
         self.elide = whole.elide
         self.parameter_names = whole.parameter_names
+        self.absent = whole.absent
         self._whole = whole
         self._indices = indices
         if whole.active is not None:

@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from projcore.core import checkpoint
 from projcore.core.chain import Chain, as_chain
-from projcore.core.describe import describe, outline, parameter_names
+from projcore.core.describe import describe
 from projcore.core.memory import Memory, measure
 from projcore.core.module import Module, Need
 from projcore.core.objective import Objective, RootObjective, as_loss, fill_zeros
+from projcore.core.outline import Facts, outline, parameter_names, presence
 from projcore.core.settings import SIGNATURE, SettingNames, require
-from projcore.core.state import Node, State, flatten, unflatten
+from projcore.core.state import Node, State, flatten, replace_entries, unflatten
 from projcore.core.writing import make_buckets, make_writes, run_writes, subtract
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 
@@ -75,6 +77,7 @@ class Optimizer(torch.optim.Optimizer):
         self._warm: bool
         self._compiled: Any
         self._scalars: dict[tuple[Any, ...], Tensor]
+        self._presence: list[Facts | None] = []
         self._names = SettingNames(self.module)
         self._elide = True
         self._built = False
@@ -92,6 +95,7 @@ class Optimizer(torch.optim.Optimizer):
                 "Pass some."
             )
         outline(self, self.param_groups)
+        self._presence = presence(self._parameters())
         self._built = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -104,12 +108,11 @@ class Optimizer(torch.optim.Optimizer):
                 added["param_names"] = [
                     p[0] if isinstance(p, tuple) else None for p in param_group["params"]
                 ]
-                expected = outline(self, [*self.param_groups, added])
+                outline(self, [*self.param_groups, added])
             param_group[SIGNATURE] = checkpoint.signature(self.module)
         super().add_param_group(param_group)
         if self._built:
-            checkpoint.drop_outgrown(self, self._names, expected)
-        self._reset_plan()
+            self._follow(presence(self._parameters()))
 
     def _check_group(self, group: dict[str, Any]) -> list[Any]:
         if "params" not in group:
@@ -186,7 +189,13 @@ class Optimizer(torch.optim.Optimizer):
         return value
 
     def _update(self, closure: Callable[..., Any] | None, loss: Tensor | None) -> None:
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        everything = self._parameters()
+        present = presence(everything)
+        if present != self._presence:
+            self._follow(present)
+        places = [i for i, facts in enumerate(present) if facts is not None]
+        numbers = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
+        parameters = [everything[i] for i in places]
         free = self._gradient_free
         missing = [p.grad is None and not (free and p.requires_grad) for p in parameters]
         if all(missing):
@@ -197,12 +206,13 @@ class Optimizer(torch.optim.Optimizer):
         inputs = StepInputs(
             parameters,
             grads,
-            [i for i, group in enumerate(self.param_groups) for _ in group["params"]],
+            [numbers[i] for i in places],
             [i for i, none in enumerate(missing) if not none] if any(missing) else None,
             loss,
             closure,
             self._elide,
             parameter_names(self.param_groups),
+            places,
         )
         if self.compiles and self._warm:
             if self._compiled is None:
@@ -242,7 +252,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _keep(self, parameters: list[Tensor], memory: list[dict[str, Any]]) -> None:
         if any(memory):  # then torch's checkpointing wants an entry for every parameter
-            self.state.update(zip(parameters, memory, strict=True))
+            replace_entries([self.state[parameter] for parameter in parameters], memory)
         self._warm = True
 
     def _memory(self, parameter: Tensor, copied: bool) -> dict[str, Any]:
@@ -282,6 +292,26 @@ class Optimizer(torch.optim.Optimizer):
             self._scalars[key] = torch.zeros((), dtype=torch.float64)
         return self._scalars[key].fill_(value)
 
+    def _remembered(self) -> list[Facts | None]:
+        """Returns the presence of the parameters that took part when memory was last written."""
+        parameters = self._parameters()
+        present = presence(parameters)
+        if not any(self.state.values()):
+            return present
+        return [
+            None if is_lazy(p) or p not in self.state else (p.shape, p.dtype, p.device)
+            for p in parameters
+        ]
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _follow(self, present: list[Facts | None]) -> None:
+        """Adapts to parameters that joined, were frozen, or have changed."""
+        checkpoint.follow(self, self._names, self.param_groups, self._presence, present)
+        self._presence = present
+        self._reset_plan()
+
     def _reset_plan(self) -> None:
         """Forgets what was compiled; the next step runs eagerly and creates missing memory."""
         self._warm = False
@@ -306,6 +336,7 @@ class Optimizer(torch.optim.Optimizer):
         self.state.clear()
         self.state.update(state)
         self.param_groups[:] = groups
+        self._presence = self._remembered()
         self._reset_plan()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -329,6 +360,7 @@ class Optimizer(torch.optim.Optimizer):
         self._names = SettingNames(self.module)
         self._built = True
         self.defaults = dict(self._names.defaults)  # torch adds a key of its own
+        self._presence = self._remembered()
         self._reset_plan()
 
     def __str__(self) -> str:
@@ -351,6 +383,7 @@ class StepInputs(NamedTuple):
     closure: Callable[..., Any] | None
     elide: bool
     names: list[str | None]
+    places: list[int]
 
 
 def _objective(inputs: StepInputs, table: dict[str, list[dict[str, Any]]]) -> RootObjective:
@@ -364,6 +397,7 @@ def _objective(inputs: StepInputs, table: dict[str, list[dict[str, Any]]]) -> Ro
         inputs.closure,
         inputs.elide,
         inputs.names,
+        inputs.places,
     )
 
 
@@ -385,7 +419,8 @@ def check_parameters(params: list[Any], others: list[Tensor]) -> None:
                 f"Parameter {i} is a {type(param).__name__}. Parameters are tensors. "
                 "Pass model.parameters(), or a list of tensors."
             )
-        if not (param.is_floating_point() or param.is_complex()):
+        frozen = not param.requires_grad and param.grad is None
+        if not (param.is_floating_point() or param.is_complex() or frozen):
             raise ArgumentError(
                 f"Parameter {i} has dtype {param.dtype}. Parameters are of floating or complex "
                 "numbers. Leave it out."

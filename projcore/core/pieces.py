@@ -150,6 +150,7 @@ class _Rows(Objective):
         self.groups = whole.groups
         self.elide = whole.elide
         self.parameter_names = whole.parameter_names
+        self.absent = whole.absent
 
     @property
     def sources(self) -> list[tuple[int, ...]]:

@@ -213,6 +213,7 @@ class Rules:
         types: Sequence[tuple[str, ...]] | None = None,
         groups: Sequence[Hashable] | None = None,
         complete: bool = False,
+        absent: Sequence[tuple[str | None, Tensor, int]] = (),
     ) -> list[int]:
         """Returns, for each tensor, the index of the first rule that holds.
 
@@ -222,6 +223,8 @@ class Rules:
             types: Names of the classes of each one's owner, if known.
             groups: The parameter group of each, as `Objective.groups` has it.
             complete: These are all there are, so a rule that none of them follows is an error.
+            absent: Parameters beside them, as `Objective.absent` has it. They need no rule, but a
+                rule that one of them follows is no error.
 
         Raises:
             ArgumentError: If no rule holds for one, or a rule asks for what is not known.
@@ -237,7 +240,7 @@ class Rules:
         ]
         chosen = []
         for candidate in candidates:
-            index = next((i for i, rule in enumerate(self.rules) if rule.matches(candidate)), None)
+            index = self._first(candidate)
             if index is None:
                 raise ArgumentError(
                     f"{self.owner} has no rule for {candidate}; its rules are "
@@ -246,9 +249,15 @@ class Rules:
                 )
             chosen.append(index)
         if complete:
-            for i in sorted(set(range(len(self.rules))) - set(chosen)):
+            others = [Candidate(name, tensor, None, group) for name, tensor, group in absent]
+            followed = {*chosen, *(self._first(other) for other in others)}
+            for i in sorted(set(range(len(self.rules))) - followed):
                 self._refuse_idle(self.rules[i], candidates)
         return chosen
+
+    def _first(self, candidate: Candidate) -> int | None:
+        """The index of the first rule that holds, or None."""
+        return next((i for i, rule in enumerate(self.rules) if rule.matches(candidate)), None)
 
     def _refuse_idle(self, rule: Rule, candidates: Sequence[Candidate]) -> None:
         why = "matches none"

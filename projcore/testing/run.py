@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Module, Optimizer
-from projcore.core.describe import outline
+from projcore.core.outline import outline
 from projcore.errors import ProjcoreError
 from projcore.testing.law import NotApplicable
 from projcore.testing.map import Map, learnt

@@ -57,7 +57,13 @@ def choose(rules: Rules, objective: Objective) -> list[int]:
 
 def choose_all(rules: Rules, objective: Objective) -> list[int]:
     """As `choose`, when an optimizer is built: a rule that holds for no tensor is an error."""
-    return rules.choose(objective.names, items(objective), groups=objective.groups, complete=True)
+    return rules.choose(
+        objective.names,
+        items(objective),
+        groups=objective.groups,
+        complete=objective.absent is not None,
+        absent=objective.absent or (),
+    )
 
 
 def items(objective: Objective) -> list[Tensor]:
