@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "ContractError",
     "NeedsError",
+    "NonFiniteError",
     "PluginError",
     "PluginWarning",
     "ProjcoreError",
@@ -43,6 +44,19 @@ class ContractError(ProjcoreError, RuntimeError):
 
 class StepError(ProjcoreError, RuntimeError):
     """A step cannot be taken: no closure, or a gradient that cannot be used."""
+
+
+class NonFiniteError(StepError):
+    """A step would compute with Inf or NaN where that does harm which does not show.
+
+    Attributes:
+        skip: Whether the step is to be left out and no error raised: then `Optimizer.step` changes
+            nothing, and returns as if there had been no gradient.
+    """
+
+    def __init__(self, message: str, skip: bool = False) -> None:
+        super().__init__(message)
+        self.skip = skip
 
 
 class CheckpointError(ProjcoreError, ValueError):

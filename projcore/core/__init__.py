@@ -6,11 +6,13 @@ in another space) and `optimizer` (the shell that torch sees). The others serve 
 finds the settings of a module in parameter groups, `writing` writes the parameters, by operations
 from `blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is
 loaded, `describe` prints the plan, `memory` counts what is kept, `rules` picks parameters by name
-and shape, `items` takes batches apart, and `pieces` runs large updates piece by piece.
+and shape, `finite` finds Inf and NaN, `items` takes batches apart, and `pieces` runs large updates
+piece by piece.
 """
 
 from projcore.core.blend import Blend, Write, blended
 from projcore.core.chain import Chain
+from projcore.core.finite import first_nonfinite
 from projcore.core.memory import Memory
 from projcore.core.module import Kind, Module, Need, Row, Scope, Transform, as_module, scalar
 from projcore.core.objective import Objective
@@ -43,6 +45,7 @@ __all__ = [
     "as_module",
     "blended",
     "common",
+    "first_nonfinite",
     "param_groups",
     "require",
     "scalar",

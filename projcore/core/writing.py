@@ -17,12 +17,13 @@ from torch import Tensor
 from projcore.core.blend import Blend, Write, blended, check_writable
 from projcore.core.chain import Chain
 from projcore.core.crossing import INNER
+from projcore.core.finite import located
 from projcore.core.module import Module, Transform
 from projcore.core.objective import Objective
 from projcore.core.passage import enter
 from projcore.core.projection import ProjectionBase
 from projcore.core.state import State
-from projcore.errors import StepError
+from projcore.errors import NonFiniteError, StepError
 
 # The target of what writes no parameter, and so may be repeated however far it came.
 NOTHING = torch.empty(0)
@@ -44,6 +45,13 @@ class End(NamedTuple):
 
 def make_writes(module: Chain, objective: Objective, state: State) -> list[Write]:
     """Runs a step's modules; returns what is left to do: to write the parameters."""
+    try:
+        return _make_writes(module, objective, state)
+    except NonFiniteError as error:
+        raise located(error, objective) from error
+
+
+def _make_writes(module: Chain, objective: Objective, state: State) -> list[Write]:
     end = _end_of(module, objective, state)
     update = objective.grads
     for chain, names, memory in end.runs:

@@ -107,7 +107,7 @@ class CoordinateSubspace(Chosen):
         ArgumentError: If a setting is out of range, a choice unknown, or ``combine`` scales the
             channels of entries.
         ArgumentTypeError: If ``seed`` is no integer.
-        StepError: In a step: if what norms are taken of is not finite.
+        NonFiniteError: In a step: if what norms are taken of is not finite.
 
     Cost: memory of 8 bytes for each chosen index beside that of the modules on what is chosen.
     Copies of what is chosen, in and out; no products. ``"sign"`` takes a tensor of the parameter's

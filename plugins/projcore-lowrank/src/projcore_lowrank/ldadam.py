@@ -73,7 +73,7 @@ class LDAdam(Learnt):
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        StepError: In a step: if there is Inf or NaN in :math:`A`.
+        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`.
 
     Cost: per matrix of sides ``s <= l``: memory of ``s r`` for the basis and ``s l`` for :math:`E`
     beside that of Adam, ``2 r l``. A step takes products of ``12 s l r`` operations together,

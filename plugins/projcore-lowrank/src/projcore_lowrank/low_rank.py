@@ -127,7 +127,7 @@ class LowRank(Learnt):
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        StepError: In a step: if what a basis is to be learnt from is not finite.
+        NonFiniteError: In a step: if what a basis is to be learnt from is not finite.
 
     Cost: per matrix of sides ``s <= l``: memory of ``s r`` for the basis beside that of the
     modules on ``r l`` elements; two products of ``2 s l r`` operations a step; a refresh is about
@@ -215,7 +215,7 @@ class GaLore(Learnt):
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        StepError: In a step: if what a basis is to be learnt from is not finite.
+        NonFiniteError: In a step: if what a basis is to be learnt from is not finite.
 
     Cost: as `LowRank`; a refresh is the decomposition of each matrix.
 

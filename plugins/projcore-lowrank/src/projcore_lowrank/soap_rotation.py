@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Current, Kind, Node, Objective, ProjectionBase, Settings, State, require
-from projcore.errors import ArgumentError, StepError
+from projcore.errors import ArgumentError, NonFiniteError
 from projcore_lowrank._modes import multiply, unfold
 
 Second = Literal["permute", "rotate"]
@@ -63,7 +63,7 @@ class SOAPRotation(ProjectionBase):
 
     Raises:
         ArgumentError: If a setting is out of range, or ``second`` is unknown.
-        StepError: In a step: if an update is not finite.
+        NonFiniteError: In a step: if an update is not finite.
 
     Cost: for each rotated side ``2 n^2`` numbers of memory (float32 at least), and in each step a
     product with a basis each way and one for the average; every `period` steps a product and a QR
@@ -243,7 +243,7 @@ class SOAPRotation(ProjectionBase):
             return new
         if self.nonfinite == "skip":
             return {}
-        raise StepError(
+        raise NonFiniteError(
             f"SOAPRotation was given an update of shape {tuple(tensor.shape)} in which there is "
             "Inf or NaN, or whose squares overflow. Its running averages are of finite numbers. "
             "Leave this step out, or pass nonfinite='skip' to go on with the averages there are."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from projcore import Blend, Current, Kind, Node, ProjectionBase, Settings, Write, require
-from projcore.errors import StepError
+from projcore.errors import NonFiniteError
 from projcore_lowrank import _combine
 from projcore_lowrank._combine import Parts
 from projcore_lowrank._matrices import compressed, matrix_shape, resolved_rank, view_of
@@ -199,7 +199,7 @@ class Subspace(ProjectionBase):
             return True
         if self.options.nonfinite == "skip":
             return False
-        raise StepError(
+        raise NonFiniteError(
             f"{type(self).__name__} was to learn a basis from a tensor of shape "
             f"{tuple(tensor.shape)} in which there is Inf or NaN. A basis is made of finite "
             "numbers. Leave this step out, or pass nonfinite='skip' to go on with the old basis."

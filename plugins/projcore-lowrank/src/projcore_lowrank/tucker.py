@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore import Current, Kind, Node, Policy, ProjectionBase, Settings, require
-from projcore.errors import ArgumentError, StepError
+from projcore.errors import ArgumentError, NonFiniteError
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank._subspace import dominant
 
@@ -63,7 +63,7 @@ class Tucker(ProjectionBase):
 
     Raises:
         ArgumentError: If a setting is out of range, or a tuple of ranks has not one for each side.
-        StepError: In a step: if there is Inf or NaN to learn from, or what is too large.
+        NonFiniteError: In a step: if there is Inf or NaN to learn from, or what is too large.
 
     Cost: :math:`\sum_k n_k r_k` numbers of memory (float32 at least), and each way a product with
     each basis. A refresh is :math:`O(N \sum_k n_k)` for `N` elements, times the iterations for
@@ -236,7 +236,7 @@ class Tucker(ProjectionBase):
             return True
         if self.nonfinite == "skip":
             return False
-        raise StepError(
+        raise NonFiniteError(
             f"Tucker was to learn bases from a tensor of shape {tuple(tensor.shape)} in which "
             "there is Inf or NaN, or whose sum overflows. Bases are made of finite numbers. Leave "
             "this step out, or pass nonfinite='skip' to go on with the bases there are."
