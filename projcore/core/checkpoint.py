@@ -21,18 +21,29 @@ if TYPE_CHECKING:
     from projcore.core.optimizer import Optimizer
 
 FORMAT = "1"
+ABSENT = "absent="
 
 
-def signature(module: Module) -> str:
-    """Returns the format version and the class at each position: ``"1 0=Adam 1=LR"``."""
+def signature(module: Module, absent: Sequence[int] = ()) -> str:
+    """Returns the format version and the class at each position: ``"1 0=Adam 1=LR"``.
+
+    Behind it stand the places, in their group, of parameters that take no part: ``"absent=0,3"``.
+    """
     tree = (f"{path}={type(part).__name__}" for path, part in positions(module) if path)
-    return " ".join([FORMAT, *tree])
+    without = [f"{ABSENT}{','.join(map(str, absent))}"] if absent else []
+    return " ".join([FORMAT, *tree, *without])
+
+
+def read_absent(signature: str) -> set[int]:
+    """Returns the places of parameters of a group that took no part when it was saved."""
+    _, found, places = signature.partition(f" {ABSENT}")
+    return {int(place) for place in places.split(",")} if found else set()
 
 
 def read(
     optimizer: Optimizer, names: SettingNames, state_dict: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]]]:
-    """Returns the groups and the memory of a saved state dict, as copies, or raises."""
+) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]], list[int]]:
+    """Returns groups and memory of a saved state dict, as copies, and who took part; or raises."""
     for key, kind in (("state", Mapping), ("param_groups", list)):
         if not isinstance(state_dict, Mapping) or not isinstance(state_dict.get(key), kind):
             raise CheckpointError(
@@ -43,9 +54,13 @@ def read(
     saved_ids = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
     parameters = list(chain.from_iterable(g["params"] for g in optimizer.param_groups))
     indices = {saved: i for i, saved in enumerate(saved_ids)}
-    # A parameter that was frozen when this was saved has no entry.
-    members = sorted(indices[saved] for saved in state_dict["state"] if saved in indices)
-    expected = [flatten(tree) for tree in outline(optimizer, groups, members=members or None)]
+    members = sorted(
+        indices[saved]
+        for group in state_dict["param_groups"]
+        for k, saved in enumerate(group["params"])
+        if k not in read_absent(group[SIGNATURE]) and not is_lazy(parameters[indices[saved]])
+    )
+    expected = [flatten(tree) for tree in outline(optimizer, groups, members=members)]
     state: dict[Tensor, dict[str, Any]] = {}
     for saved, entries in state_dict["state"].items():
         if saved not in indices or not isinstance(entries, Mapping):
@@ -59,8 +74,8 @@ def read(
         _check_complete(i, entries, expected[i])
         state[parameters[i]] = {key: _copy(value, parameters[i]) for key, value in entries.items()}
     if state:
-        _check_anchors(optimizer, groups, state, expected)
-    return groups, state
+        _check_anchors(parameters, state, expected)
+    return groups, state, members
 
 
 def follow(
@@ -163,21 +178,11 @@ def _check_complete(i: int, entries: Mapping[str, Any], expected: Mapping[str, A
 
 
 def _check_anchors(
-    optimizer: Optimizer,
-    groups: list[dict[str, Any]],
-    state: Mapping[Tensor, Any],
-    expected: list[dict[str, Any]],
+    parameters: list[Tensor], state: Mapping[Tensor, Any], expected: list[dict[str, Any]]
 ) -> None:
     """Raises if memory of a merged space was lost with its first parameter."""
     kept = {module_path(key) for entries in state.values() for key in entries}
-    parameters = list(chain.from_iterable(group["params"] for group in groups))
-    if all(parameter in state for parameter in parameters):
-        return
-    if not {module_path(key) for entries in expected for key in entries} - kept:
-        return
-    everywhere = [i for i, p in enumerate(parameters) if not is_lazy(p)]
-    whole = [flatten(tree) for tree in outline(optimizer, groups, members=everywhere)]
-    for i, (parameter, entries) in enumerate(zip(parameters, whole, strict=True)):
+    for i, (parameter, entries) in enumerate(zip(parameters, expected, strict=True)):
         lost = sorted({module_path(key) for key in entries} - kept)
         if lost and parameter not in state:
             raise CheckpointError(
@@ -221,14 +226,13 @@ def _read_groups(
 
 
 def _check_signature(saved: object, expected: str) -> None:
-    if saved == expected:
-        return
     if not isinstance(saved, str):
         raise CheckpointError(
             "The state dict was not saved by a projcore optimizer: its groups have no "
             f"{SIGNATURE!r}. Load one that was."
         )
-    for one, other in zip_longest(saved.split(), expected.split(), fillvalue="nothing"):
+    tree, _, _ = saved.partition(f" {ABSENT}")
+    for one, other in zip_longest(tree.split(), expected.split(), fillvalue="nothing"):
         if one != other:
             what = "format" if "=" not in one + other else "module"
             raise CheckpointError(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.amp import is_autocast_available
 from torch.optim.optimizer import ParamsT
 
 from projcore.core import checkpoint
+from projcore.core.autocast import run_without_autocast
 from projcore.core.chain import Chain, as_chain
 from projcore.core.describe import describe
+from projcore.core.finite import first_nonfinite
 from projcore.core.memory import Memory, measure
 from projcore.core.module import Module, Need
 from projcore.core.objective import Objective, RootObjective, as_loss, fill_zeros
@@ -20,7 +23,9 @@ from projcore.core.outline import Facts, outline, parameter_names, presence
 from projcore.core.settings import SIGNATURE, SettingNames, require
 from projcore.core.state import Node, State, flatten, replace_entries, unflatten
 from projcore.core.writing import make_buckets, make_writes, run_writes, subtract
-from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+from projcore.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StepError
+
+Nonfinite = Literal["allow", "raise", "skip"]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -45,6 +50,11 @@ class Optimizer(torch.optim.Optimizer):
             cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
             in the middle of a step the buckets before it are written, and the rest is not. The
             first step, which creates the memory, is whole.
+        nonfinite: What a gradient with Inf or NaN, or such a loss where a module reads it, does to
+            a step. With ``"raise"`` the step raises `NonFiniteError`, which names the parameter,
+            and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either way nothing
+            has changed. That costs one reduction over the gradients, and on an accelerator a wait
+            for it. With ``"allow"`` (the default) the step is taken as it is.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
@@ -65,6 +75,7 @@ class Optimizer(torch.optim.Optimizer):
         *modules: Module | str | Mapping[str, Any] | Sequence[Any],
         compile: bool = False,
         bucket_bytes: int | None = None,
+        nonfinite: Nonfinite = "allow",
     ) -> None:
         if not modules:
             raise ArgumentError(
@@ -74,6 +85,12 @@ class Optimizer(torch.optim.Optimizer):
         self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
         self.compile = compile
         self.bucket_bytes = bucket_bytes
+        if nonfinite not in get_args(Nonfinite):
+            raise ArgumentError(
+                f"Optimizer(nonfinite={nonfinite!r}) says what a gradient with Inf or NaN does to a "
+                f"step. It is one of {', '.join(map(repr, get_args(Nonfinite)))}."
+            )
+        self.nonfinite: Nonfinite = nonfinite
         self._warm: bool
         self._compiled: Any
         self._scalars: dict[tuple[Any, ...], Tensor]
@@ -81,7 +98,6 @@ class Optimizer(torch.optim.Optimizer):
         self._names = SettingNames(self.module)
         self._elide = True
         self._built = False
-        self._reset_plan()
         groups = list(_as_iterable(params))
         if not groups:
             raise ArgumentError(
@@ -95,7 +111,8 @@ class Optimizer(torch.optim.Optimizer):
                 "Pass some."
             )
         outline(self, self.param_groups)
-        self._presence = presence(self._parameters())
+        self._note_presence(presence(self._parameters()))
+        self._reset_plan()
         self._built = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -109,7 +126,6 @@ class Optimizer(torch.optim.Optimizer):
                     p[0] if isinstance(p, tuple) else None for p in param_group["params"]
                 ]
                 outline(self, [*self.param_groups, added])
-            param_group[SIGNATURE] = checkpoint.signature(self.module)
         super().add_param_group(param_group)
         if self._built:
             self._follow(presence(self._parameters()))
@@ -172,8 +188,11 @@ class Optimizer(torch.optim.Optimizer):
             What the closure returned at this step's point, or None.
 
         Raises:
-            StepError: If a closure is needed and there is none, or a gradient cannot be used.
+            StepError: If a closure is needed and there is none, a gradient cannot be used, or a
+                parameter has another shape, dtype or device than its memory was created for.
                 Nothing has changed then.
+            NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
+                Inf or NaN, or a module refuses it.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
         if closure is None and wanted:
@@ -185,10 +204,15 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        self._update(closure, as_loss(value) if wanted else None)
+        loss = as_loss(value) if wanted else None
+        try:
+            run_without_autocast(partial(self._update, loss), closure, self._device_types)
+        except NonFiniteError as error:
+            if not error.skip:
+                raise
         return value
 
-    def _update(self, closure: Callable[..., Any] | None, loss: Tensor | None) -> None:
+    def _update(self, loss: Tensor | None, closure: Callable[..., Any] | None) -> None:
         everything = self._parameters()
         present = presence(everything)
         if present != self._presence:
@@ -201,6 +225,8 @@ class Optimizer(torch.optim.Optimizer):
         if all(missing):
             return
         grads = fill_zeros(parameters, usable_gradients(parameters))
+        if self.nonfinite != "allow":
+            self._check_finite(grads, loss, places)
         copied = "closure" in self.needs
         trees = [unflatten(self._memory(p, copied)) for p in parameters]
         inputs = StepInputs(
@@ -223,6 +249,25 @@ class Optimizer(torch.optim.Optimizer):
             self._compute_and_write(inputs, trees)
             return
         self._keep(parameters, memory)
+
+    def _check_finite(
+        self, grads: list[Tensor], loss: Tensor | None, places: Sequence[int]
+    ) -> None:
+        """Raises if the loss or a gradient has Inf or NaN."""
+        bad = first_nonfinite(grads if loss is None else [*grads, loss])
+        if bad is None:
+            return
+        given = "The loss"
+        if bad < len(grads):
+            name = parameter_names(self.param_groups)[places[bad]]
+            which = places[bad] if name is None else repr(name)
+            given = f"The gradient of parameter {which}, of shape {tuple(grads[bad].shape)},"
+        raise NonFiniteError(
+            f"{given} has Inf or NaN, and the optimizer was built with nonfinite='raise'. Nothing "
+            "has changed. Find out where it comes from, for example with "
+            "torch.autograd.detect_anomaly, or pass nonfinite='skip' to leave such steps out.",
+            skip=self.nonfinite == "skip",
+        )
 
     def _compute_and_write(self, inputs: StepInputs, trees: list[Node]) -> None:
         objective: Objective = _objective(inputs, self._names.table(self.param_groups))
@@ -252,7 +297,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _keep(self, parameters: list[Tensor], memory: list[dict[str, Any]]) -> None:
         if any(memory):  # then torch's checkpointing wants an entry for every parameter
-            replace_entries([self.state[parameter] for parameter in parameters], memory)
+            for parameter, entries in zip(parameters, memory, strict=True):
+                replace_entries(self.state[parameter], entries)
         self._warm = True
 
     def _memory(self, parameter: Tensor, copied: bool) -> dict[str, Any]:
@@ -292,25 +338,22 @@ class Optimizer(torch.optim.Optimizer):
             self._scalars[key] = torch.zeros((), dtype=torch.float64)
         return self._scalars[key].fill_(value)
 
-    def _remembered(self) -> list[Facts | None]:
-        """Returns the presence of the parameters that took part when memory was last written."""
-        parameters = self._parameters()
-        present = presence(parameters)
-        if not any(self.state.values()):
-            return present
-        return [
-            None if is_lazy(p) or p not in self.state else (p.shape, p.dtype, p.device)
-            for p in parameters
-        ]
-
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
     def _follow(self, present: list[Facts | None]) -> None:
         """Adapts to parameters that joined, were frozen, or have changed."""
         checkpoint.follow(self, self._names, self.param_groups, self._presence, present)
-        self._presence = present
+        self._note_presence(present)
         self._reset_plan()
+
+    def _note_presence(self, present: list[Facts | None]) -> None:
+        """Notes which parameters memory is for; the groups say it too, for checkpoints."""
+        self._presence = present
+        facts = iter(present)
+        for group in self.param_groups:
+            absent = [i for i, _ in enumerate(group["params"]) if next(facts) is None]
+            group[SIGNATURE] = checkpoint.signature(self.module, absent)
 
     def _reset_plan(self) -> None:
         """Forgets what was compiled; the next step runs eagerly and creates missing memory."""
@@ -319,6 +362,8 @@ class Optimizer(torch.optim.Optimizer):
         self._scalars = {}
         self._needs = self.module.total_needs  # not asked of all modules in every step
         self._gradient_free = self.module.total_gradient_free
+        kinds = {"cpu", *(parameter.device.type for parameter in self._parameters())}
+        self._device_types = [kind for kind in kinds if is_autocast_available(kind)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads memory and settings saved with `state_dict`; dtypes stay as saved.
@@ -332,11 +377,11 @@ class Optimizer(torch.optim.Optimizer):
         state_dict = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        groups, state = checkpoint.read(self, self._names, state_dict)
+        groups, state, members = checkpoint.read(self, self._names, state_dict)
         self.state.clear()
         self.state.update(state)
         self.param_groups[:] = groups
-        self._presence = self._remembered()
+        self._note_presence(presence(self._parameters(), members))
         self._reset_plan()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -351,7 +396,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
-            name: getattr(self, name) for name in ("module", "compile", "_bucket_bytes", "_elide")
+            name: getattr(self, name) for name in ("module", "compile", "_bucket_bytes", "_elide", "nonfinite")
         }
         return {**super().__getstate__(), **own}
 
@@ -360,7 +405,12 @@ class Optimizer(torch.optim.Optimizer):
         self._names = SettingNames(self.module)
         self._built = True
         self.defaults = dict(self._names.defaults)  # torch adds a key of its own
-        self._presence = self._remembered()
+        numbered = enumerate(
+            place not in checkpoint.read_absent(group[SIGNATURE])
+            for group in self.param_groups
+            for place in range(len(group["params"]))
+        )
+        self._presence = presence(self._parameters(), [i for i, present in numbered if present])
         self._reset_plan()
 
     def __str__(self) -> str:
@@ -419,11 +469,11 @@ def check_parameters(params: list[Any], others: list[Tensor]) -> None:
                 f"Parameter {i} is a {type(param).__name__}. Parameters are tensors. "
                 "Pass model.parameters(), or a list of tensors."
             )
-        frozen = not param.requires_grad and param.grad is None
+        frozen = isinstance(param, torch.nn.Parameter) and not param.requires_grad
         if not (param.is_floating_point() or param.is_complex() or frozen):
             raise ArgumentError(
                 f"Parameter {i} has dtype {param.dtype}. Parameters are of floating or complex "
-                "numbers. Leave it out."
+                "numbers, but for those of a model that are frozen. Leave it out."
             )
         if param in seen:
             raise ArgumentError(

@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 Facts = tuple[torch.Size, torch.dtype, torch.device]
 
 
-def presence(parameters: Sequence[Tensor]) -> list[Facts | None]:
+def presence(
+    parameters: Sequence[Tensor], members: Sequence[int] | None = None
+) -> list[Facts | None]:
     """Returns shape, dtype and device of each parameter that takes part, None for the others.
 
-    A parameter takes part if it requires a gradient or has one. A frozen parameter is in no space
-    and has no memory. A lazy one joins once its shape is known.
+    A parameter takes part if it requires a gradient or has one; `members` names others in place
+    of that. A frozen one is in no space and has no memory. A lazy one joins once its shape is
+    known.
     """
+    if members is None:
+        takes_part = [p.requires_grad or p.grad is not None for p in parameters]
+    else:
+        chosen = set(members)
+        takes_part = [i in chosen for i in range(len(parameters))]
     return [
-        (p.shape, p.dtype, p.device)
-        if (p.requires_grad or p.grad is not None) and not is_lazy(p)
-        else None
-        for p in parameters
+        (p.shape, p.dtype, p.device) if takes and not is_lazy(p) else None
+        for p, takes in zip(parameters, takes_part, strict=True)
     ]
 
 

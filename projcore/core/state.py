@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 SHARED = "shared"
 
 Node = dict[str, Any]
@@ -92,38 +90,8 @@ def _gather(tree: Node, prefix: str, flat: dict[str, Any]) -> None:
             flat[prefix + name] = value
 
 
-def replace_entries(live: Sequence[dict[str, Any]], entries: Sequence[Mapping[str, Any]]) -> None:
-    """Makes each of the live dicts hold other entries; it stays the same dict.
-
-    A tensor that takes the place of another of its shape, dtype and device is written into the
-    storage that is there. So whoever holds a part of the state, as a state dict does, holds all of
-    it as it is now, whether modules write in place or replace.
-    """
-    writes: list[tuple[Tensor, Tensor]] = []
-    for old, new in zip(live, entries, strict=True):
-        for key in [key for key in old if key not in new]:
-            del old[key]
-        for key, value in new.items():
-            before = old.get(key)
-            if before is value:
-                continue
-            if _same_form(before, value):
-                writes.append((before, value))
-            else:
-                old[key] = value
-    if writes:  # a new entry may be a view of an old one
-        targets = {target.untyped_storage() for target, _ in writes}
-        writes = [(t, v.clone() if v.untyped_storage() in targets else v) for t, v in writes]
-    for target, value in writes:
-        target.copy_(value)
-
-
-def _same_form(one: object, other: object) -> bool:
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return False
-    return (
-        type(one) is type(other)
-        and one.shape == other.shape
-        and one.dtype == other.dtype
-        and one.device == other.device
-    )
+def replace_entries(live: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    """Makes a dict hold other entries. It stays the same dict, so that state dicts show them."""
+    live.update(entries)
+    for key in [key for key in live if key not in entries]:
+        del live[key]
