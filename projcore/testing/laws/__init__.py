@@ -3,9 +3,11 @@
 from projcore.testing.law import Law
 from projcore.testing.laws.adjoint import adjoint
 from projcore.testing.laws.atomic import atomic, atomic_everywhere
+from projcore.testing.laws.autocast import autocast
 from projcore.testing.laws.batched import batched
 from projcore.testing.laws.compiled import compiled
 from projcore.testing.laws.composition import composition
+from projcore.testing.laws.frozen import frozen
 from projcore.testing.laws.inputs import inputs
 from projcore.testing.laws.invariance import invariance
 from projcore.testing.laws.memory import memory
@@ -30,8 +32,10 @@ LAWS: tuple[Law, ...] = (
     scope,
     batched,
     memory,
+    frozen,
     resume,
     side_effects,
+    autocast,
     reach,
     inputs,
     nesting,

@@ -17,7 +17,8 @@ def memory(subject: Subject) -> None:
 
     Names have no dots and no slashes, because checkpoints split at them. Every parameter has its
     entries after the first step whether or not it had a gradient: processes that train together
-    must have the same. A map that is learnt from gradients has to wait for the first.
+    must have the same. A map that is learnt from gradients has to wait for the first. A state dict
+    that is kept shows all of the memory as it is now, as torch's do.
     """
     full, partial = make_problem(), make_problem()
     partial.missing = frozenset({1, 3})
@@ -42,6 +43,13 @@ def memory(subject: Subject) -> None:
             f"with one {sorted(one)}.",
             "Make all memory in init, which is called for each tensor at the first step.",
         )
+    problem = make_problem()
+    optimizer = _after_a_step(problem, subject)
+    kept = optimizer.state_dict()["state"]
+    take_steps(problem, optimizer, 2)
+    for i, entries in enumerate(remembered(optimizer)):
+        stale = [k for k, value in entries.items() if kept.get(i, {}).get(k) is not value]
+        ensure(not stale, f"A state dict kept from before has {stale} of old.", "Return states.")
 
 
 def _after_a_step(problem: Problem, subject: Subject) -> Optimizer:
