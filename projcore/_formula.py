@@ -74,8 +74,8 @@ def _count(
     import torch
 
     from projcore.core import Optimizer
-    from projcore.core.outline import outline
     from projcore.core.module import Row
+    from projcore.core.outline import outline
     from projcore.core.state import flatten
     from projcore.testing.parts import UnitNorm
 

@@ -7,14 +7,13 @@ from copy import deepcopy
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from projcore.core.module import Kind, Module
 from projcore.core.outline import Facts, outline, parameter_names
 from projcore.core.settings import SIGNATURE, SettingNames, positions
-from projcore.core.state import SHARED, Node, flatten
+from projcore.core.state import SHARED, flatten
 from projcore.errors import CheckpointError, ProjcoreError, StepError
 
 if TYPE_CHECKING:

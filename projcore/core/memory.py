@@ -125,9 +125,7 @@ def measure(optimizer: Optimizer) -> Memory:
     weights = storages(p for p in parameters if not is_lazy(p))
     state = storages(value for _, value in entries) - weights
     gradients = storages(p.grad for p in parameters if p.grad is not None) - weights - state
-    to_come = [
-        p for p in parameters if p.grad is None and p.requires_grad and not is_lazy(p)
-    ]
+    to_come = [p for p in parameters if p.grad is None and p.requires_grad and not is_lazy(p)]
     return Memory(
         rows=tuple(_rows(optimizer._names.modules, entries, state)),
         parameters=_size(weights),
@@ -135,7 +133,11 @@ def measure(optimizer: Optimizer) -> Memory:
         foretold=foretold,
         unknown=(
             *(f"{head(row)} at {row.path}" for row in plan if not row.shapes),
-            *(f"the optimizer for lazy parameter {i}" for i, p in enumerate(parameters) if is_lazy(p)),
+            *(
+                f"the optimizer for lazy parameter {i}"
+                for i, p in enumerate(parameters)
+                if is_lazy(p)
+            ),
         ),
     )
 

@@ -87,8 +87,8 @@ class Optimizer(torch.optim.Optimizer):
         self.bucket_bytes = bucket_bytes
         if nonfinite not in get_args(Nonfinite):
             raise ArgumentError(
-                f"Optimizer(nonfinite={nonfinite!r}) says what a gradient with Inf or NaN does to a "
-                f"step. It is one of {', '.join(map(repr, get_args(Nonfinite)))}."
+                f"Optimizer(nonfinite={nonfinite!r}) is not known. It says what a gradient with "
+                f"Inf or NaN does to a step: one of {', '.join(map(repr, get_args(Nonfinite)))}."
             )
         self.nonfinite: Nonfinite = nonfinite
         self._warm: bool
@@ -396,7 +396,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
-            name: getattr(self, name) for name in ("module", "compile", "_bucket_bytes", "_elide", "nonfinite")
+            name: getattr(self, name)
+            for name in ("module", "compile", "_bucket_bytes", "_elide", "nonfinite")
         }
         return {**super().__getstate__(), **own}
 

@@ -47,8 +47,8 @@ def memory(subject: Subject) -> None:
     optimizer = _after_a_step(problem, subject)
     kept = optimizer.state_dict()["state"]
     take_steps(problem, optimizer, 2)
-    for i, entries in enumerate(remembered(optimizer)):
-        stale = [k for k, value in entries.items() if kept.get(i, {}).get(k) is not value]
+    for i, now in enumerate(remembered(optimizer)):
+        stale = [k for k, value in now.items() if kept.get(i, {}).get(k) is not value]
         ensure(not stale, f"A state dict kept from before has {stale} of old.", "Return states.")
 
 
