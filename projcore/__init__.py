@@ -33,8 +33,10 @@ if TYPE_CHECKING:
         as_module,
         blended,
         common,
+        inspect_model,
         param_groups,
         require,
+        role_of,
         scalar,
     )
     from projcore.spec import build
@@ -67,9 +69,11 @@ __all__ = [
     "build",
     "common",
     "errors",
+    "inspect_model",
     "param_groups",
     "registry",
     "require",
+    "role_of",
     "scalar",
 ]
 

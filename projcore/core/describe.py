@@ -52,12 +52,13 @@ def describe(optimizer: Optimizer) -> str:
     rows: list[Row] = []
     trees = outline(optimizer, optimizer.param_groups, rows)
     parameters: list[tuple[str, ...]] = [
-        ("parameter", "shape", "dtype", "group", "route", "inside", "state bytes")
+        ("parameter", "shape", "dtype", "group", "route", "inside", "state bytes", "note")
     ]
     names = parameter_names(optimizer.param_groups)
     index = 0
     for number, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
+        notes = group.get("param_notes", [""] * len(group["params"]))
+        for parameter, note in zip(group["params"], notes, strict=True):
             memory = optimizer.state.get(parameter) or flatten(trees[index])
             parameters.append(
                 (
@@ -68,6 +69,7 @@ def describe(optimizer: Optimizer) -> str:
                     _routes(rows, index),
                     _inside(rows, index),
                     f"{count_bytes(memory):,}",
+                    note,
                 )
             )
             index += 1

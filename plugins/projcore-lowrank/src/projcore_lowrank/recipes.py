@@ -15,11 +15,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from projcore import Optimizer
-from projcore.errors import ArgumentError
-from projcore_lowrank._groups import Params, Project, split_groups
+from projcore_lowrank._groups import (
+    HIDDEN,
+    LINEAR,
+    Params,
+    Project,
+    Split,
+    trainable,
+    unnamed,
+)
 
 __all__ = [
     "apollo",
@@ -55,17 +60,8 @@ def _optimizer(
     What is fixed has one value for all parameters, because another module was made with it. Where
     both have it as a setting, its names in groups are qualified by position.
     """
-    groups, _ = split_groups(recipe, params, project, {"rank": rank}, {"rank": None})
-    for name, value in (fixed or {}).items():
-        for group in groups:
-            for key in [key for key in group if key.rpartition(".")[2] == name]:
-                given = group.pop(key)
-                if given != value:
-                    raise ArgumentError(
-                        f"{recipe}({name}={value!r}) was given {key}={given!r} for a group or a "
-                        f"rule. It is one for all parameters. Pass it to {recipe} itself."
-                    )
-    return Optimizer(groups, list(modules))
+    split = Split(recipe, params, project, {"rank": rank}, {"rank": None}, fixed=fixed)
+    return _finished(split, list(modules))
 
 
 def _routed(
@@ -76,14 +72,24 @@ def _routed(
     outside: Sequence[Spec],
     *modules: Spec,
     rank: float | None = None,
+    default: str = LINEAR,
 ) -> Optimizer:
     """Returns an optimizer that runs other modules on what is not projected."""
     settings = {} if rank is None else {"rank": rank}
-    groups, count = split_groups(recipe, params, project, settings, {})
-    if count == len(groups) or inside is outside:
-        return Optimizer(groups, [*inside, *modules])
-    routes = {f"group<{count}": list(inside), "*": list(outside)}
-    return Optimizer(groups, [{"route": {"routes": routes}}, *modules])
+    routed = inside is not outside
+    left = {"route": 1} if routed else {}
+    split = Split(recipe, params, project, settings, left, default)
+    split.complete = not routed or split.count < len(split.groups)
+    if not routed or not split.complete:
+        return _finished(split, [*inside, *modules])
+    routes = {"ndim>=2": list(inside), "*": list(outside)}
+    return _finished(split, [{"route": {"routes": routes}}, *modules])
+
+
+def _finished(split: Split, modules: list[Spec]) -> Optimizer:
+    optimizer = Optimizer(split.groups, modules)
+    optimizer.regroup = split.late
+    return optimizer
 
 
 def galore_adamw(
@@ -695,7 +701,10 @@ def sumo(
     References:
         Refael et al., 2025, https://arxiv.org/abs/2505.24749 (algorithm 1).
     """
-    inside = [{"heavy_ball": {"momentum": momentum}}, {"orthogonalize": {"method": "svd"}}]
+    inside = [
+        {"heavy_ball": {"momentum": momentum}},
+        {"orthogonalize": {"method": "svd", "folding": "last2"}},
+    ]
     subspace = {"rank": rank, "period": period, "scale": scale}
     memory = {"refresh": "randomized", "policy": "transport", "stagger": False}
     return _routed(
@@ -707,6 +716,7 @@ def sumo(
         {"weight_decay": weight_decay},
         {"lr": lr},
         rank=rank,
+        default=HIDDEN,
     )
 
 
@@ -804,6 +814,7 @@ def muon_adamw(
         [{"adam": {"betas": betas}}],
         {"weight_decay": weight_decay},
         {"lr": lr},
+        default=HIDDEN,
     )
 
 
@@ -842,5 +853,5 @@ def intrinsic_dimension(
     """
     inside = [{"adam": {"betas": betas, "eps": eps}}]
     space = {"modules": inside, "dimension": dimension, "kind": kind, "seed": seed}
-    groups = params.named_parameters() if isinstance(params, torch.nn.Module) else params
-    return Optimizer(groups, {"intrinsic_subspace": space}, {"lr": lr})
+    groups, _ = trainable("intrinsic_dimension", params)
+    return Optimizer(map(unnamed, groups), {"intrinsic_subspace": space}, {"lr": lr})
