@@ -307,8 +307,8 @@ def param_groups(
 
     Each parameter goes to the first rule that holds for it (see `Rule`); a shared parameter counts
     once, under its first name, and has the types of all its owners. The groups hold names, so that
-    rules of the optimizer's modules may use them too. A last rule ``"*"`` may match nothing: its
-    group is empty then.
+    rules of the optimizer's modules may use them too. A last rule ``"*"`` may match nothing: then
+    there is no group for it.
 
     Args:
         model: The model.
@@ -339,4 +339,5 @@ def param_groups(
             **settings,
         }
         for index, settings in enumerate(rules.values())
+        if index in chosen
     ]
