@@ -239,6 +239,26 @@ def test_stacks_resume_bitwise_and_their_memory_is_foretold(name: str) -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", PROJECTING)
+def test_a_file_that_knows_less_settings_leaves_the_others(name: str) -> None:
+    """As files of earlier versions do: settings that are newer stay as the recipe made them."""
+    model = mixture()
+    optimizer = build(name, model)
+    train(model, optimizer, 5)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        for key in ("folding", "route", "param_notes"):
+            group.pop(key, None)
+    other = copy.deepcopy(model)
+    resumed = build(name, other)
+    resumed.load_state_dict(saved)
+    assert notes(resumed) == notes(optimizer)
+    train(model, optimizer, 5)
+    train(other, resumed, 5)
+    for one, two in zip(weights(model), weights(other), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
 def test_folding_may_be_said() -> None:
     model = mixture()
     optimizer = build("galore_adamw", model, project={"role==stack": {"folding": "fold"}})

@@ -2,11 +2,17 @@
 
 All take a model, or parameters, named or not, or groups of them; and ``project``, which says what
 is projected: a rule (see `projcore.param_groups`), several, or a mapping from rules to settings of
-their own, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. By default that is every
-tensor of two dimensions or more, but embeddings and output heads as far as names or the model
-tell: ``"ndim>=2 type!=Embedding !*embed* !*head.*"``. What is not projected goes through the same
-modules as it is; so does a matrix whose shorter side is not greater than the rank, since nothing
-would be saved. `Optimizer.describe` shows which is which before the first step.
+their own, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. By default that goes by
+the role of each parameter (see `projcore.inspect_model`): matrices, convolutions and stacks of
+matrices, as the experts of a mixture are, but no embeddings, output layers, depthwise convolutions,
+and nothing that is no linear map; `muon_adamw` and `sumo`, which make updates orthogonal, leave out
+the last linear layer, too. Given a model, its layers say what is what; given parameters, names do.
+
+A stack is projected matrix by matrix. What is not projected goes through the same modules as it is,
+or where a recipe says so through Adam; so does a matrix whose shorter side is not greater than the
+rank, since nothing would be saved. Frozen parameters are left out before all that.
+`Optimizer.describe` shows which is which before the first step, and why; the logger ``projcore``
+tells it once, at the level INFO. Groups that are added later are split by the same rules.
 """
 
 from __future__ import annotations
@@ -790,7 +796,7 @@ def muon_adamw(
         momentum: Of Muon.
         weight_decay: Decoupled, of both.
         betas: Of Adam.
-        project: What Muon is for.
+        project: What Muon is for; by default, hidden layers.
 
     Raises:
         ArgumentError: If Muon would be for nothing, or a setting is out of range.
