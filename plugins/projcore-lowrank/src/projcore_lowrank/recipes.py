@@ -190,6 +190,7 @@ def galore_adafactor(
     Cost: memory of ``s r + l + r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = galore_adafactor(model, rank=8)
 
@@ -251,6 +252,7 @@ def fira(
     Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = fira(model, rank=8)
 
@@ -313,6 +315,7 @@ def apollo(
     Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = apollo(model, rank=0.25)
 
@@ -361,6 +364,7 @@ def apollo_mini(
     Cost: memory of ``2 l`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = apollo_mini(model)
 
@@ -432,6 +436,7 @@ def golore(
     Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = golore(model, rank=8, seed=1)
 
@@ -492,6 +497,7 @@ def flora(
     Cost: memory of ``l r + l + s`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = flora(model, rank=8)
 
@@ -545,6 +551,7 @@ def frugal(
     Cost: memory of ``2 density m n`` numbers for a matrix, and an index for each column chosen.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = frugal(model, density=0.1)
 
@@ -599,6 +606,7 @@ def ldadam(
     is left out.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = ldadam(model, rank=8)
 
@@ -650,6 +658,7 @@ def dct_adamw(
     numbers with error feedback.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = dct_adamw(model, rank=8, error_feedback=True)
 
@@ -701,6 +710,7 @@ def sumo(
     Cost: memory of ``s r + l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = sumo(model, rank=8)
 
@@ -758,6 +768,7 @@ def soap(
     Cost: memory of ``2 m n + 2 m^2 + 2 n^2`` numbers for a matrix, and ``m + n`` indices.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = soap(model)
 
@@ -804,6 +815,7 @@ def muon_adamw(
     Cost: memory of ``m n`` numbers for a matrix, half of Adam's.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = muon_adamw(model)
 
@@ -850,6 +862,7 @@ def intrinsic_dimension(
     Cost: memory of twice the dimension, and a product with the directions each way in a step.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = intrinsic_dimension(model, dimension=100)
 
