@@ -34,8 +34,10 @@ if TYPE_CHECKING:
         blended,
         common,
         first_nonfinite,
+        inspect_model,
         param_groups,
         require,
+        role_of,
         scalar,
     )
     from projcore.spec import build
@@ -69,9 +71,11 @@ __all__ = [
     "common",
     "errors",
     "first_nonfinite",
+    "inspect_model",
     "param_groups",
     "registry",
     "require",
+    "role_of",
     "scalar",
 ]
 

@@ -217,10 +217,14 @@ def _read_groups(
             names.check_group(settings)
         except ProjcoreError as error:
             raise CheckpointError(f"Group {i} of the state dict: {error}") from error
-        kept: dict[str, Any] = {
-            key: group[key] for key in ("params", "param_names") if key in group
+        # A setting that is not in the file, as it is newer, stays as the group here has it.
+        own: dict[str, Any] = {
+            key: group[key] for key in (*names.defaults, "param_names") if key in group
         }
-        groups.append({**names.defaults, **kept, **settings, "params": group["params"]})
+        kept: dict[str, Any] = {
+            key: group[key] for key in ("params", "param_notes") if key in group
+        }
+        groups.append({**own, **settings, **kept})
     return groups
 
 

@@ -22,13 +22,17 @@ def describe(optimizer: Optimizer) -> str:
     rows: list[Row] = []
     trees = outline(optimizer, optimizer.param_groups, rows)
     parameters: list[tuple[str, ...]] = [
-        ("parameter", "shape", "dtype", "group", "route", "inside", "takes part", "state bytes")
+        (
+            *("parameter", "shape", "dtype", "group", "route", "inside", "takes part"),
+            *("state bytes", "note"),
+        )
     ]
     names = parameter_names(optimizer.param_groups)
     index = 0
     present = presence([p for group in optimizer.param_groups for p in group["params"]])
     for number, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
+        notes = group.get("param_notes", [""] * len(group["params"]))
+        for parameter, note in zip(group["params"], notes, strict=True):
             memory = optimizer.state.get(parameter) or flatten(trees[index])
             parameters.append(
                 (
@@ -40,6 +44,7 @@ def describe(optimizer: Optimizer) -> str:
                     _inside(rows, index),
                     "" if present[index] or is_lazy(parameter) else "no, frozen",
                     f"{count_bytes(memory):,}",
+                    note,
                 )
             )
             index += 1

@@ -69,6 +69,9 @@ class Optimizer(torch.optim.Optimizer):
         clip_norm(1.0); adam(); lr(0.001)
     """
 
+    regroup: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
+    """What a recipe makes of a group that is added later; not kept by pickling and copying."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -116,7 +119,22 @@ class Optimizer(torch.optim.Optimizer):
         self._built = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters, which may override settings; checked before it is added."""
+        """Adds a group of parameters, which may override settings; checked before it is added.
+
+        To the optimizer of a recipe, it may add several, by the rules of the recipe.
+        """
+        if self.regroup is None or not self._built:
+            self._add_group(param_group)
+            return
+        count = len(self.param_groups)
+        try:
+            for group in self.regroup(param_group):
+                self._add_group(group)
+        except BaseException:
+            del self.param_groups[count:]
+            raise
+
+    def _add_group(self, param_group: dict[str, Any]) -> None:
         if isinstance(param_group, dict):
             param_group = dict(param_group)
             tensors = self._check_group(param_group)
@@ -137,9 +155,8 @@ class Optimizer(torch.optim.Optimizer):
                 "Pass {'params': [...], ...}."
             )
         params = group["params"]
-        if not isinstance(params, set):  # torch's own error says why not
-            params = [params] if isinstance(params, Tensor) else list(_as_iterable(params))
-            group["params"] = params
+        params = [params] if isinstance(params, Tensor) else list(_as_iterable(params))
+        group["params"] = params
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         others = [p for other in self.param_groups for p in other["params"]]
         check_parameters(tensors, others)
@@ -526,5 +543,10 @@ def _as_iterable(value: Any) -> Iterable[Any]:
         raise ArgumentTypeError(
             f"params is a {type(value).__name__}. It must be an iterable of tensors or dicts. "
             "Pass model.parameters()."
+        )
+    if isinstance(value, (set, frozenset)):
+        raise ArgumentTypeError(
+            f"params is a {type(value).__name__}, whose order changes from run to run, and with it "
+            "which state belongs to which parameter. It must be ordered. Pass a list."
         )
     return value

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projcore.core.roles import ROLES, inspect_model
 from projcore.errors import ArgumentError, ArgumentTypeError, suggest
 
 Predicate = Callable[["str | None", Tensor], bool]
@@ -24,7 +25,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_FIELDS = ("ndim", "numel", "group", "shape", "dtype", "type")
+_FIELDS = ("ndim", "numel", "group", "shape", "dtype", "type", "role")
 _COMPARISON = re.compile(r"([^=!<>]*)(==|!=|>=|<=|>|<)(.*)")
 
 
@@ -37,12 +38,14 @@ class Candidate:
         tensor: A tensor of its shape and dtype, without storage.
         types: Names of the classes of the model's module that owns it; None if not known.
         group: The number of its parameter group; None if it has none, or is made from several.
+        role: Its role, one of those of `inspect_model`; None if not known.
     """
 
     name: str | None
     tensor: Tensor
     types: tuple[str, ...] | None = None
     group: int | None = None
+    role: str | None = None
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.tensor.shape)) or "scalar"
@@ -59,7 +62,8 @@ class Rule:
     ``shape==768x*``               its shape matches, one pattern for each dimension
     ``dtype==bfloat16``            its dtype
     ``group==0``                   the number of its parameter group; not in `param_groups`
-    ``type==Linear``               the class of its owner, or a base; in `param_groups` only
+    ``type==Linear``               the class of an owner, or a base; in `param_groups` only
+    ``role!=embedding``            its role, of `inspect_model`; in `param_groups` and recipes only
     =============================  ============================================================
 
     Args:
@@ -108,6 +112,11 @@ class Rule:
             return bool(self._predicate(candidate.name, candidate.tensor))
         return all(word.holds(candidate, self.text) for word in self._words)
 
+    @property
+    def catches_all(self) -> bool:
+        """Whether it is ``"*"``, which holds for whatever rules before it leave, if anything."""
+        return self.text.split() == ["*"]
+
     def __str__(self) -> str:
         return self.text
 
@@ -141,6 +150,13 @@ class _Word:
             found = len(patterns) == len(shape) and all(
                 fnmatchcase(str(size), each) for size, each in zip(shape, patterns, strict=True)
             )
+        elif self.field == "role":
+            if candidate.role is None:
+                raise ArgumentError(
+                    f"The rule {rule!r} asks for the role of a parameter, which only the model "
+                    "knows. Use it in projcore.param_groups(model, ...), and then group==0."
+                )
+            found = candidate.role == self.value
         else:
             if candidate.types is None:
                 raise ArgumentError(
@@ -183,7 +199,12 @@ def _read(word: str, rule: str) -> _Word:
             f"The rule {rule!r} compares dtype with {value!r}, which is no dtype of torch. Write "
             "for example dtype==float32."
         )
-    if field in ("shape", "dtype", "type") and (compare not in ("==", "!=") or not value):
+    if field == "role" and value not in ROLES:
+        raise ArgumentError(
+            f"The rule {rule!r} compares role with {value!r}.{suggest(value, ROLES)} Roles are "
+            f"{', '.join(ROLES)}. Correct it."
+        )
+    if field in ("shape", "dtype", "type", "role") and (compare not in ("==", "!=") or not value):
         raise ArgumentError(
             f"The rule {rule!r} has {word!r}. A {field} is compared with == or !=. Correct it."
         )
@@ -210,10 +231,12 @@ class Rules:
         self,
         names: Sequence[str | None],
         tensors: Sequence[Tensor],
-        types: Sequence[tuple[str, ...]] | None = None,
+        types: Sequence[tuple[str, ...] | None] | None = None,
         groups: Sequence[Hashable] | None = None,
         complete: bool = False,
         absent: Sequence[tuple[str | None, Tensor, int]] = (),
+        roles: Sequence[str] | None = None,
+        given: Sequence[int | None] | None = None,
     ) -> list[int]:
         """Returns, for each tensor, the index of the first rule that holds.
 
@@ -222,7 +245,10 @@ class Rules:
             tensors: Their shapes and dtypes count.
             types: Names of the classes of each one's owner, if known.
             groups: The parameter group of each, as `Objective.groups` has it.
-            complete: These are all there are, so a rule that none of them follows is an error.
+            complete: These are all there are, so a rule that none of them follows is an error,
+                except ``"*"``, which catches all that is left, or nothing.
+            roles: The role of each, if known.
+            given: For each the index of a rule that it follows whatever that says, or None.
             absent: Parameters beside them, as `Objective.absent` has it. They need no rule, but a
                 rule that one of them follows is no error.
 
@@ -235,12 +261,14 @@ class Rules:
                 torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"),
                 None if types is None else types[i],
                 None if groups is None else _number(groups[i]),
+                None if roles is None else roles[i],
             )
             for i, tensor in enumerate(tensors)
         ]
         chosen = []
-        for candidate in candidates:
-            index = self._first(candidate)
+        for candidate, index in zip(candidates, given or [None] * len(candidates), strict=True):
+            if index is None:
+                index = self._first(candidate)
             if index is None:
                 raise ArgumentError(
                     f"{self.owner} has no rule for {candidate}; its rules are "
@@ -250,14 +278,23 @@ class Rules:
             chosen.append(index)
         if complete:
             others = [Candidate(name, tensor, None, group) for name, tensor, group in absent]
-            followed = {*chosen, *(self._first(other) for other in others)}
+            followed = set(chosen).union(*(self._could_follow(other) for other in others))
             for i in sorted(set(range(len(self.rules))) - followed):
-                self._refuse_idle(self.rules[i], candidates)
+                if not self.rules[i].catches_all:
+                    self._refuse_idle(self.rules[i], candidates)
         return chosen
 
     def _first(self, candidate: Candidate) -> int | None:
         """The index of the first rule that holds, or None."""
         return next((i for i, rule in enumerate(self.rules) if rule.matches(candidate)), None)
+
+    def _could_follow(self, candidate: Candidate) -> set[int]:
+        """The index of the first rule that holds; all, if one asks for what is not known of it."""
+        try:
+            index = self._first(candidate)
+        except ArgumentError:
+            return set(range(len(self.rules)))
+        return set() if index is None else {index}
 
     def _refuse_idle(self, rule: Rule, candidates: Sequence[Candidate]) -> None:
         why = "matches none"
@@ -284,8 +321,9 @@ def param_groups(
     """Makes torch's parameter groups of a model: one for each rule, with its settings.
 
     Each parameter goes to the first rule that holds for it (see `Rule`); a shared parameter counts
-    once, under its first name. The groups hold names, so that rules of the optimizer's modules may
-    use them too.
+    once, under its first name, and has the types of all its owners. The groups hold names, so that
+    rules of the optimizer's modules may use them too. A last rule ``"*"`` may match nothing: then
+    there is no group for it.
 
     Args:
         model: The model.
@@ -301,13 +339,14 @@ def param_groups(
         >>> [[name for name, _ in group["params"]] for group in groups]
         [['0.weight'], ['0.bias', '1.weight', '1.bias']]
     """
-    named = list(model.named_parameters())
-    names = [name for name, _ in named]
+    known = inspect_model(model)
+    named = [(each.name, parameter) for parameter, each in known.items()]
     chosen = Rules(rules, "param_groups").choose(
-        names,
+        [name for name, _ in named],
         [parameter.detach() for _, parameter in named],
-        [_types(model, name) for name in names],
+        [each.types for each in known.values()],
         complete=True,
+        roles=[each.role for each in known.values()],
     )
     return [
         {
@@ -315,9 +354,5 @@ def param_groups(
             **settings,
         }
         for index, settings in enumerate(rules.values())
+        if index in chosen
     ]
-
-
-def _types(model: torch.nn.Module, name: str) -> tuple[str, ...]:
-    owner = model.get_submodule(name.rpartition(".")[0])
-    return tuple(cls.__name__ for cls in type(owner).__mro__)

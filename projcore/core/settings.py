@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, Any]
 
-# What torch and its schedulers keep in a group beside the optimizer's own settings.
+# What torch, its schedulers and recipes (`param_notes`, which `describe` prints) keep in a group
+# beside the optimizer's own settings.
 TORCH_KEYS = frozenset(
-    {"params", "param_names", "initial_lr", "swa_lr", "min_lr", "max_lr"}
+    {"params", "param_names", "param_notes", "initial_lr", "swa_lr", "min_lr", "max_lr"}
     | {"base_momentum", "max_momentum"}
 )
 SIGNATURE = "projcore"

@@ -79,6 +79,8 @@ PARAMS = {
     "integers": (lambda: [torch.ones(2, dtype=torch.int64)], ValueError, "0 has dtype torch.int64"),
     "booleans": (lambda: [torch.ones(2, dtype=torch.bool)], ValueError, "torch.bool"),
     "a set in a group": (lambda: [{"params": {ONE, OTHER}}], TypeError, "order"),
+    "a set": (lambda: {ONE, OTHER}, TypeError, "a set, whose order changes.*Pass a list"),
+    "a frozen set": (lambda: frozenset([ONE, OTHER]), TypeError, "a frozenset, whose order"),
 }
 
 

@@ -169,6 +169,47 @@ def test_a_batch_is_as_many_matrices(shape: tuple[int, int], make: Any) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 6), (3, 6, 4), (2, 3, 4, 4), (3, 1, 4), (0, 4, 4)], ids=str
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folding: Muon(dtype=None, folding=folding, adjust_lr_fn="match_rms_adamw"),
+        lambda folding: Muon(method="svd", weight_decay=0.0, folding=folding),
+        lambda folding: Orthogonalize(dtype=None, folding=folding),
+        lambda folding: Orthogonalize("svd", folding=folding),
+    ],
+)
+def test_a_stack_is_as_many_matrices(shape: tuple[int, ...], make: Any) -> None:
+    """The oracle: the same module on the matrices one by one."""
+    stack, matrix = draw(*shape), draw(5, 3)
+    made = orthogonalized([stack, matrix], make("last2"), LR(0.1))
+    single = orthogonalized([*stack.flatten(0, -3), matrix], make("fold"), LR(0.1))
+    expected = torch.stack(single[:-1]) if len(single) > 1 else stack
+    torch.testing.assert_close(made[0], expected.reshape(shape), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(made[1], single[-1], rtol=1e-9, atol=1e-12)
+    stacks = orthogonalized([stack, stack], Stack([make("last2"), LR(0.1)]))
+    torch.testing.assert_close(stacks[1], made[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_group_says_how_it_is_folded() -> None:
+    stack, kernel = draw(3, 4, 6), draw(4, 2, 3)
+    weights = [torch.zeros_like(each).requires_grad_() for each in (stack, kernel)]
+    groups = [{"params": weights[:1], "folding": "last2"}, {"params": weights[1:]}]
+    optimizer = Optimizer(groups, Muon(method="svd", weight_decay=0.0, flatten=True), LR(0.1))
+    for weight, grad in zip(weights, (stack, kernel), strict=True):
+        weight.grad = grad
+    optimizer.step()
+    (one,) = orthogonalized([stack], Muon(method="svd", weight_decay=0.0, folding="last2"), LR(0.1))
+    (flat,) = orthogonalized([kernel], Muon(method="svd", weight_decay=0.0, flatten=True), LR(0.1))
+    torch.testing.assert_close(-weights[0].detach(), one, rtol=0, atol=0)
+    torch.testing.assert_close(-weights[1].detach(), flat, rtol=0, atol=0)
+    for build in (lambda: Muon(folding="rows"), lambda: Orthogonalize(folding="rows")):  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="folding"):
+            Optimizer([torch.zeros(2, 2, requires_grad=True)], build(), LR(0.1))
+
+
 def test_a_batch_of_vectors_is_no_matrix() -> None:
     vectors = [torch.ones(3, requires_grad=True) for _ in range(2)]
     with pytest.raises(ArgumentError, match=r"a tensor of shape \(3,\)"):

@@ -246,7 +246,9 @@ def test_parameters_are_read_by_least_squares(kind, side):
     subspace = RandomSubspace([HeavyBall()], rank=3, side=side, kind=kind, seed=2)
     ((_, memory),) = steps([subspace], [draw((8, 7))])
     point = draw((8, 7), 5)
-    (inside,) = subspace.project([point], [point], None, None, [memory], [{}], "params")
+    (inside,) = subspace.project(
+        [point], [point], None, None, [memory], [subspace.defaults], "params"
+    )
     expected = point
     for end in ("left", "right"):
         if end in memory:
@@ -263,7 +265,9 @@ def test_columns_that_depend_on_each_other_are_read_by_the_pseudo_inverse():
         ((_, memory),) = steps([subspace], [draw((2, 7))])
         basis = matrix_of(subspace, memory, "left")
         point = draw((2, 7), seed)
-        (inside,) = subspace.project([point], [point], None, None, [memory], [{}], "params")
+        (inside,) = subspace.project(
+            [point], [point], None, None, [memory], [subspace.defaults], "params"
+        )
         torch.testing.assert_close(inside, torch.linalg.pinv(basis) @ point, rtol=0, atol=1e-12)
 
 

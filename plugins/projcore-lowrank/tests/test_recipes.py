@@ -485,9 +485,10 @@ def huge(_: str | None, tensor: Tensor) -> bool:
 @pytest.mark.parametrize("name", [name for name in RANKED if name not in ("frugal", "apollo_mini")])
 def test_a_rank_that_saves_nothing_is_an_error(name: str) -> None:
     message = (
-        rf"{name} would project none of its 11 parameters, of shapes \(11, 6\), .*, .... It "
+        rf"{name} would project none of its 11 parameters, of shapes \(11, 6\) "
+        r"\(embedding\), \(6, 6\) \(a side within rank 6\), .*, .... It "
         r"projects matrices whose shorter side is greater than the rank, by the rules 'ndim>=2 "
-        r"type!=Embedding .*'. Lower the rank, or pass other rules as project."
+        r"role!=embedding .*'. Lower the rank, or pass other rules as project."
     )
     with pytest.raises(ArgumentError, match=message):
         build(name, model_of(), rank=6)

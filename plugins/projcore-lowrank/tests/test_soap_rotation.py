@@ -27,6 +27,7 @@ EXAMPLES = (
     {"period": 3},
     {"period": 2, "beta": 0.5, "second": "rotate"},
     {"period": 2, "one_sided": True, "max_side": 3},
+    {"period": 2, "folding": "last2"},
 )
 SUBJECTS = [
     Subject(SOAPRotation, f"soap of {tuple(example)}", KEEPING, example) for example in EXAMPLES
@@ -412,3 +413,38 @@ def test_examples():
     done = doctest.testmod(importlib.import_module(MODULE))
     assert done.attempted
     assert not done.failed
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("second", ["permute", "rotate"])
+@pytest.mark.parametrize("skip_first", [False, True])
+def test_a_stack_is_a_list_of_matrices(one_sided, second, skip_first):
+    """With folding="last2", in one batched call; squares, whose sides the gradients span."""
+    how = {"period": 2, "one_sided": one_sided, "second": second, "skip_first": skip_first}
+    draw = torch.Generator().manual_seed(0)
+    stack = Parameter(torch.randn((2, 3, 4, 4), generator=draw, **DOUBLE))
+    other = Parameter(torch.randn((4, 4), generator=draw, **DOUBLE))
+    apart = [Parameter(each.clone()) for each in stack.detach().flatten(0, 1)]
+    apart.append(Parameter(other.detach().clone()))
+    modules = [SOAPRotation([Adam()], folding="last2", **how), LR(0.1)]
+    one = Optimizer([stack, other], *modules)
+    many = Optimizer(apart, SOAPRotation([Adam()], **how), LR(0.1))
+    expected = one.memory().state
+    for _ in range(9):
+        stack.grad = torch.randn(stack.shape, generator=draw, **DOUBLE)
+        other.grad = torch.randn(other.shape, generator=draw, **DOUBLE)
+        grads = [*stack.grad.flatten(0, 1), other.grad]
+        for each, grad in zip(apart, grads, strict=True):
+            each.grad = grad.clone()
+        one.step()
+        many.step()
+    together = torch.stack(apart[:-1]).reshape(stack.shape)
+    torch.testing.assert_close(stack, together, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(other, apart[-1], rtol=1e-9, atol=1e-9)
+    assert one.memory().state == expected
+    again = Optimizer([stack, other], SOAPRotation([Adam()], **how), LR(0.1))
+    again.load_state_dict(one.state_dict())
+    assert again.param_groups[0]["folding"] == "last2"
+    one.param_groups[0]["folding"] = "sides"
+    with pytest.raises(StepError, match=r"folding='sides'. Folding does not change once"):
+        one.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -178,6 +179,72 @@ def test_wrong_rules_are_refused_when_built(routes: Any, named: bool, words: str
     with pytest.raises(ArgumentError) as caught:
         Optimizer(params, Route(routes))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_last_rule_for_all_may_match_nothing(named: bool) -> None:
+    """One table fits models with biases and models without."""
+    model = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3, bias=False)).double()
+    twin = copy.deepcopy(model)
+    params = model.named_parameters() if named else model.parameters()
+    routes = {"ndim==2": [Moments(), Scale(0.1)], "*": Momentum()}
+    actual = train(model, Optimizer(params, Route(routes)))
+    assert equal(actual, expect(twin, (lambda *_: True, [Moments(), Scale(0.1)])))
+    with pytest.raises(ArgumentError, match=r"'ndim==1' of Route matches none"):
+        Optimizer(model.parameters(), Route({"ndim==1": None, "*": None}))
+
+
+def test_a_group_may_name_its_route() -> None:
+    model, twin = make_model(), make_model()
+    routes = {"ndim==2": [Moments(), Scale(0.1)], "*": [Momentum(), Scale(0.01)]}
+    groups = [
+        {"params": model[0].parameters(), "route": 1},
+        {"params": [model[1].weight], "route": 0},
+        {"params": [model[1].bias, *model[2].parameters()]},
+    ]
+    optimizer = Optimizer(groups, Route(routes))
+    routed = [
+        line.partition("0: ")[2].split()[0] for line in optimizer.describe().splitlines()[2:8]
+    ]
+    assert routed == ["*", "*", "ndim==2", "*", "ndim==2", "*"]
+    actual = train(model, optimizer)
+    first = {"1.weight", "2.weight"}
+    expected = expect(
+        twin,
+        (lambda name, _: name in first, [Moments(), Scale(0.1)]),
+        (lambda name, _: name not in first, [Momentum(), Scale(0.01)]),
+    )
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    optimizer.param_groups[0]["route"] = 0  # with memory of its own there
+    train(model, optimizer, range(5, 7))
+    assert any(key.startswith("0/0/") for key in optimizer.state[model[0].weight])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_compiled_steps_go_the_way_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    ends = []
+    for compile in (False, True):
+        model = make_model()
+        groups = [
+            {"params": model[0].parameters(), "route": 1},
+            {"params": [*model[1].parameters(), *model[2].parameters()]},
+        ]
+        route = Route({"ndim==2": Scale(0.1), "*": Scale(0.01)})
+        optimizer = Optimizer(groups, route, compile=compile)
+        train(model, optimizer, range(3))
+        optimizer.param_groups[0]["route"] = 0
+        ends.append(train(model, optimizer, range(3, 6)))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("route", [2, -1, True, "*", 0.0])
+def test_a_route_that_is_none_is_refused(route: Any) -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "route": route}]
+    with pytest.raises(ArgumentError, match=r"number of a rule, from 0 to 1, or None to go by"):
+        Optimizer(groups, Route({"ndim==2": None, "*": None}))
 
 
 @pytest.mark.parametrize("routes", ["*", [("*", None)], {3: None}])

@@ -16,6 +16,7 @@ from projcore_adaptive.orthogonalize import (
     COEFFICIENTS,
     Coefficients,
     Dtype,
+    Folding,
     Method,
     Orthogonalizer,
 )
@@ -58,10 +59,12 @@ class Muon(Transform):
         eps: The least norm that a matrix is divided by; fixed.
         dtype: In which Newton-Schulz is computed; None for the tensor's own; fixed.
         flatten: Whether to make a matrix of any tensor; fixed.
+        folding: ``"fold"`` or ``"last2"``, for stacks of matrices; a setting.
 
     Raises:
         ArgumentError: If a setting is out of range or unknown; when the optimizer is built, if a
-            tensor is no matrix and ``flatten`` is False, or is complex.
+            tensor is no matrix and neither ``flatten`` nor ``folding`` makes one of it, or is
+            complex.
         ArgumentTypeError: If ``ns_coefficients`` are not three, or ``ns_steps`` is no integer.
 
     Cost: memory of one tensor; as `Orthogonalize`, and 4 passes.
@@ -93,6 +96,7 @@ class Muon(Transform):
         eps: float = 1e-7,
         dtype: Dtype | None = "bfloat16",
         flatten: bool = False,
+        folding: Folding = "fold",
     ) -> None:
         require_choice(self, "adjust_lr_fn", adjust_lr_fn, AdjustLR)
         require(self, "weight_decay", weight_decay, minimum=0)
@@ -102,7 +106,7 @@ class Muon(Transform):
             "Muon", method, ns_coefficients, ns_steps, eps, dtype, flatten
         )
         self.orthogonalizer.check(self)
-        defaults: dict[str, Any] = {"momentum": momentum}
+        defaults: dict[str, Any] = {"momentum": momentum, "folding": folding}
         if weight_decay > 0:
             self.needs = frozenset({"params"})
             defaults["weight_decay"] = weight_decay
@@ -111,11 +115,12 @@ class Muon(Transform):
     def check(self, settings: Settings) -> None:
         require(self, "momentum", settings["momentum"], minimum=0, maximum=1)
         require(self, "weight_decay", settings.get("weight_decay", 0.0), minimum=0)
+        require_choice(self, "folding", settings["folding"], Folding)
 
     def init(
         self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
-        self.orthogonalizer.accept(tensor, batch_dims)
+        self.orthogonalizer.accept(tensor, batch_dims, settings["folding"])
         return {"momentum_buffer": torch.zeros_like(tensor)}
 
     def apply(
@@ -132,9 +137,10 @@ class Muon(Transform):
         buffers = [state["momentum_buffer"] for state in states]
         lerp_(buffers, tensors, 1 - momentum)
         mixed = lerp(tensors, buffers, momentum) if self.nesterov else buffers
-        update = [self.orthogonalizer(tensor, batch_dims) for tensor in mixed]
-        shapes = [self.orthogonalizer.shape(tensor, batch_dims) for tensor in tensors]
-        factors = [adjustment(*shape, self.adjust_lr_fn) for shape in shapes]
+        folding = settings[0]["folding"]
+        update = [self.orthogonalizer(tensor, batch_dims, folding) for tensor in mixed]
+        shapes = [self.orthogonalizer.shape(tensor, batch_dims, folding) for tensor in tensors]
+        factors = [adjustment(shape[-2], shape[-1], self.adjust_lr_fn) for shape in shapes]
         update = list(torch._foreach_mul(update, factors))
         if "weight_decay" in settings[0]:
             assert params is not None

@@ -14,6 +14,7 @@ from projcore_adaptive._choice import require_choice
 from projcore_adaptive._complex import refuse_complex
 
 Method = Literal["newton_schulz", "svd"]
+Folding = Literal["fold", "last2"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 Coefficients = tuple[float, float, float]
 COEFFICIENTS: Coefficients = (3.4445, -4.7750, 2.0315)  # Jordan's, steepest at 0
@@ -86,25 +87,30 @@ class Orthogonalizer:
             )
         require(module, "eps", self.eps, above=0)
 
-    def accept(self, tensor: Tensor, batch_dims: int) -> None:
+    def accept(self, tensor: Tensor, batch_dims: int, folding: Folding) -> None:
         """Raises unless a tensor is a matrix, or a batch of matrices, of real numbers."""
         refuse_complex(self.owner, tensor)
         shape = tuple(tensor.shape[batch_dims:])
-        if len(shape) != 2 and not self.flatten:
+        stack = folding == "last2" and len(shape) > 2
+        if len(shape) != 2 and not self.flatten and not stack:
             raise ArgumentError(
                 f"{self.owner} was given a tensor of shape {shape}. It works on matrices. Give it "
-                "only these, or pass flatten=True, which makes a matrix of any tensor."
+                "only these, or pass flatten=True, which makes a matrix of any tensor, or, for "
+                "stacks of matrices, folding='last2'."
             )
 
-    def shape(self, tensor: Tensor, batch_dims: int) -> tuple[int, int]:
-        """Returns the rows and columns of the matrix that a tensor, or an item of it, is."""
-        shape = tensor.shape[batch_dims:]
-        return (shape[0], shape[1:].numel()) if len(shape) > 1 else (1, shape.numel())
+    def shape(self, tensor: Tensor, batch_dims: int, folding: Folding) -> tuple[int, ...]:
+        """Returns the shape of a tensor as a matrix, or as a batch of them in one dimension."""
+        leading, shape = tensor.shape[:batch_dims], tensor.shape[batch_dims:]
+        if folding == "last2" and len(shape) > 2:
+            leading, shape = tensor.shape[:-2], tensor.shape[-2:]
+        rows = shape[0] if len(shape) > 1 else 1
+        columns = shape[1:].numel() if len(shape) > 1 else shape.numel()
+        return (leading.numel(), rows, columns) if leading else (rows, columns)
 
-    def __call__(self, tensor: Tensor, batch_dims: int) -> Tensor:
+    def __call__(self, tensor: Tensor, batch_dims: int, folding: Folding) -> Tensor:
         """Returns a tensor orthogonalized, in its own dtype."""
-        batch = [tensor.shape[:batch_dims].numel()] if batch_dims else []
-        matrices = tensor.reshape(*batch, *self.shape(tensor, batch_dims))
+        matrices = tensor.reshape(self.shape(tensor, batch_dims, folding))
         if self.method == "svd":
             result = polar(matrices)
         else:
@@ -138,12 +144,16 @@ class Orthogonalize(Transform):
         flatten: Whether to take any tensor: one of more dimensions as a matrix of its first by all
             others, as the author does for convolutions, a vector or a number as a matrix of one
             row, which is scaled to norm 1. Otherwise these are refused.
+        folding: What a tensor of more than two dimensions is: ``"fold"``, see ``flatten``, or a
+            stack of matrices of its last two (``"last2"``), as the experts of a mixture are, each
+            of which is orthogonalized by itself, in one batched call.
 
     All are fixed, groups do not change them.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown; when the optimizer is built, if a
-            tensor is no matrix and ``flatten`` is False, or is complex.
+            tensor is no matrix and neither ``flatten`` nor ``folding`` makes one of it, or is
+            complex.
         ArgumentTypeError: If ``ns_coefficients`` are not three, or ``ns_steps`` is no integer.
 
     Cost: no memory. For a matrix of shape ``(m, n)``, :math:`m \le n`, O(m² n) operations: 5 steps
@@ -177,7 +187,10 @@ class Orthogonalize(Transform):
         eps: float = 1e-7,
         dtype: Dtype | None = "bfloat16",
         flatten: bool = False,
+        folding: Folding = "fold",
     ) -> None:
+        require_choice(self, "folding", folding, Folding)
+        self.folding: Folding = folding
         self.orthogonalizer = Orthogonalizer(
             "Orthogonalize", method, ns_coefficients, ns_steps, eps, dtype, flatten
         )
@@ -187,7 +200,7 @@ class Orthogonalize(Transform):
     def init(
         self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
-        self.orthogonalizer.accept(tensor, batch_dims)
+        self.orthogonalizer.accept(tensor, batch_dims, self.folding)
         return {}
 
     def apply(
@@ -200,4 +213,4 @@ class Orthogonalize(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        return [self.orthogonalizer(tensor, batch_dims) for tensor in tensors]
+        return [self.orthogonalizer(tensor, batch_dims, self.folding) for tensor in tensors]

@@ -12,12 +12,12 @@ def multiply(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
 
     :math:`y_{j_1 \dots j_d} = \sum_{i_1 \dots i_d} M^{(1)}_{j_1 i_1} \cdots M^{(d)}_{j_d i_d}
     x_{i_1 \dots i_d}`, made in the dtype of the matrices, which they share, and returned in that of
-    `x`, which has elements.
+    `x`, which has elements. Batches of matrices are for the last two dimensions alone.
     """
     given = x.dtype
     x = x.to(next((matrix.dtype for matrix in matrices if matrix is not None), given))
-    if x.ndim == 2:
-        left, right = matrices
+    if x.ndim == 2 or any(matrix is not None and matrix.ndim > 2 for matrix in matrices):
+        left, right = matrices[-2:]
         x = x if left is None else left @ x
         return (x if right is None else x @ right.mT).to(given)
     # Each product takes the first dimension to the end; after all of them, each is in its place.

@@ -25,7 +25,7 @@ CHOICES: dict[str, Any] = {
     "source": Source,
     "nonfinite": Nonfinite,
 }
-SETTINGS = ("rank", "period", "scale", "residual_scale")
+SETTINGS = ("rank", "period", "scale", "residual_scale", "folding")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Options:
         side: Which sides are compressed: ``"std"`` the shorter, by ``G P`` if it is square,
             ``"reverse_std"`` the longer, ``"left"``, ``"right"`` or ``"full"`` (both).
         folding: What has more than two sides is a matrix of the first by the rest (``"fold"``), or
-            a batch of matrices of the last two (``"last2"``).
+            a batch of matrices of the last two (``"last2"``), a setting.
         policy: What becomes of memory inside at a refresh: ``"keep"``, ``"reset"`` or
             ``"transport"``. Where the rank changes, what would be kept is transported.
         second: How second moments are transported: by the squares of the change of basis

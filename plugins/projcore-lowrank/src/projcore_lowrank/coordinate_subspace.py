@@ -96,7 +96,8 @@ class CoordinateSubspace(Chosen):
         source: What the norms are of: the ``"update"`` that comes in, the ``"gradient"``, or the
             mean of the update and the first moment inside (``"momentum"``).
         folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
-            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count. A
+            setting, fixed once there is memory.
         nonfinite: Inf or NaN in what norms are taken of is an error (``"raise"``), or the choice
             stays, and is made in the next step (``"skip"``).
         project_update: Hand the incoming update in.
@@ -193,8 +194,8 @@ class CoordinateSubspace(Chosen):
             return settings["rank"] is not None and tensor.numel() > 1
         return super().applies(tensor, settings)
 
-    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
-        return (tensor.numel(),) if self.axis == "entries" else super()._shape(tensor)
+    def _shape(self, tensor: Tensor, settings: Settings) -> tuple[int, ...]:
+        return (tensor.numel(),) if self.axis == "entries" else super()._shape(tensor, settings)
 
     def number(self, rank: int | float, shape: tuple[int, ...]) -> int:
         return resolved_rank(rank, (shape[-2] if self.axis == "rows" else shape[-1],))

@@ -62,7 +62,8 @@ class DCTSelect(Chosen):
         source: What the norms are of: the ``"update"`` that comes in, the ``"gradient"``, or the
             mean of the update and the first moment inside (``"momentum"``).
         folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
-            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count. A
+            setting, fixed once there is memory.
         nonfinite: Inf or NaN in what norms are taken of is an error (``"raise"``), or the choice
             stays, and is made in the next step (``"skip"``).
         compute_dtype: A dtype for the products with the basis, such as ``"bfloat16"``.

@@ -66,7 +66,8 @@ class LDAdam(Learnt):
         side: Which side is compressed: ``"std"`` the shorter (the rows, :math:`G P`, if the matrix
             is square), ``"reverse_std"`` the longer, ``"left"`` or ``"right"``.
         folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
-            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count. A
+            setting, fixed once there is memory.
         project_update: Hand the incoming update in.
         project_params: Let modules inside read parameters and evaluate the closure.
         project_grad: Let modules inside read gradients.

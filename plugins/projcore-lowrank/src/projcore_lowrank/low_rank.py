@@ -117,7 +117,8 @@ class LowRank(Learnt):
         source: What a basis is learnt from: the ``"update"`` that comes in, the ``"gradient"``, or
             the mean of the update and the first moment inside (``"momentum"``).
         folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
-            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count. A
+            setting, fixed once there is memory.
         nonfinite: Inf or NaN in what a basis is to be learnt from is an error (``"raise"``), or the
             basis stays, and is learnt in the next step (``"skip"``).
         compute_dtype: A dtype for the products with the bases, such as ``"bfloat16"``.
@@ -212,6 +213,7 @@ class GaLore(Learnt):
         project_update: Hand the incoming update in.
         project_params: Let modules inside read parameters and evaluate the closure.
         project_grad: Let modules inside read gradients.
+        folding: How tensors of more than two sides are taken, as for `LowRank`. A setting.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
@@ -241,6 +243,7 @@ class GaLore(Learnt):
         project_update: bool = True,
         project_params: bool = True,
         project_grad: bool = True,
+        folding: Folding = "fold",
     ) -> None:
         self._set_method(refresh)
         options = Options(
@@ -249,6 +252,7 @@ class GaLore(Learnt):
             scale=scale,
             side=side,
             stagger=stagger,
+            folding=folding,
             project_update=project_update,
             project_params=project_params,
             project_grad=project_grad,

@@ -73,7 +73,8 @@ class RandomSubspace(Subspace):
         store: Keep each :math:`P` in memory until the next. Worth it where drawing takes long: on
             a GPU, because numbers are drawn on the CPU, and for orthonormal columns of a high rank.
         folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
-            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count.
+            or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count. A
+            setting, fixed once there is memory.
         compute_dtype: A dtype for the products with :math:`P`, such as ``"bfloat16"``.
         project_update: Hand the incoming update in.
         project_params: Let modules inside read parameters and evaluate the closure.
@@ -268,8 +269,8 @@ class RandomSubspace(Subspace):
         if self.orthonormal or current != "params":
             return super().project(tensors, params, grads, loss, states, settings, current)
         return [
-            self._solve(tensor.reshape(self._shape(tensor)), state)
-            for tensor, state in zip(tensors, states, strict=True)
+            self._solve(matrix, state)
+            for matrix, state in zip(self._matrices(tensors, settings), states, strict=True)
         ]
 
     def _solve(self, x: Tensor, state: Node) -> Tensor:

@@ -2,11 +2,17 @@
 
 All take a model, or parameters, named or not, or groups of them; and ``project``, which says what
 is projected: a rule (see `projcore.param_groups`), several, or a mapping from rules to settings of
-their own, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. By default that is every
-tensor of two dimensions or more, but embeddings and output heads as far as names or the model
-tell: ``"ndim>=2 type!=Embedding !*embed* !*head.*"``. What is not projected goes through the same
-modules as it is; so does a matrix whose shorter side is not greater than the rank, since nothing
-would be saved. `Optimizer.describe` shows which is which before the first step.
+their own, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. By default that goes by
+the role of each parameter (see `projcore.inspect_model`): matrices, convolutions and stacks of
+matrices, as the experts of a mixture are, but no embeddings, output layers, depthwise convolutions,
+and nothing that is no linear map; `muon_adamw` and `sumo`, which make updates orthogonal, leave out
+the last linear layer, too. Given a model, its layers say what is what; given parameters, names do.
+
+A stack is projected matrix by matrix. What is not projected goes through the same modules as it is,
+or where a recipe says so through Adam; so does a matrix whose shorter side is not greater than the
+rank, since nothing would be saved. Frozen parameters are left out before all that.
+`Optimizer.describe` shows which is which before the first step, and why; the logger ``projcore``
+tells it once, at the level INFO. Groups that are added later are split by the same rules.
 """
 
 from __future__ import annotations
@@ -15,11 +21,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from projcore import Optimizer
-from projcore.errors import ArgumentError
-from projcore_lowrank._groups import Params, Project, split_groups
+from projcore_lowrank._groups import (
+    HIDDEN,
+    LINEAR,
+    Params,
+    Project,
+    Split,
+    trainable,
+    unnamed,
+)
 
 __all__ = [
     "apollo",
@@ -55,17 +66,8 @@ def _optimizer(
     What is fixed has one value for all parameters, because another module was made with it. Where
     both have it as a setting, its names in groups are qualified by position.
     """
-    groups, _ = split_groups(recipe, params, project, {"rank": rank}, {"rank": None})
-    for name, value in (fixed or {}).items():
-        for group in groups:
-            for key in [key for key in group if key.rpartition(".")[2] == name]:
-                given = group.pop(key)
-                if given != value:
-                    raise ArgumentError(
-                        f"{recipe}({name}={value!r}) was given {key}={given!r} for a group or a "
-                        f"rule. It is one for all parameters. Pass it to {recipe} itself."
-                    )
-    return Optimizer(groups, list(modules))
+    split = Split(recipe, params, project, {"rank": rank}, {"rank": None}, fixed=fixed)
+    return _finished(split, list(modules))
 
 
 def _routed(
@@ -76,14 +78,24 @@ def _routed(
     outside: Sequence[Spec],
     *modules: Spec,
     rank: float | None = None,
+    default: str = LINEAR,
 ) -> Optimizer:
     """Returns an optimizer that runs other modules on what is not projected."""
     settings = {} if rank is None else {"rank": rank}
-    groups, count = split_groups(recipe, params, project, settings, {})
-    if count == len(groups) or inside is outside:
-        return Optimizer(groups, [*inside, *modules])
-    routes = {f"group<{count}": list(inside), "*": list(outside)}
-    return Optimizer(groups, [{"route": {"routes": routes}}, *modules])
+    routed = inside is not outside
+    left = {"route": 1} if routed else {}
+    split = Split(recipe, params, project, settings, left, default)
+    split.complete = not routed or split.count < len(split.groups)
+    if not routed or not split.complete:
+        return _finished(split, [*inside, *modules])
+    routes = {"ndim>=2": list(inside), "*": list(outside)}
+    return _finished(split, [{"route": {"routes": routes}}, *modules])
+
+
+def _finished(split: Split, modules: list[Spec]) -> Optimizer:
+    optimizer = Optimizer(split.groups, modules)
+    optimizer.regroup = split.late
+    return optimizer
 
 
 def galore_adamw(
@@ -178,6 +190,7 @@ def galore_adafactor(
     Cost: memory of ``s r + l + r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = galore_adafactor(model, rank=8)
 
@@ -239,6 +252,7 @@ def fira(
     Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = fira(model, rank=8)
 
@@ -301,6 +315,7 @@ def apollo(
     Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = apollo(model, rank=0.25)
 
@@ -349,6 +364,7 @@ def apollo_mini(
     Cost: memory of ``2 l`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = apollo_mini(model)
 
@@ -420,6 +436,7 @@ def golore(
     Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = golore(model, rank=8, seed=1)
 
@@ -480,6 +497,7 @@ def flora(
     Cost: memory of ``l r + l + s`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = flora(model, rank=8)
 
@@ -533,6 +551,7 @@ def frugal(
     Cost: memory of ``2 density m n`` numbers for a matrix, and an index for each column chosen.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = frugal(model, density=0.1)
 
@@ -587,6 +606,7 @@ def ldadam(
     is left out.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = ldadam(model, rank=8)
 
@@ -638,6 +658,7 @@ def dct_adamw(
     numbers with error feedback.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = dct_adamw(model, rank=8, error_feedback=True)
 
@@ -689,13 +710,17 @@ def sumo(
     Cost: memory of ``s r + l r`` numbers for a matrix of sides ``s <= l``.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = sumo(model, rank=8)
 
     References:
         Refael et al., 2025, https://arxiv.org/abs/2505.24749 (algorithm 1).
     """
-    inside = [{"heavy_ball": {"momentum": momentum}}, {"orthogonalize": {"method": "svd"}}]
+    inside = [
+        {"heavy_ball": {"momentum": momentum}},
+        {"orthogonalize": {"method": "svd", "folding": "last2"}},
+    ]
     subspace = {"rank": rank, "period": period, "scale": scale}
     memory = {"refresh": "randomized", "policy": "transport", "stagger": False}
     return _routed(
@@ -707,6 +732,7 @@ def sumo(
         {"weight_decay": weight_decay},
         {"lr": lr},
         rank=rank,
+        default=HIDDEN,
     )
 
 
@@ -742,6 +768,7 @@ def soap(
     Cost: memory of ``2 m n + 2 m^2 + 2 n^2`` numbers for a matrix, and ``m + n`` indices.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = soap(model)
 
@@ -780,7 +807,7 @@ def muon_adamw(
         momentum: Of Muon.
         weight_decay: Decoupled, of both.
         betas: Of Adam.
-        project: What Muon is for.
+        project: What Muon is for; by default, hidden layers.
 
     Raises:
         ArgumentError: If Muon would be for nothing, or a setting is out of range.
@@ -788,6 +815,7 @@ def muon_adamw(
     Cost: memory of ``m n`` numbers for a matrix, half of Adam's.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = muon_adamw(model)
 
@@ -804,6 +832,7 @@ def muon_adamw(
         [{"adam": {"betas": betas}}],
         {"weight_decay": weight_decay},
         {"lr": lr},
+        default=HIDDEN,
     )
 
 
@@ -833,6 +862,7 @@ def intrinsic_dimension(
     Cost: memory of twice the dimension, and a product with the directions each way in a step.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
         >>> optimizer = intrinsic_dimension(model, dimension=100)
 
@@ -842,5 +872,5 @@ def intrinsic_dimension(
     """
     inside = [{"adam": {"betas": betas, "eps": eps}}]
     space = {"modules": inside, "dimension": dimension, "kind": kind, "seed": seed}
-    groups = params.named_parameters() if isinstance(params, torch.nn.Module) else params
-    return Optimizer(groups, {"intrinsic_subspace": space}, {"lr": lr})
+    groups, _ = trainable("intrinsic_dimension", params)
+    return Optimizer(map(unnamed, groups), {"intrinsic_subspace": space}, {"lr": lr})

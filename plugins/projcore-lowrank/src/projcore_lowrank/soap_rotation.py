@@ -12,9 +12,11 @@ from torch import Tensor
 from projcore import Current, Kind, Node, Objective, ProjectionBase, Settings, State, require
 from projcore.errors import ArgumentError, NonFiniteError
 from projcore_lowrank._modes import multiply, unfold
+from projcore_lowrank._options import require_choice
 
 Second = Literal["permute", "rotate"]
 Nonfinite = Literal["raise", "skip"]
+Folding = Literal["sides", "last2"]
 
 # Elements of matrices that are decomposed together: it bounds the memory that a refresh takes.
 TOGETHER = 1 << 24
@@ -60,9 +62,12 @@ class SOAPRotation(ProjectionBase):
         nonfinite: An update with Inf or NaN is an error (``"raise"``), or leaves the averages as
             they are (``"skip"``).
         project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
+        folding: A tensor of more than two sides is rotated along all of them (``"sides"``), or is
+            a batch of matrices of the last two (``"last2"``), each with bases of its own. A
+            setting, fixed once there is memory.
 
     Raises:
-        ArgumentError: If a setting is out of range, or ``second`` is unknown.
+        ArgumentError: If a setting is out of range, or a choice is unknown.
         NonFiniteError: In a step: if an update is not finite.
 
     Cost: for each rotated side ``2 n^2`` numbers of memory (float32 at least), and in each step a
@@ -107,6 +112,7 @@ class SOAPRotation(ProjectionBase):
         project_update: bool = True,
         project_params: bool = True,
         project_grad: bool = True,
+        folding: Folding = "sides",
     ) -> None:
         if second not in get_args(Second):
             raise ArgumentError(
@@ -121,13 +127,20 @@ class SOAPRotation(ProjectionBase):
         self.second = second
         self.nonfinite = nonfinite
         self.skip_first = skip_first
-        defaults = {"period": period, "beta": beta, "max_side": max_side, "one_sided": one_sided}
+        defaults = {
+            "period": period,
+            "beta": beta,
+            "max_side": max_side,
+            "one_sided": one_sided,
+            "folding": folding,
+        }
         super().__init__(modules, project_update, project_params, project_grad, defaults)
 
     def check(self, settings: Settings) -> None:
         require(self, "period", settings["period"], minimum=1)
         require(self, "beta", settings["beta"], minimum=0, below=1)
         require(self, "max_side", settings["max_side"], minimum=2)
+        require_choice(self, "folding", settings["folding"], get_args(Folding))
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
         return self.skip_first or bool(rotated(tensor, settings))
@@ -138,9 +151,14 @@ class SOAPRotation(ProjectionBase):
         for k in rotated(tensor, settings):
             side = tensor.shape[k]
             basis = torch.eye(side, dtype=dtype, device=tensor.device)
+            order = torch.arange(side, device=tensor.device)
+            if is_batch(tensor, settings):
+                batch = tensor.shape[:-2]
+                basis = basis.expand(*batch, side, side).contiguous()
+                order = order.expand(*batch, side).contiguous()
             memory[f"basis{k}"] = basis
             memory[f"average{k}"] = torch.zeros_like(basis)
-            memory[f"order{k}"] = torch.arange(side, device=tensor.device)
+            memory[f"order{k}"] = order
         return memory
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
@@ -228,7 +246,18 @@ class SOAPRotation(ProjectionBase):
             new: Node = {}
             for k in sides(state):
                 average = state[f"average{k}"]
-                rows = unfold(tensor.to(average.dtype), k)
+                wide = tensor.to(average.dtype)
+                if (average.ndim > 2) != is_batch(tensor, values):
+                    raise StepError(
+                        f"SOAPRotation has memory of a tensor of shape {tuple(tensor.shape)} as "
+                        "it was folded before, and its group now has "
+                        f"folding={values['folding']!r}. Folding does not change once there is "
+                        "memory. Set it back, or build a new optimizer."
+                    )
+                if average.ndim > 2:
+                    rows = wide if k == tensor.ndim - 2 else wide.mT
+                else:
+                    rows = unfold(wide, k)
                 new[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - values["beta"])
             made.append(new)
         if not all_finite(made):
@@ -265,7 +294,7 @@ class SOAPRotation(ProjectionBase):
             first = old["step"] == 2  # the second gradient is counted: these are the first bases
             if self.second == "permute" and not first:
                 for k in sides(new):
-                    tensor = tensor.index_select(k, new[f"order{k}"])
+                    tensor = sort(tensor, k, new[f"order{k}"])
             else:
                 turns = [
                     None if basis is None else (new[f"basis{k}"].mT @ basis).square()
@@ -281,9 +310,24 @@ def rotated(tensor: Tensor, settings: Settings) -> list[int]:
     if tensor.ndim < 2 or not tensor.is_floating_point() or 0 in tensor.shape:
         return []
     found = [k for k, side in enumerate(tensor.shape) if 1 < side <= settings["max_side"]]
+    if is_batch(tensor, settings):
+        found = [k for k in found if k >= tensor.ndim - 2]
     if settings["one_sided"] and found:
         return [min(found, key=lambda k: tensor.shape[k])]
     return found
+
+
+def is_batch(tensor: Tensor, settings: Settings) -> bool:
+    """Whether a tensor is a batch of matrices, each with bases of its own."""
+    return bool(settings["folding"] == "last2" and tensor.ndim > 2)
+
+
+def sort(tensor: Tensor, side: int, order: Tensor) -> Tensor:
+    """Returns a tensor with a side in another order; one for each matrix, where orders are many."""
+    if order.ndim == 1:
+        return tensor.index_select(side, order)
+    order = order.unsqueeze(-1 if side == tensor.ndim - 2 else -2)
+    return tensor.gather(side, order.expand_as(tensor))
 
 
 def sides(state: Node) -> Iterator[int]:
@@ -305,7 +349,7 @@ def new_bases(states: Sequence[Node]) -> list[Node]:
     for i, state in enumerate(states):
         for k in sides(state):
             average = state[f"average{k}"]
-            key = (state["step"] == 1, len(average), average.dtype, average.device)
+            key = (state["step"] == 1, average.shape[-1], average.dtype, average.device)
             alike.setdefault(key, []).append((i, k))
     for places in alike.values():
         i, k = places[0]
@@ -313,19 +357,27 @@ def new_bases(states: Sequence[Node]) -> list[Node]:
         count = max(1, TOGETHER // states[i][f"average{k}"].numel())
         for start in range(0, len(places), count):
             part = places[start : start + count]
-            averages = torch.stack([states[i][f"average{k}"] for i, k in part])  # (b, n, n)
+            averages = together([states[i][f"average{k}"] for i, k in part])  # (b, n, n)
             if first:
                 columns = torch.linalg.eigh(averages).eigenvectors.flip(-1)
-                orders = [states[i][f"order{k}"] for i, k in part]
+                side = averages.shape[-1]
+                orders = torch.cat([states[i][f"order{k}"].reshape(-1, side) for i, k in part])
             else:
-                old = torch.stack([states[i][f"basis{k}"] for i, k in part])
-                columns, order = iterate(averages, old)
-                orders = list(order.unbind())
-            for (i, k), basis, order in zip(part, columns, orders, strict=True):
+                old = together([states[i][f"basis{k}"] for i, k in part])
+                columns, orders = iterate(averages, old)
+            counts = [states[i][f"average{k}"].shape[:-2].numel() for i, k in part]
+            found = zip(part, columns.split(counts), orders.split(counts), strict=True)
+            for (i, k), basis, order in found:
                 # Clones, lest each keep the memory of all.
+                basis = basis.reshape(states[i][f"basis{k}"].shape)
                 new[i][f"basis{k}"] = basis.clone(memory_format=torch.contiguous_format)
-                new[i][f"order{k}"] = order.clone()
+                new[i][f"order{k}"] = order.reshape(states[i][f"order{k}"].shape).clone()
     return new
+
+
+def together(matrices: Sequence[Tensor]) -> Tensor:
+    """Returns square matrices of one size, and batches of them, as one batch."""
+    return torch.cat([matrix.reshape(-1, *matrix.shape[-2:]) for matrix in matrices])
 
 
 def iterate(averages: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ from projcore import Blend, Current, Kind, Node, ProjectionBase, Settings, Write
 from projcore.errors import NonFiniteError
 from projcore_lowrank import _combine
 from projcore_lowrank._combine import Parts
-from projcore_lowrank._matrices import compressed, matrix_shape, resolved_rank, view_of
-from projcore_lowrank._options import SETTINGS, Options, as_dtype
+from projcore_lowrank._matrices import Folding, compressed, matrix_shape, resolved_rank, view_of
+from projcore_lowrank._options import SETTINGS, Options, as_dtype, require_choice
 
 End = Literal["left", "right"]
 GOLDEN = (5**0.5 - 1) / 2
@@ -45,6 +45,7 @@ class Subspace(ProjectionBase):
         "index": "scalar",
         "pending": "scalar",
         "limited_norm": "scalar",
+        "refolded": "fixed",
     }
 
     def __init__(self, modules: Any, options: Options) -> None:
@@ -72,6 +73,7 @@ class Subspace(ProjectionBase):
         require(self, "period", settings["period"], minimum=1)
         require(self, "scale", settings["scale"], above=0)
         require(self, "residual_scale", settings["residual_scale"], minimum=0)
+        require_choice(self, "folding", settings["folding"], get_args(Folding))
 
     # What a subspace defines.
 
@@ -138,13 +140,15 @@ class Subspace(ProjectionBase):
     # What is done with it.
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
-        shape = matrix_shape(tensor.shape, self.options.folding)
+        shape = matrix_shape(tensor.shape, settings["folding"])
         return shape is not None and settings["rank"] is not None
 
     def init(self, tensor: Tensor, settings: Settings, index: int = 0) -> dict[str, Any]:
-        shape = self._shape(tensor)
+        shape = self._shape(tensor, settings)
         rank = self.number(settings["rank"], shape)
         node: dict[str, Any] = {"step": 0, "index": index, "pending": 1}
+        if self._refolded(settings):
+            node["refolded"] = 1
         for end in compressed(shape, self.options.side):
             length = shape[-2] if end == "left" else shape[-1]
             node.update(self.begin(end, length, rank, shape[:-2], tensor))
@@ -174,6 +178,7 @@ class Subspace(ProjectionBase):
         source = tensors if grads is None or self.options.source != "gradient" else grads
         due = []
         for i, (tensor, state, values) in enumerate(zip(source, states, settings, strict=True)):
+            self._check_folding(tensor, state, values)
             if not tensor.is_meta and self._due(tensor, state, values):
                 due.append(i)
         usable = [i for i in due if self._usable(source[i])]
@@ -185,12 +190,25 @@ class Subspace(ProjectionBase):
             state["step"] += 1
         return new if usable else None
 
+    def _refolded(self, settings: Settings) -> bool:
+        """Whether a group folds otherwise than the module; then its memory says so."""
+        return bool(settings["folding"] != self.options.folding)
+
+    def _check_folding(self, tensor: Tensor, state: Node, settings: Settings) -> None:
+        if self._refolded(settings) != ("refolded" in state):
+            raise StepError(
+                f"{type(self).__name__} has memory of a tensor of shape {tuple(tensor.shape)} as "
+                f"it was folded before, and its group now has folding={settings['folding']!r}. "
+                "Folding does not change once there is memory. Set it back, or build a new "
+                "optimizer."
+            )
+
     def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
         offset = spread(state["index"], settings["period"]) if self.options.stagger else 0
         periodic = (state["step"] + offset) % settings["period"] == 0
         if state["pending"] or (self.periodic and periodic):
             return True
-        return self.rank_of(state) != self.number(settings["rank"], self._shape(tensor))
+        return self.rank_of(state) != self.number(settings["rank"], self._shape(tensor, settings))
 
     def _usable(self, tensor: Tensor) -> bool:
         parts = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
@@ -206,7 +224,7 @@ class Subspace(ProjectionBase):
         )
 
     def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
-        matrix = self._matrix(tensor)
+        matrix = self._matrix(tensor, settings)
         shape = matrix.shape
         if self.options.source == "momentum":
             matrix = self._mixed(matrix, state)
@@ -234,7 +252,7 @@ class Subspace(ProjectionBase):
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
-        matrices = [self._matrix(tensor) for tensor in tensors]
+        matrices = self._matrices(tensors, settings)
         asks_norms = current == "update" and self._asks_norms
         projected = []
         for matrix, state in zip(matrices, states, strict=True):
@@ -279,12 +297,15 @@ class Subspace(ProjectionBase):
         """Returns the sides that a tensor with this memory is multiplied from."""
         return [end for end in ENDS if end in state]
 
-    def _matrix(self, tensor: Tensor) -> Tensor:
-        shape = self._shape(tensor)
+    def _matrices(self, tensors: list[Tensor], settings: list[Settings]) -> list[Tensor]:
+        return [self._matrix(*each) for each in zip(tensors, settings, strict=True)]
+
+    def _matrix(self, tensor: Tensor, settings: Settings) -> Tensor:
+        shape = self._shape(tensor, settings)
         return tensor if tensor.shape == shape else tensor.reshape(shape)
 
-    def _shape(self, tensor: Tensor) -> tuple[int, ...]:
-        shape = matrix_shape(tensor.shape, self.options.folding)
+    def _shape(self, tensor: Tensor, settings: Settings) -> tuple[int, ...]:
+        shape = matrix_shape(tensor.shape, settings["folding"])
         assert shape is not None
         return shape
 
@@ -327,7 +348,7 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        full = [self._matrix(tensor) for tensor in tensors]
+        full = self._matrices(tensors, settings)
         made = self._parts(full, projected, result, states, settings)
         return [
             self._update(matrix, low, parts, state).reshape(tensor.shape)
@@ -349,7 +370,7 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Write]:
-        full = [self._matrix(tensor) for tensor in tensors]
+        full = self._matrices(tensors, settings)
         made = self._parts(full, projected, result, states, settings)
         operations: list[Write] = []
         for i, (target, blend, parts) in enumerate(zip(targets, blends, made, strict=True)):

@@ -37,6 +37,10 @@ class Tucker(ProjectionBase):
     in turns over the sides, with :math:`G \times_j U_j^H` over all others `j` in place of `G`,
     which never makes the norm of the core smaller.
 
+    A stack of matrices, as of a mixture's experts, is a tensor of three sides like others here: its
+    matrices share two bases, and the side that counts them is compressed unless its rank is None.
+    For bases of each matrix's own there is ``LowRank(folding="last2")``.
+
     Tensors with fewer than `min_ndim` sides, those that would keep all of them whole, and those of
     groups with ``rank=None`` pass as they are to the same modules.
 

@@ -48,20 +48,25 @@ class Parted(ProjectionBase):
             node["part"] = part
 
 
-def choose(rules: Rules, objective: Objective) -> list[int]:
-    """Returns, for each tensor of a space, the index of the first rule that holds for it."""
+def choose(
+    rules: Rules, objective: Objective, given: tuple[int | None, ...] | None = None
+) -> list[int]:
+    """Returns, for each tensor of a space, the index given, or of the first rule that holds."""
     tensors = items(objective)
     shapes, dtypes = tuple(t.shape for t in tensors), tuple(t.dtype for t in tensors)
-    return _choose(rules, tuple(objective.names), shapes, dtypes, tuple(objective.groups))
+    return _choose(rules, tuple(objective.names), shapes, dtypes, tuple(objective.groups), given)
 
 
-def choose_all(rules: Rules, objective: Objective) -> list[int]:
+def choose_all(
+    rules: Rules, objective: Objective, given: tuple[int | None, ...] | None = None
+) -> list[int]:
     """As `choose`, when an optimizer is built: a rule that holds for no tensor is an error."""
     return rules.choose(
         objective.names,
         items(objective),
         groups=objective.groups,
         complete=objective.absent is not None,
+        given=given,
         absent=objective.absent or (),
     )
 
@@ -84,12 +89,13 @@ def _choose(
     shapes: tuple[torch.Size, ...],
     dtypes: tuple[torch.dtype, ...],
     groups: tuple[Hashable, ...],
+    given: tuple[int | None, ...] | None,
 ) -> list[int]:
     tensors = [
         torch.empty(shape, dtype=dtype, device="meta")
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
-    return rules.choose(names, tensors, groups=groups)
+    return rules.choose(names, tensors, groups=groups, given=given)
 
 
 def refuse_stacks(module: Module, objective: Objective) -> None:
