@@ -24,7 +24,7 @@ def conjugate_gradients(
     max_iterations: int,
     unit: float = 0.0,
 ) -> list[Tensor]:
-    r"""Solves :math:`H z = b` as far as is needed; along a direction that curves downward, it falls.
+    r"""Solves :math:`H z = b` as far as is needed, where `H` curves upward.
 
     Along each direction :math:`d` it goes :math:`\|r\|^2 / |d^\top H d|`, with the residual
     :math:`r = b - H z`. Where :math:`d^\top H d < 0` that is the last one: the iterates are no
