@@ -275,7 +275,7 @@ def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
 
 def _step_without_hooks(optimizer: torch.optim.Optimizer) -> None:
     """Takes a step without calling hooks that are registered for all optimizers."""
-    function = getattr(optimizer.step, "__func__", None)
+    function: Any = getattr(optimizer.step, "__func__", None)
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     if getattr(function, "hooked", False) and not own:
         function.__wrapped__(optimizer)  # `hooked` marks the wrapper that calls hooks
