@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import projcore
-from projcore import registry
+from projcore import modules, registry
 from projcore._formula import memory_of
 from projcore.cli import main, parsers
 from projcore.errors import PluginError, PluginWarning, SpecError
@@ -80,7 +80,7 @@ def reached_at(plugin, found, installed, place: str):
         "doctor": lambda: main(["doctor"]),
         "commands": parsers,
         "component": lambda: registry.load("module", "broken"),
-        "import by name": lambda: getattr(projcore.modules, "broken"),  # noqa: B009
+        "import by name": lambda: getattr(modules, "broken"),  # noqa: B009
         "build": lambda: projcore.build("exits()"),
         "memory": lambda: memory_of(ExitsLater, {}),
         "law": lambda: check_component(ExitsLater),
