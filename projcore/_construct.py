@@ -8,6 +8,7 @@ from inspect import Parameter
 from typing import Any
 
 from projcore import errors, registry
+from projcore._outcome import INTERRUPTS, describe
 from projcore.component import Kind
 from projcore.errors import PluginError, ProjcoreError, SpecError, UnknownNameError, suggest
 
@@ -51,11 +52,11 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
     except ProjcoreError as error:
         ours = getattr(errors, type(error).__name__, None) is type(error)
         raise (type(error) if ours else SpecError)(f"{error}\n{place}") from error
-    except RecursionError:
+    except (*INTERRUPTS, RecursionError):
         raise
-    except Exception as error:  # of whatever kind: the place in the spec is worth more
+    except BaseException as error:  # of whatever kind: the place in the spec is worth more
         raise SpecError(
-            f"{cls.__name__} refused its arguments: {type(error).__name__}: {error}\n{place}"
+            f"{cls.__name__} refused its arguments: {describe(error)}\n{place}"
         ) from error
 
 

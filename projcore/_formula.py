@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from projcore.errors import ProjcoreError
+from projcore._outcome import INTERRUPTS
 
 if TYPE_CHECKING:
     from projcore.core import Module
@@ -41,7 +41,9 @@ def _fit(count: Callable[[tuple[int, int]], int]) -> str | None:
     """Returns the formula ``a mn + b m + c n + d`` of a count, or None if it has none."""
     try:
         (f11, f12, f21, f22), other = map(count, _SHAPES), count(_OTHER)
-    except (ProjcoreError, NotImplementedError, RuntimeError, IndexError):
+    except INTERRUPTS:
+        raise
+    except BaseException:  # whatever the code of a plugin raises
         return None
     (m1, n1), (m2, n2) = _SHAPES[0], _SHAPES[3]
     a = _quotient(f22 - f21 - f12 + f11, (m2 - m1) * (n2 - n1))

@@ -8,6 +8,14 @@ from projcore.plugin import PROJCORE_API, PROJCORE_API_FLOOR
 
 BAD = ("failed", "incompatible", "corrupt")
 
+# Whatever else the code of a plugin raises is that plugin's failure, SystemExit too: a plugin that
+# calls sys.exit where it should only register, or runs a command line on import, must not end the
+# program that looks something up. So code of plugins runs in
+#     try: ...
+#     except INTERRUPTS: raise
+#     except BaseException as error: ...
+INTERRUPTS = (KeyboardInterrupt, GeneratorExit)
+
 
 def story(plugin: Plugin) -> str:
     """Returns what became of a plugin, as the rest of a sentence about it."""
@@ -38,9 +46,13 @@ def describe(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({error.code!r})"
     try:
         message = " ".join(str(error).split()).rstrip(".")
-    except Exception:
+    except INTERRUPTS:
+        raise
+    except BaseException:
         message = "its message cannot be printed"
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
@@ -64,7 +76,7 @@ def api_mismatch(hooks: object, required: bool) -> tuple[str, str] | None:
     )
 
 
-def restart(plugin: Plugin, error: Exception, editable: bool) -> str:
+def restart(plugin: Plugin, error: BaseException, editable: bool) -> str:
     """Returns a hint where an editable install came too late for this Python to see its path."""
     package = plugin.entry_point.partition(":")[0].partition(".")[0]
     if editable and isinstance(error, ModuleNotFoundError) and error.name == package:

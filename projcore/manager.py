@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from projcore import hookspecs
-from projcore._outcome import BAD, api_mismatch, cure, describe, restart, story
+from projcore._outcome import BAD, INTERRUPTS, api_mismatch, cure, describe, restart, story
 from projcore._scan import Found, canonical, scan
 from projcore._switches import DISABLE, STRICT, Switches
 from projcore.component import KINDS, Component, Example, Kind, Plugin, make_component
@@ -146,7 +146,9 @@ class Manager:
             self.components += tuple(self._draft)
             admitted = True
             return plugin
-        except Exception as error:
+        except INTERRUPTS:
+            raise
+        except BaseException as error:
             return replace(
                 plugin,
                 status="failed",
@@ -234,9 +236,9 @@ class Manager:
             del self._by_hand[name], self._loaded["", name]
             self.components = tuple(each for each in self.components if each.plugin != name)
 
-    def call(self, hook: str, **arguments: Any) -> list[tuple[Plugin, Any, Exception | None]]:
+    def call(self, hook: str, **arguments: Any) -> list[tuple[Plugin, Any, BaseException | None]]:
         """Calls a hook of each plugin by itself: returns plugin, result and error of each."""
-        outcomes: list[tuple[Plugin, Any, Exception | None]] = []
+        outcomes: list[tuple[Plugin, Any, BaseException | None]] = []
         everyone = set(self._pluggy.get_plugins())
         for plugin in self.plugins:
             hooks = self._pluggy.get_plugin(plugin.name)
@@ -246,7 +248,9 @@ class Manager:
             try:
                 for result in caller(**arguments):
                     outcomes.append((plugin, result, None))
-            except Exception as error:
+            except INTERRUPTS:
+                raise
+            except BaseException as error:
                 outcomes.append((plugin, None, error))
         return outcomes
 

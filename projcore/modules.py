@@ -8,6 +8,8 @@ from projcore import registry as _registry
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # not before it is asked for: to know it is to import all of them
+        return _registry.all_of("module", __name__)
     return _registry.import_name("module", name, __name__)
 
 

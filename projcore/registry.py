@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from projcore import _lookup
-from projcore._outcome import describe
+from projcore._outcome import INTERRUPTS, describe
 from projcore.component import KINDS, Component, Kind, Plugin, Status
-from projcore.errors import PluginError, UnknownNameError
+from projcore.errors import PluginError, PluginWarning, UnknownNameError
 from projcore.manager import Manager
 
 __all__ = [
@@ -112,7 +113,9 @@ def load_component(component: Component) -> Any:
     who += f"({component.provider})"
     try:
         target = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+    except INTERRUPTS:
+        raise
+    except BaseException as error:
         raise PluginError(
             f"{who} cannot be loaded: {describe(error)}. "
             "Run 'projcore doctor --import' for the traceback."
@@ -165,6 +168,23 @@ def import_name(kind: Kind, attribute: str, module: str) -> Any:
 def importable(kind: Kind) -> list[str]:
     """Returns the names that `import_name` finds."""
     return sorted({component.attribute for component in components(kind)})
+
+
+def all_of(kind: Kind, module: str) -> list[str]:
+    """Returns the names for ``from projcore.projections import *``, and imports what they name.
+
+    What cannot be imported is left out with a warning: a bad plugin harms no other.
+    """
+    names = []
+    for name in importable(kind):
+        try:
+            import_name(kind, name, module)
+        except PluginError as error:
+            text = f"'from {module} import *' leaves {name} out: {error}"
+            warnings.warn(text, PluginWarning, stacklevel=3)
+        else:
+            names.append(name)
+    return names
 
 
 def parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -83,7 +83,7 @@ def _parser() -> tuple[
 
 def _add_commands(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-) -> list[tuple[Plugin, Exception]]:
+) -> list[tuple[Plugin, BaseException]]:
     registry.manager.discover(lenient=True)
     outcomes = registry.manager.call("projcore_add_commands", subparsers=subparsers)
     return [(plugin, error) for plugin, _, error in outcomes if error is not None]

@@ -421,15 +421,32 @@ def as_module(value: object) -> Module:
         from projcore.core.chain import Chain
 
         return Chain(*value)
-    hint = ""
-    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer):
-        hint = f" To run torch's optimizer, pass TorchOptim({value.__name__!r}, ...)."
-    elif isinstance(value, type):
-        hint = f" Did you mean {value.__name__}()?"
+    shown = repr(value)
+    if isinstance(value, torch.optim.Optimizer):  # its own text has a line for each setting
+        shown = f"An optimizer of class {type(value).__name__}"
     raise ArgumentTypeError(
-        f"{value!r} was given as a module. A module is a Module, a spec such as 'adam()', or a "
-        f"list of these.{hint}"
+        f"{shown} was given as a module. A module is a Module, a spec such as 'adam()', or a "
+        f"list of these.{_instead(value)}"
     )
+
+
+def _instead(value: object) -> str:
+    """Returns what to pass in place of a class or an optimizer, or an empty text."""
+    cls = value if isinstance(value, type) else type(value)
+    if isinstance(getattr(value, "module", None), Module):
+        return " Pass the module of that optimizer: optimizer.module."
+    if not issubclass(cls, torch.optim.Optimizer):
+        return f" Did you mean {cls.__name__}()?" if value is cls else ""
+    if cls.__module__.startswith("projcore."):
+        return " Pass what it would be given."
+    lr = inspect.signature(cls).parameters.get("lr")
+    arguments = (
+        repr(cls.__name__) if getattr(torch.optim, cls.__name__, None) is cls else cls.__name__
+    )
+    if lr is not None:
+        rate = getattr(value, "defaults", {}).get("lr", lr.default)
+        arguments += f", lr={float(rate) if isinstance(rate, (int, float, Tensor)) else 1e-3}"
+    return f" To run an optimizer of torch, pass TorchOptim({arguments}), from projcore.modules."
 
 
 def scalar(tensor: Tensor | float) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from projcore._outcome import INTERRUPTS
 from projcore.errors import ArgumentError
 from projcore.testing.law import Law, NotApplicable, Violation
 from projcore.testing.packaging import CHECKS, Package, as_packages
@@ -178,7 +179,9 @@ def _run(check: Check) -> CheckResult:
             message = check() or ""
         except NotApplicable as reason:
             status, message = "skipped", str(reason)
-        except Exception as error:
+        except INTERRUPTS:
+            raise
+        except BaseException as error:
             status, message = "failed", _message(check, error)
             trace = "".join(traceback.format_exception(error))
     if check.expected is not None and status == "failed":
@@ -193,7 +196,7 @@ def _run(check: Check) -> CheckResult:
     return CheckResult(check.subject.name, check.law.name, status, message, seconds, trace)
 
 
-def _message(check: Check, error: Exception) -> str:
+def _message(check: Check, error: BaseException) -> str:
     if isinstance(error, Violation):
         return str(error)
     return (

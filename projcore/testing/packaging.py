@@ -16,7 +16,7 @@ import importlib_metadata
 
 from projcore import registry
 from projcore._known import KNOWN
-from projcore._outcome import describe, story
+from projcore._outcome import INTERRUPTS, describe, story
 from projcore._scan import canonical
 from projcore._switches import ALLOW, DISABLE, STRICT
 from projcore.component import Component, Kind, Plugin
@@ -193,7 +193,9 @@ def examples(package: Package) -> None:
         for subject in as_subjects(component):
             try:
                 subject.chain()
-            except Exception as error:
+            except INTERRUPTS:
+                raise
+            except BaseException as error:
                 arguments = ", ".join(f"{k}={v!r}" for k, v in subject.example.items())
                 raise Violation(
                     f"{component.attribute} cannot be built with "

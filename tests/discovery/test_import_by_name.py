@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+import projcore
 from projcore import modules, projections, recipes
 from projcore._known import Known
 from projcore.errors import PluginError, PluginWarning
@@ -33,6 +34,34 @@ def test_what_nothing_is_known_of_is_a_missing_attribute(installed):
     assert not hasattr(projections, "Whatever")
     with pytest.raises(ImportError):
         from projcore.projections import Whatever  # noqa: F401
+
+
+@pytest.mark.parametrize("place", ["modules", "projections", "recipes"])
+def test_star_imports_all_of_them(place):
+    names: dict[str, object] = {}
+    exec(f"from projcore.{place} import *", names)
+    expected = dir(getattr(projcore, place))
+    assert len(expected) > 5
+    assert set(expected) == set(names) - {"__builtins__"}
+    assert all(names[name] is getattr(getattr(projcore, place), name) for name in expected)
+
+
+def test_star_leaves_out_what_cannot_be_imported(installed, plugin, found):
+    installed += [
+        found("good", plugin(modules={"momentum": "projcore.testing.parts:Momentum"})),
+        found("broken", plugin(modules={"broken": "no_such_module:Broken"})),
+        *(found(name, plugin(modules={f"twice_{name}": f"{name}:Twice"})) for name in "ab"),
+        found("failed", RuntimeError("it failed")),
+    ]
+    names: dict[str, object] = {}
+    with pytest.warns(PluginWarning) as record:
+        exec("from projcore.modules import *", names)
+    assert {name for name in names if not name.startswith("__")} == {"Momentum"}
+    texts = sorted(str(each.message) for each in record)
+    assert len(texts) == 3
+    assert "import *' leaves Broken out: module 'broken' of plugin 'broken'" in texts[0]
+    assert "import *' leaves Twice out: module 'Twice' is provided by 2 plugins" in texts[1]
+    assert "it failed" in texts[2]
 
 
 def test_dunders_are_plain_missing_attributes(installed, monkeypatch):

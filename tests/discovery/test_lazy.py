@@ -10,6 +10,7 @@ import pytest
     [
         "import projcore; dir(projcore); projcore.__version__; projcore.registry; projcore.errors",
         "import projcore.spec, projcore.projections, projcore.modules, projcore.recipes",
+        "from projcore import projections, modules, recipes; dir(projections), dir(modules)",
         "from projcore import registry; assert len(registry.components()) >= 20",
         "from projcore import registry; registry.get('projection', 'vector')",
         "from projcore import modules, projections; assert 'LR' in dir(modules)",

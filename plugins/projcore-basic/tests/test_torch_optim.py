@@ -6,18 +6,23 @@ import copy
 import io
 import math
 import pickle
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 import projcore
 from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError, ContractError
 from projcore.modules import LR, ClipNorm, TorchOptim
-from projcore.projections import ScalarProjection, To, VectorProjection
+from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 
 ELEMENTWISE: dict[str, dict[str, Any]] = {
     "SGD": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
@@ -111,6 +116,99 @@ def test_after_other_modules() -> None:
     torch.nn.utils.clip_grad_norm_([theirs], 0.1)
     reference.step()
     torch.testing.assert_close(ours, theirs)
+
+
+OPTIONS: dict[str, list[str]] = {
+    "fused": ["SGD", "Adam", "AdamW", "Adagrad"],
+    "foreach": [*ELEMENTWISE, *TENSORWISE],
+    "maximize": [*ELEMENTWISE],
+}
+
+
+@pytest.mark.parametrize("where", ["bare", "cast", "merged"])
+@pytest.mark.parametrize(
+    ("option", "name"), [(option, name) for option, names in OPTIONS.items() for name in names]
+)
+def test_options_that_trainers_pass(option: str, name: str, where: str) -> None:
+    if name == "Muon" and (where == "merged" or option == "foreach"):
+        pytest.skip("it takes only matrices, and has no such option")
+    wraps: dict[str, Callable[[Any], Any]] = {
+        "bare": lambda module: module,
+        "cast": lambda module: To([module], "float64"),
+        "merged": lambda module: VectorProjection([module]),
+    }
+    if name == "Adafactor" and where == "merged":
+        pytest.skip("another result for a vector")
+    options = {**ELEMENTWISE, **TENSORWISE}[name] | {option: True}
+    ours, theirs = (torch.linspace(-1, 1, 12).double().reshape(3, 4) for _ in range(2))
+    optimizers = [
+        (ours.requires_grad_(), Optimizer([ours], wraps[where](TorchOptim(name, options)))),
+        (theirs.requires_grad_(), getattr(torch.optim, name)([theirs], **options)),
+    ]
+    for _ in range(4):
+        for param, optimizer in optimizers:
+            param.grad = param.detach().cos()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("option", ["capturable", "differentiable"])
+def test_options_that_cannot_be(option: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{option}=True, which cannot be"):
+        TorchOptim("AdamW", {option: True})
+    TorchOptim("AdamW", {option: False})
+
+
+def test_fused_kernels_take_real_numbers() -> None:
+    weight = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
+    module = TorchOptim("Adam", {"fused": True})
+    with pytest.raises(ArgumentError, match="complex64"):
+        Optimizer([weight], module)
+    Optimizer([weight], ViewAsReal([module]))
+
+
+@pytest.mark.parametrize("where", ["bare", "cast"])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_global_hooks_are_called_once(name: str, where: str) -> None:
+    weight = torch.zeros(3, requires_grad=True)
+    module: Any = TorchOptim(name)
+    optimizer = Optimizer([weight], module if where == "bare" else To([module], "float64"))
+    reference = getattr(torch.optim, name)([torch.zeros(3, requires_grad=True)])
+    called: list[tuple[str, object]] = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *given: called.append(("before", given[0]))),
+        register_optimizer_step_post_hook(lambda *given: called.append(("after", given[0]))),
+    ]
+    try:
+        for stepping in (optimizer, optimizer, reference):
+            weight.grad = torch.ones(3)
+            called.clear()
+            stepping.step()
+            assert called == [("before", stepping), ("after", stepping)]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Hooked(torch.optim.SGD):
+    """Has a hook of its own."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        self.register_step_post_hook(lambda optimizer, *given: optimizer.double_it())
+
+    @torch.no_grad()
+    def double_it(self) -> None:
+        for param in self.param_groups[0]["params"]:
+            param.mul_(2)
+
+
+def test_hooks_of_its_own_are_called() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    optimizer = Optimizer([weight], TorchOptim(Hooked))
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([1.8]))
 
 
 def test_large_tensors() -> None:
@@ -343,11 +441,53 @@ def test_copies() -> None:
         (("Adam", {"betas": (0.9, math.nan)}), ArgumentError, "betas"),
         (("SGD", {"rate": 1.0}), ArgumentError, "rate"),
         (("Adam", {"fused": True, "foreach": True}), ArgumentError, "fused"),
+        (("Adam", 0.01), ArgumentTypeError, r"Pass TorchOptim\('Adam', lr=0.01\)"),
+        (("Adam", [0.01]), ArgumentTypeError, "a list as options"),
+        (("Adam", {"lr": 0.1}, 0.1), ArgumentError, "lr twice"),
+        ((torch.optim.Adam([torch.zeros(1)]),), ArgumentTypeError, "an optimizer of class Adam"),
     ],
 )
 def test_what_is_refused(arguments: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         TorchOptim(*arguments)
+
+
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *TENSORWISE, "Counting"])
+def test_what_an_error_advises_works(name: str, made: bool) -> None:
+    """Where an optimizer of torch, or its class, was given as a module."""
+    weight = torch.ones(2, 2, requires_grad=True)
+    value = getattr(torch.optim, name, Counting)
+    if made:
+        value = value([weight], lr=0.25)
+    for given in (value, [value]):
+        with pytest.raises(ArgumentTypeError, match="as a module") as caught:
+            Optimizer([weight], given)
+        found = re.search(r"TorchOptim\(.*?\)", str(caught.value))
+        assert found is not None
+        module = eval(found[0], {"TorchOptim": TorchOptim, "Counting": Counting})
+        optimizer = Optimizer([weight], module)
+        assert optimizer.param_groups[0].get("lr", module.defaults["lr"]) > 0
+        assert not made or module.defaults["lr"] == 0.25
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+
+
+def test_an_optimizer_of_ours_is_no_module() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = Optimizer([weight], "lr(0.1)")
+    with pytest.raises(ArgumentTypeError, match="Pass the module of that optimizer") as caught:
+        Optimizer([weight], optimizer)
+    assert str(caught.value).endswith("optimizer.module.")
+    assert str(Optimizer([weight], optimizer.module)) == str(optimizer)
+
+
+def test_rate_by_its_name() -> None:
+    module = TorchOptim(torch.optim.Adam, lr=0.25)
+    assert module.defaults["lr"] == 0.25
+    assert str(module) == "torch_optim('Adam', lr=0.25)"
+    assert str(projcore.build(str(module))) == str(module)
+    assert TorchOptim("Adam", {"eps": 0.5}, lr=0.25).defaults["eps"] == 0.5
 
 
 def test_what_is_refused_when_the_optimizer_is_built() -> None:

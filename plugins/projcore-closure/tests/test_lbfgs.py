@@ -12,7 +12,7 @@ from projcore import Module, Optimizer, Policy, ProjectionBase
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LBFGS, LR, Backtracking, StrongWolfe
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
-from projcore_closure.lbfgs import two_loop
+from projcore_closure.lbfgs import Pair, two_loop
 
 PLACES: dict[str, Any] = {
     "bare": lambda *modules: list(modules),
@@ -57,20 +57,29 @@ def test_two_loop_is_the_bfgs_formula(count):
     update = torch.randn(11, dtype=torch.float64)
     given = update.clone()
     expected = dense_inverse_hessian(pairs) @ update
-    split = [([s[:4], s[4:]], [y[:4], y[4:]]) for s, y in reversed(pairs)]
-    result = two_loop([update[:4], update[4:]], split, 1e-10)
+    split = [Pair([s[:4], s[4:]], [y[:4], y[4:]], float(y @ s)) for s, y in reversed(pairs)]
+    result = two_loop([update[:4], update[4:]], split)
     torch.testing.assert_close(torch.cat(result), expected, rtol=1e-9, atol=1e-9)
     assert torch.equal(update, given)
 
 
-def test_pairs_that_do_not_curve_upward_are_left_out():
-    torch.manual_seed(0)
-    good, bad = torch.randn(2, 5, dtype=torch.float64)
-    pairs = [([bad], [-bad]), ([good], [2 * good])]
-    update = torch.randn(5, dtype=torch.float64)
-    torch.testing.assert_close(
-        two_loop([update], pairs, 1e-10), two_loop([update], pairs[1:], 1e-10), rtol=0, atol=0
-    )
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("factor", [-1.0, 1e-20])
+def test_pairs_that_do_not_curve_upward_are_left_out(make, row, factor):
+    """As those that a change of basis made so: they are as if they were zero."""
+    ends = []
+    for factors in ((factor, abs(factor)), (0.0, 0.0)):
+        problem = make([(9,)])
+        optimizer = Optimizer(problem.params, LBFGS(5), LR(1.0))
+        for _ in range(4):
+            optimizer.step(problem.closure)
+        for name, each in zip(("changes", "steps"), factors, strict=True):
+            (history,) = entries(optimizer, name)
+            assert history[row].count_nonzero() == 9
+            history[row] *= each
+        optimizer.step(problem.closure)
+        ends.append(problem.point())
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +206,11 @@ def test_first_direction_is_scaled():
         torch.testing.assert_close(weight.detach(), torch.full_like(weight, -size * expected))
 
 
-def test_keeps_only_pairs_of_enough_curvature(make):
-    weight = Parameter(torch.zeros(3, dtype=torch.float64))
-    optimizer = Optimizer([weight], LBFGS(min_curvature=0.5), LR(0.1))
-    for grad, pairs in ((1.0, 0), (1.0, 0), (0.5, 0), (-9.0, 1)):  # y's: 0, 0.02.., 0.6..
+def test_keeps_only_pairs_of_enough_curvature():
+    weight = Parameter(torch.full((3,), 10.0, dtype=torch.float64))
+    optimizer = Optimizer([weight], LBFGS(min_curvature=0.5))
+    # y's times s: 0, 0.8, 0.02.., 0.6..
+    for grad, pairs in ((1.0, 0), (1.0, 0), (0.2, 1), (0.1, 1), (-5.0, 2)):
         weight.grad = torch.full_like(weight, grad)
         optimizer.step()
         assert [int(count) for count in entries(optimizer, "pairs")] == [pairs]

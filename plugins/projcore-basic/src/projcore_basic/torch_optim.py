@@ -22,6 +22,11 @@ TENSORWISE = frozenset({"Adafactor", "Muon"})
 # Keys of our own among the optimizer's: how often it stepped, and what it keeps in its groups.
 STEPS = "steps_taken"
 GROUP = "group:"
+# Options that a step on copies cannot honour, and why.
+IMPOSSIBLE = {
+    "capturable": "each step makes a new optimizer, which a CUDA graph cannot replay",
+    "differentiable": "a step is not recorded by autograd",
+}
 
 
 class TorchOptim(Transform):
@@ -40,18 +45,26 @@ class TorchOptim(Transform):
         optimizer: A subclass of `torch.optim.Optimizer`, or the name of one of torch's.
         options: Its arguments beside the parameters. Numbers, and tuples of numbers, are settings
             with the class's own defaults, which groups and schedulers change; others are fixed.
+        lr: The same as ``options={"lr": lr}``.
 
     Raises:
         ArgumentError: If torch has none of that name, the class refuses the options, or it is one
-            that cannot run so: it needs a closure (`torch.optim.LBFGS`) or sparse gradients.
+            that cannot run so: it needs a closure (`torch.optim.LBFGS`) or sparse gradients. Also
+            for ``capturable=True`` and ``differentiable=True``.
         ArgumentTypeError: If it is not such a class.
 
     Cost: memory as the class has; each step makes an optimizer (tens of microseconds) and copies of
     the parameters and the update. A chain that holds it is not compiled.
 
+    Hooks that are registered for all optimizers (`register_optimizer_step_post_hook` of
+    `torch.optim.optimizer`) are called for the optimizer that holds this module, not for the one
+    that it makes.
+
     Example:
         >>> model = torch.nn.Linear(3, 2)
-        >>> optimizer = Optimizer(model.parameters(), TorchOptim("Rprop", {"lr": 0.01}))
+        >>> optimizer = Optimizer(model.parameters(), TorchOptim("Rprop", lr=0.01))
+        >>> options = {"betas": (0.9, 0.95), "fused": True}
+        >>> optimizer = Optimizer(model.parameters(), TorchOptim(torch.optim.AdamW, options))
     """
 
     needs = frozenset({"params"})
@@ -61,10 +74,11 @@ class TorchOptim(Transform):
         self,
         optimizer: str | type[torch.optim.Optimizer],
         options: Mapping[str, Any] | None = None,
+        lr: float | None = None,
     ) -> None:
         self.optimizer = as_optimizer(optimizer)
-        self.options = {key: _as_tuple(value) for key, value in (options or {}).items()}
         self._name = self.optimizer.__name__
+        self.options = self._options(options, lr)
         self._is_torchs = getattr(torch.optim, self._name, None) is self.optimizer
         if self._is_torchs and self._name in ELEMENTWISE:
             self.scope = "element"
@@ -73,6 +87,30 @@ class TorchOptim(Transform):
         self._takes = frozenset(inspect.signature(self.optimizer.__init__).parameters)
         defaults = self._make([torch.zeros(2, 2)], self.options).defaults
         super().__init__({key: value for key, value in defaults.items() if _is_numeric(value)})
+
+    def _options(self, options: object, lr: float | None) -> dict[str, Any]:
+        who = f"TorchOptim({self._name!r}"
+        if options is not None and not isinstance(options, Mapping):
+            given = options if isinstance(options, (int, float)) else 1e-3
+            raise ArgumentTypeError(
+                f"{who}, {options!r}) was given a {type(options).__name__} as options. They are a "
+                f"dict of arguments of {self._name}. Pass {who}, lr={given}), or {who}, "
+                f"{{'lr': {given}}})."
+            )
+        read = {key: _as_tuple(value) for key, value in (options or {}).items()}
+        if lr is not None and "lr" in read:
+            raise ArgumentError(
+                f"{who}, {read!r}, lr={lr!r}) was given lr twice. It has one. Leave one out."
+            )
+        if lr is not None:
+            read["lr"] = lr
+        for name, reason in IMPOSSIBLE.items():
+            if read.get(name):
+                raise ArgumentError(
+                    f"{who}, ...) was given {name}={read[name]!r}, which cannot be: {reason}. "
+                    "Leave it out."
+                )
+        return read
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -103,6 +141,12 @@ class TorchOptim(Transform):
             return self._tried(tensor, settings)
 
     def _tried(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        if self.options.get("fused") and not tensor.is_floating_point():
+            raise ArgumentError(
+                f"TorchOptim({self._name!r}, {self.options!r}) was given a parameter of dtype "
+                f"{tensor.dtype}. Fused kernels take real floating point only. Leave fused out, "
+                "or put it inside ViewAsReal."
+            )
         zeros = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
         nodes: list[Node] = [{}]
         devices = [tensor.device] if tensor.is_cuda else []
@@ -145,7 +189,10 @@ class TorchOptim(Transform):
             leaf.grad = torch.empty_like(leaf).copy_(tensor)
             leaves.append(leaf)
         groups = _groups(leaves, states, settings)
-        inner = self._make(groups, self.options)
+        options = self.options
+        if options.get("fused") and any(leaf.is_meta for leaf in leaves):
+            options = {**options, "fused": False}  # it keeps the same, and runs without storage
+        inner = self._make(groups, options)
         before = [dict(group) for group in inner.param_groups]
         for leaf, state in zip(leaves, states, strict=True):
             if state.get(STEPS):
@@ -154,7 +201,7 @@ class TorchOptim(Transform):
                     for key, value in state.items()
                     if key != STEPS and not key.startswith(GROUP)
                 }
-        inner.step()
+        _step_without_hooks(inner)
         numbers = {leaf: i for i, leaf in enumerate(leaves)}
         for group, given in zip(inner.param_groups, before, strict=True):
             changed = _changed(group, given)
@@ -208,8 +255,9 @@ def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
         found = getattr(torch.optim, value)
     if not _is_optimizer(found) or issubclass(found, Optimizer):
         raise ArgumentTypeError(
-            f"TorchOptim was given {value!r}. It runs a class derived from torch.optim.Optimizer. "
-            "Pass such a class, not an object made from it, or the name of one of torch's."
+            f"TorchOptim was given {_shown(value)}. It runs a class derived from "
+            "torch.optim.Optimizer. Pass such a class, not an object made from it, or the name of "
+            "one of torch's."
         )
     if found is torch.optim.SparseAdam:
         raise ArgumentError(
@@ -225,9 +273,25 @@ def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
     return found
 
 
+def _step_without_hooks(optimizer: torch.optim.Optimizer) -> None:
+    """Takes a step without calling hooks that are registered for all optimizers."""
+    function: Any = getattr(optimizer.step, "__func__", None)
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if getattr(function, "hooked", False) and not own:
+        function.__wrapped__(optimizer)  # `hooked` marks the wrapper that calls hooks
+    else:
+        optimizer.step()
+
+
 def _is_optimizer(value: object) -> TypeGuard[type[torch.optim.Optimizer]]:
     base = torch.optim.Optimizer
     return isinstance(value, type) and issubclass(value, base) and value is not base
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, torch.optim.Optimizer):  # its own text has a line for each setting
+        return f"an optimizer of class {type(value).__name__}"
+    return repr(value)
 
 
 def _is_numeric(value: object) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State
 from projcore_closure._evaluating import Evaluating
-from projcore_closure._product import dot
+from projcore_closure._product import dot, peaks
 
 
 class Trial(NamedTuple):
@@ -45,6 +45,11 @@ class Line:
     def falls(self) -> bool:
         """Whether the loss falls along it; not so where the gradient is zero or not finite."""
         return math.isfinite(self.start.value) and -math.inf < self.start.slope < 0
+
+    @property
+    def unit(self) -> float:
+        """The largest absolute value of an element of the point, at most 1."""
+        return min(1.0, max(peaks(self._objective.params)))
 
     def shift(self, step: float) -> list[Tensor]:
         """Returns the update times a step."""

@@ -19,6 +19,10 @@ class Backtracking(LineSearch):
     rounding). If :math:`\langle g, u \rangle \le 0`, the update points uphill (momentum can);
     then :math:`u` is the gradient, scaled to the length of the update.
 
+    Steps are never longer than :math:`a_0` times the update, so it needs an update whose length
+    means something, as that of `LBFGS` or `NewtonCG`: a gradient shrinks with the scale of the
+    loss.
+
     Inside a projection the points are those of the projected space. A closure that takes the
     keyword ``backward`` is called with ``backward=False``: gradients are not needed.
 

@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from projcore import Module, Objective, Settings, State, common, require
 from projcore_closure._product import dot, flat, peaks
+from projcore_closure._rounding import rounding
 from projcore_closure._whole import require_whole
 
-Pair = tuple[list[Tensor], list[Tensor]]
+
+class Pair(NamedTuple):
+    r"""A step :math:`s`, the change of the gradient :math:`y`, and :math:`y^\top s`."""
+
+    s: list[Tensor]
+    y: list[Tensor]
+    curvature: float
 
 
-def two_loop(update: list[Tensor], pairs: Iterable[Pair], min_curvature: float) -> list[Tensor]:
+def least_curvature(pairs: Sequence[Pair], point: list[Tensor], min_curvature: float) -> float:
+    r"""Returns what :math:`y^\top s` must be at least, beside positive.
+
+    It is `min_curvature` times :math:`\min(1, \|x\|^2 y^\top y / y^\top s)` with the newest pair
+    that curves upward, which says how large the loss is as far as curvature tells. It is not more
+    than the largest of all pairs, and 0 if there is none.
+    """
+    upward = [pair for pair in pairs if pair.curvature > 0]
+    if not upward:
+        return 0.0
+    _, y, curvature = upward[0]
+    size = dot(y, y) / curvature * dot(point, point)
+    return min(min_curvature * min(1.0, size), max(pair.curvature for pair in upward))
+
+
+def two_loop(update: list[Tensor], pairs: Sequence[Pair]) -> list[Tensor]:
     r"""Returns the L-BFGS inverse Hessian times the update.
 
     Args:
         update: Vectors.
-        pairs: Steps :math:`s` and changes of the gradient :math:`y`, the newest first. Those with
-            :math:`y^\top s` not above `min_curvature` are left out.
-        min_curvature: At least 0, so that the inverse Hessian is positive definite.
+        pairs: The newest first, at least one, all with :math:`y^\top s > 0`, so that the inverse
+            Hessian is positive definite.
     """
     result = [tensor.clone() for tensor in update]
-    used: list[tuple[list[Tensor], list[Tensor], float, float]] = []
-    for s, y in pairs:
-        curvature = dot(y, s)
-        if curvature > min_curvature:
-            alpha = dot(s, result) / curvature
-            torch._foreach_sub_(result, y, alpha=alpha)
-            used.append((s, y, curvature, alpha))
-    if used:
-        _, y, curvature, _ = used[0]
-        torch._foreach_mul_(result, curvature / dot(y, y))
-    for s, y, curvature, alpha in reversed(used):
+    alphas = []
+    for s, y, curvature in pairs:
+        alphas.append(dot(s, result) / curvature)
+        torch._foreach_sub_(result, y, alpha=alphas[-1])
+    newest = pairs[0]
+    torch._foreach_mul_(result, newest.curvature / dot(newest.y, newest.y))
+    for (s, y, curvature), alpha in zip(reversed(pairs), reversed(alphas), strict=True):
         torch._foreach_add_(result, s, alpha=alpha - dot(y, result) / curvature)
-    if not used:
-        size = sum(float(tensor.abs().sum(dtype=torch.float64)) for tensor in result)
-        torch._foreach_mul_(result, min(1.0, 1 / size) if size > 0 else 1.0)
     return result
+
+
+def first_factor(update: list[Tensor], point: list[Tensor], rounding: float) -> float:
+    r"""Returns what the update is multiplied by while there is no pair.
+
+    It is :math:`\min(1, 1 / \|u\|_1)`, as in torch; but where :math:`u` is so short that rounding
+    would hide the change of the gradient, :math:`\epsilon^{2/3} \|x\| / \|u\|`.
+    """
+    size = sum(float(tensor.abs().sum(dtype=torch.float64)) for tensor in update)
+    if size > 1:
+        return 1 / size
+    length, norm = math.sqrt(dot(point, point)), math.sqrt(dot(update, update))
+    return max(1.0, rounding ** (2 / 3) * length / norm) if norm > 0 else 1.0
 
 
 class LBFGS(Module):
@@ -55,9 +83,20 @@ class LBFGS(Module):
         \qquad \rho_k = 1 / y_k^\top s_k,
 
     from :math:`H = (y^\top s / y^\top y) I` of the newest pair. While there is no pair, it is
-    :math:`\min(1, 1 / \|u\|_1) I`. A pair with :math:`y^\top s \le` ``min_curvature`` is not kept,
-    so `H` is positive definite. Points and gradients are those of the steps that were taken,
+    :math:`\min(1, 1 / \|u\|_1) I`. Points and gradients are those of the steps that were taken,
     whatever modules follow: a learning rate, a line search. Put the line search right after it.
+
+    A pair is kept only if :math:`y^\top s > 0` and
+
+    .. math::
+        y^\top s \ge \texttt{min\_curvature} \cdot \min(1, \|x\|^2\, y_0^\top y_0 / y_0^\top s_0),
+
+    where :math:`s_0, y_0` is the newest pair, or if no pair has more; so `H` is
+    positive definite. For losses of ordinary size that is torch's condition; for smaller ones it
+    follows their scale, so a loss multiplied by a small number makes the same steps. While there is
+    no pair, an update of :math:`\|u\|_1 \le 1` that is shorter than :math:`\epsilon^{2/3} \|x\|`
+    is lengthened to that, or rounding would hide how the gradient changes: :math:`\epsilon` is the
+    coarsest rounding unit among those of the parameters and of the loss.
 
     All tensors make one vector: the inner products are sums over all of them, so it does the same
     bare and inside `VectorProjection`, where it is faster. For complex tensors they are
@@ -68,8 +107,8 @@ class LBFGS(Module):
 
     Args:
         history_size: How many pairs to keep, at least 1. Default 100, as in torch.
-        min_curvature: The least :math:`y^\top s`, at least 0. Default 1e-10, as in torch; lower it
-            if losses are tiny.
+        min_curvature: The least :math:`y^\top s` for losses of ordinary size, at least 0. Default
+            1e-10, as in torch.
 
     Raises:
         ArgumentError: If ``history_size`` is below 1 or ``min_curvature`` below 0.
@@ -150,25 +189,33 @@ class LBFGS(Module):
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         settings = common(self, self.remember(objective, state))
         min_curvature = float(settings["min_curvature"])
-        self._learn(objective, state, min_curvature)
+        pairs = self._learn(objective, state, self._pairs(state), min_curvature)
         active = set(range(len(update)) if objective.active is None else objective.active)
         vectors = [
             flat(tensor) if i in active else torch.zeros_like(flat(tensor))
             for i, tensor in enumerate(update)
         ]
-        result = two_loop(vectors, self._pairs(state), min_curvature)
+        if pairs:
+            result = two_loop(vectors, pairs)
+        else:
+            point = [objective.params[i] for i in active]
+            factor = first_factor(vectors, point, rounding(objective))
+            result = list(torch._foreach_mul(vectors, factor))
         return [
             unflat(vector, tensor) if i in active else tensor
             for i, (vector, tensor) in enumerate(zip(result, update, strict=True))
         ]
 
-    def _learn(self, objective: Objective, state: State, min_curvature: float) -> None:
-        """Keeps the pair of the last step, and this step's point.
+    def _learn(
+        self, objective: Objective, state: State, pairs: list[Pair], min_curvature: float
+    ) -> list[Pair]:
+        """Keeps the pair of the last step, and this step's point; returns the pairs to use.
 
         Entries are replaced, and only the row to spare is written into: if the step fails later,
         the memory is what it was.
         """
         nodes, params, grads = state.nodes, objective.params, objective.grads
+        least = least_curvature(pairs, params, min_curvature)
         last_params = [node["last_params"] for node in nodes]
         last_grads = [node["last_grads"] for node in nodes]
         # It differs at the first step, and if the last point was carried to another basis: what it
@@ -177,26 +224,33 @@ class LBFGS(Module):
         if all(float(node["last_check"]) == check for node in nodes):
             s = torch._foreach_sub(params, last_params)
             y = torch._foreach_sub(grads, last_grads)
-            if min_curvature < dot(y, s) < math.inf and dot(y, y) < math.inf:
+            curvature = dot(y, s)
+            if 0 < curvature < math.inf and curvature >= least and dot(y, y) < math.inf:
                 for node, step, change in zip(nodes, s, y, strict=True):
                     row = int(node["pairs"]) % len(node["steps"])
                     node["steps"][row].copy_(step)
                     node["changes"][row].copy_(change)
                     node["pairs"] = node["pairs"] + 1
+                new = Pair([flat(step) for step in s], [flat(change) for change in y], curvature)
+                pairs = [new, *pairs][: len(nodes[0]["steps"]) - 1]
         check = sum(peaks(params + grads))
         for node, param, grad in zip(nodes, params, grads, strict=True):
             node["last_params"], node["last_grads"] = param.clone(), grad.clone()
             node["last_check"] = torch.full_like(node["last_check"], check)
+        return [pair for pair in pairs if pair.curvature > 0 and pair.curvature >= least]
 
-    def _pairs(self, state: State) -> Iterable[Pair]:
-        """Yields the pairs, the newest first."""
+    def _pairs(self, state: State) -> list[Pair]:
+        """Returns the pairs in memory, the newest first."""
         if not state.nodes:
-            return
+            return []
         steps = [rows(node["steps"]) for node in state.nodes]
         changes = [rows(node["changes"]) for node in state.nodes]
         size, count = len(steps[0]), int(state.nodes[0]["pairs"])
+        pairs = []
         for k in range(count - 1, max(count - size, -1), -1):
-            yield [step[k % size] for step in steps], [change[k % size] for change in changes]
+            s, y = [step[k % size] for step in steps], [change[k % size] for change in changes]
+            pairs.append(Pair(s, y, dot(y, s)))
+        return pairs
 
 
 def rows(history: Tensor) -> tuple[Tensor, ...]:

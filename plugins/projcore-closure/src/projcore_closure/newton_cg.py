@@ -11,25 +11,35 @@ from torch import Tensor
 from projcore import Objective, Settings, State, require
 from projcore_closure._evaluating import Evaluating
 from projcore_closure._product import dot
+from projcore_closure._rounding import rounding
 from projcore_closure._whole import require_whole
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
 def conjugate_gradients(
-    product: Product, target: list[Tensor], tolerance: float, max_iterations: int
+    product: Product,
+    target: list[Tensor],
+    tolerance: float,
+    max_iterations: int,
+    unit: float = 0.0,
 ) -> list[Tensor]:
     r"""Solves :math:`H z = b` as far as is needed, where `H` curves upward.
+
+    Along each direction :math:`d` it goes :math:`\|r\|^2 / |d^\top H d|`, with the residual
+    :math:`r = b - H z`. Where :math:`d^\top H d < 0` that is the last one: the iterates are no
+    solutions from there on, but the function falls along the result all the same.
 
     Args:
         product: Returns :math:`H v`.
         target: `b`.
-        tolerance: It ends when :math:`\|b - H z\|` is at most this.
+        tolerance: It ends when :math:`\|r\| \le \min(\tau, \sqrt{\|z\| / \text{unit}}) \|b\|`.
         max_iterations: How many products to take.
+        unit: A length; 0 for no limit beside the tolerance.
 
     Returns:
-        The solution so far, when a direction comes where the curvature is not positive and finite;
-        `b`, if that is the first.
+        The solution so far, if the curvature is zero or not finite along a direction; `b`, if that
+        is the first.
 
     Example:
         >>> (solution,) = conjugate_gradients(
@@ -41,15 +51,21 @@ def conjugate_gradients(
     solution = [torch.zeros_like(tensor) for tensor in target]
     residual = direction = target
     square = dot(residual, residual)
+    norm = math.sqrt(square)
     for iteration in range(max_iterations):
-        if math.sqrt(square) <= tolerance:
+        limit = tolerance
+        if unit > 0:
+            limit = min(limit, math.sqrt(math.sqrt(dot(solution, solution)) / unit))
+        if math.sqrt(square) <= limit * norm:
             break
         turned = product(direction)
         curvature = dot(direction, turned)
-        if not 0 < curvature < math.inf:  # not: it may be no number
+        length = square / abs(curvature) if curvature else math.inf
+        if not length < math.inf:  # not: it may be no number
             return solution if iteration else list(target)
-        length = square / curvature
         torch._foreach_add_(solution, direction, alpha=length)
+        if curvature < 0:
+            break
         residual = list(torch._foreach_sub(residual, turned, alpha=length))
         before, square = square, dot(residual, residual)
         direction = list(torch._foreach_add(residual, direction, alpha=square / before))
@@ -66,10 +82,9 @@ class Curvature:
     """
 
     def __init__(self, objective: Objective, perturbation: float | None, central: bool) -> None:
-        params = objective.params
         if perturbation is None:
             perturbation = rounding(objective) ** (1 / 3 if central else 1 / 2)
-        self._distance = perturbation * max(1.0, math.sqrt(dot(params, params)))
+        self._distance = perturbation * unit(objective)
         self._objective = objective
         self._central = central
 
@@ -91,21 +106,17 @@ class Curvature:
         return grads
 
 
-def rounding(objective: Objective) -> float:
-    """Returns the coarsest rounding, relative, among those of the point and of the loss.
-
-    Of the loss because a projection may have made the point finer than the parameters are.
-    """
-    loss = objective.loss
-    tensors = objective.template if loss is None else [*objective.template, loss]
-    return max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+def unit(objective: Objective) -> float:
+    """Returns the length that steps are short or long against: the point's norm, at least 1."""
+    params = objective.params
+    return max(1.0, math.sqrt(dot(params, params)))
 
 
 class NewtonCG(Evaluating):
     r"""Multiplies the update by the inverse Hessian, with conjugate gradients.
 
     .. math::
-        u \leftarrow z, \qquad \|H z - u\| \le \min(\tau, \sqrt{\|u\|})\, \|u\|,
+        u \leftarrow z, \qquad \|H z - u\| \le \min(\tau, \sqrt{\|z\| / \max(1, \|x\|)})\, \|u\|,
         \qquad H = \nabla^2 f(x)
 
     Only products with `H` are taken, each a difference of gradients,
@@ -119,10 +130,12 @@ class NewtonCG(Evaluating):
     quadratic are, up to rounding. The closure must give the same loss whenever it is asked at the
     same point: the same batch, no dropout.
 
-    Where the function does not curve upward along a direction, the solution so far is the result;
-    along the first of all, the update as it came, of which only the direction means something. So
-    put a line search right after it, unless the function is convex. Where the update is zero or not
-    finite, it is the result.
+    Where the function curves downward along a direction :math:`d` of the iteration, that is the
+    last one, and the step along it is the one that the absolute value of its curvature gives: the
+    loss falls along the result, but how far is not known. So put a line search right after it,
+    unless the function is convex. Where the function is a straight line along a direction, the
+    solution so far is the result; along the first, the update as it came. Where the update is zero
+    or not finite, it is the result.
 
     Inside a projection, `H` is the Hessian as seen there, :math:`U^\top \nabla^2 f(x) U`. All
     tensors make one vector. A complex element is a pair of reals. A parameter without a gradient
@@ -155,6 +168,10 @@ class NewtonCG(Evaluating):
         >>> loss = optimizer.step(closure)
         >>> bool(closure() < 1e-10)
         True
+
+    Differs from the source: there, the iteration ends before a direction that curves downward,
+    which makes steps of steepest descent where there is one in each step; and there the tolerance
+    is :math:`\min(\tau, \sqrt{\|u\|})`, which depends on the scale of the loss.
 
     References:
         Nocedal and Wright, Numerical Optimization, 2nd edition, 2006, algorithm 7.1, equation 7.10.
@@ -191,5 +208,12 @@ class NewtonCG(Evaluating):
         if not 0 < norm < math.inf:  # not: it may be no number
             return list(update)
         hessian = Curvature(objective, settings["perturbation"], self.central)
-        tolerance = min(float(settings["tolerance"]), math.sqrt(norm)) * norm
-        return conjugate_gradients(hessian.product, update, tolerance, settings["max_iterations"])
+        # Of length 1, so that no product of three such vectors leaves the range of float32.
+        solution = conjugate_gradients(
+            hessian.product,
+            list(torch._foreach_div(update, norm)),
+            float(settings["tolerance"]),
+            settings["max_iterations"],
+            unit(objective) / norm,
+        )
+        return list(torch._foreach_mul(solution, norm))

@@ -120,8 +120,9 @@ class StrongWolfe(LineSearch):
         c2: Between ``c1`` and 1; 0.9 is usual for `LBFGS`, 0.1 for conjugate gradients.
         max_evaluations: How many steps to try, at least 1.
         step_size: The first step to try, greater than 0.
-        tolerance_change: Give up when no parameter changes by more than this within the bracket.
-            Default 1e-9, as in torch.
+        tolerance_change: Give up when no parameter changes by more than this within the bracket,
+            times the largest absolute value of a parameter if that is below 1. Default 1e-9, as in
+            torch.
 
     Raises:
         ArgumentError: If a setting is out of range.
@@ -174,5 +175,5 @@ class StrongWolfe(LineSearch):
             float(settings["c1"]),
             float(settings["c2"]),
             settings["max_evaluations"],
-            float(settings["tolerance_change"]) / max(peaks(line.update)),
+            float(settings["tolerance_change"]) * line.unit / max(peaks(line.update)),
         )

@@ -184,7 +184,9 @@ def train(task: Task, contender: Contender, steps: int, on_step: OnStep | None =
         run.state_bytes = state_bytes(optimizer)
         if run.status == "finished":
             run.extra_bytes = _extra_bytes(task, optimizer, closure, steps)
-    except Exception as error:  # one contender's error must not cost the others' results
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # one contender's error must not cost the others' results
         run.status, run.reason = "failed", f"{type(error).__name__}: {error}"
     return run
 

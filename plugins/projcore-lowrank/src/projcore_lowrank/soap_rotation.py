@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Current, Kind, Node, Objective, ProjectionBase, Settings, State, require
-from projcore.errors import ArgumentError, NonFiniteError
+from projcore.errors import ArgumentError, NonFiniteError, StepError
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank._options import require_choice
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from projcore import Blend, Current, Kind, Node, ProjectionBase, Settings, Write, require
-from projcore.errors import NonFiniteError
+from projcore.errors import NonFiniteError, StepError
 from projcore_lowrank import _combine
 from projcore_lowrank._combine import Parts
 from projcore_lowrank._matrices import Folding, compressed, matrix_shape, resolved_rank, view_of
