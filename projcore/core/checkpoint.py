@@ -40,7 +40,9 @@ def complete(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """
     saved, memory = state_dict["param_groups"], state_dict["state"]
     for group, live in zip(saved, optimizer.param_groups, strict=True):
-        group.update({key: plain(value) for key, value in group.items() if key != "params"})
+        for key, value in group.items():
+            if key != "params":
+                group[key] = plain(value, keep=key not in optimizer._names.defaults)
         if not any(isinstance(e, Tensor) and e.ndim for m in memory.values() for e in m.values()):
             continue  # nothing has a shape
         shapes = [
