@@ -54,7 +54,8 @@ def complete(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 
 def _shows_shape(entries: Mapping[str, Any], parameter: Tensor) -> bool:
-    return any(isinstance(e, Tensor) and e.shape == parameter.shape for e in entries.values())
+    tensors = [e for e in entries.values() if isinstance(e, Tensor) and e.ndim]  # no counts
+    return any(tensor.shape == parameter.shape for tensor in tensors)
 
 
 def _shape(parameter: Tensor) -> str:
