@@ -15,8 +15,10 @@ __all__ = [
     "PluginError",
     "PluginWarning",
     "ProjcoreError",
+    "ProjcoreWarning",
     "SpecError",
     "StepError",
+    "StepSizeWarning",
     "UnknownNameError",
     "suggest",
 ]
@@ -75,7 +77,15 @@ class PluginError(ProjcoreError, ImportError):
     """A plugin, or one of its components, cannot be loaded."""
 
 
-class PluginWarning(UserWarning):
+class ProjcoreWarning(UserWarning):
+    """Base of every warning that this library gives; itself: something was kept, but not used."""
+
+
+class StepSizeWarning(ProjcoreWarning):
+    """Nothing sets the step size of an optimizer, so that it trains at rate 1."""
+
+
+class PluginWarning(ProjcoreWarning):
     """A plugin, or a switch for plugins, is out of order; everything else works."""
 
 
@@ -100,6 +110,25 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     """
     near = closest(name, choices)
     return f" Did you mean {near!r}?" if near else ""
+
+
+def within_one_typo(name: str, other: str) -> bool:
+    """Whether names differ by one letter too many, too few, wrong or exchanged with its neighbour.
+
+    Or by none: case, ``-`` and ``_`` are equal. Of names of one letter, all differ by more.
+
+    Example:
+        >>> within_one_typo("weight_decy", "weight_decay"), within_one_typo("name", "rank")
+        (True, False)
+    """
+    one, two = sorted((_plain(name), _plain(other)), key=len)
+    if len(one) < 2:
+        return one == two
+    at = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
+    if len(one) < len(two):
+        return one[at:] == two[at + 1 :]
+    exchanged = one[at : at + 2] == two[at : at + 2][::-1] and one[at + 2 :] == two[at + 2 :]
+    return one[at + 1 :] == two[at + 1 :] or exchanged
 
 
 def _plain(name: str) -> str:

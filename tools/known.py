@@ -10,10 +10,12 @@ editors see what is imported by name. Run it after a component was added, rename
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("projection", "module", "recipe")
@@ -46,6 +48,10 @@ KNOWN: tuple[Known, ...] = (
 %s)
 
 COMMANDS: dict[str, str] = {
+%s}
+
+# Of each name of a setting, the components that have it.
+SETTINGS: dict[str, tuple[str, ...]] = {
 %s}
 '''
 
@@ -96,6 +102,7 @@ class Registered(NamedTuple):
     target: str
     extra: str
     aliases: tuple[str, ...]
+    example: Any
 
 
 def texts() -> dict[str, str]:
@@ -121,7 +128,7 @@ def texts() -> dict[str, str]:
 
 def _known(components: list[Registered], commands: dict[str, str]) -> str:
     lines = []
-    for each in sorted(components):
+    for each in sorted(components, key=lambda each: each[:3]):
         attribute = each.target.partition(":")[2]
         values = [f'"{value}"' for value in (each.kind, each.name, attribute, each.extra)]
         if each.aliases:
@@ -129,7 +136,32 @@ def _known(components: list[Registered], commands: dict[str, str]) -> str:
             values.append(f"({names},)" if len(each.aliases) == 1 else f"({names})")
         lines.append(f"    Known({', '.join(values)}),\n")
     entries = [f'    "{name}": "{extra}",\n' for name, extra in sorted(commands.items())]
-    return KNOWN % ("".join(lines), "".join(entries))
+    return KNOWN % ("".join(lines), "".join(entries), "".join(_settings(components)))
+
+
+def _settings(components: list[Registered]) -> Iterator[str]:
+    """Yields a line for each name of a setting; the classes are imported and built for that."""
+    owners: dict[str, set[str]] = {}
+    for each in components:
+        if each.kind == "recipe":
+            continue
+        module, _, attribute = each.target.partition(":")
+        cls = getattr(importlib.import_module(module), attribute)
+        examples = each.example if isinstance(each.example, Sequence) else [each.example or {}]
+        for example in examples:
+            inside = {"modules": ["lr(0.1)"]} if each.kind == "projection" else {}
+            for name in cls(**inside, **example).defaults:
+                owners.setdefault(name, set()).add(each.name)
+    for name, found in sorted(owners.items()):
+        names = ", ".join(f'"{each}"' for each in sorted(found))
+        yield _wrapped(f'    "{name}": ({names}{"," * (len(found) == 1)}),\n', sorted(found))
+
+
+def _wrapped(line: str, names: Sequence[str]) -> str:
+    if len(line) <= 101:
+        return line
+    head = line.partition("(")[0]
+    return head + "(\n" + "".join(f'        "{name}",\n' for name in names) + "    ),\n"
 
 
 def _stub(kind: str, components: list[Registered]) -> str:
@@ -147,9 +179,15 @@ class _Recorder:
         self.kind, self.extra, self.found = kind, extra, found
 
     def __call__(
-        self, name: str, target: str, *, aliases: tuple[str, ...] = (), **_: object
+        self,
+        name: str,
+        target: str,
+        *,
+        aliases: tuple[str, ...] = (),
+        example: Any = None,
+        **_: object,
     ) -> None:
-        self.found.append(Registered(self.kind, name, target, self.extra, tuple(aliases)))
+        self.found.append(Registered(self.kind, name, target, self.extra, tuple(aliases), example))
 
 
 def _load(path: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import chain, zip_longest
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from projcore.core.module import Kind, Module
+from projcore.core.module import Kind, Module, Row
 from projcore.core.outline import Facts, outline, parameter_names
-from projcore.core.settings import SIGNATURE, SettingNames, positions
+from projcore.core.projection import ProjectionBase
+from projcore.core.settings import SHAPES, SIGNATURE, SettingNames, plain, positions
 from projcore.core.state import SHARED, flatten
 from projcore.errors import CheckpointError, ProjcoreError, StepError
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 ABSENT = "absent="
+OWN = "own"
+# What wrappers put into the names of parameters.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def signature(module: Module, absent: Sequence[int] = ()) -> str:
@@ -39,6 +44,41 @@ def read_absent(signature: str) -> set[int]:
     return {int(place) for place in places.split(",")} if found else set()
 
 
+def complete(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Makes the groups of a state dict plain, and adds the shapes that its memory does not show.
+
+    Memory inside a projection may have one shape for parameters of several. So the shapes of
+    parameters are noted of which no entry has the parameter's own; of a sharded one, the whole.
+    """
+    saved, memory = state_dict["param_groups"], state_dict["state"]
+    for group, live in zip(saved, optimizer.param_groups, strict=True):
+        for key, value in group.items():
+            if key != "params":
+                group[key] = plain(value, keep=key not in optimizer._names.defaults)
+        if not any(isinstance(e, Tensor) and e.ndim for m in memory.values() for e in m.values()):
+            continue  # nothing has a shape
+        absent = read_absent(group.get(SIGNATURE, ""))
+        shapes = [
+            OWN
+            if place in absent or _shows_shape(memory.get(index, {}), parameter)
+            else _shape(parameter)
+            for place, (index, parameter) in enumerate(
+                zip(group["params"], live["params"], strict=True)
+            )
+        ]
+        if set(shapes) - {OWN}:
+            group[SHAPES] = " ".join(shapes)
+
+
+def _shows_shape(entries: Mapping[str, Any], parameter: Tensor) -> bool:
+    tensors = [e for e in entries.values() if isinstance(e, Tensor) and e.ndim]  # no counts
+    return any(tensor.shape == parameter.shape for tensor in tensors)
+
+
+def _shape(parameter: Tensor) -> str:
+    return ",".join(map(str, parameter.shape)) or "scalar"
+
+
 def read(
     optimizer: Optimizer, names: SettingNames, state_dict: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]], list[int]]:
@@ -49,32 +89,178 @@ def read(
                 f"A {type(state_dict).__name__} was given to load whose {key!r} is missing or no "
                 f"{kind.__name__.lower()}. It must be what optimizer.state_dict() returned."
             )
-    groups = _read_groups(optimizer, names, state_dict["param_groups"])
-    saved_ids = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
+    given = state_dict["param_groups"]
+    order, found_places = _match(optimizer, given)
+    groups = _read_groups(optimizer, names, [given[i] for i in order])
+    saved_ids = list(chain.from_iterable(group["params"] for group in given))
     parameters = list(chain.from_iterable(g["params"] for g in optimizer.param_groups))
-    indices = {saved: i for i, saved in enumerate(saved_ids)}
+    rows: list[Row] = []
+    places = list(range(len(saved_ids))) if found_places is None else found_places
+    indices = dict(zip(saved_ids, places, strict=True))
     members = sorted(
         indices[saved]
-        for group in state_dict["param_groups"]
+        for group in given
         for k, saved in enumerate(group["params"])
         if k not in read_absent(group[SIGNATURE]) and not is_lazy(parameters[indices[saved]])
     )
-    expected = [flatten(tree) for tree in outline(optimizer, groups, members=members)]
-    state: dict[Tensor, dict[str, Any]] = {}
+    expected = [flatten(tree) for tree in outline(optimizer, groups, rows, members)]
+    found: list[dict[str, Any]] = [{} for _ in parameters]
     for saved, entries in state_dict["state"].items():
         if saved not in indices or not isinstance(entries, Mapping):
             raise CheckpointError(
                 f"The state dict's memory of parameter {saved!r} is a {type(entries).__name__}, or "
                 "the parameter is in none of its groups. It is damaged. Load another."
             )
-        i = indices[saved]
+        found[indices[saved]] = dict(entries)
+    if places != sorted(places):
+        _reorder(names, found, expected, rows)
+    for i, entries in enumerate(found):
         for key, value in entries.items():
             _check_entry(names, i, parameters[i], key, value, expected[i].get(key))
         _check_complete(i, entries, expected[i])
-        state[parameters[i]] = {key: _copy(value, parameters[i]) for key, value in entries.items()}
+    _check_shapes(given, places, parameters)
+    _check_histories(names, found)
+    state = {
+        parameters[i]: {key: _copy(value, parameters[i]) for key, value in found[i].items()}
+        for i in sorted(indices[saved] for saved in state_dict["state"])
+    }
     if state:
         _check_anchors(parameters, state, expected)
     return groups, state, members
+
+
+def _match(
+    optimizer: Optimizer, saved: Sequence[Mapping[str, Any]]
+) -> tuple[list[int], list[int] | None]:
+    """Finds what belongs together: by name where both sides have names, else by position.
+
+    Where a tool has put names in the place of the numbers of parameters, it has put these in order.
+
+    Returns:
+        For each group, the place of its own among the saved ones; and for each parameter that was
+        saved, its place here; None if all are in order.
+    """
+    ours, theirs = _names_of(optimizer.param_groups), _names_of(saved)
+    if ours is None or theirs is None:
+        return list(range(len(saved))), None
+    here, there = ({name for group in each for name in group} for each in (ours, theirs))
+    for names, others, text in (
+        (theirs, here, "The state dict has memory for parameter {!r}, which is not here"),
+        (ours, there, "The state dict has nothing for parameter {!r}, which is here"),
+    ):
+        lost = next((name for group in names for name in group if name not in others), None)
+        if lost is not None:
+            raise CheckpointError(
+                f"{text.format(lost)}. Names must agree where both sides have them. Build the "
+                "model that was saved; if only names have changed, delete 'param_names' from the "
+                "saved groups, and parameters are taken in their order."
+            )
+    left = list(range(len(theirs)))
+    order = []
+    for i, group in enumerate(ours):
+        same = next((j for j in left if set(theirs[j]) == set(group)), None)
+        if same is None:
+            name = next((n for n in group if set(_with(n, theirs)) != set(group)), "")
+            raise CheckpointError(
+                f"The group of parameter {name!r} is {_with(name, theirs)} in the state dict, "
+                f"{group} here, as group {i}. Settings belong to groups. Build the same groups."
+            )
+        left.remove(same)
+        order.append(same)
+    place = {name: i for i, name in enumerate(chain.from_iterable(ours))}
+    return order, [place[name] for group in theirs for name in group]
+
+
+def _names_of(groups: Sequence[Any]) -> list[list[str]] | None:
+    """Returns the names of the parameters in each group; None if they do not tell all apart."""
+    found = []
+    for group in groups:
+        if not isinstance(group, Mapping):
+            return None
+        names, params = group.get("param_names"), group.get("params")
+        if not isinstance(names, Sequence) or not isinstance(params, Sequence):
+            return None
+        if len(names) != len(params) or any(isinstance(param, str) for param in params):
+            return None
+        found.append(
+            [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names]
+        )
+    counts = Counter(chain.from_iterable(found))
+    return found if counts and max(counts.values()) == 1 else None
+
+
+def _with(name: str, groups: Sequence[list[str]]) -> list[str]:
+    return next((group for group in groups if name in group), [])
+
+
+def _reorder(
+    names: SettingNames,
+    found: list[dict[str, Any]],
+    expected: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+) -> None:
+    """Moves memory of a whole space to the parameter that is now the first of it.
+
+    Raises:
+        CheckpointError: If there is memory of tensors that parameters were merged into, in order.
+    """
+    merging = {row.path for row in rows if any(len(source) > 1 for source in row.sources)}
+    merging |= {row.path for row in rows if not row.shapes}  # not known before the first step
+    for i, entries in enumerate(found):
+        for key in list(entries):
+            path = module_path(key)
+            above = {path[:at] for at, sign in enumerate(path) if sign == "/"}
+            # The memory of a projection itself belongs to the tensors outside of it.
+            inside = isinstance(names.modules.get(path), ProjectionBase)
+            target = next((j for j, entry in enumerate(expected) if key in entry), i)
+            if path in merging and (not inside or above & merging):
+                raise CheckpointError(
+                    f"The parameters are in another order than in the state dict, and {key!r} "
+                    f"belongs to several of them, in their order: {names.modules[path]} works on "
+                    "tensors that they are merged into. Give them in the same order."
+                )
+            if SHARED in key.split("/") and target != i:
+                found[target][key] = entries.pop(key)
+
+
+def _check_shapes(
+    saved: Sequence[Mapping[str, Any]], places: Sequence[int], parameters: Sequence[Tensor]
+) -> None:
+    """Raises if memory was saved for parameters of other shapes; see `complete`."""
+    left = list(places)
+    for group in saved:
+        here, left = left[: len(group["params"])], left[len(group["params"]) :]
+        shapes = str(group.get(SHAPES, "")).split()
+        actual = [_shape(parameters[i]) for i in here]
+        if any(isinstance(param, str) for param in group["params"]):  # in an order of their own
+            actual, shapes = sorted(actual), sorted(shapes)
+            if OWN in shapes:
+                continue
+        for i, one, other in zip(here, shapes, actual, strict=False):
+            if one not in (OWN, other):
+                raise CheckpointError(
+                    f"Parameter {i} had shape ({one}) when its memory was saved, and has ({other}) "
+                    "here. Memory inside a projection may look the same for both, but is not. "
+                    "Build the model that was saved."
+                )
+
+
+def _check_histories(names: SettingNames, found: Sequence[Mapping[str, Any]]) -> None:
+    """Raises if histories of one module, of the same space, are not of one length."""
+    lengths: dict[object, tuple[str, int]] = {}
+    for i, entries in enumerate(found):
+        for key, value in entries.items():
+            if kind_of(names, key) != "history":
+                continue
+            wide = names.modules[module_path(key)].scope == "all"
+            space = key.rpartition("/")[0]
+            first, length = lengths.setdefault((space, None if wide else i), (key, len(value)))
+            if len(value) != length:
+                raise CheckpointError(
+                    f"{key!r} of parameter {i} has {len(value)} entries in the state dict, "
+                    f"{first!r} has {length}. Histories of one module have the same length. It is "
+                    "damaged. Load another."
+                )
 
 
 def follow(
@@ -212,19 +398,17 @@ def _read_groups(
                 f"{len(group['params'])} here. They must be the same. Build the same groups first."
             )
         _check_signature(saved.get(SIGNATURE), expected)
-        settings = {key: deepcopy(value) for key, value in saved.items() if key != "params"}
+        settings = {key: deepcopy(v) for key, v in saved.items() if key not in ("params", SHAPES)}
         try:
-            names.check_group(settings)
+            names.check_values(settings)
         except ProjcoreError as error:
             raise CheckpointError(f"Group {i} of the state dict: {error}") from error
         # A setting that is not in the file, as it is newer, stays as the group here has it.
-        own: dict[str, Any] = {
-            key: group[key] for key in (*names.defaults, "param_names") if key in group
+        own = {key: group[key] for key in (*names.defaults, *names.foreign(group)) if key in group}
+        fixed: dict[str, Any] = {
+            key: group[key] for key in ("params", "param_names", "param_notes") if key in group
         }
-        kept: dict[str, Any] = {
-            key: group[key] for key in ("params", "param_notes") if key in group
-        }
-        groups.append({**own, **settings, **kept})
+        groups.append({**own, **settings, **fixed})
     return groups
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from projcore.core.blend import Blend, Write
 from projcore.core.objective import Objective
-from projcore.core.settings import Settings
+from projcore.core.settings import Settings, check_settings, plain
 from projcore.core.state import Node, State
 from projcore.errors import ArgumentTypeError, ContractError
 
@@ -88,6 +89,8 @@ class Module(ABC):
         accepted = inspect.signature(cls.init).parameters
         cls._init_takes_batches = "batch_dims" in accepted
         cls._init_takes_index = "index" in accepted
+        if "__init__" in vars(cls):
+            cls.__init__ = _with_plain_arguments(cls.__init__)  # type: ignore[method-assign]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -95,13 +98,16 @@ class Module(ABC):
             bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         except TypeError:
             bound = None  # __init__ raises Python's own error, which names the argument
-        self._arguments = dict(list(bound.arguments.items())[1:]) if bound else {}
+        given = dict(list(bound.arguments.items())[1:]) if bound else {}
+        self._arguments = {name: plain(value, keep=True) for name, value in given.items()}
+        _refuse_modules(cls, self._arguments)
         return self
 
     def __init__(self, defaults: Mapping[str, Any] | None = None, **children: Module) -> None:
-        self.defaults: dict[str, Any] = dict(defaults or {})
+        given = defaults or {}
+        self.defaults: dict[str, Any] = {name: plain(value) for name, value in given.items()}
         self.children: dict[str, Module] = dict(children)
-        self.check(self.defaults)
+        check_settings(self, self.defaults)
 
     def check(self, settings: Settings) -> None:  # noqa: B027 (optional)
         """Raises if a setting has a bad value; called with defaults and with those of groups."""
@@ -198,6 +204,45 @@ class Module(ABC):
         return expression(self, strict=False)
 
     __repr__ = __str__
+
+
+def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Has a constructor get numbers and lists of other libraries as Python's own."""
+
+    @functools.wraps(init)
+    def with_plain_arguments(self: Module, *args: Any, **kwargs: Any) -> None:
+        init(
+            self,
+            *(plain(value, keep=True) for value in args),
+            **{name: plain(value, keep=True) for name, value in kwargs.items()},
+        )
+
+    return with_plain_arguments
+
+
+def _refuse_modules(cls: type[Module], arguments: Mapping[str, Any]) -> None:
+    """Raises if modules were given where a flag or a number belongs, as by leaving out brackets."""
+    parameters = inspect.signature(cls.__init__).parameters
+    for name, value in arguments.items():
+        default = parameters[name].default
+        if not isinstance(default, (bool, int, float)) or not _holds_modules(value):
+            continue
+        what = "True or False" if isinstance(default, bool) else "a number"
+        cure = f"Pass {name}={default!r}, or leave it out."
+        if "modules" in arguments:
+            first = arguments["modules"]
+            listed = [*(first if isinstance(first, (list, tuple)) else [first]), value]
+            cure = f"Pass several modules as a list: {cls.__name__}({listed})."
+        raise ArgumentTypeError(f"{cls.__name__} was given {name}={value!r}. It is {what}. {cure}")
+
+
+def _holds_modules(value: object) -> bool:
+    """Whether a value is a module, a spec such as ``"adam()"``, or a list with one in it."""
+    if isinstance(value, str):
+        return value.rstrip().endswith(")")
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_modules, value))
+    return isinstance(value, Module) or (isinstance(value, type) and issubclass(value, Module))
 
 
 class Transform(Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,10 +21,18 @@ from projcore.core.memory import Memory, measure
 from projcore.core.module import Module, Need
 from projcore.core.objective import Objective, RootObjective, as_loss, fill_zeros
 from projcore.core.outline import Facts, outline, parameter_names, presence
-from projcore.core.settings import SIGNATURE, SettingNames, require
+from projcore.core.rate import sets_step_size, with_rate
+from projcore.core.settings import RATE, SIGNATURE, SettingNames, require
 from projcore.core.state import Node, State, flatten, replace_entries, unflatten
 from projcore.core.writing import make_buckets, make_writes, run_writes, subtract
-from projcore.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StepError
+from projcore.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    NonFiniteError,
+    ProjcoreWarning,
+    StepError,
+    StepSizeWarning,
+)
 
 Nonfinite = Literal["allow", "raise", "skip"]
 
@@ -98,9 +107,10 @@ class Optimizer(torch.optim.Optimizer):
         self._compiled: Any
         self._scalars: dict[tuple[Any, ...], Tensor]
         self._presence: list[Facts | None] = []
-        self._names = SettingNames(self.module)
+        self._checked: list[Sequence[Any]]
         self._elide = True
         self._built = False
+        self._make_names()
         groups = list(_as_iterable(params))
         if not groups:
             raise ArgumentError(
@@ -117,6 +127,37 @@ class Optimizer(torch.optim.Optimizer):
         self._note_presence(presence(self._parameters()))
         self._reset_plan()
         self._built = True
+        self._warn_of_step_size()
+
+    def _make_names(self) -> None:
+        self._with_rate, rates = with_rate(self.module)
+        self._names = SettingNames(self.module, rates)
+        self._foreign: set[str] = set()
+
+    def _warn_of_step_size(self) -> None:
+        given = self.rate_is_factor and all(group[RATE] != 1.0 for group in self.param_groups)
+        sets = sets_step_size(self.module)
+        if sets or given:
+            return
+        text = (
+            f"Optimizer was given {self}, in which nothing sets the step size: it trains at rate 1"
+        )
+        if sets is False and any(RATE in each.defaults for each in self._names.modules.values()):
+            text = (
+                f"Optimizer was given {self}, in which a learning rate stands before a module that "
+                "divides by the size of what comes in, and so has no effect"
+            )
+        warnings.warn(
+            f"{text}. Append LR(1e-3), or the rate that you want.", StepSizeWarning, stacklevel=3
+        )
+
+    @property
+    def rate_is_factor(self) -> bool:
+        """Whether ``group["lr"]`` is a factor on the whole step, 1.0 unless given or scheduled.
+
+        It is where no module has a setting ``lr``, or several share it.
+        """
+        return self._names.rate_is_factor
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, which may override settings; checked before it is added.
@@ -144,6 +185,7 @@ class Optimizer(torch.optim.Optimizer):
                     p[0] if isinstance(p, tuple) else None for p in param_group["params"]
                 ]
                 outline(self, [*self.param_groups, added])
+            self._warn_of_foreign(param_group)
         super().add_param_group(param_group)
         if self._built:
             self._follow(presence(self._parameters()))
@@ -161,7 +203,8 @@ class Optimizer(torch.optim.Optimizer):
         others = [p for other in self.param_groups for p in other["params"]]
         check_parameters(tensors, others)
         check_sharding(tensors, self.module)
-        self._names.check_group(group)
+        self._names.check_keys(group)
+        self._names.check_values(group)
         return tensors
 
     @property
@@ -217,6 +260,7 @@ class Optimizer(torch.optim.Optimizer):
                 f"{self.module} needs {wanted}, but step() was given no closure. Pass a function "
                 "that computes the loss and its gradients: optimizer.step(closure)."
             )
+        self._check_settings()
         value = None
         if closure is not None:
             with torch.enable_grad():
@@ -228,6 +272,41 @@ class Optimizer(torch.optim.Optimizer):
             if not error.skip:
                 raise
         return value
+
+    def _check_settings(self) -> None:
+        """Checks what was written into groups since the last step; numbers become plain ones."""
+        groups = self.param_groups
+        for i, group in enumerate(groups):
+            lost = self._names.defaults.keys() - group.keys()
+            if lost:
+                raise ArgumentError(
+                    f"Parameter group {i} lacks {min(lost)!r}, a setting that it had. A step reads "
+                    "all settings. Put it back."
+                )
+        last = self._checked or [()] * len(groups)
+        self._checked = [
+            self._names.check_values(group, values)
+            for group, values in zip(groups, last, strict=True)
+        ]
+        for group in groups:
+            self._warn_of_foreign(group)
+
+    def _warn_of_foreign(self, group: Mapping[str, Any]) -> None:
+        for key in self._names.foreign(group):
+            if key not in self._foreign:
+                self._foreign.add(key)
+                warnings.warn(
+                    f"Parameter group has {key!r}, which is a setting of no module here. It is "
+                    "kept and saved, and changes nothing. Leave it out if it is meant as one.",
+                    ProjcoreWarning,
+                    stacklevel=3,
+                )
+
+    def _runs(self) -> Chain:
+        """Returns what a step runs: the modules, and a factor on the step that is not 1."""
+        rates = [group[RATE] for group in self.param_groups] if self.rate_is_factor else []
+        factored = any(type(rate) is not float or rate != 1.0 for rate in rates)
+        return self._with_rate if factored else self.module
 
     def _update(self, loss: Tensor | None, closure: Callable[..., Any] | None) -> None:
         everything = self._parameters()
@@ -260,7 +339,7 @@ class Optimizer(torch.optim.Optimizer):
         if self.compiles and self._warm:
             if self._compiled is None:
                 self._compiled = torch.compile(_compute_and_write)
-            self._compiled(self.module, inputs, self._tensor_table(), trees)
+            self._compiled(self._runs(), inputs, self._tensor_table(), trees)
             memory = [flatten(tree) for tree in trees]
         else:
             self._compute_and_write(inputs, trees)
@@ -308,7 +387,7 @@ class Optimizer(torch.optim.Optimizer):
                 ) from error
 
     def _write(self, parameters: list[Tensor], objective: Objective, trees: list[Node]) -> None:
-        writes = make_writes(self.module, objective, State(trees, trees[0]))
+        writes = make_writes(self._runs(), objective, State(trees, trees[0]))
         memory = [flatten(tree) for tree in trees]
         run_writes(writes, lambda: self._keep(parameters, memory))
 
@@ -377,10 +456,20 @@ class Optimizer(torch.optim.Optimizer):
         self._warm = False
         self._compiled = None
         self._scalars = {}
+        self._checked = []  # the next step checks all settings
         self._needs = self.module.total_needs  # not asked of all modules in every step
         self._gradient_free = self.module.total_gradient_free
         kinds = {"cpu", *(parameter.device.type for parameter in self._parameters())}
         self._device_types = [kind for kind in kinds if is_autocast_available(kind)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the memory and the groups, in torch's form; all of it tensors and plain values.
+
+        With the groups goes what `load_state_dict` compares.
+        """
+        state_dict = super().state_dict()
+        checkpoint.complete(self, state_dict)
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads memory and settings saved with `state_dict`; dtypes stay as saved.
@@ -395,6 +484,8 @@ class Optimizer(torch.optim.Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         groups, state, members = checkpoint.read(self, self._names, state_dict)
+        for group in groups:
+            self._warn_of_foreign(group)
         self.state.clear()
         self.state.update(state)
         self.param_groups[:] = groups
@@ -420,7 +511,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._names = SettingNames(self.module)
+        self._make_names()
+        self._foreign.update(*map(self._names.foreign, self.param_groups))
         self._built = True
         self.defaults = dict(self._names.defaults)  # torch adds a key of its own
         numbered = enumerate(

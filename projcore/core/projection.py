@@ -109,7 +109,7 @@ class ProjectionBase(Module):
                 "as it is. Use it outside this projection."
             )
         self.final = self.final or chain.final
-        self.segments = _segments(chain) if self.layout else [(False, list(chain.children))]
+        self.segments = split_segments(chain, self.layout)
         # A tensor without a gradient must not enter a map that is learnt, nor a residual kept.
         self.learns = self.overrides("refresh") or self.overrides("combine")
 
@@ -406,8 +406,10 @@ def _absolute(tensor: Tensor) -> Tensor:
     return tensor.abs()
 
 
-def _segments(chain: Chain) -> list[tuple[bool, list[str]]]:
+def split_segments(chain: Chain, layout: bool) -> list[tuple[bool, list[str]]]:
     """Splits a chain into runs of modules, elementwise or not; this is the plan of a layout."""
+    if not layout:
+        return [(False, list(chain.children))]
     segments: list[tuple[bool, list[str]]] = []
     for name, module in chain.children.items():
         elementwise = module.total_scope == "element"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import numbers
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from projcore.errors import ArgumentError, ArgumentTypeError, suggest
+from projcore._known import SETTINGS
+from projcore.errors import ArgumentError, ArgumentTypeError, ProjcoreError, within_one_typo
 
 if TYPE_CHECKING:
     from projcore.core.module import Module
@@ -22,6 +28,55 @@ TORCH_KEYS = frozenset(
     | {"base_momentum", "max_momentum"}
 )
 SIGNATURE = "projcore"
+SHAPES = "projcore_shapes"  # of parameters; only in saved groups
+OWN_KEYS = TORCH_KEYS | {SIGNATURE, SHAPES}
+RATE = "lr"
+
+_SCALARS = frozenset({bool, float, int, str, type(None)})
+_POSITION = re.compile(r"[0-9]+(\.\w+)*\.(?P<name>\w+)")
+
+
+def plain(value: Any, *, keep: bool = False) -> Any:
+    """Returns numbers, texts and lists of other libraries as float, int, bool, str and tuple.
+
+    Numbers are those of NumPy and of the standard library, arrays of no dimensions, and 0-d tensors
+    of integers; lists are sequences, also those that derive from none of Python's, and arrays. A
+    0-d tensor of floating point stays: schedulers fill it in place. What is none of these stays.
+
+    Args:
+        value: Any value.
+        keep: Whether Python's own containers keep their type, and what derives from them stays.
+
+    Example:
+        >>> from collections import UserList
+        >>> plain(UserList([torch.tensor(3), 0.5]))
+        (3, 0.5)
+    """
+    kind = type(value)
+    if kind in _SCALARS or isinstance(value, enum.Enum):
+        return value
+    if isinstance(value, torch.Tensor):
+        whole = not (value.is_floating_point() or value.is_complex() or value.is_meta)
+        return value.item() if whole and not value.ndim else value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, (numbers.Real, Decimal)):
+        return float(value)
+    if hasattr(value, "tolist") and hasattr(value, "ndim"):  # an array, or a scalar of one
+        return plain(value.tolist(), keep=False)
+    if isinstance(value, Mapping):
+        items = {key: plain(item, keep=keep) for key, item in value.items()}
+        same = all(items[key] is item for key, item in value.items())
+        return value if same and (keep or kind is dict) else items
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        entries = tuple(plain(item, keep=keep) for item in value)
+        own = kind is tuple or (keep and isinstance(value, (tuple, list)))
+        if own and all(map(operator.is_, entries, value)):
+            return value
+        return list(entries) if keep and kind is list else entries
+    return value
 
 
 def require(
@@ -53,9 +108,9 @@ def require(
         >>> require("LR", "lr", 0.1, minimum=0)
     """
     who = owner if isinstance(owner, str) else type(owner).__name__
-    number = value
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        number = value.item()
+    number = plain(value)
+    if isinstance(number, torch.Tensor) and number.ndim == 0:
+        number = number.item()
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise ArgumentTypeError(
             f"{who}({name}={value!r}) was given a {type(value).__name__}. "
@@ -107,9 +162,14 @@ class SettingNames:
 
     A name that one module has is the key itself (``"lr"``); a name that several positions share is
     qualified by the position (``"0.lr"``, ``"2.modules.1.lr"``), so nothing is applied twice.
+
+    Args:
+        root: The tree.
+        rates: The positions at which the step is multiplied by ``"lr"``, where that is the setting
+            of no single module.
     """
 
-    def __init__(self, root: Module) -> None:
+    def __init__(self, root: Module, rates: Iterable[str] = ()) -> None:
         self.modules = dict(positions(root))
         owners: dict[str, list[str]] = {}
         for path, module in self.modules.items():
@@ -126,30 +186,76 @@ class SettingNames:
             for path, names in self.keys.items()
             for name, key in names.items()
         }
+        self._checked = dict(self.keys)
+        self.rate_is_factor = RATE not in self.defaults
+        if self.rate_is_factor:
+            self.defaults[RATE] = 1.0
+            self.keys |= {path: {RATE: RATE} for path in rates}
 
     def _key(self, path: str, name: str) -> str:
         return f"{path.replace('/', '.')}.{name}" if name in self.shared else name
 
-    def check_group(self, group: Mapping[str, Any]) -> None:
-        """Raises if the group has a key that no module has, or a value that its module refuses."""
-        for key in group:
-            if key in self.defaults or key in TORCH_KEYS or key == SIGNATURE:
-                continue
+    def check_keys(self, group: Mapping[str, Any]) -> None:
+        """Raises if a key is meant as a setting, but is none: see `foreign` for all others."""
+        for key in self.foreign(group, given=True):
             if key in self.shared:
                 keys = ", ".join(repr(self._key(path, key)) for path in self.shared[key])
                 raise ArgumentError(
                     f"Parameter group has {key!r}, which several modules share. It must be "
                     f"qualified by the module's position. Use one of {keys}."
                 )
-            raise ArgumentError(
-                f"Parameter group has {key!r}, which is a setting of no module."
-                f"{suggest(key, list(self.defaults))} Settings: "
-                f"{', '.join(sorted(self.defaults)) or 'none'}. Correct or remove it."
-            )
-        for path, names in self.keys.items():
-            module = self.modules[path]
-            if any(key in group for key in names.values()):
-                module.check({n: group.get(key, module.defaults[n]) for n, key in names.items()})
+            start = f"Parameter group has {key!r}, which is a setting of no module"
+            ours = f"Settings: {', '.join(sorted(self.defaults))}"
+            near = next((name for name in self.defaults if within_one_typo(key, name)), None)
+            if near is not None:
+                raise ArgumentError(
+                    f"{start}. Did you mean {near!r}? {ours}. Correct or remove it."
+                )
+            qualified = _POSITION.fullmatch(key)
+            name = qualified["name"] if qualified else key
+            if qualified and (name in self.defaults or name in self.shared):
+                raise ArgumentError(f"{start} at that position. {ours}. Correct or remove it.")
+            if name in SETTINGS:
+                owners = SETTINGS[name]
+                example = name if name in owners else owners[0]
+                raise ArgumentError(
+                    f"{start} here. {ours}. It is a setting of {', '.join(owners)}. Add one of "
+                    f"these to the modules, for example {example}(...), or remove the key."
+                )
+
+    def foreign(self, group: Mapping[str, Any], given: bool = False) -> list[str]:
+        """Returns the keys that are no settings here, nor torch's; they are kept and left alone."""
+        known = OWN_KEYS | self.defaults.keys()
+        if given and RATE in self.shared:
+            known -= {RATE}
+        return [key for key in group if key not in known]
+
+    def check_values(
+        self, group: MutableMapping[str, Any], checked: Sequence[Any] = ()
+    ) -> list[Any]:
+        """Makes the values of settings plain; raises, with nothing changed, if one is refused.
+
+        Args:
+            group: A group, which may lack settings: the defaults hold for these.
+            checked: What this returned before: values that are the same objects are not checked.
+
+        Returns:
+            The values that were checked, in the order of `defaults`.
+        """
+        values = [group.get(key, default) for key, default in self.defaults.items()]
+        if len(checked) == len(values) and all(map(operator.is_, values, checked)):
+            return values
+        made = {key: plain(value) for key, value in zip(self.defaults, values, strict=True)}
+        before = dict(zip(self.defaults, checked, strict=False))
+        changed = {key for key, value in made.items() if before.get(key, _UNKNOWN) is not value}
+        for path, names in self._checked.items():
+            if not changed.isdisjoint(names.values()):
+                settings = {name: made[key] for name, key in names.items()}
+                check_settings(self.modules[path], settings)
+        if self.rate_is_factor:
+            require("Optimizer", RATE, made[RATE], minimum=0)
+        group.update({key: made[key] for key in made if key in group})
+        return list(made.values())
 
     def table(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Returns, for the path of each module that has settings, its settings in each group."""
@@ -157,6 +263,23 @@ class SettingNames:
             path: [{name: group[key] for name, key in names.items()} for group in groups]
             for path, names in self.keys.items()
         }
+
+
+_UNKNOWN = object()
+
+
+def check_settings(module: Module, settings: Settings) -> None:
+    """Has a module check its settings; what it stumbles over is refused with a sentence, too."""
+    try:
+        module.check(settings)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, ProjcoreError):
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ArgumentTypeError(
+            f"{type(module).__name__}({given}) cannot be: {type(error).__name__}: {error}. "
+            "Pass values as in its documentation."
+        ) from error
 
 
 def positions(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from projcore import Module, Optimizer
 from projcore.core.outline import outline
-from projcore.errors import ProjcoreError
+from projcore.errors import ProjcoreError, StepSizeWarning
 from projcore.testing.law import NotApplicable
 from projcore.testing.map import Map, learnt
 from projcore.testing.problem import Problem, make_problem
@@ -19,10 +20,20 @@ from projcore.testing.subject import Subject
 
 
 def make_optimizer(
-    problem: Problem, modules: Sequence[Module], plan: bool = True, groups: Any = None
+    problem: Problem,
+    modules: Sequence[Module],
+    plan: bool = True,
+    groups: Any = None,
+    compile: bool = False,
 ) -> Optimizer:
-    """Returns an optimizer; without `plan`, layout projections run as the recipe says."""
-    optimizer = Optimizer(problem.params if groups is None else groups, *modules)
+    """Returns an optimizer; without `plan`, layout projections run as the recipe says.
+
+    That nothing sets its step size is of no importance here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StepSizeWarning)
+        params = problem.params if groups is None else groups
+        optimizer = Optimizer(params, *modules, compile=compile)
     optimizer._elide = plan
     if not plan:  # what refuses its tensors inside does so when the optimizer is built
         outline(optimizer, optimizer.param_groups)

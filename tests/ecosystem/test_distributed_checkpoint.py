@@ -108,8 +108,7 @@ def test_asking_a_fresh_optimizer_moves_nothing(chain: str, network: Any, equal:
         model(torch.zeros(1, 3, dtype=torch.float64)).sum().backward()
     get_optimizer_state_dict(model, optimizer)
     assert equal(model, network())
-    if "lr" in optimizer.defaults:
-        assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.param_groups[0]["lr"] == (1.0 if optimizer.rate_is_factor else 0.1)
 
 
 @chains

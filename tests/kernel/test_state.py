@@ -290,7 +290,6 @@ DAMAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"has shape \(2,\) in the state dict, \(\) here",
     ),
     "a bad setting": (lambda saved: saved["param_groups"][0].update(lr=-1.0), r"Group 0.*lr=-1"),
-    "an unknown setting": (lambda saved: saved["param_groups"][0].update(lrr=1.0), "'lrr'.*'lr'"),
     "another format": (
         lambda saved: saved["param_groups"][0].update(
             projcore=saved["param_groups"][0]["projcore"].replace("1", "99", 1)

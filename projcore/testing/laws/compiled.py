@@ -8,10 +8,9 @@ from unittest import mock
 
 import torch
 
-from projcore import Optimizer
 from projcore.testing.law import NotApplicable, ensure_close, law
 from projcore.testing.problem import make_problem
-from projcore.testing.run import take_steps, train
+from projcore.testing.run import make_optimizer, take_steps, train
 from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-6
@@ -27,7 +26,7 @@ def compiled(subject: Subject) -> None:
     eager = train(make_problem(SHAPES), subject.chain(), STEPS)
     torch.compiler.reset()
     problem = make_problem(SHAPES)
-    optimizer = Optimizer(problem.params, *subject.chain(), compile=True)
+    optimizer = make_optimizer(problem, subject.chain(), compile=True)
     one_graph = partial(torch.compile, fullgraph=True)  # so that a break of the graph is an error
     with warnings.catch_warnings(), mock.patch.object(torch, "compile", one_graph):
         warnings.simplefilter("ignore")  # the compiler's own

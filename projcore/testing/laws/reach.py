@@ -31,8 +31,11 @@ def reach(subject: Subject) -> str | None:
     does the learning rate of a module inside, and a `LambdaLR` gives bitwise the run of a module
     that is told the same factors; tensors in groups that differ move as each would
     alone, or are refused with a sentence where they become one tensor (unless ``stochastic``).
+
+    Where no module has a setting ``lr``, the key of the group multiplies the whole step.
     """
     untried = _check_settings(subject)
+    _check_factor(subject)
     if subject.kind == "projection":
         _check_inside(subject)
         _check_schedule(subject)
@@ -73,9 +76,7 @@ def _check_settings(subject: Subject) -> list[str]:
 
 def _key(group: dict[str, Any], name: str) -> str:
     """The group's key of a setting: its name, qualified by the first position that has it."""
-    if name in group:
-        return name
-    return min(key for key in group if key.endswith(f".{name}"))
+    return min((key for key in group if key.endswith(f".{name}")), default=name)
 
 
 def _other_value(module: Module, name: str, value: Any) -> Any:
@@ -129,6 +130,33 @@ def _check_schedule(subject: Subject) -> None:
         told.point(),
         TOLERANCE,
         "A learning-rate schedule does not act inside",
+        "Leave settings to the kernel: hand on what it gave.",
+    )
+
+
+def _check_factor(subject: Subject) -> None:
+    """Schedules ``lr`` where nothing has one, against a module that multiplies where it belongs."""
+    factor = Factor()
+    if subject.kind == "projection":
+        bare: list[Module] = [subject.around(Momentum())]
+        told = [subject.around(Momentum(), factor)] if bare[0].final else [*bare, factor]
+    else:
+        bare = [subject.build()]
+        told = [factor, *bare] if bare[0].observes else [*bare, factor]
+    scheduled, expected = make_problem(), make_problem()
+    optimizer = make_optimizer(scheduled, bare)
+    if not optimizer.rate_is_factor:
+        return
+    fixed = make_optimizer(expected, told)
+    for rate in (1.0, 0.5, 0.0625):
+        optimizer.param_groups[0]["lr"] = factor.factor = rate
+        optimizer.step(scheduled.closure)
+        fixed.step(expected.closure)
+    ensure_close(
+        scheduled.point(),
+        expected.point(),
+        TOLERANCE,
+        "lr in a parameter group does not multiply the step, where no module has such a setting",
         "Leave settings to the kernel: hand on what it gave.",
     )
 
