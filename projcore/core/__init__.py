@@ -6,8 +6,8 @@ in another space) and `optimizer` (the shell that torch sees). The others serve 
 finds the settings of a module in parameter groups, `writing` writes the parameters, by operations
 from `blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is
 loaded, `describe` prints the plan, `memory` counts what is kept, `rules` picks parameters by name
-and shape, `finite` finds Inf and NaN, `items` takes batches apart, and `pieces` runs large updates
-piece by piece.
+and shape, `finite` finds Inf and NaN, `half` computes float16 in float32, `items` takes batches
+apart, and `pieces` runs large updates piece by piece.
 """
 
 from projcore.core.blend import Blend, Write, blended

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from projcore import ProjectionBase, registry
+from projcore import Module, ProjectionBase, registry
 from projcore.plugin import hookimpl
 from projcore.testing import Subject, check_component
 from projcore.testing.laws import LAWS
@@ -229,6 +229,13 @@ class NoFortyOne(Mix):
         return super().project(tensors, *args)
 
 
+class ZeroByZero(Module):
+    """Divides by what is 0 in float16; a Transform would get float32 copies."""
+
+    def step(self, update, objective, state):
+        return [tensor / (tensor.abs() + 1e-8) for tensor in update]
+
+
 def subject(cls, tags=frozenset(), **example):
     spec = registry.name_of(cls)
     return Subject(cls, cls.__name__, frozenset(tags), example, spec)
@@ -256,6 +263,7 @@ BROKEN = [
     (Deaf, (), {}, "reach", ()),
     (NoFortyOne, LINEAR, {}, "nesting", ()),
     (Contiguous, (), {}, "inputs", ()),
+    (ZeroByZero, (), {}, "inputs", ()),
 ]
 
 

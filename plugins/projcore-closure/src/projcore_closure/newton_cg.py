@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State, require
 from projcore_closure._evaluating import Evaluating
-from projcore_closure._product import dot
+from projcore_closure._product import dot, plus, wide
 from projcore_closure._whole import require_whole
 
 Product = Callable[[list[Tensor]], list[Tensor]]
@@ -85,8 +85,7 @@ class Curvature:
         return list(torch._foreach_div(torch._foreach_sub(ahead, behind), width))
 
     def _gradient(self, vector: list[Tensor], step: float) -> list[Tensor]:
-        point = torch._foreach_add(self._objective.params, vector, alpha=step)
-        _, grads = self._objective.evaluate(point)
+        _, grads = self._objective.evaluate(plus(self._objective.params, vector, step))
         assert grads is not None
         return grads
 
@@ -192,4 +191,6 @@ class NewtonCG(Evaluating):
             return list(update)
         hessian = Curvature(objective, settings["perturbation"], self.central)
         tolerance = min(float(settings["tolerance"]), math.sqrt(norm)) * norm
-        return conjugate_gradients(hessian.product, update, tolerance, settings["max_iterations"])
+        target = [wide(tensor) for tensor in update]
+        found = conjugate_gradients(hessian.product, target, tolerance, settings["max_iterations"])
+        return [each.to(tensor.dtype) for each, tensor in zip(found, update, strict=True)]
