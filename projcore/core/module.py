@@ -79,7 +79,7 @@ class Module(ABC):
     final: bool = False
     observes: ClassVar[bool] = False
     sharded: ClassVar[bool | None] = None
-    traceable: ClassVar[bool] = True
+    traceable: bool = True
     gradient_free: ClassVar[bool] = False
     _init_takes_batches: ClassVar[bool] = False
     _init_takes_index: ClassVar[bool] = False

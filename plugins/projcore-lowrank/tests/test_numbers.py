@@ -1,13 +1,16 @@
-"""Numbers near the ends of what a dtype holds, in memory that is carried to new bases."""
+"""Numbers near the ends of what a dtype holds, and beyond: in all recipes, and in new bases."""
 
 from __future__ import annotations
 
+import inspect
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from projcore import Optimizer, recipes
+from projcore import Optimizer, recipes, registry
+from projcore.errors import NonFiniteError
 from projcore.modules import LR, Adam, RMSprop
 from projcore_lowrank import LDAdam, LowRank, RandomSubspace, Tucker
 
@@ -65,3 +68,60 @@ def test_in_float16_what_scales_the_update_may_exceed_it(make: Any, size: float)
         optimizer.step()
     assert weight.isfinite().all()
     assert torch.equal(weight, start) == (size == 0)
+
+
+NAMES = [each.name for each in registry.components("recipe")]
+SHAPES = ((6, 5), (5,), (5, 7))
+
+
+def make(name: str, dtype: torch.dtype) -> tuple[list[torch.nn.Parameter], Optimizer]:
+    made = registry.load("recipe", name)
+    small = {"rank": 2, "dimension": 10, "period": 3, "weight_decay": 0.0, "project": "ndim==2"}
+    accepted = inspect.signature(made).parameters
+    options = {key: value for key, value in small.items() if key in accepted}
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES
+    ]
+    named = [(f"weight{i}", weight) for i, weight in enumerate(weights)]
+    return weights, made(named, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e-7, 1e-4])
+def test_small_gradients_in_half_precision(name: str, dtype: torch.dtype, size: float) -> None:
+    weights, optimizer = make(name, dtype)
+    before = [weight.detach().clone() for weight in weights]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        for weight in weights:
+            weight.grad = (size * torch.randn(weight.shape, generator=generator)).to(dtype)
+        optimizer.step()
+    assert all(weight.isfinite().all() for weight in weights)
+    if size == 0:
+        torch.testing.assert_close(weights, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_a_gradient_that_is_not_finite_shows(name: str, bad: float, good: int) -> None:
+    """It is refused, and the parameter named; or some parameter is not finite."""
+    weights, optimizer = make(name, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        if step == good:
+            assert weights[2].grad is not None
+            weights[2].grad[1, 2] = bad
+        before = [weight.detach().clone() for weight in weights]
+        try:
+            optimizer.step()
+        except NonFiniteError as error:
+            torch.testing.assert_close(weights, before, rtol=0, atol=0, equal_nan=True)
+            if "parameter 'weight2'" in str(error):
+                return
+            raise
+    assert not all(weight.isfinite().all() for weight in weights)

@@ -119,6 +119,11 @@ def apollo_mini(given: Given) -> tuple[list[Parts], list[Tensor]]:
 RULES = {"fira": fira, "apollo": apollo, "apollo_mini": apollo_mini}
 
 
+def signs(tensor: Tensor) -> Tensor:
+    """Returns the sign of each element; NaN of one that is not finite, so that it shows."""
+    return tensor.sgn().add_(tensor, alpha=0)  # zero times Inf or NaN is NaN
+
+
 def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
     """Returns norms along dimensions, which stay with length 1, in float32 or wider."""
     return [_norm(tensor, dim) for tensor, dim in zip(_wide(tensors), dims, strict=True)]
