@@ -7,8 +7,8 @@ finds the settings of a module in parameter groups, `writing` writes the paramet
 from `blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is
 loaded, `outline` runs the plan without values, `describe` prints it, `memory` counts what is kept,
 `roles` tells embeddings, output layers and matrices apart, `rules` picks parameters by name, shape
-and role, `finite` finds Inf and NaN, `autocast` keeps autocast out, `items` takes batches apart,
-and `pieces` runs large updates piece by piece.
+and role, `finite` finds Inf and NaN, `autocast` keeps autocast out, `half` computes float16 in
+float32, `items` takes batches apart, and `pieces` runs large updates piece by piece.
 """
 
 from projcore.core.blend import Blend, Write, blended

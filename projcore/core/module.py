@@ -6,12 +6,14 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from projcore.core.blend import Blend, Write
+from projcore.core.blend import Blend, Write, blended
+from projcore.core.half import has_half, in_float32
 from projcore.core.objective import Objective
 from projcore.core.settings import Settings, check_settings, plain
 from projcore.core.state import Node, State
@@ -78,7 +80,7 @@ class Module(ABC):
     final: bool = False
     observes: ClassVar[bool] = False
     sharded: ClassVar[bool | None] = None
-    traceable: ClassVar[bool] = True
+    traceable: bool = True
     gradient_free: ClassVar[bool] = False
     _init_takes_batches: ClassVar[bool] = False
     _init_takes_index: ClassVar[bool] = False
@@ -251,7 +253,8 @@ class Transform(Module):
     The kernel takes care of parameters without a gradient, of groups and of batches. A transform
     of scope ``"element"`` or ``"tensor"`` gets, in one call, only tensors that share their
     settings: ``settings[0]`` holds for all. One of scope ``"all"`` gets all tensors, and finds the
-    value that they agree on with `projcore.core.common`.
+    value that they agree on with `projcore.core.common`. Instead of float16, in tensors, facts and
+    memory, it gets float32 copies; what it returns and remembers is rounded.
 
     Attributes:
         batched: Set it for a transform of scope ``"tensor"`` whose `apply` takes the keyword
@@ -332,14 +335,14 @@ class Transform(Module):
         made = []
         for part in self._parts(objective):
             chosen = objective if len(part) == len(targets) else objective.select(part)
-            made += self.writes(
-                [targets[i] for i in part],
-                [blends[i] for i in part],
-                [update[i] for i in part],
-                *facts(self.needs, chosen),
-                [state.nodes[i] for i in part],
-                [settings[i] for i in part],
-            )
+            some, tensors = [targets[i] for i in part], [update[i] for i in part]
+            how = [blends[i] for i in part]
+            nodes, values = [state.nodes[i] for i in part], [settings[i] for i in part]
+            if has_half(tensors):
+                made += blended(some, self._result(tensors, chosen, nodes, values), how)
+            else:
+                known = facts(self.needs, chosen)
+                made += self.writes(some, how, tensors, *known, nodes, values)
         return made
 
     def fold(self, objective: Objective, state: State) -> dict[int, tuple[float, float]]:
@@ -401,10 +404,7 @@ class Transform(Module):
         nodes: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        extra = {"batch_dims": objective.batch_dims} if self.batched else {}
-        params, grads, loss = facts(self.needs, objective)
-        result = list(self.apply(update, params, grads, loss, nodes, settings, **extra))
-        check_result(self, update, result)
+        result = self._result(update, objective, nodes, settings)
         for given, tensor in zip(update, result, strict=True):
             if tensor.is_complex() and not given.is_complex():
                 raise ContractError(
@@ -416,6 +416,21 @@ class Transform(Module):
             tensor if tensor.dtype == given.dtype else tensor.to(given.dtype)
             for given, tensor in zip(update, result, strict=True)
         ]
+
+    def _result(
+        self,
+        update: list[Tensor],
+        objective: Objective,
+        nodes: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor]:
+        """Calls `apply`; its result for float16 is still in float32."""
+        extra = {"batch_dims": objective.batch_dims} if self.batched else {}
+        params, grads, loss = facts(self.needs, objective)
+        apply = partial(in_float32, self.apply) if has_half(update) else self.apply
+        result = list(apply(update, params, grads, loss, nodes, settings, **extra))
+        check_result(self, update, result)
+        return result
 
 
 def facts(

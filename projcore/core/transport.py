@@ -133,11 +133,24 @@ def _carry_entries(module: Module, state: State, old: _Space, move: Move) -> boo
         result = _move_history(tensors, move) if kind == "history" else move(tensors, kind)
         if result is None:
             return False
+        if kind == "second":
+            result = [_overflowed(*pair) for pair in zip(tensors, result, strict=True)]
         moved[name] = result
     for name, tensors in moved.items():
         for i in used:
             state.nodes[i][name] = tensors[i]
     return True
+
+
+def _overflowed(before: Tensor, after: Tensor) -> Tensor:
+    """Returns second moments with Inf where it is products of Inf that made NaN.
+
+    Squares that overflow make an update of zero, as in torch; they are to stay what they are.
+    """
+    made = after.isnan() & ~before.isnan().any()
+    return after.masked_fill(
+        made, complex(torch.inf, torch.inf) if after.is_complex() else torch.inf
+    )
 
 
 def _own(node: Node) -> Node:

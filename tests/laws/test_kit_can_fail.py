@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from projcore import ProjectionBase, registry
+from projcore import Module, ProjectionBase, Transform, registry
 from projcore.plugin import hookimpl
 from projcore.testing import Subject, check_component
 from projcore.testing.laws import LAWS
@@ -229,6 +229,34 @@ class NoFortyOne(Mix):
         return super().project(tensors, *args)
 
 
+class ZeroByZero(Module):
+    """Divides by what is 0 in float16; a Transform would get float32 copies."""
+
+    def step(self, update, objective, state):
+        return [tensor / (tensor.abs() + 1e-8) for tensor in update]
+
+
+class SignOfMomentum(Transform):
+    """The sign of NaN is 0."""
+
+    scope = "element"
+    kinds = {"momentum": "first"}
+
+    def init(self, tensor, settings):
+        return {"momentum": torch.zeros_like(tensor)}
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        for tensor, state in zip(tensors, states, strict=True):
+            state["momentum"] = 0.9 * state["momentum"] + tensor
+        return [_sign(state["momentum"]) for state in states]
+
+
+def _sign(x):
+    if not x.is_complex():
+        return x.sign()
+    return torch.view_as_complex(torch.view_as_real(x.resolve_conj()).sign())
+
+
 def subject(cls, tags=frozenset(), **example):
     spec = registry.name_of(cls)
     return Subject(cls, cls.__name__, frozenset(tags), example, spec)
@@ -256,6 +284,8 @@ BROKEN = [
     (Deaf, (), {}, "reach", ()),
     (NoFortyOne, LINEAR, {}, "nesting", ()),
     (Contiguous, (), {}, "inputs", ()),
+    (ZeroByZero, (), {}, "inputs", ()),
+    (SignOfMomentum, (), {}, "nonfinite", ()),
 ]
 
 

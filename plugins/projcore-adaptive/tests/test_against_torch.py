@@ -17,6 +17,7 @@ from projcore.modules import (
     Adagrad,
     Adam,
     Adamax,
+    AdamMini,
     AdamW,
     NAdam,
     RAdam,
@@ -162,6 +163,32 @@ def test_complex_numbers_as_pairs(
 ) -> None:
     ours = follow(place_all(complex_place, modules_of(name)), torch.complex128)
     same(ours, torchs(follow, name, torch.complex128))
+
+
+MINI: dict[str, tuple[Make, Callable[..., torch.optim.Optimizer]]] = {
+    "adam_mini": (lambda: [AdamMini()], torch.optim.Adam),
+    "adam_mini row": (lambda: [AdamMini(block="row")], torch.optim.Adam),
+}
+
+
+@pytest.mark.parametrize("name", [*METHODS, *MINI])
+@pytest.mark.parametrize("size", [1e15, 1e19, 1e20, 1e25])
+def test_gradients_whose_squares_overflow(name: str, size: float) -> None:
+    """What torch keeps finite stays finite here."""
+    made, theirs = (METHODS | MINI)[name]
+    sign = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+    ends = []
+    for make in (
+        lambda params: Optimizer(params, *made(), LR(0.01)),
+        lambda params: theirs(params, lr=0.01),
+    ):
+        weight = torch.nn.Parameter(torch.ones(2, 2))
+        optimizer = make([weight])
+        for scale in (size, size, 1.0):
+            weight.grad = scale * sign
+            optimizer.step()
+        ends.append(bool(weight.isfinite().all()))
+    assert ends[0] or not ends[1]
 
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {

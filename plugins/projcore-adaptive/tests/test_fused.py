@@ -48,7 +48,7 @@ def test_the_fused_kernel_is_not_given_other_shapes() -> None:
     assert not _fused.can_fuse(torch.zeros(3, 4), torch.zeros(2, 4))
     assert not _fused.can_fuse(torch.zeros(3, 4), torch.zeros(4, 3).mT)
     assert _fused.can_fuse(torch.zeros(3, 4), torch.zeros(3, 4))
-    assert not _fused.can_fuse(torch.zeros(3, dtype=torch.bfloat16))
+    assert not _fused.can_fuse(torch.zeros(3, dtype=torch.float16))
     assert not _fused.can_fuse(torch.zeros(3), torch.zeros(3, dtype=torch.float64))
 
 
@@ -120,6 +120,30 @@ def test_a_step_is_torchs_fused_step(modules: Any) -> None:
         other.step()
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-7, 0.0])
+def test_in_half_precision_a_step_is_torchs_fused_step(dtype: torch.dtype, size: float) -> None:
+    """Computed in float32, parameters and moments rounded once."""
+    ours, theirs = problem(dtype), problem(dtype)
+    for param in (*ours, *theirs):
+        assert param.grad is not None
+        param.grad.mul_(size)
+        param.grad.view(-1)[:1] = 0
+    mine = Optimizer(ours, Adam(), WeightDecay(0.1), LR(1e-2))
+    other = torch.optim.AdamW(theirs, 1e-2, weight_decay=0.1, fused=True)
+    for _ in range(5):
+        mine.step()
+        other.step()
+    rounding = torch.finfo(dtype).eps if dtype is torch.float16 else 0.0
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=rounding, atol=0)
+        memory = mine.state[one]
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(
+                memory[f"0/{name}"], other.state[two][name], rtol=rounding, atol=rounding * 1e-4
+            )
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,17 @@ def test_complex_numbers_as_pairs() -> None:
     parameter.grad = torch.tensor([3.0 - 0.1j], dtype=torch.complex128)
     optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.tensor([-0.5 + 0.5j]).cdouble())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.parametrize("compile", [False, True])
+def test_momentum_that_is_lost_shows(compile: bool) -> None:
+    """And the other elements go on: without it, the sign of NaN would be 0 for good."""
+    weight = torch.zeros(5, requires_grad=True)
+    optimizer = Optimizer([weight], Lion(), LR(0.5), compile=compile)
+    good = [1.0, 1.0, 1.0, -1.0, -1.0]
+    for grad in (good, [1.0, math.nan, math.inf, -math.inf, -1.0], good):
+        weight.grad = torch.tensor(grad)
+        optimizer.step()
+    expected = torch.tensor([-1.5, math.nan, math.nan, math.nan, 1.5])
+    torch.testing.assert_close(weight.detach(), expected, equal_nan=True)

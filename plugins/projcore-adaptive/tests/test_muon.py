@@ -262,3 +262,16 @@ def test_values_of_the_wrong_type(arguments: dict[str, Any]) -> None:
     for cls in (Muon, Orthogonalize):
         with pytest.raises(ArgumentTypeError, match=next(iter(arguments))):
             cls(**arguments)
+
+
+@pytest.mark.parametrize("method", ["svd", "newton_schulz"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_of_a_matrix_that_is_not_finite_all_is_nan(method: Any, bad: float) -> None:
+    """And of the others of its batch nothing."""
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(3, 4, 3, generator=generator)
+    expected = Orthogonalize(method).orthogonalizer(batch, 1)
+    batch[1, 2, 0] = bad
+    result = Orthogonalize(method).orthogonalizer(batch, 1)
+    assert result[1].isnan().all()
+    torch.testing.assert_close(result[::2], expected[::2], rtol=0, atol=0)

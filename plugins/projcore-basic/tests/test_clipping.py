@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from projcore import Module, Optimizer
-from projcore.errors import ArgumentError
-from projcore.modules import LR, Centralize, ClipNorm, ClipValue, Normalize, Sign
+from projcore.errors import ArgumentError, NonFiniteError
+from projcore.modules import LR, Adam, Centralize, ClipNorm, ClipValue, HeavyBall, Normalize, Sign
 from projcore.projections import ScalarProjection, VectorProjection
 
 ORDERS: list[Any] = [1, 2.0, 3, "inf", math.inf]
@@ -170,6 +170,76 @@ def test_batches(module: Any) -> None:
 def test_clip_value() -> None:
     grads = gradients()
     close(update(grads, ClipValue(0.3)), [g.clamp(-0.3, 0.3) for g in grads])
+
+
+REFUSING: dict[str, Any] = {
+    "clip_norm": lambda nonfinite: ClipNorm(1.0, nonfinite=nonfinite),
+    "clip_norm per tensor": lambda nonfinite: ClipNorm(1.0, 1, True, nonfinite),
+    "clip_value": lambda nonfinite: ClipValue(1.0, nonfinite),
+    "normalize": lambda nonfinite: Normalize(nonfinite=nonfinite),
+    "normalize all": lambda nonfinite: Normalize(per_tensor=False, nonfinite=nonfinite),
+    "normalize rows": lambda nonfinite: Normalize(dim=1, nonfinite=nonfinite),
+}
+
+
+@pytest.mark.parametrize("make", REFUSING.values(), ids=REFUSING)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [list, lambda modules: [VectorProjection(modules)]])
+def test_numbers_that_are_not_finite_are_refused(make: Any, bad: float, place: Any) -> None:
+    """Before anything changes; the next step is as if there had been none."""
+
+    def run(bads: Sequence[float | None]) -> list[Tensor]:
+        random = torch.Generator().manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        for param in model.parameters():
+            torch.nn.init.ones_(param)
+        optimizer = Optimizer(model.named_parameters(), *place([make("raise"), Adam(), LR(0.1)]))
+        for each in bads:
+            if each is not None:
+                for param in model.parameters():
+                    param.grad = torch.ones_like(param)
+                model.bias.grad[1] = each
+                before = [param.detach().clone() for param in model.parameters()]
+                with pytest.raises(NonFiniteError, match=r"parameter 'bias', of shape \(2,\)"):
+                    optimizer.step()
+                torch.testing.assert_close(list(model.parameters()), before, rtol=0, atol=0)
+                continue
+            for param in model.parameters():
+                param.grad = torch.randn(param.shape, generator=random)
+            optimizer.step()
+        kept = [value for state in optimizer.state.values() for value in state.values()]
+        return [*model.parameters(), *kept]
+
+    torch.testing.assert_close(run([None, bad, None]), run([None, None]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", REFUSING.values(), ids=REFUSING)
+def test_a_module_may_ask_that_the_step_be_left_out(make: Any) -> None:
+    for nonfinite in ("raise", "skip"):
+        module = make(nonfinite)
+        with pytest.raises(NonFiniteError) as caught:
+            module.apply([torch.full((2, 2), math.nan)], None, None, None, [{}], [module.defaults])
+        assert caught.value.skip == (nonfinite == "skip")
+        assert not module.traceable
+    with pytest.raises(ArgumentError, match="It is 'allow', 'raise' or 'skip'"):
+        make("no")
+
+
+@pytest.mark.parametrize("make", REFUSING.values(), ids=REFUSING)
+def test_what_is_finite_is_as_without(make: Any) -> None:
+    grads = [grad for grad in gradients() if grad.ndim == 2 and grad.numel()]
+    close(update(grads, make("raise")), update(grads, make("allow")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_sign_of_memory_that_is_lost_shows(dtype: torch.dtype) -> None:
+    weight = torch.zeros(4, dtype=dtype, requires_grad=True)
+    optimizer = Optimizer([weight], HeavyBall(0.9), Sign(), LR(0.5))
+    for grad in ([1.0, math.nan, math.inf, 0.0], [1.0, 1.0, 1.0, -1.0]):
+        weight.grad = torch.tensor(grad, dtype=dtype)
+        optimizer.step()
+    expected = torch.tensor([-1.0, math.nan, math.nan, 0.5], dtype=dtype)
+    torch.testing.assert_close(weight.detach(), expected, equal_nan=True)
 
 
 def test_sign() -> None:

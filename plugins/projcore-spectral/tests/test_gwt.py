@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -63,9 +64,16 @@ class ByHand:
     """One matrix: Adam on the last sums, and all else that the method does."""
 
     def __init__(
-        self, level: int, detail: str, correct: bool, limit: float | None, lib: Any
+        self,
+        level: int,
+        detail: str,
+        correct: bool,
+        limit: float | None,
+        lib: Any,
+        bound: float = math.inf,
     ) -> None:
         self.level, self.detail, self.correct, self.limit = level, detail, correct, limit
+        self.bound = bound
         self.forward, self.backward = lib
         self.first: Any = 0.0
         self.second: Any = 0.0
@@ -80,6 +88,18 @@ class ByHand:
         self.before = norm / divisor
         return divisor
 
+    def sizes(self, low: np.ndarray, details: list[np.ndarray]) -> np.ndarray:
+        """The root mean square of the differences of each place."""
+        squares, counts = np.zeros_like(low), np.zeros(low.shape[-1])
+        places, total = np.arange(low.shape[-1]), low.shape[-1]
+        for fine in details:
+            for i, place in enumerate(places[: fine.shape[-1]]):
+                squares[..., place] += fine[..., i] ** 2
+                counts[place] += 1
+            total += fine.shape[-1]
+            places = np.repeat(places, 2)[:total]
+        return np.asarray(np.sqrt(squares / np.maximum(counts, 1)))
+
     def update(self, gradient: np.ndarray) -> np.ndarray:
         low, details = self.forward(gradient, self.level)
         self.count += 1
@@ -91,6 +111,8 @@ class ByHand:
             square = square / (1 - BETAS[1] ** self.count)
         divisor = np.sqrt(square) + EPS
         out = mean / divisor
+        share = 1.0 if self.correct else (1 - BETAS[1] ** self.count) ** 0.5
+        divisor = np.maximum(divisor, share / self.bound * self.sizes(low, details))
         if self.detail == "second":
             shrink = self.limited(float(np.linalg.norm(out)))
             scaled = []
@@ -101,7 +123,10 @@ class ByHand:
                 divisor = divisor[..., :longer]
             out = out / shrink
         else:
-            ratio = np.linalg.norm(out, axis=-1) / (np.linalg.norm(low, axis=-1) + 1e-8)
+            own = np.concatenate([np.zeros_like(low[..., :0]), *details], -1)
+            size = np.sqrt((own**2).sum(-1) / max(1, own.shape[-1]) * low.shape[-1])
+            inside = np.maximum(np.linalg.norm(low, axis=-1), size / self.bound)
+            ratio = np.linalg.norm(out, axis=-1) / (inside + 1e-8)
             scaled = [ratio[:, None] * fine for fine in details]
             norm = np.sqrt(sum((fine**2).sum() for fine in scaled))
             shrink = self.limited(float(norm))
@@ -123,32 +148,53 @@ PYWAVELETS = (by_pywavelets, from_pywavelets)
 HAND = (by_hand, from_hand)
 
 
+CASES = [
+    ((3, 8), 2, PYWAVELETS),
+    ((8, 16), 3, PYWAVELETS),
+    ((5, 6), 1, PYWAVELETS),
+    ((4, 8), 2, HAND),
+    ((4, 7), 2, HAND),
+    ((3, 13), 3, HAND),
+    ((2, 3), 2, HAND),
+    ((3, 1), 1, HAND),
+]
+
+
 @pytest.mark.parametrize("correct", [False, True])
 @pytest.mark.parametrize("detail", ["second", "ratio"])
 @pytest.mark.parametrize("limit", [GAMMA, None])
-@pytest.mark.parametrize(
-    ("shape", "level", "lib"),
-    [
-        ((3, 8), 2, PYWAVELETS),
-        ((8, 16), 3, PYWAVELETS),
-        ((5, 6), 1, PYWAVELETS),
-        ((4, 8), 2, HAND),
-        ((4, 7), 2, HAND),
-        ((3, 13), 3, HAND),
-        ((2, 3), 2, HAND),
-        ((3, 1), 1, HAND),
-    ],
-)
+@pytest.mark.parametrize(("shape", "level", "lib"), CASES)
 def test_it_is_the_published_method(
     shape: tuple[int, int], level: int, lib: Any, limit: Any, detail: Any, correct: bool
+) -> None:
+    follows_the_formulas(shape, level, lib, limit, detail, correct, None)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("detail", ["second", "ratio"])
+@pytest.mark.parametrize(("shape", "level", "lib"), CASES)
+def test_its_bound(
+    shape: tuple[int, int], level: int, lib: Any, detail: Any, correct: bool
+) -> None:
+    follows_the_formulas(shape, level, lib, GAMMA, detail, correct, 0.9)
+
+
+def follows_the_formulas(
+    shape: tuple[int, int],
+    level: int,
+    lib: Any,
+    limit: Any,
+    detail: Any,
+    correct: bool,
+    bound: float | None,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
     point = weight.detach().clone()
-    made = GWT([inside(correct)], level=level, detail=detail, limit=limit)
+    made = GWT([inside(correct)], level=level, detail=detail, limit=limit, bound=bound)
     modules = [made, LR(0.05)] if correct else [made, BiasCorrection(BETAS), LR(0.05)]
     optimizer = Optimizer([weight], *modules)
-    method = ByHand(level, detail, correct, limit, lib)
+    method = ByHand(level, detail, correct, limit, lib, bound or math.inf)
     for step in range(100):
         update = torch.from_numpy(method.update(gradient(point, step).numpy()))
         if not correct:
@@ -157,6 +203,39 @@ def test_it_is_the_published_method(
         weight.grad = gradient(weight.detach(), step)
         optimizer.step()
         torch.testing.assert_close(weight.detach(), point, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("detail", ["second", "ratio"])
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_where_neighbours_cancel_a_step_is_no_larger_than_elsewhere(
+    detail: Any, level: int, correct: bool
+) -> None:
+    """By the published formula it is of 2e5 from a gradient of 2."""
+    weight = Parameter(torch.zeros(4, 16))
+    adam = Adam(eps=1e-6, bias_correction=correct)
+    modules = [GWT([adam], level, detail), *([] if correct else [BiasCorrection()])]
+    optimizer = Optimizer([weight], *modules, LR(1.0))
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.tensor([2.0, -2.0]).repeat(8)
+    for step in range(30):
+        before = weight.detach().clone()
+        weight.grad = signs * (1 + 1e-7 * torch.randn(4, 16, generator=generator))
+        weight.grad[0] = torch.randn(16, generator=generator)
+        optimizer.step()
+        # Adam's corrected update is at most 10, a difference is not averaged, and alpha is 1 / 4.
+        assert (weight - before).abs().max() < 10 * 10 * 0.25 * (1 if correct or step else 10)
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("detail", ["second", "ratio"])
+def test_huge_gradients_make_no_nan(detail: Any) -> None:
+    weight = Parameter(torch.ones(3, 8))
+    optimizer = Optimizer([weight], GWT([Adam()], detail=detail), LR(0.01))
+    for size in (1e15, 1e20, 1.0):
+        weight.grad = size * torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+    assert weight.isfinite().all()
 
 
 @pytest.mark.parametrize("length", range(1, 20))
@@ -198,7 +277,7 @@ def test_inside_it_is_the_coarse_part_of_haar() -> None:
 @pytest.mark.parametrize("make", [lambda: Adagrad(eps=EPS), lambda: RMSprop(eps=EPS)])
 def test_differences_are_divided_as_other_modules_divide(make: Callable[[], Any]) -> None:
     weight = Parameter(torch.randn(3, 8, dtype=torch.float64))
-    made = GWT([make()], level=1, scale=1.0, limit=None)
+    made = GWT([make()], level=1, scale=1.0, limit=None, bound=None)
     assert made.eps == EPS
     optimizer = Optimizer([weight], made)
     before = weight.detach().clone()
@@ -366,6 +445,7 @@ def test_arguments_out_of_range_are_refused() -> None:
         {"limit": 0.9},
         {"eps": -1.0},
         {"inner_beta2": 1.0},
+        {"bound": 0.0},
         {"detail": "none"},
     ]:
         with pytest.raises(ArgumentError, match=f"GWT.*{next(iter(arguments))}"):

@@ -12,6 +12,7 @@ from projcore.testing.laws.inputs import inputs
 from projcore.testing.laws.invariance import invariance
 from projcore.testing.laws.memory import memory
 from projcore.testing.laws.nesting import nesting, nesting_everywhere
+from projcore.testing.laws.nonfinite import nonfinite
 from projcore.testing.laws.reach import reach
 from projcore.testing.laws.rebuild import rebuild
 from projcore.testing.laws.recipe import recipe
@@ -38,6 +39,7 @@ LAWS: tuple[Law, ...] = (
     autocast,
     reach,
     inputs,
+    nonfinite,
     nesting,
     atomic,
     atomic_everywhere,

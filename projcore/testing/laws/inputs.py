@@ -11,7 +11,7 @@ from projcore import Optimizer
 from projcore.errors import ProjcoreError
 from projcore.testing.law import NotApplicable, ensure, ensure_close, ensure_equal, law, listed
 from projcore.testing.laws.resume import ensure_same_memory
-from projcore.testing.problem import Problem, make_problem
+from projcore.testing.problem import Problem, flat, make_problem
 from projcore.testing.run import make_optimizer, remembered, take_steps, train
 from projcore.testing.subject import Subject
 
@@ -26,7 +26,9 @@ def inputs(subject: Subject) -> str | None:
 
     0-d to 5-d, empty, non-contiguous, channels_last, gradients with other strides, bfloat16,
     float32, float64, complex, several dtypes at once. What works stays finite and keeps its shape
-    and dtype; strides do not matter. A parameter without a gradient is not moved.
+    and dtype; strides do not matter. A parameter without a gradient is not moved. In float16 and
+    bfloat16 small gradients, too, give finite parameters, and where zero ones move nothing in
+    float64, they move nothing there.
 
     Returns what was refused.
     """
@@ -51,6 +53,7 @@ def inputs(subject: Subject) -> str | None:
         raise NotApplicable(f"all was refused: {refused[0]}")
     _check_strides(subject)
     _check_missing(subject)
+    _check_half(subject)
     return listed(refused)
 
 
@@ -108,6 +111,39 @@ def _check_strides(subject: Subject) -> None:
             optimizer.step(closure)
         what = f"With a transposed gradient a parameter of shape {shape} moves otherwise"
         ensure_close(problem.point(), expected, TOLERANCE, what, MEND)
+
+
+class _Slope(Problem):
+    """A linear function: of each element the derivative has the same size."""
+
+    def __init__(self, tensors: Sequence[Tensor], size: float) -> None:
+        super().__init__(tensors)
+        self._slopes = size * self._target.sign()
+
+    def loss(self, tensors: Sequence[Tensor]) -> Tensor:
+        return (flat(tensors) * self._slopes).sum()
+
+
+def _check_half(subject: Subject) -> None:
+    """The first size is 0; of the others, squares are 0 in float16, and so are most eps."""
+    mend = "Compute in float32, and round what is returned."
+    for size in (0.0, 1e-4, 1e-7):
+        rests = False
+        for dtype in (torch.float64, torch.float16, torch.bfloat16):
+            problem = _Slope([_draw(shape).to(dtype) for shape in ((4, 3), (5,))], size)
+            before = problem.point()
+            try:
+                after = train(problem, subject.chain(), STEPS)
+            except ProjcoreError:
+                continue
+            where = f"a parameter of {dtype} with gradients of {size}"
+            ensure(
+                all(bool(each.isfinite().all()) for each in after), f"{where} is not finite.", mend
+            )
+            still = all(map(torch.equal, after, before))
+            if size == 0 and dtype is torch.float64:
+                rests = still
+            ensure(still or not rests, f"{where} moves, but not in float64.", mend)
 
 
 def _check_missing(subject: Subject) -> None:

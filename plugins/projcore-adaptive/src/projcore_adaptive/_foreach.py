@@ -48,6 +48,16 @@ def fill_where(tensors: list[Tensor], flags: list[Any], value: float) -> list[Te
     return tensors
 
 
+def signs(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the sign of each element; NaN of one that is not finite, where torch gives 0, 1, -1.
+
+    What is behind a sign would otherwise not see that memory before it is lost.
+    """
+    result = torch._foreach_sign(tensors)
+    torch._foreach_add_(result, tensors, alpha=0)  # zero times Inf or NaN is NaN
+    return list(result)
+
+
 def add_squares_(targets: list[Tensor], tensors: list[Tensor], factor: float | Tensor) -> None:
     """Adds squares: ``t += factor * x * x``; a negative factor subtracts."""
     if isinstance(factor, Tensor):

@@ -14,6 +14,10 @@ from projcore import Blend, Write
 
 EpsMode = Literal["corrected", "hat"]
 
+# Of bfloat16 it computes in float32 and rounds each number once. float16 never gets here: the
+# optimizer hands in float32 copies.
+FUSED = (torch.float32, torch.float64, torch.bfloat16)
+
 
 class Terms(NamedTuple):
     """What the formula takes beside memory; as the settings of `Adam`."""
@@ -31,7 +35,7 @@ def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
     They are of torch's own class: others, as `DTensor`, do not go with plain ones in one call. With
     strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
     """
-    if torch.compiler.is_compiling() or tensor.dtype not in (torch.float32, torch.float64):
+    if torch.compiler.is_compiling() or tensor.dtype not in FUSED:
         return False
     if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
         return False

@@ -114,5 +114,6 @@ class AdamMini(Transform):
         ]
         torch._foreach_add_(steps, 1)
         lerp_(exp_avgs, tensors, 1 - beta1)
-        lerp_(exp_avg_sqs, means, 1 - beta2)
+        torch._foreach_mul_(exp_avg_sqs, beta2)  # not lerp: of Inf and Inf it is NaN
+        torch._foreach_add_(exp_avg_sqs, torch._foreach_mul(means, 1 - beta2))
         return quotient(exp_avgs, exp_avg_sqs, steps, beta1, beta2, scalar(settings[0]["eps"]))

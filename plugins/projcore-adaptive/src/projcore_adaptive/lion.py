@@ -8,7 +8,7 @@ from torch import Tensor
 from projcore import Node, Settings, Transform, scalar
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._complex import as_given, as_real
-from projcore_adaptive._foreach import lerp_
+from projcore_adaptive._foreach import lerp_, signs
 
 
 def lion_update(
@@ -24,8 +24,7 @@ def lion_update(
         torch._foreach_add_(mixed, torch._foreach_mul(tensors, 1 - beta1))
     else:
         torch._foreach_add_(mixed, tensors, alpha=1 - beta1)
-    torch._foreach_sign_(mixed)
-    return list(mixed)
+    return signs(list(mixed))
 
 
 class Lion(Transform):
@@ -37,7 +36,7 @@ class Lion(Transform):
 
     Each element of the result is -1, 0 or 1, so learning rates are 3 to 10 times smaller than
     Adam's. The published decay is decoupled: ``Lion(), WeightDecay(0.1), LR(1e-4)``. Complex
-    numbers are pairs of real ones.
+    numbers are pairs of real ones. Of Inf and NaN the sign is NaN, so that they show.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
@@ -45,7 +44,7 @@ class Lion(Transform):
     Raises:
         ArgumentError: If ``betas`` are out of range.
 
-    Cost: memory of one tensor. Eager, 4 passes; compiled, one pass.
+    Cost: memory of one tensor. Eager, 6 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

@@ -40,13 +40,16 @@ def newton_schulz(matrices: Tensor, coefficients: Coefficients, steps: int, eps:
 def polar(matrices: Tensor) -> Tensor:
     """Sets all singular values to 1; those that are 0 to rounding, to 0.
 
-    Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``.
+    Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``. Of one with Inf or NaN it
+    makes NaN, as all that multiplies it would; torch's SVD raises an error, or makes anything.
     """
     half = matrices.dtype in (torch.bfloat16, torch.float16)  # torch has no SVD of these
-    u, values, vh = torch.linalg.svd(matrices.float() if half else matrices, full_matrices=False)
+    wide = matrices.float() if half else matrices
+    finite = wide.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    u, values, vh = torch.linalg.svd(torch.where(finite, wide, 0.0), full_matrices=False)
     least = values[..., :1] * max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps
     result: Tensor = (u * (values > least).to(u.dtype).unsqueeze(-2)) @ vh
-    return result.to(matrices.dtype)
+    return torch.where(finite, result, torch.nan).to(matrices.dtype)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ class Rprop(Transform):
 
     The result is a whole step, in units of the parameters: no `LR` follows. It is
     `torch.optim.Rprop`, exactly. It is meant for full batches. Complex numbers are pairs of real
-    ones, as there. Where an outer projection changes its basis memory starts afresh, because step
-    sizes of elements mean nothing in another.
+    ones, as there, and NaN counts as 0: it moves nothing, and is forgotten. Where an outer
+    projection changes its basis memory is reinitialized, because step sizes of elements mean
+    nothing in another.
 
     Args:
         lr: The first step size, at least 0. Read once, when memory is made, as in torch: schedules

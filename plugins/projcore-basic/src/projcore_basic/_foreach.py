@@ -25,6 +25,16 @@ def lerp_(targets: list[Tensor], tensors: list[Tensor], weight: float | Tensor) 
         torch._foreach_lerp_(targets, tensors, weight)
 
 
+def signs(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the sign of each element; NaN of one that is not finite, where torch gives 0, 1, -1.
+
+    What is behind a sign would otherwise not see that memory before it is lost.
+    """
+    result = torch._foreach_sign(tensors)
+    torch._foreach_add_(result, tensors, alpha=0)  # zero times Inf or NaN is NaN
+    return list(result)
+
+
 def once(factors: list[Any]) -> list[Any]:
     """Returns numbers as they are; in a trace, has each computed once and not for each element.
 

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from projcore import require
+from projcore import first_nonfinite, require
+from projcore.errors import ArgumentError, NonFiniteError
 
 Order = float | Literal["inf"]
+Nonfinite = Literal["allow", "raise", "skip"]
+
+
+def require_choice(owner: object, value: object) -> None:
+    """Raises unless a value says what is to be done about Inf and NaN."""
+    if value not in get_args(Nonfinite):
+        raise ArgumentError(
+            f"{type(owner).__name__} was given nonfinite={value!r}. It is 'allow', 'raise' or "
+            "'skip'. Pass one of these."
+        )
+
+
+def refuse_nonfinite(owner: object, tensors: list[Tensor], nonfinite: Nonfinite) -> None:
+    """Raises if there is Inf or NaN in norms, or in what is clipped, unless it is allowed."""
+    if nonfinite != "allow" and first_nonfinite(tensors) is not None:
+        raise NonFiniteError(
+            f"{owner} was given an update in which there is Inf or NaN, or whose norm overflows. "
+            "It takes finite ones. Leave this step out, or pass nonfinite='skip', which does so.",
+            skip=nonfinite == "skip",
+        )
 
 
 def as_order(owner: object, name: str, value: Order) -> float:

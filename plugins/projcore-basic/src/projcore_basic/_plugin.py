@@ -57,7 +57,10 @@ def projcore_register_modules(register: Register) -> None:
         summary="Scales the update down where its norm is above a bound.",
         paper="arXiv:1211.5063",
         tags=("clipping",),
-        example=[{"max_norm": 1.0}, {"max_norm": 0.5, "norm_type": 1, "per_tensor": True}],
+        example=[
+            {"max_norm": 1.0},
+            {"max_norm": 0.5, "norm_type": 1, "per_tensor": True, "nonfinite": "skip"},
+        ],
     )
     register(
         "clip_value",
@@ -65,7 +68,7 @@ def projcore_register_modules(register: Register) -> None:
         summary="Clips each element of the update to a bound.",
         paper="arXiv:1211.5063",
         tags=("clipping",),
-        example={"clip_value": 0.1},
+        example=[{"clip_value": 0.1}, {"clip_value": 0.1, "nonfinite": "raise"}],
     )
     register(
         "normalize",

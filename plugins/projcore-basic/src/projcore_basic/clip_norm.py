@@ -6,25 +6,30 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
-from projcore_basic._norms import Order, as_order, each_norm, whole_norm
+from projcore_basic._norms import (
+    Nonfinite,
+    Order,
+    as_order,
+    each_norm,
+    refuse_nonfinite,
+    require_choice,
+    whole_norm,
+)
 
 # The summand of torch's clip_grad_norm_: a norm of exactly `max_norm` is scaled too, a little.
 TINY = 1e-6
 
 
-def clip_whole(tensors: list[Tensor], max_norm: float | Tensor, order: float) -> list[Tensor]:
+def clip_whole(tensors: list[Tensor], max_norm: float | Tensor, norm: Tensor) -> list[Tensor]:
     """Scales all tensors by one factor, ``min(1, max_norm / (norm of all + 1e-6))``."""
-    factor = (max_norm / (whole_norm(tensors, order) + TINY)).clamp(max=1.0)
+    factor = (max_norm / (norm + TINY)).clamp(max=1.0)
     if all(tensor.device == factor.device for tensor in tensors):
         return list(torch._foreach_mul(tensors, factor))
     return [tensor * factor.to(tensor.device) for tensor in tensors]
 
 
-def clip_each(
-    tensors: list[Tensor], max_norm: float | Tensor, order: float, batch_dims: int
-) -> list[Tensor]:
+def clip_each(tensors: list[Tensor], max_norm: float | Tensor, norms: list[Tensor]) -> list[Tensor]:
     """Scales each tensor, or each item of it, by a factor of its own."""
-    norms = each_norm(tensors, order, batch_dims)
     factors = [(max_norm / (norm + TINY)).clamp(max=1.0) for norm in norms]
     return list(torch._foreach_mul(tensors, factors))
 
@@ -37,17 +42,24 @@ class ClipNorm(Transform):
 
     The norm is that of all tensors together, and the result that of
     `torch.nn.utils.clip_grad_norm_`; or with ``per_tensor``, of each tensor by itself. As there, an
-    infinite norm makes zeros of finite elements and NaN of infinite ones.
+    infinite norm makes zeros of finite elements and NaN of infinite ones, unless ``nonfinite`` says
+    otherwise.
 
     Args:
         max_norm: :math:`c`, greater than 0.
         norm_type: The order of the norm, greater than 0, or ``"inf"`` for the largest magnitude;
             fixed, groups do not change it.
         per_tensor: Whether each tensor has a norm of its own.
+        nonfinite: What is done where a norm is Inf or NaN: nothing (``"allow"``), an error
+            (``"raise"``), or the step is left out, with nothing changed (``"skip"``). Fixed.
+            Modules before it may have changed their memory by then, so put it first. It costs
+            nothing but a wait for the device; then steps are not compiled.
 
     Raises:
         ArgumentError: If ``max_norm`` or ``norm_type`` is out of range, or parameter groups
-            disagree in ``max_norm`` while the norm is one of all tensors.
+            disagree in ``max_norm`` while the norm is one of all tensors, or ``nonfinite`` is
+            unknown.
+        NonFiniteError: In a step: if a norm is not finite, with ``nonfinite="raise"``.
 
     Cost: two passes over the update.
 
@@ -68,7 +80,16 @@ class ClipNorm(Transform):
     batched = True
     sharded = True
 
-    def __init__(self, max_norm: float, norm_type: Order = 2.0, per_tensor: bool = False) -> None:
+    def __init__(
+        self,
+        max_norm: float,
+        norm_type: Order = 2.0,
+        per_tensor: bool = False,
+        nonfinite: Nonfinite = "allow",
+    ) -> None:
+        require_choice(self, nonfinite)
+        self.nonfinite: Nonfinite = nonfinite
+        self.traceable = nonfinite == "allow"
         self.order = as_order(self, "norm_type", norm_type)
         self.scope = "tensor" if per_tensor else "all"
         super().__init__({"max_norm": max_norm})
@@ -87,5 +108,9 @@ class ClipNorm(Transform):
         batch_dims: int = 0,
     ) -> list[Tensor]:
         if self.scope == "tensor":
-            return clip_each(tensors, settings[0]["max_norm"], self.order, batch_dims)
-        return clip_whole(tensors, common(self, settings)["max_norm"], self.order)
+            norms = each_norm(tensors, self.order, batch_dims)
+            refuse_nonfinite(self, norms, self.nonfinite)
+            return clip_each(tensors, settings[0]["max_norm"], norms)
+        norm = whole_norm(tensors, self.order)
+        refuse_nonfinite(self, [norm], self.nonfinite)
+        return clip_whole(tensors, common(self, settings)["max_norm"], norm)

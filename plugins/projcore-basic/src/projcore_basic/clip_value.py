@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Node, Scope, Settings, Transform, common, require, scalar
 from projcore_basic._complex import as_given, as_real
+from projcore_basic._norms import Nonfinite, refuse_nonfinite, require_choice
 
 
 def clip_value_update(tensors: list[Tensor], limit: float | Tensor) -> list[Tensor]:
@@ -27,11 +28,17 @@ class ClipValue(Transform):
 
     Args:
         clip_value: :math:`c`, greater than 0.
+        nonfinite: What is done about Inf and NaN: nothing (``"allow"``), so that Inf becomes
+            :math:`c` and NaN stays; an error (``"raise"``); or the step is left out, with nothing
+            changed (``"skip"``). Fixed. Modules before it may have changed their memory by then,
+            so put it first. Then it takes all tensors at once, and steps are not compiled.
 
     Raises:
-        ArgumentError: If ``clip_value`` is out of range.
+        ArgumentError: If ``clip_value`` is out of range, or ``nonfinite`` is unknown; or parameter
+            groups disagree in ``clip_value``, unless that is ``"allow"``.
+        NonFiniteError: In a step: if a number is not finite, with ``nonfinite="raise"``.
 
-    Cost: two passes over the update.
+    Cost: two passes over the update; a third, unless Inf and NaN are allowed.
 
     Example:
         >>> from projcore import Optimizer
@@ -47,9 +54,15 @@ class ClipValue(Transform):
         `torch.nn.utils.clip_grad_value_` does the same in place.
     """
 
-    scope = "element"
+    scope: Scope = "element"
+    sharded = True
 
-    def __init__(self, clip_value: float) -> None:
+    def __init__(self, clip_value: float, nonfinite: Nonfinite = "allow") -> None:
+        require_choice(self, nonfinite)
+        self.nonfinite: Nonfinite = nonfinite
+        if nonfinite != "allow":
+            self.scope = "all"  # no other module runs on some before it is known of all
+            self.traceable = False
         super().__init__({"clip_value": clip_value})
 
     def check(self, settings: Settings) -> None:
@@ -64,5 +77,7 @@ class ClipValue(Transform):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        limit = scalar(settings[0]["clip_value"])
+        refuse_nonfinite(self, tensors, self.nonfinite)
+        values = settings[0] if self.scope == "element" else common(self, settings)
+        limit = scalar(values["clip_value"])
         return as_given(clip_value_update(as_real(tensors), limit), tensors)

@@ -9,33 +9,27 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore_basic._norms import Order, as_order, each_norm, norm_over, whole_norm
+from projcore_basic._norms import (
+    Nonfinite,
+    Order,
+    as_order,
+    each_norm,
+    norm_over,
+    refuse_nonfinite,
+    require_choice,
+    whole_norm,
+)
 
 
-def normalize_whole(tensors: list[Tensor], order: float, eps: float | Tensor) -> list[Tensor]:
-    """Divides all tensors by the norm of all."""
-    norm = _at_least(whole_norm(tensors, order), eps)
-    return [tensor / norm.to(tensor.device) for tensor in tensors]
-
-
-def normalize_each(
-    tensors: list[Tensor], order: float, eps: float | Tensor, batch_dims: int
+def slice_norms(
+    tensors: list[Tensor], order: float, dims: tuple[int, ...], batch_dims: int
 ) -> list[Tensor]:
-    """Divides each tensor, or each item of it, by its norm."""
-    norms = [_at_least(norm, eps) for norm in each_norm(tensors, order, batch_dims)]
-    return list(torch._foreach_div(tensors, norms))
-
-
-def normalize_over(
-    tensors: list[Tensor], order: float, eps: float | Tensor, dims: tuple[int, ...], batch_dims: int
-) -> list[Tensor]:
-    """Divides along some dimensions of each item by the norm over these."""
-    result = []
-    for tensor in tensors:
-        over = places(tensor.ndim, dims, batch_dims)
-        norm = norm_over(tensor, order, over) if over else tensor.abs()
-        result.append(tensor / _at_least(norm, eps))
-    return result
+    """Returns the norms over some dimensions of each item."""
+    over = [places(tensor.ndim, dims, batch_dims) for tensor in tensors]
+    return [
+        norm_over(tensor, order, each) if each else tensor.abs()
+        for tensor, each in zip(tensors, over, strict=True)
+    ]
 
 
 def as_dims(dim: int | Sequence[int]) -> tuple[int, ...]:
@@ -76,11 +70,17 @@ class Normalize(Transform):
         dim: The dimension or dimensions of a tensor that a norm is taken over, as torch counts
             them; None for all. Of a matrix, 1 makes unit rows and 0 unit columns. A tensor that
             lacks one of them is scaled as a whole. Fixed, groups do not change it.
+        nonfinite: What is done where a norm is Inf or NaN: nothing (``"allow"``), so that Inf makes
+            zeros of finite elements and NaN of infinite ones; an error (``"raise"``); or the step
+            is left out, with nothing changed (``"skip"``). Fixed. Modules before it may have
+            changed their memory by then, so put it first. It costs nothing but a wait for the
+            device; then steps are not compiled.
 
     Raises:
-        ArgumentError: If ``ord`` or ``eps`` is out of range, or ``dim`` is given without
-            ``per_tensor``.
+        ArgumentError: If ``ord`` or ``eps`` is out of range, ``nonfinite`` is unknown, or ``dim``
+            is given without ``per_tensor``.
         ArgumentTypeError: If ``dim`` is not made of integers.
+        NonFiniteError: In a step: if a norm is not finite, with ``nonfinite="raise"``.
 
     Cost: two passes over the update.
 
@@ -108,7 +108,11 @@ class Normalize(Transform):
         eps: float = 1e-12,
         per_tensor: bool = True,
         dim: int | Sequence[int] | None = None,
+        nonfinite: Nonfinite = "allow",
     ) -> None:
+        require_choice(self, nonfinite)
+        self.nonfinite: Nonfinite = nonfinite
+        self.traceable = nonfinite == "allow"
         self.order = as_order(self, "ord", ord)
         self.dims = None if dim is None else as_dims(dim)
         if self.dims is not None and not per_tensor:
@@ -132,9 +136,15 @@ class Normalize(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        if self.dims is not None:
-            eps = settings[0]["eps"]
-            return normalize_over(tensors, self.order, eps, self.dims, batch_dims)
-        if self.scope == "tensor":
-            return normalize_each(tensors, self.order, settings[0]["eps"], batch_dims)
-        return normalize_whole(tensors, self.order, common(self, settings)["eps"])
+        if self.scope == "all":
+            norms = [whole_norm(tensors, self.order)]
+        elif self.dims is None:
+            norms = each_norm(tensors, self.order, batch_dims)
+        else:
+            norms = slice_norms(tensors, self.order, self.dims, batch_dims)
+        refuse_nonfinite(self, norms, self.nonfinite)
+        eps = (settings[0] if self.scope == "tensor" else common(self, settings))["eps"]
+        bounded = [_at_least(norm, eps) for norm in norms]
+        if self.scope == "all":
+            bounded = [bounded[0].to(tensor.device) for tensor in tensors]
+        return list(torch._foreach_div(tensors, bounded))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform
 from projcore_basic._complex import as_given, as_real
+from projcore_basic._foreach import signs
 
 
 class Sign(Transform):
     r"""Keeps the sign of each element of the update: :math:`u \leftarrow \operatorname{sign}(u)`.
 
-    The sign of 0 is 0. Of a complex number, the parts are replaced each by its own sign.
+    The sign of 0 is 0, that of Inf and NaN is NaN, so that they show. Of a complex number, the
+    parts are replaced each by its own sign.
 
-    Cost: one pass over the update.
+    Cost: two passes over the update.
 
     Example:
         >>> from projcore import Optimizer
@@ -44,4 +45,4 @@ class Sign(Transform):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor]:
-        return as_given(list(torch._foreach_sign(as_real(tensors))), tensors)
+        return as_given(signs(as_real(tensors)), tensors)

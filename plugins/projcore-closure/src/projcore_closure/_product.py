@@ -27,7 +27,7 @@ def dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
         11.0
     """
     parts = [
-        torch.dot(_wide(flat(one)), _wide(flat(other)))
+        torch.dot(wide(flat(one)), wide(flat(other)))
         for one, other in zip(ones, others, strict=True)
     ]
     return sum(_numbers(parts), 0.0)
@@ -46,6 +46,19 @@ def peaks(tensors: Sequence[Tensor]) -> list[float]:
     return _numbers(list(torch._foreach_norm(filled, math.inf)))
 
 
+def plus(ones: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> list[Tensor]:
+    """Returns ``x + factor * y`` in the dtypes of `ones`; of float16 the factor may exceed it.
+
+    Example:
+        >>> small = torch.tensor([1e-6], dtype=torch.float16)
+        >>> plus([torch.zeros(1)], [small], 1e6)
+        [tensor([1.0133])]
+    """
+    others = [wide(other) for other in others]
+    sums = torch._foreach_add(list(ones), others, alpha=factor)
+    return [each.to(one.dtype) for each, one in zip(sums, ones, strict=True)]
+
+
 def _numbers(scalars: list[Tensor]) -> list[float]:
     """Returns 0-d tensors as numbers; reads from another device than the CPU once, not for each."""
     if all(scalar.is_cpu for scalar in scalars):
@@ -55,5 +68,6 @@ def _numbers(scalars: list[Tensor]) -> list[float]:
     return numbers
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """Returns a tensor of less than 32 bits in float32, others as they are."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State, require
 from projcore_closure._evaluating import Evaluating
-from projcore_closure._product import dot
+from projcore_closure._product import dot, plus, wide
 from projcore_closure._rounding import rounding
 from projcore_closure._whole import require_whole
 
@@ -100,8 +100,7 @@ class Curvature:
         return list(torch._foreach_div(torch._foreach_sub(ahead, behind), width))
 
     def _gradient(self, vector: list[Tensor], step: float) -> list[Tensor]:
-        point = torch._foreach_add(self._objective.params, vector, alpha=step)
-        _, grads = self._objective.evaluate(point)
+        _, grads = self._objective.evaluate(plus(self._objective.params, vector, step))
         assert grads is not None
         return grads
 
@@ -209,11 +208,13 @@ class NewtonCG(Evaluating):
             return list(update)
         hessian = Curvature(objective, settings["perturbation"], self.central)
         # Of length 1, so that no product of three such vectors leaves the range of float32.
+        target = [wide(tensor) / norm for tensor in update]
         solution = conjugate_gradients(
             hessian.product,
-            list(torch._foreach_div(update, norm)),
+            target,
             float(settings["tolerance"]),
             settings["max_iterations"],
             unit(objective) / norm,
         )
-        return list(torch._foreach_mul(solution, norm))
+        result = torch._foreach_mul(solution, norm)
+        return [each.to(tensor.dtype) for each, tensor in zip(result, update, strict=True)]

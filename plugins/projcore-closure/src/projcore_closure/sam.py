@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State, require
 from projcore_closure._evaluating import Evaluating
-from projcore_closure._product import dot
+from projcore_closure._product import dot, plus
 
 
 class SAM(Evaluating):
@@ -79,6 +79,6 @@ class SAM(Evaluating):
         if self.adaptive:
             climb = list(torch._foreach_mul(climb, sizes))
         factor = float(settings["rho"]) / norm if norm > 0 else 0.0
-        _, grads = objective.evaluate(torch._foreach_add(params, climb, alpha=factor))
+        _, grads = objective.evaluate(plus(params, climb, factor))
         assert grads is not None
         return grads

@@ -8,6 +8,7 @@ from torch import Tensor
 from projcore import Objective, Settings, State, require
 from projcore.errors import ArgumentTypeError
 from projcore_closure._evaluating import Evaluating
+from projcore_closure._product import plus
 from projcore_closure._whole import require_whole
 
 
@@ -101,7 +102,7 @@ class SPSA(Evaluating):
                 )
             ]
             slope = (losses[0] - losses[1]) / (2 * width)
-            torch._foreach_add_(result, signs, alpha=slope / samples)
+            result = plus(result, signs, slope / samples)
         return result
 
 

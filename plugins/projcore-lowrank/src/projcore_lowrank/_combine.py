@@ -82,7 +82,8 @@ def fira(given: Given) -> tuple[list[Parts], list[Tensor]]:
         shrink, previous = limit(matrix_norms(channels), gamma, previous)
         factors = list(torch._foreach_mul(factors, _parted(shrink, full)))
     factors = _like(factors, full)
-    low = torch._foreach_addcmul(result, projected, factors, value=-1.0)
+    mixed = torch._foreach_addcmul(result, projected, factors, value=-1.0)
+    low = [each.to(out.dtype) for each, out in zip(mixed, result, strict=True)]
     return [Parts(*each) for each in zip(low, scales, factors, strict=True)], previous
 
 
@@ -116,6 +117,11 @@ def apollo_mini(given: Given) -> tuple[list[Parts], list[Tensor]]:
 
 
 RULES = {"fira": fira, "apollo": apollo, "apollo_mini": apollo_mini}
+
+
+def signs(tensor: Tensor) -> Tensor:
+    """Returns the sign of each element; NaN of one that is not finite, so that it shows."""
+    return tensor.sgn().add_(tensor, alpha=0)  # zero times Inf or NaN is NaN
 
 
 def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
@@ -192,9 +198,11 @@ def _parted(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _like(factors: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """Returns factors in the dtype that the tensors share."""
+    """Returns factors in the dtype that the tensors share; but float16 does not hold all."""
     dtype = tensors[0].dtype
-    return factors if factors[0].dtype == dtype else [factor.to(dtype) for factor in factors]
+    if dtype in (torch.float16, factors[0].dtype):
+        return factors
+    return [factor.to(dtype) for factor in factors]
 
 
 def _wide(tensors: list[Tensor]) -> list[Tensor]:

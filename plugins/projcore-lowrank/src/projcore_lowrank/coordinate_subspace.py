@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Blend, Node, Policy, Settings, Write
 from projcore.errors import ArgumentError
-from projcore_lowrank._combine import Parts, Rule
+from projcore_lowrank._combine import Parts, Rule, signs
 from projcore_lowrank._matrices import Folding, Rank, resolved_rank
 from projcore_lowrank._options import Nonfinite, Options, Second, Source, require_choice
 from projcore_lowrank._seeded import gaussian, mix, permutation
@@ -263,7 +263,7 @@ class CoordinateSubspace(Chosen):
         if not parts.signs or parts.low is None:
             return super()._update(full, low, parts, state)
         (end,) = self.ends(state)
-        update = full.sgn()
+        update = signs(full)
         if parts.signs != 1:
             update.mul_(parts.signs)
         return update.index_copy_(_dim(end), state[end], parts.low * parts.scale)

@@ -201,10 +201,13 @@ class LDAdam(Learnt):
         count = new["step"] - 1
         # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
         factor = (1 - beta2**count) / (1 - beta1**count) ** 2
-        variance = tensor.sub(by_parts(torch.square, moment), alpha=factor)
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        second, first = tensor.to(dtype), moment.to(dtype)
+        variance = second.sub(by_parts(torch.square, first), alpha=factor)
         carried = self.carry(variance, old, new, end, squared=True)
-        mean = self.carry(moment, old, new, end, squared=False)
-        return by_parts(torch.abs, carried.add(by_parts(torch.square, mean), alpha=factor))
+        mean = self.carry(first, old, new, end, squared=False)
+        carried = by_parts(torch.abs, carried.add(by_parts(torch.square, mean), alpha=factor))
+        return carried.to(tensor.dtype)
 
 
 def turned(

@@ -475,7 +475,7 @@ class Subspace(ProjectionBase):
             update = scaled if update is None else update.add_(scaled)
         assert update is not None
         if parts.signs:
-            update.add_(self.rest(full, low, state).sgn_(), alpha=parts.signs)
+            update.add_(_combine.signs(self.rest(full, low, state)), alpha=parts.signs)
         return update
 
     def _write_whole(

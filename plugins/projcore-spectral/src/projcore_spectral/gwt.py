@@ -38,6 +38,20 @@ class GWT(ProjectionBase):
     inside: as in Fira, the differences of each row are multiplied by
     :math:`\lVert N_i \rVert / \lVert A_i \rVert`, and it is their norm that is limited.
 
+    Where neighbours cancel, :math:`A` and :math:`v` are near 0 whatever the differences are. The
+    authors' code divides by them all the same, which makes steps of 5e5 from a gradient of 2. Here
+    differences are divided by at least one :math:`\kappa`-th of their own size:
+
+    .. math::
+        h \leftarrow \max\left(h, \frac{\tau}{\kappa} \operatorname{rms}(d)\right), \qquad
+        \lVert A_i \rVert \leftarrow \max\left(\lVert A_i \rVert,
+        \frac{\sqrt n}{\kappa} \operatorname{rms}(d_i)\right)
+
+    for the differences of one place in :math:`A`, or of a row in which :math:`A` has `n` numbers.
+    There :math:`\tau` is :math:`\sqrt{1 - \beta_2^t}` where :math:`v` is not corrected, and else 1.
+    So no difference becomes larger than Adam would make it if it were :math:`\kappa` times the
+    size that it mostly has.
+
     Tensors that do not have two dimensions, and empty ones, pass as they are to the same modules.
     A closure inside is evaluated on the plane through the current point: fine coefficients stay.
 
@@ -62,6 +76,7 @@ class GWT(ProjectionBase):
         project_update: Hand the incoming update in.
         project_params: Let modules inside read parameters and evaluate the closure.
         project_grad: Let modules inside read gradients.
+        bound: :math:`\kappa`, above 0; None for no bound, as in the authors' code.
 
     Raises:
         ArgumentError: If an argument is out of range, or the last module inside keeps no second
@@ -70,9 +85,9 @@ class GWT(ProjectionBase):
     Cost: O(N) for N elements; two tensors of that size are made. Memory of the modules on
     :math:`N / 2^\ell` elements. bfloat16 and float16 are computed in float32.
 
-    Differs from the authors' code: odd lengths, which it fills up with zeros, so that going out and
-    in again loses half of the last number; after a step of zeros, updates are not limited to almost
-    nothing for good.
+    Differs from the authors' code: it has no bound :math:`\kappa`; it fills up odd lengths with
+    zeros, so that going out and in again loses half of the last number; and after a step of zeros
+    it limits updates to almost nothing for good.
 
     Example:
         >>> from projcore import Optimizer
@@ -101,6 +116,7 @@ class GWT(ProjectionBase):
         project_update: bool = True,
         project_params: bool = True,
         project_grad: bool = True,
+        bound: float | None = 10.0,
     ) -> None:
         if detail not in get_args(Detail):
             raise ArgumentError(
@@ -114,10 +130,13 @@ class GWT(ProjectionBase):
             require(self, "eps", eps, minimum=0)
         if inner_beta2 is not None:
             require(self, "inner_beta2", inner_beta2, minimum=0, below=1)
+        if bound is not None:
+            require(self, "bound", bound, above=0)
         super().__init__(modules, project_update, project_params, project_grad, {"scale": scale})
         self.level = int(level)
         self.detail: Detail = detail
         self.limit = limit
+        self.bound = bound
         if detail == "second":
             divider = _divider(self.chain)
             given = divider.defaults
@@ -182,30 +201,49 @@ class GWT(ProjectionBase):
         ):
             full, low, out = (_real(tensor) for tensor in (given, low, out))
             if self.detail == "second":
-                factor, out = self._divided(out, state)
+                factor, out = self._divided(full, low, out, state)
             else:
                 factor = self._matched(full, low, out, state)
             factor, out = factor * values["scale"], out * values["scale"]
             made.append(_as(given, scaled_details(full, low, out, factor, self.level)))
         return made
 
-    def _divided(self, out: Tensor, state: Node) -> tuple[Tensor, Tensor]:
+    def _divided(
+        self, full: Tensor, low: Tensor, out: Tensor, state: Node
+    ) -> tuple[Tensor, Tensor]:
         """Returns what differences are multiplied by, and the result, limited together."""
-        second = self.memory_inside(state, "second")
+        second = kept = self.memory_inside(state, "second")
         second = torch.zeros_like(out) if second is None else _real(second)  # None: not yet
         if "step" in state:
             state["step"] = state["step"] + 1
             second = second / (1 - self.beta2 ** scalar(state["step"]))
+        divisor = second.sqrt() + self.eps
+        if self.bound is not None:
+            least = self._share(kept, state) / self.bound
+            divisor = torch.maximum(divisor, sizes_of_details(full, low, self.level) * least)
         shrink = self._shrink(torch.linalg.vector_norm(out), state)
-        return shrink / (second.sqrt() + self.eps), out * shrink
+        return shrink / divisor, out * shrink
+
+    def _share(self, second: Tensor | None, state: Node) -> Any:
+        """Returns the size of the root of a second moment, in terms of what it is the mean of."""
+        if "step" in state or second is None:
+            return 1.0
+        node = _node_of(self.chain, state.get("modules", {}), second)
+        betas = _divider(self.chain).defaults.get("betas")
+        if betas is None or "step" not in node:
+            return 1.0
+        return (1 - betas[-1] ** scalar(node["step"])) ** 0.5
 
     def _matched(self, full: Tensor, low: Tensor, out: Tensor, state: Node) -> Tensor:
         """Returns what the differences of each row are multiplied by: scaled as inside, limited."""
         whole, inside, made = (_norms_of_rows(tensor) for tensor in (full, low, out))
-        factor = made / (inside + TINY)
         # The differences have what the norm of a row has beside that of its coarse part.
-        squares = (whole.square() - inside.square()).clamp(min=0) * factor.square()
-        return factor * self._shrink(squares.sum().sqrt(), state)
+        details = beside(whole, inside)
+        if self.bound is not None:
+            count = low.shape[-1] / max(1, full.shape[-1] - low.shape[-1])
+            inside = torch.maximum(inside, details * (count**0.5 / self.bound))
+        factor = made / (inside + TINY)
+        return factor * self._shrink(torch.linalg.vector_norm(details * factor), state)
 
     def _shrink(self, norm: Tensor, state: Node) -> Tensor | float:
         """Returns the factor by which a norm grows no more than it may, and notes what is left."""
@@ -271,6 +309,34 @@ def scaled_details(full: Tensor, low: Tensor, out: Tensor, factor: Tensor, level
     return update
 
 
+def sizes_of_details(full: Tensor, low: Tensor, level: int) -> Tensor:
+    """Returns, for each place in ``low``, the root mean square of the differences there.
+
+    The transform is orthogonal: they have the squares that a block has beside that of its sum.
+    """
+    size, length = 2**level, full.shape[-1]
+    blocks, left = divmod(length, size)
+    parts = []
+    if blocks:
+        block = full[..., : blocks * size].unflatten(-1, (blocks, size))
+        rest = beside(torch.linalg.vector_norm(block, dim=-1), low[..., :blocks])
+        parts.append(rest / (size - 1) ** 0.5)
+    if left:
+        norm = torch.linalg.vector_norm(full[..., blocks * size :], dim=-1, keepdim=True)
+        parts.append(beside(norm, low[..., blocks:]) / max(1, left - 1) ** 0.5)
+    return torch.cat(parts, -1)
+
+
+def beside(whole: Tensor, part: Tensor) -> Tensor:
+    """Returns the norms of what vectors have beside parts that are at right angles to it.
+
+    Squares that overflow would be Inf minus Inf.
+    """
+    part = part.abs()
+    norm = (whole - part).sqrt() * (whole + part).sqrt()
+    return torch.where(whole > part, norm, 0.0)
+
+
 def weights_of(count: int, level: int) -> list[float]:
     """Returns how a few last numbers, fewer than make a block, go into the last sum."""
     groups = [[1.0]] * count
@@ -300,6 +366,16 @@ def _in_this_space(module: Module) -> list[Module]:
         return []
     inside = [each for child in module.children.values() for each in _in_this_space(child)]
     return [module, *inside]
+
+
+def _node_of(module: Module, node: Node, tensor: Tensor) -> Node:
+    """Returns the memory of the module in this space that keeps a tensor; or an empty one."""
+    if any(value is tensor for value in node.values()):
+        return node
+    if isinstance(module, ProjectionBase):
+        return {}
+    found = (_node_of(child, node.get(name, {}), tensor) for name, child in module.children.items())
+    return next((each for each in found if each), {})
 
 
 def _last(module: Module) -> Module:
