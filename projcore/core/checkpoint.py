@@ -180,7 +180,9 @@ def _names_of(groups: Sequence[Any]) -> list[list[str]] | None:
         names, params = group.get("param_names"), group.get("params")
         if not isinstance(names, Sequence) or not isinstance(params, Sequence):
             return None
-        if len(names) != len(params) or any(isinstance(param, str) for param in params):
+        if len(names) != len(params) or not all(isinstance(name, str) for name in names):
+            return None
+        if any(isinstance(param, str) for param in params):
             return None
         found.append(
             [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names]

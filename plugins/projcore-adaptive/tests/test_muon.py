@@ -270,8 +270,8 @@ def test_of_a_matrix_that_is_not_finite_all_is_nan(method: Any, bad: float) -> N
     """And of the others of its batch nothing."""
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(3, 4, 3, generator=generator)
-    expected = Orthogonalize(method).orthogonalizer(batch, 1)
+    expected = Orthogonalize(method).orthogonalizer(batch, 1, "fold")
     batch[1, 2, 0] = bad
-    result = Orthogonalize(method).orthogonalizer(batch, 1)
+    result = Orthogonalize(method).orthogonalizer(batch, 1, "fold")
     assert result[1].isnan().all()
     torch.testing.assert_close(result[::2], expected[::2], rtol=0, atol=0)
