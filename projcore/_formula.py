@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from projcore._outcome import INTERRUPTS
+from projcore.errors import ProjcoreError, StepSizeWarning
 
 if TYPE_CHECKING:
     from projcore.core import Module
@@ -84,7 +86,9 @@ def _count(
     make: Any = cls
     module = make(modules=[UnitNorm()], **example) if is_projection else make(**example)
     parameter = torch.nn.Parameter(torch.empty(shape, device="meta"))
-    optimizer = Optimizer([parameter], module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StepSizeWarning)  # it takes no step
+        optimizer = Optimizer([parameter], module)
     rows: list[Row] = []
     (tree,) = outline(optimizer, optimizer.param_groups, rows)
     numbers = [

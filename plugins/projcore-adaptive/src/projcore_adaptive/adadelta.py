@@ -56,7 +56,7 @@ class Adadelta(Transform):
     Example:
         >>> from projcore import Optimizer
         >>> model = torch.nn.Linear(3, 2)
-        >>> optimizer = Optimizer(model.parameters(), Adadelta())  # lr is 1
+        >>> optimizer = Optimizer(model.parameters(), Adadelta(), "lr(1.0)")  # as in torch
 
     References:
         Zeiler, 2012, https://arxiv.org/abs/1212.5701 (algorithm 1).

@@ -67,16 +67,17 @@ class Contender:
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Returns a new optimizer of the model's parameters."""
         optimizer = self.make(model)
-        for group in optimizer.param_groups:
-            if self.lr is not None and "lr" in group:
+        if self.lr is not None and learning_rate(optimizer) is not None:
+            for group in optimizer.param_groups:
                 group["lr"] = self.lr
         return optimizer
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float | None:
     """Returns the learning rate, or None for an optimizer that has none, or several."""
+    factor = isinstance(optimizer, projcore.Optimizer) and optimizer.rate_is_factor
     lr = optimizer.param_groups[0].get("lr")
-    return None if lr is None else float(lr)
+    return None if lr is None or factor else float(lr)
 
 
 def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Contender]:

@@ -22,7 +22,7 @@ class Freeze(Transform):
         >>> from projcore_structural import Route
         >>> model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 2))
         >>> route = Route({"0.*": Freeze(), "*": None})
-        >>> optimizer = Optimizer(model.named_parameters(), route)
+        >>> optimizer = Optimizer(model.named_parameters(), route, "lr(0.1)")
     """
 
     scope = "element"
