@@ -12,7 +12,7 @@ from projcore import Module, Optimizer, Policy, ProjectionBase
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LBFGS, LR, Backtracking, StrongWolfe
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
-from projcore_closure.lbfgs import Pair, two_loop
+from projcore_closure.lbfgs import two_loop
 
 PLACES: dict[str, Any] = {
     "bare": lambda *modules: list(modules),
@@ -57,16 +57,17 @@ def test_two_loop_is_the_bfgs_formula(count):
     update = torch.randn(11, dtype=torch.float64)
     given = update.clone()
     expected = dense_inverse_hessian(pairs) @ update
-    split = [Pair([s[:4], s[4:]], [y[:4], y[4:]], float(y @ s)) for s, y in reversed(pairs)]
-    result = two_loop([update[:4], update[4:]], split)
+    split = [([s[:4], s[4:]], [y[:4], y[4:]]) for s, y in reversed(pairs)]
+    result = two_loop([update[:4], update[4:]], split, 1e-10)
+    assert result is not None
     torch.testing.assert_close(torch.cat(result), expected, rtol=1e-9, atol=1e-9)
     assert torch.equal(update, given)
 
 
-@pytest.mark.parametrize("row", [0, 1, 2])
-@pytest.mark.parametrize("factor", [-1.0, 1e-20])
+@pytest.mark.parametrize("row", [0, 1, 2, slice(3)])
+@pytest.mark.parametrize("factor", [-1.0, 1e-17])
 def test_pairs_that_do_not_curve_upward_are_left_out(make, row, factor):
-    """As those that a change of basis made so: they are as if they were zero."""
+    """As those that a change of basis made so, one or all: they are as if they were zero."""
     ends = []
     for factors in ((factor, abs(factor)), (0.0, 0.0)):
         problem = make([(9,)])
@@ -75,7 +76,7 @@ def test_pairs_that_do_not_curve_upward_are_left_out(make, row, factor):
             optimizer.step(problem.closure)
         for name, each in zip(("changes", "steps"), factors, strict=True):
             (history,) = entries(optimizer, name)
-            assert history[row].count_nonzero() == 9
+            assert history[row].all()
             history[row] *= each
         optimizer.step(problem.closure)
         ends.append(problem.point())

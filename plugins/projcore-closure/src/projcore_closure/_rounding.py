@@ -14,4 +14,4 @@ def rounding(objective: Objective) -> float:
     """
     loss = objective.loss
     tensors = objective.template if loss is None else [*objective.template, loss]
-    return max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+    return max((torch.finfo(tensor.dtype).eps for tensor in tensors), default=0.0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,46 +13,44 @@ from projcore_closure._product import dot, flat, peaks
 from projcore_closure._rounding import rounding
 from projcore_closure._whole import require_whole
 
-
-class Pair(NamedTuple):
-    r"""A step :math:`s`, the change of the gradient :math:`y`, and :math:`y^\top s`."""
-
-    s: list[Tensor]
-    y: list[Tensor]
-    curvature: float
+Pair = tuple[list[Tensor], list[Tensor]]
 
 
-def least_curvature(pairs: Sequence[Pair], point: list[Tensor], min_curvature: float) -> float:
-    r"""Returns what :math:`y^\top s` must be at least, beside positive.
+def newest_upward(pairs: Sequence[Pair], point: list[Tensor]) -> tuple[float, float]:
+    r"""Returns :math:`y^\top s` of the newest pair that curves upward, and how large the loss is.
 
-    It is `min_curvature` times :math:`\min(1, \|x\|^2 y^\top y / y^\top s)` with the newest pair
-    that curves upward, which says how large the loss is as far as curvature tells. It is not more
-    than the largest of all pairs, and 0 if there is none.
+    As far as curvature tells, that is :math:`\|x\|^2 y^\top y / y^\top s`. Both are 0 if there is
+    no such pair.
     """
-    upward = [pair for pair in pairs if pair.curvature > 0]
-    if not upward:
-        return 0.0
-    _, y, curvature = upward[0]
-    size = dot(y, y) / curvature * dot(point, point)
-    return min(min_curvature * min(1.0, size), max(pair.curvature for pair in upward))
+    for s, y in pairs:
+        curvature = dot(y, s)
+        if curvature > 0:
+            return curvature, dot(y, y) / curvature * dot(point, point)
+    return 0.0, 0.0
 
 
-def two_loop(update: list[Tensor], pairs: Sequence[Pair]) -> list[Tensor]:
-    r"""Returns the L-BFGS inverse Hessian times the update.
+def two_loop(update: list[Tensor], pairs: Iterable[Pair], least: float) -> list[Tensor] | None:
+    r"""Returns the L-BFGS inverse Hessian times the update, or None if no pair is used.
 
     Args:
         update: Vectors.
-        pairs: The newest first, at least one, all with :math:`y^\top s > 0`, so that the inverse
-            Hessian is positive definite.
+        pairs: Steps :math:`s` and changes of the gradient :math:`y`, the newest first. Only those
+            with :math:`y^\top s > 0` are used, so that the inverse Hessian is positive definite.
+        least: The least :math:`y^\top s` of those that are used.
     """
     result = [tensor.clone() for tensor in update]
-    alphas = []
-    for s, y, curvature in pairs:
-        alphas.append(dot(s, result) / curvature)
-        torch._foreach_sub_(result, y, alpha=alphas[-1])
-    newest = pairs[0]
-    torch._foreach_mul_(result, newest.curvature / dot(newest.y, newest.y))
-    for (s, y, curvature), alpha in zip(reversed(pairs), reversed(alphas), strict=True):
+    used: list[tuple[list[Tensor], list[Tensor], float, float]] = []
+    for s, y in pairs:
+        curvature = dot(y, s)
+        if curvature > 0 and curvature >= least:
+            alpha = dot(s, result) / curvature
+            torch._foreach_sub_(result, y, alpha=alpha)
+            used.append((s, y, curvature, alpha))
+    if not used:
+        return None
+    _, y, curvature, _ = used[0]
+    torch._foreach_mul_(result, curvature / dot(y, y))
+    for s, y, curvature, alpha in reversed(used):
         torch._foreach_add_(result, s, alpha=alpha - dot(y, result) / curvature)
     return result
 
@@ -86,17 +83,14 @@ class LBFGS(Module):
     :math:`\min(1, 1 / \|u\|_1) I`. Points and gradients are those of the steps that were taken,
     whatever modules follow: a learning rate, a line search. Put the line search right after it.
 
-    A pair is kept only if :math:`y^\top s > 0` and
-
-    .. math::
-        y^\top s \ge \texttt{min\_curvature} \cdot \min(1, \|x\|^2\, y_0^\top y_0 / y_0^\top s_0),
-
-    where :math:`s_0, y_0` is the newest pair, or if no pair has more; so `H` is
-    positive definite. For losses of ordinary size that is torch's condition; for smaller ones it
-    follows their scale, so a loss multiplied by a small number makes the same steps. While there is
-    no pair, an update of :math:`\|u\|_1 \le 1` that is shorter than :math:`\epsilon^{2/3} \|x\|`
-    is lengthened to that, or rounding would hide how the gradient changes: :math:`\epsilon` is the
-    coarsest rounding unit among those of the parameters and of the loss.
+    A pair is kept if :math:`y^\top s > 0`, so that `H` is positive definite, and if it is at least
+    ``min_curvature`` times :math:`\min(1, \|x\|^2 y^\top y / y^\top s)` of the pair before it, or
+    at least as much as in that pair. For losses of ordinary size that is torch's condition; for
+    smaller ones it follows their scale, so a loss multiplied by a small number makes the same
+    steps. While there is no pair, an update of :math:`\|u\|_1 \le 1` that is shorter than
+    :math:`\epsilon^{2/3} \|x\|` is lengthened to that, or rounding would hide how the gradient
+    changes: :math:`\epsilon` is the coarsest rounding unit among those of the parameters and of the
+    loss.
 
     All tensors make one vector: the inner products are sums over all of them, so it does the same
     bare and inside `VectorProjection`, where it is faster. For complex tensors they are
@@ -189,17 +183,22 @@ class LBFGS(Module):
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         settings = common(self, self.remember(objective, state))
         min_curvature = float(settings["min_curvature"])
-        pairs = self._learn(objective, state, self._pairs(state), min_curvature)
+        pairs = self._pairs(state)
+        newest, size = newest_upward(pairs, objective.params)
+        least = min_curvature * min(1.0, size)
+        pairs = self._learn(objective, state, pairs, min(least, newest))
         active = set(range(len(update)) if objective.active is None else objective.active)
         vectors = [
             flat(tensor) if i in active else torch.zeros_like(flat(tensor))
             for i, tensor in enumerate(update)
         ]
-        if pairs:
-            result = two_loop(vectors, pairs)
-        else:
+        result = two_loop(vectors, pairs, least)
+        precision = rounding(objective)
+        if result is None:  # a tiny loss begins with pairs of less, but not of none beside rounding
+            result = two_loop(vectors, pairs, precision**2 * size)
+        if result is None:
             point = [objective.params[i] for i in active]
-            factor = first_factor(vectors, point, rounding(objective))
+            factor = first_factor(vectors, point, precision)
             result = list(torch._foreach_mul(vectors, factor))
         return [
             unflat(vector, tensor) if i in active else tensor
@@ -207,15 +206,14 @@ class LBFGS(Module):
         ]
 
     def _learn(
-        self, objective: Objective, state: State, pairs: list[Pair], min_curvature: float
+        self, objective: Objective, state: State, pairs: list[Pair], least: float
     ) -> list[Pair]:
-        """Keeps the pair of the last step, and this step's point; returns the pairs to use.
+        """Keeps the pair of the last step, and this step's point; returns the pairs with it.
 
         Entries are replaced, and only the row to spare is written into: if the step fails later,
         the memory is what it was.
         """
         nodes, params, grads = state.nodes, objective.params, objective.grads
-        least = least_curvature(pairs, params, min_curvature)
         last_params = [node["last_params"] for node in nodes]
         last_grads = [node["last_grads"] for node in nodes]
         # It differs at the first step, and if the last point was carried to another basis: what it
@@ -231,13 +229,13 @@ class LBFGS(Module):
                     node["steps"][row].copy_(step)
                     node["changes"][row].copy_(change)
                     node["pairs"] = node["pairs"] + 1
-                new = Pair([flat(step) for step in s], [flat(change) for change in y], curvature)
+                new = [flat(step) for step in s], [flat(change) for change in y]
                 pairs = [new, *pairs][: len(nodes[0]["steps"]) - 1]
         check = sum(peaks(params + grads))
         for node, param, grad in zip(nodes, params, grads, strict=True):
             node["last_params"], node["last_grads"] = param.clone(), grad.clone()
             node["last_check"] = torch.full_like(node["last_check"], check)
-        return [pair for pair in pairs if pair.curvature > 0 and pair.curvature >= least]
+        return pairs
 
     def _pairs(self, state: State) -> list[Pair]:
         """Returns the pairs in memory, the newest first."""
@@ -246,11 +244,10 @@ class LBFGS(Module):
         steps = [rows(node["steps"]) for node in state.nodes]
         changes = [rows(node["changes"]) for node in state.nodes]
         size, count = len(steps[0]), int(state.nodes[0]["pairs"])
-        pairs = []
-        for k in range(count - 1, max(count - size, -1), -1):
-            s, y = [step[k % size] for step in steps], [change[k % size] for change in changes]
-            pairs.append(Pair(s, y, dot(y, s)))
-        return pairs
+        return [
+            ([step[k % size] for step in steps], [change[k % size] for change in changes])
+            for k in range(count - 1, max(count - size, -1), -1)
+        ]
 
 
 def rows(history: Tensor) -> tuple[Tensor, ...]:
