@@ -431,7 +431,7 @@ class Optimizer(torch.optim.Optimizer):
         if not isinstance(value, float):
             return value
         if key not in self._scalars:
-            self._scalars[key] = torch.zeros((), dtype=torch.float64)
+            self._scalars[key] = torch.zeros((), dtype=torch.float64, device="cpu")
         return self._scalars[key].fill_(value)
 
     def _parameters(self) -> list[Tensor]:

@@ -26,7 +26,7 @@ from projcore.core.state import State
 from projcore.errors import NonFiniteError, StepError
 
 # The target of what writes no parameter, and so may be repeated however far it came.
-NOTHING = torch.empty(0)
+NOTHING = torch.empty(0, device="cpu")
 
 
 class End(NamedTuple):

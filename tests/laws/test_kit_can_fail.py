@@ -236,6 +236,23 @@ class ZeroByZero(Module):
         return [tensor / (tensor.abs() + 1e-8) for tensor in update]
 
 
+class CountsAnywhere(Transform):
+    """Its count is where torch makes new tensors."""
+
+    scope = "element"
+    kinds = {"step": "scalar"}
+
+    def init(self, tensor, settings):
+        return {"step": torch.zeros(())}
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        for state in states:
+            state["step"] += 1
+        return [
+            tensor / state["step"].item() for tensor, state in zip(tensors, states, strict=True)
+        ]
+
+
 class SignOfMomentum(Transform):
     """The sign of NaN is 0."""
 
@@ -285,6 +302,7 @@ BROKEN = [
     (NoFortyOne, LINEAR, {}, "nesting", ()),
     (Contiguous, (), {}, "inputs", ()),
     (ZeroByZero, (), {}, "inputs", ()),
+    (CountsAnywhere, (), {}, "inputs", ()),
     (SignOfMomentum, (), {}, "nonfinite", ()),
 ]
 

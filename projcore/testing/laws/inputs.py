@@ -9,7 +9,15 @@ from torch import Tensor
 
 from projcore import Optimizer
 from projcore.errors import ProjcoreError
-from projcore.testing.law import NotApplicable, ensure, ensure_close, ensure_equal, law, listed
+from projcore.testing.law import (
+    NotApplicable,
+    Violation,
+    ensure,
+    ensure_close,
+    ensure_equal,
+    law,
+    listed,
+)
 from projcore.testing.laws.resume import ensure_same_memory
 from projcore.testing.problem import Problem, flat, make_problem
 from projcore.testing.run import make_optimizer, remembered, take_steps, train
@@ -28,7 +36,7 @@ def inputs(subject: Subject) -> str | None:
     float32, float64, complex, several dtypes at once. What works stays finite and keeps its shape
     and dtype; strides do not matter. A parameter without a gradient is not moved. In float16 and
     bfloat16 small gradients, too, give finite parameters, and where zero ones move nothing in
-    float64, they move nothing there.
+    float64, they move nothing there. The default device of new tensors does not matter.
 
     Returns what was refused.
     """
@@ -54,6 +62,7 @@ def inputs(subject: Subject) -> str | None:
     _check_strides(subject)
     _check_missing(subject)
     _check_half(subject)
+    _check_default_device(subject)
     return listed(refused)
 
 
@@ -111,6 +120,25 @@ def _check_strides(subject: Subject) -> None:
             optimizer.step(closure)
         what = f"With a transposed gradient a parameter of shape {shape} moves otherwise"
         ensure_close(problem.point(), expected, TOLERANCE, what, MEND)
+
+
+def _check_default_device(subject: Subject) -> None:
+    expected = train(make_problem(), subject.chain(), STEPS)
+    problem = make_problem()
+
+    def closure(backward: bool = True) -> Tensor:
+        with torch.device("cpu"):
+            return problem.closure(backward)
+
+    mend = "Say on which device a new tensor is: that of what it goes with, the CPU for a count."
+    try:
+        with torch.device("meta"):  # where there are no numbers
+            optimizer = make_optimizer(problem, subject.chain())
+            for _ in range(STEPS):
+                optimizer.step(closure)
+    except (RuntimeError, NotImplementedError) as error:
+        raise Violation(f"With another default device: {error}.", mend) from error
+    ensure_equal(problem.point(), expected, "With another default device it moves otherwise", mend)
 
 
 class _Slope(Problem):

@@ -83,7 +83,7 @@ def fused_writes(
         own = decay / scale if decay else 0.0
         # The kernel leaves versions as they are. One number more, whose moment it moves away from
         # zero, tells that it has run.
-        flag = torch.zeros((), dtype=u[0].dtype)
+        flag = torch.zeros((), dtype=u[0].dtype, device="cpu")
         one, zero = torch.ones_like(flag), torch.zeros_like(flag)
         lists = [*p, zero], [*u, one], [*m, flag], [*v, zero.clone()]
         kernel = _kernel(*lists, count, terms, lr=scale, weight_decay=own)
@@ -110,7 +110,7 @@ def _kernel(
     if bias_correction and eps_mode == "hat":
         eps = eps / (1 - beta2**count) ** 0.5
     # Of infinitely many steps the corrections are 1.
-    step = torch.tensor(float(count) if bias_correction else math.inf)
+    step = torch.tensor(float(count) if bias_correction else math.inf, device="cpu")
     fixed: dict[str, Any] = {"amsgrad": False, "maximize": False}
     return partial(
         torch._fused_adamw_,

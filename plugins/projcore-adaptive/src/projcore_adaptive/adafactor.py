@@ -142,7 +142,7 @@ class Adafactor(Transform):
         self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
         refuse_complex(self, tensor)
-        step = torch.zeros((), dtype=torch.int64)
+        step = torch.zeros((), dtype=torch.int64, device="cpu")
         if tensor.ndim - batch_dims < 2:
             return {"step": step, "variance": torch.zeros_like(tensor)}
         *rest, rows, columns = tensor.shape

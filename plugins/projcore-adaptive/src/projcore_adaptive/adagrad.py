@@ -83,7 +83,7 @@ class Adagrad(Transform):
         if tensor.is_complex():
             value = complex(value.real, value.real)
         return {
-            "step": torch.zeros((), dtype=torch.int64),
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
             "sum": torch.full_like(tensor, value),
         }
 

@@ -285,7 +285,7 @@ class AdamW(Transform):
 def init_moments(tensor: Tensor, amsgrad: bool = False) -> dict[str, Tensor | float]:
     """Returns the memory of Adam before the first step."""
     memory: dict[str, Tensor | float] = {
-        "step": torch.zeros((), dtype=torch.int64),
+        "step": torch.zeros((), dtype=torch.int64, device="cpu"),
         "exp_avg": torch.zeros_like(tensor),
         "exp_avg_sq": torch.zeros_like(tensor),
     }

@@ -90,7 +90,7 @@ class AdamMini(Transform):
         dims = block_dims(tensor, self.block, batch_dims)
         shape = [1 if i in dims else size for i, size in enumerate(tensor.shape)]
         return {
-            "step": torch.zeros((), dtype=torch.int64),
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
             "exp_avg": torch.zeros_like(tensor),
             "exp_avg_sq": tensor.new_zeros(shape),
         }

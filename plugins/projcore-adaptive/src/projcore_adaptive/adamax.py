@@ -77,7 +77,7 @@ class Adamax(Transform):
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         return {
-            "step": torch.zeros((), dtype=torch.int64),
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
             "exp_avg": torch.zeros_like(tensor),
             "exp_inf": torch.zeros_like(tensor),
         }

@@ -105,7 +105,7 @@ class Adan(Transform):
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         return {
-            "step": torch.zeros((), dtype=torch.int64),
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
             "exp_avg": torch.zeros_like(tensor),
             "exp_avg_diff": torch.zeros_like(tensor),
             "exp_avg_sq": torch.zeros_like(tensor),

@@ -56,7 +56,7 @@ class BiasCorrection(Transform):
         require_betas(self, settings)
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        return {"step": torch.zeros((), dtype=torch.int64)}
+        return {"step": torch.zeros((), dtype=torch.int64, device="cpu")}
 
     def coefficients(
         self, states: list[Node], settings: list[Settings]

@@ -110,8 +110,8 @@ class NAdam(Transform):
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         return {
-            "step": torch.zeros((), dtype=torch.int64),
-            "mu_product": torch.ones((), dtype=torch.float64),
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
+            "mu_product": torch.ones((), dtype=torch.float64, device="cpu"),
             "exp_avg": torch.zeros_like(tensor),
             "exp_avg_sq": torch.zeros_like(tensor),
         }

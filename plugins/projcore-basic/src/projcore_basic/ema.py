@@ -69,7 +69,7 @@ class EMA(Transform):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         memory: dict[str, Tensor | float] = {"exp_avg": torch.zeros_like(tensor)}
         if self.debias:
-            memory["step"] = torch.zeros((), dtype=torch.int64)
+            memory["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
         return memory
 
     def apply(

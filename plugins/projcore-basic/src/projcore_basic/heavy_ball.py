@@ -86,7 +86,7 @@ class HeavyBall(Transform):
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         return {
-            "step": torch.zeros((), dtype=torch.int64),
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
             "momentum_buffer": torch.zeros_like(tensor),
         }
 

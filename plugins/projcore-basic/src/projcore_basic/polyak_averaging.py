@@ -89,7 +89,7 @@ class PolyakAveraging(Transform):
         wide = torch.promote_types(tensor.dtype, torch.float32)
         return {
             "average": torch.zeros_like(tensor, dtype=wide),
-            "step": torch.zeros((), dtype=torch.int64),
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
         }
 
     def apply(

@@ -85,7 +85,7 @@ class TorchOptim(Transform):
         elif self._is_torchs and self._name in TENSORWISE:
             self.scope = "tensor"
         self._takes = frozenset(inspect.signature(self.optimizer.__init__).parameters)
-        defaults = self._make([torch.zeros(2, 2)], self.options).defaults
+        defaults = self._make([torch.zeros(2, 2, device="cpu")], self.options).defaults
         super().__init__({key: value for key, value in defaults.items() if _is_numeric(value)})
 
     def _options(self, options: object, lr: float | None) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class TorchOptim(Transform):
                 if number is not None:
                     require(self, name, number)  # torch takes NaN
         known = {key: value for key, value in settings.items() if key in self._takes}
-        self._make([torch.zeros(2, 2)], {**self.options, **known})
+        self._make([torch.zeros(2, 2, device="cpu")], {**self.options, **known})
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         # Memory must be there from the first step on, so a step is tried on zeros. Its names and

@@ -157,8 +157,8 @@ class LBFGS(Module):
             "changes": tensor.new_zeros(rows),
             "last_params": torch.zeros_like(tensor),
             "last_grads": torch.zeros_like(tensor),
-            "last_check": torch.full((), -1.0, dtype=torch.float64),
-            "pairs": torch.zeros((), dtype=torch.int64),
+            "last_check": torch.full((), -1.0, dtype=torch.float64, device="cpu"),
+            "pairs": torch.zeros((), dtype=torch.int64, device="cpu"),
         }
 
     def remember(self, objective: Objective, state: State) -> list[Settings]:

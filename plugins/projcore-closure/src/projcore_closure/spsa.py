@@ -77,7 +77,7 @@ class SPSA(Evaluating):
         require_whole(self, "samples", settings["samples"])
 
     def remember(self, objective: Objective, state: State) -> list[Settings]:
-        state.shared.setdefault("step", torch.zeros((), dtype=torch.int64))
+        state.shared.setdefault("step", torch.zeros((), dtype=torch.int64, device="cpu"))
         return super().remember(objective, state)
 
     def find(

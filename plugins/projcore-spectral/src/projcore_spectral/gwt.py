@@ -152,7 +152,7 @@ class GWT(ProjectionBase):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         node: dict[str, Tensor | float] = {}
         if self.detail == "second" and self.beta2:
-            node["step"] = torch.zeros((), dtype=torch.int64)
+            node["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
         if self.limit is not None:
             node["limited_norm"] = tensor.new_zeros((), dtype=_wide(tensor.dtype).to_real())
         return node

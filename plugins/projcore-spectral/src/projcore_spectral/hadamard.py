@@ -84,7 +84,9 @@ class Hadamard(Spectral):
             return {}
         _, lengths = self._dims_of(tensor.shape)
         random = torch.Generator().manual_seed(int(self.signs))
-        drawn = torch.randint(0, 2, (sum(lengths),), generator=random, dtype=torch.int8)
+        drawn = torch.randint(
+            0, 2, (sum(lengths),), generator=random, dtype=torch.int8, device="cpu"
+        )
         return {"signs": (2 * drawn - 1).to(tensor.device)}
 
     def gather(self, states: list[Any]) -> Sequence[Any]:

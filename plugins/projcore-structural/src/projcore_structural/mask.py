@@ -107,14 +107,14 @@ class Mask(ProjectionBase):
         """Returns the positions of the chosen elements of a tensor of that shape, in order."""
         count = math.prod(shape)
         if self.triangle is not None:
-            ones = torch.ones(shape[-2:], dtype=torch.bool)
+            ones = torch.ones(shape[-2:], dtype=torch.bool, device="cpu")
             chosen = ones.tril() if self.triangle == "lower" else ones.triu()
             return chosen.expand(*shape).reshape(-1).nonzero().squeeze(1)
         if self.every is not None:
-            return torch.arange(0, count, self.every)
+            return torch.arange(0, count, self.every, device="cpu")
         assert self.fraction is not None
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(count, generator=generator)
+        order = torch.randperm(count, generator=generator, device="cpu")
         return order[: math.ceil(self.fraction * count)].sort().values
 
     def project(
