@@ -5,12 +5,13 @@ BIN := .venv/bin
 READY := .venv/ready
 PARITY := .venv-parity
 
-.PHONY: help install demo test lint format bench parity bench-parity docs wheels clean
+.PHONY: help install demo test sabotage lint format bench parity bench-parity docs wheels clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     train with several optimizers on real text, and draw the result"
 	@echo "make test     run the whole test suite"
+	@echo "make sabotage break the code on purpose, in a copy, and see whether the tests notice"
 	@echo "make lint     ruff, ruff-format and mypy"
 	@echo "make format   let ruff mend what it can"
 	@echo "make bench    time steps, refreshes and transforms against torch and scipy"
@@ -40,6 +41,9 @@ demo: $(READY)
 # One thread per worker: the workers share the cores already.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+sabotage: $(READY)
+	$(BIN)/python -m tools.sabotage $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -162,6 +162,14 @@ def test_an_unknown_hook_is_a_failure_with_the_nearest(installed, plugin, found)
         registry.components()
 
 
+def test_what_registered_before_an_unknown_hook_is_rolled_back(installed, plugin, found):
+    hooks = plugin(modules={"one": "a:One"})
+    installed.append(found("typo", hooks.implement("projcore_register_recipe", lambda: None)))
+    with pytest.warns(PluginWarning, match="'projcore_register_recipe', which is no hook"):
+        assert registry.components() == ()
+    assert statuses() == {"typo": "failed"}
+
+
 def test_an_unknown_hook_may_be_optional(installed, plugin, found):
     hooks = plugin(modules={"one": "a:One"})
     hooks.projcore_of_the_future = hookimpl(optionalhook=True)(lambda: None)

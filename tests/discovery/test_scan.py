@@ -67,6 +67,13 @@ def test_the_name_of_one_of_ours_does_not_take_its_place(site, good):
     assert site.python(code).stdout.split() == ["projcore_basic", "projcore_basic", "intruder"]
 
 
+@pytest.mark.parametrize("switch", ["things", "my-things", "My_Things"])
+def test_it_may_be_disabled_by_either_name(site, good, switch):
+    site.install("my-things", good("thing"), entry_point="things")
+    assert statuses(site)[0]["things"][2] == "loaded"
+    assert statuses(site, PROJCORE_DISABLE_PLUGINS=switch)[0]["things"][2] == "disabled"
+
+
 @pytest.mark.parametrize("metadata", ["", "Metadata-Version: 2.1\n", "Name: lost\n"])
 def test_a_distribution_without_a_name_or_version_is_corrupt(site, good, metadata):
     (site.install("lost", good("thing")) / "METADATA").unlink()

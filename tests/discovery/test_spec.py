@@ -99,6 +99,7 @@ class Unregistered(Plain):
         ("  rate(0.5) ", "rate(0.5)"),
         ("rate(rate=5e-1)", "rate(0.5)"),
         ("rate(decay=1)", "rate(decay=1)"),
+        ("rate(decay=0)", "rate(decay=0)"),  # not the default 0.0: a rank of 1 is not one of 1.0
         ("rate(0.5, 2)", "rate(0.5, decay=2)"),
         ("plain; rate(0.5)", "plain(); rate(0.5)"),
         ("plain; rate(0.5);", "plain(); rate(0.5)"),

@@ -11,7 +11,7 @@ from projcore_lab.comparison import Comparison, coincident, difference
 from projcore_lab.digits import Digits
 from projcore_lab.lineup import Contender, default_names
 from projcore_lab.memory import PeakMemory, state_bytes
-from projcore_lab.report import size, table
+from projcore_lab.report import size, table, verdict
 from projcore_lab.rosenbrock import Rosenbrock
 from projcore_lab.runs import Check, Closure, Run, Trial, train
 from projcore_lab.text import CONTEXT, Text, standard_library
@@ -198,6 +198,18 @@ def test_losses_by_time():
     assert [run.loss_after(seconds) for seconds in (-1, 0, 3.9, 4, 9)] == [None, 3, 1, 2, 2]
     assert run.best.loss == 1
     assert run.final.loss == 2
+
+
+def test_runs_are_compared_after_the_time_that_all_had():
+    quick, slow, stopped = run_of("quick", 3, 1), run_of("slow", 3, 2, 0), run_of("stopped", 3)
+    for run, seconds in ((quick, 3.0), (slow, 4.0), (stopped, 1.0)):
+        run.step_seconds = [seconds]
+    stopped.status = "diverged"
+    comparison = Comparison(Digits(0), {}, [quick, slow, stopped])
+    assert comparison.equal_seconds == 3.0
+    lines = verdict(comparison)
+    assert lines[0].startswith("Lowest final loss: slow")
+    assert lines[1] == "Lowest loss after 3 s of training each: quick."
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,22 @@ def test_the_chain_of_apollo_counts_tensors():
     assert [memory_of(optimizer, weight)["key"] for weight in weights] == [1, 2, 3]
 
 
+def test_a_matrix_has_its_basis_whichever_others_have_a_gradient():
+    """It is that of its parameter, not that of its place among those that a step is about."""
+    steps = []
+    for alone in (False, True):
+        weights = [torch.nn.Parameter(draw((6, 8), k)) for k in range(3)]
+        optimizer = Optimizer(weights, RandomSubspace(NOTHING, rank=2))
+        for weight in weights[2:] if alone else weights:
+            weight.grad = draw((6, 8), 3)
+        before = [weight.detach().clone() for weight in weights]
+        optimizer.step()
+        steps.append([old - new.detach() for old, new in zip(before, weights, strict=True)])
+    together, by_itself = steps
+    assert torch.equal(by_itself[2], together[2])
+    assert not torch.equal(together[2], together[0])
+
+
 def test_other_processes_draw_the_same():
     program = (
         "import torch; from projcore_lowrank.random_subspace import RandomSubspace\n"
