@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from projcore._outcome import INTERRUPTS
-from projcore.errors import ProjcoreError, StepSizeWarning
+from projcore.errors import StepSizeWarning
 
 if TYPE_CHECKING:
     from projcore.core import Module
