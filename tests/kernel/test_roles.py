@@ -28,7 +28,7 @@ class Tied(nn.Module):
         layers = {"out": nn.Linear(4, 9, bias=False), "tok": nn.Embedding(9, 4)}
         for name in layers if first else reversed(layers):
             self.add_module(name, layers[name])
-        self.hidden = nn.Linear(4, 4)
+        self.hidden, self.more = nn.Linear(4, 4), nn.Linear(4, 4)
         layers["tok"].weight = layers["out"].weight
 
 
@@ -36,9 +36,18 @@ class Tied(nn.Module):
 def test_a_tied_weight_has_all_its_owners(first: bool) -> None:
     """The output layer is known by the tie, so the last linear layer is a hidden one."""
     name = "out.weight" if first else "tok.weight"
-    assert roles(Tied(first)) == {name: "embedding", "hidden.weight": "matrix"}
+    assert roles(Tied(first)) == {
+        name: "embedding",
+        "hidden.weight": "matrix",
+        "more.weight": "matrix",
+    }
     groups = param_groups(Tied(first), {"type==Embedding": {}, "*": {}})
     assert [name for name, _ in groups[0]["params"]] == [name]
+
+
+def test_a_shared_layer_has_all_its_names() -> None:
+    layer = nn.Linear(4, 4)
+    assert roles(nn.ModuleDict({"a": layer, "lm_head": layer})) == {"a.weight": "head"}
 
 
 class Named(nn.Module):
