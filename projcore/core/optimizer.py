@@ -34,7 +34,8 @@ class Optimizer(torch.optim.Optimizer):
 
     It is a `torch.optim.Optimizer`: schedulers, groups, hooks, scalers and checkpoints work as with
     torch's own. A parameter group overrides the settings of modules by name, also of those inside
-    projections; a name that several modules share is qualified by position (``"0.lr"``).
+    projections; a name that several modules share is qualified by position (``"0.lr"``). Where no
+    module has a setting ``lr``, or several share it, the group's ``lr`` is a factor on the step.
 
     A step computes first and writes parameters last, all of them or none: after an exception
     anywhere in it they are bitwise what they were or, if it came while they were being written,
@@ -54,7 +55,7 @@ class Optimizer(torch.optim.Optimizer):
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
-            of floating point, or a group has a key that is no setting, or a bad value; or if
+            of floating point, or a group has a misspelt setting, or a bad value; or if
             ``bucket_bytes`` is given for modules that need all parameters at once, or to compile.
         ArgumentTypeError: If something is not a tensor or not a module.
 
@@ -211,8 +212,9 @@ class Optimizer(torch.optim.Optimizer):
             What the closure returned at this step's point, or None.
 
         Raises:
+            ArgumentError: If a bad value was written into a group, or a setting was removed.
             StepError: If a closure is needed and there is none, or a gradient cannot be used.
-                Nothing has changed then.
+                Nothing has changed in either case.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
         if closure is None and wanted:
@@ -232,13 +234,13 @@ class Optimizer(torch.optim.Optimizer):
         """Checks what was written into groups since the last step; numbers become plain ones."""
         groups = self.param_groups
         for i, group in enumerate(groups):
-            lost = self._names.defaults.keys() - group.keys()
-            if lost:
+            if not self._names.defaults.keys() <= group.keys():
+                lost = self._names.defaults.keys() - group.keys()
                 raise ArgumentError(
                     f"Parameter group {i} lacks {min(lost)!r}, a setting that it had. A step reads "
                     "all settings. Put it back."
                 )
-        last = self._checked or [()] * len(groups)
+        last = self._checked if len(self._checked) == len(groups) else [()] * len(groups)
         self._checked = [
             self._names.check_values(group, values)
             for group, values in zip(groups, last, strict=True)
