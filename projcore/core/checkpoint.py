@@ -47,16 +47,22 @@ def read_absent(signature: str) -> set[int]:
 def complete(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Makes the groups of a state dict plain, and adds the shapes that its memory does not show.
 
-    Memory inside a projection may have one shape for parameters of several. So the shapes of
-    parameters are noted of which no entry has the parameter's own; of a sharded one, the whole.
+    Memory inside a projection may have one shape for parameters of several. So where there is such
+    memory, the shapes of parameters are noted of which no entry has the parameter's own; of a
+    sharded one, the whole.
     """
     saved, memory = state_dict["param_groups"], state_dict["state"]
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    hidden = any(
+        _shows_shape(memory.get(i, {}), parameter) is False
+        for i, parameter in enumerate(parameters)
+    )
     for group, live in zip(saved, optimizer.param_groups, strict=True):
         for key, value in group.items():
             if key != "params":
                 group[key] = plain(value, keep=key not in optimizer._names.defaults)
-        if not any(isinstance(e, Tensor) and e.ndim for m in memory.values() for e in m.values()):
-            continue  # nothing has a shape
+        if not hidden:
+            continue
         absent = read_absent(group.get(SIGNATURE, ""))
         shapes = [
             OWN
@@ -70,9 +76,10 @@ def complete(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             group[SHAPES] = " ".join(shapes)
 
 
-def _shows_shape(entries: Mapping[str, Any], parameter: Tensor) -> bool:
-    tensors = [e for e in entries.values() if isinstance(e, Tensor) and e.ndim]  # no counts
-    return any(tensor.shape == parameter.shape for tensor in tensors)
+def _shows_shape(entries: Mapping[str, Any], parameter: Tensor) -> bool | None:
+    """Whether an entry has the parameter's shape; None if there are none but counts."""
+    tensors = [e for e in entries.values() if isinstance(e, Tensor) and e.ndim]
+    return any(tensor.shape == parameter.shape for tensor in tensors) if tensors else None
 
 
 def _shape(parameter: Tensor) -> str:

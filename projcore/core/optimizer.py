@@ -42,7 +42,8 @@ class Optimizer(torch.optim.Optimizer):
 
     It is a `torch.optim.Optimizer`: schedulers, groups, hooks, scalers and checkpoints work as with
     torch's own. A parameter group overrides the settings of modules by name, also of those inside
-    projections; a name that several modules share is qualified by position (``"0.lr"``).
+    projections; a name that several modules share is qualified by position (``"0.lr"``). Where no
+    module has a setting ``lr``, or several share it, the group's ``lr`` is a factor on the step.
 
     A step computes first and writes parameters last, all of them or none: after an exception
     anywhere in it they are bitwise what they were or, if it came while they were being written,
@@ -67,7 +68,7 @@ class Optimizer(torch.optim.Optimizer):
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
-            of floating point, or a group has a key that is no setting, or a bad value; or if
+            of floating point, or a group has a misspelt setting, or a bad value; or if
             ``bucket_bytes`` is given for modules that need all parameters at once, or to compile.
         ArgumentTypeError: If something is not a tensor or not a module.
 
@@ -248,11 +249,11 @@ class Optimizer(torch.optim.Optimizer):
             What the closure returned at this step's point, or None.
 
         Raises:
+            ArgumentError: If a bad value was written into a group, or a setting was removed.
             StepError: If a closure is needed and there is none, a gradient cannot be used, or a
                 parameter has another shape, dtype or device than its memory was created for.
-                Nothing has changed then.
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
-                Inf or NaN, or a module refuses it.
+                Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
         if closure is None and wanted:
@@ -277,13 +278,13 @@ class Optimizer(torch.optim.Optimizer):
         """Checks what was written into groups since the last step; numbers become plain ones."""
         groups = self.param_groups
         for i, group in enumerate(groups):
-            lost = self._names.defaults.keys() - group.keys()
-            if lost:
+            if not self._names.defaults.keys() <= group.keys():
+                lost = self._names.defaults.keys() - group.keys()
                 raise ArgumentError(
                     f"Parameter group {i} lacks {min(lost)!r}, a setting that it had. A step reads "
                     "all settings. Put it back."
                 )
-        last = self._checked or [()] * len(groups)
+        last = self._checked if len(self._checked) == len(groups) else [()] * len(groups)
         self._checked = [
             self._names.check_values(group, values)
             for group, values in zip(groups, last, strict=True)

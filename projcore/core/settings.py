@@ -191,6 +191,7 @@ class SettingNames:
         if self.rate_is_factor:
             self.defaults[RATE] = 1.0
             self.keys |= {path: {RATE: RATE} for path in rates}
+        self._known = OWN_KEYS | self.defaults.keys()
 
     def _key(self, path: str, name: str) -> str:
         return f"{path.replace('/', '.')}.{name}" if name in self.shared else name
@@ -225,10 +226,8 @@ class SettingNames:
 
     def foreign(self, group: Mapping[str, Any], given: bool = False) -> list[str]:
         """Returns the keys that are no settings here, nor torch's; they are kept and left alone."""
-        known = OWN_KEYS | self.defaults.keys()
-        if given and RATE in self.shared:
-            known -= {RATE}
-        return [key for key in group if key not in known]
+        known = self._known - {RATE} if given and RATE in self.shared else self._known
+        return [] if group.keys() <= known else [key for key in group if key not in known]
 
     def check_values(
         self, group: MutableMapping[str, Any], checked: Sequence[Any] = ()
