@@ -182,7 +182,10 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        self._update(closure, as_loss(value) if wanted else None)
+        update = self._update
+        if torch.compiler.is_compiling():  # by the user, who compiles what calls this
+            update = torch.compiler.disable(update)
+        update(closure, as_loss(value) if wanted else None)
         return value
 
     def _update(self, closure: Callable[..., Any] | None, loss: Tensor | None) -> None:
