@@ -228,7 +228,9 @@ class SOAPRotation(ProjectionBase):
             new: Node = {}
             for k in sides(state):
                 average = state[f"average{k}"]
-                rows = unfold(tensor.to(average.dtype), k)
+                # As in memory: products of other strides are rounded otherwise, and that chooses
+                # the columns that the gradients leave open.
+                rows = unfold(tensor.to(average.dtype).contiguous(), k)
                 new[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - values["beta"])
             made.append(new)
         if not all_finite(made):
