@@ -267,8 +267,11 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 value = closure()
         loss = as_loss(value) if wanted else None
+        run = run_without_autocast
+        if torch.compiler.is_compiling():  # by the user, who compiles what calls this
+            run = torch.compiler.disable(run)
         try:
-            run_without_autocast(partial(self._update, loss), closure, self._device_types)
+            run(partial(self._update, loss), closure, self._device_types)
         except NonFiniteError as error:
             if not error.skip:
                 raise

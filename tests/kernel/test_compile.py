@@ -315,6 +315,28 @@ def test_a_user_compiles_the_step(make: Any, feed: Any, lenient: None) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
+def test_nothing_of_a_step_that_a_user_compiles_is_traced(make: Any, feed: Any) -> None:
+    """Whatever it is made of: only ``compile=True`` says that the modules are to be compiled."""
+    torch._dynamo.reset()
+    counting = Counting()
+    results = []
+    for compiled in (True, False):
+        params = make((8, 6), (6, 10), (5,), (7, 8))
+        optimizer = Optimizer(params, "low_rank([adam()], rank=2, combine='fira')", "lr(0.1)")
+
+        def train(optimizer: Optimizer = optimizer) -> None:
+            optimizer.step()
+
+        take = torch.compile(train, backend=counting) if compiled else train
+        for step in range(4):
+            feed(params, step)
+            take()
+        results.append(params)
+    torch._dynamo.reset()
+    assert not counting.graphs
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_with_inductor(make: Any, run: Any) -> None:
     """With torch's own compiler, forty steps on, the schedule included."""
     torch._dynamo.reset()

@@ -448,3 +448,24 @@ def test_a_stack_is_a_list_of_matrices(one_sided, second, skip_first):
     one.param_groups[0]["folding"] = "sides"
     with pytest.raises(StepError, match=r"folding='sides'. Folding does not change once"):
         one.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (3, 4, 2)])
+def test_strides_of_the_gradient_do_not_matter(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """The first gradients leave columns of the bases open: rounding must not choose others."""
+    ends = []
+    for strided in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype))
+        optimizer = Optimizer([weight], SOAPRotation([Adam()], period=5), LR(0.01))
+        for _ in range(20):
+            noise = torch.randn(shape, generator=generator, dtype=dtype)
+            gradient = torch.sin(2 * weight.detach()) + 0.1 * noise
+            if strided:
+                gradient = gradient.transpose(0, -1).contiguous().transpose(0, -1)
+            weight.grad = gradient
+            optimizer.step()
+        ends.append(weight.detach())
+    tolerance = 1e4 * torch.finfo(dtype).eps  # of products in another order
+    torch.testing.assert_close(*ends, rtol=0, atol=min(tolerance, 1e-5))

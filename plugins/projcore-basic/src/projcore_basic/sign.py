@@ -18,6 +18,7 @@ class Sign(Transform):
     Cost: two passes over the update.
 
     Example:
+        >>> import torch
         >>> from projcore import Optimizer
         >>> from projcore.modules import LR
         >>> weight = torch.nn.Parameter(torch.zeros(3))

@@ -246,7 +246,9 @@ class SOAPRotation(ProjectionBase):
             new: Node = {}
             for k in sides(state):
                 average = state[f"average{k}"]
-                wide = tensor.to(average.dtype)
+                # As in memory: products of other strides are rounded otherwise, and that chooses
+                # the columns that the gradients leave open.
+                wide = tensor.to(average.dtype).contiguous()
                 if (average.ndim > 2) != is_batch(tensor, values):
                     raise StepError(
                         f"SOAPRotation has memory of a tensor of shape {tuple(tensor.shape)} as "
