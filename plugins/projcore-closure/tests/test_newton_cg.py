@@ -229,6 +229,7 @@ def test_finds_the_minimum_that_scipy_finds(make, place, search):
     assert (row(problem.params) - expected).norm() < 1e-6 * expected.norm()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("tolerance", "steps"), [(0.5, 75), (1e-3, 25)])
 @pytest.mark.parametrize("search", [StrongWolfe, Backtracking])
 @pytest.mark.parametrize("place", PLACES)
