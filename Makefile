@@ -5,12 +5,13 @@ BIN := .venv/bin
 READY := .venv/ready
 PARITY := .venv-parity
 
-.PHONY: help install demo test sabotage lint format bench parity bench-parity docs wheels clean
+.PHONY: help install demo test test-all sabotage lint format bench parity bench-parity docs wheels clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     train with several optimizers on real text, and draw the result"
-	@echo "make test     run the whole test suite"
+	@echo "make test     run the tests; of large products of parameters, a selection with all pairs"
+	@echo "make test-all run them with every case of these products; takes several times as long"
 	@echo "make sabotage break the code on purpose, in a copy, and see whether the tests notice"
 	@echo "make lint     ruff, ruff-format and mypy"
 	@echo "make format   let ruff mend what it can"
@@ -38,9 +39,16 @@ $(READY): pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins
 demo: $(READY)
 	$(BIN)/projcore compare text --output demo $(ARGS)
 
-# One thread per worker: the workers share the cores already.
+# One thread per worker: the workers share the cores already. A file is one worker's, which makes
+# what its tests share once; files marked as long come first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 \
+  --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-all: $(READY)
+	$(PYTEST) --exhaustive $(ARGS)
 
 sabotage: $(READY)
 	$(BIN)/python -m tools.sabotage $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from projcore import Node, ProjectionBase, Settings
 from projcore.core import Current
 from projcore.testing.law import NotApplicable
 from projcore.testing.problem import flat, shaped
+
+# The matrices of maps that do not change, by projection, and by what it was given.
+_FIXED: WeakKeyDictionary[ProjectionBase, dict[object, Tensor]] = WeakKeyDictionary()
 
 
 class Map:
@@ -148,7 +152,21 @@ class Map:
         return [next(made if i in self.applied else rest) for i in range(len(self.like))]
 
     def matrix(self) -> Tensor:
-        r"""Returns :math:`U` in real coordinates, shape ``(outside, inside)``, column by column."""
+        r"""Returns :math:`U` in real coordinates, shape ``(outside, inside)``, column by column.
+
+        Where nothing that a step brings can change the map, the columns are computed once for each
+        projection object.
+        """
+        if self.projection.needs or type(self.projection).refresh is not ProjectionBase.refresh:
+            return self._columns()
+        known = _FIXED.setdefault(self.projection, {})
+        space = tuple((tensor.shape, tensor.dtype) for tensor in self.like)
+        given = (space, tuple(self.numbers))
+        if given not in known:
+            known[given] = self._columns()
+        return known[given]
+
+    def _columns(self) -> Tensor:
         eye = torch.eye(flat(self.inside).numel(), dtype=torch.float64)
         columns = [flat(self.unproject(shaped(row, self.inside), "update")) for row in eye]
         return torch.stack(columns, dim=1)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.long
+
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
 

@@ -50,6 +50,7 @@ def adam(params: Any, wrap: str) -> Any:
     return Optimizer(params, *WRAPS[wrap]([Adam(), LR(0.1)]))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("elide", [True, False])
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("build", [momentum, adam])

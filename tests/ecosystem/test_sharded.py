@@ -11,9 +11,12 @@ import pytest
 import torch
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch has no distributed part"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not torch.distributed.is_available(), reason="torch has no distributed part"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

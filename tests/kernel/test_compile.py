@@ -25,7 +25,10 @@ from projcore.modules import (
 )
 from projcore.projections import ScalarProjection, To, VectorProjection
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
+]
 
 
 class Counting:

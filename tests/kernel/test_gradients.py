@@ -49,6 +49,7 @@ def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("module", MODULES)

@@ -1,7 +1,7 @@
 """Saves every registered component in every registered projection, and goes on elsewhere.
 
-``python resuming.py FILE`` loads what `save` has written, takes the remaining steps, and prints a
-line for each case whose end is not bitwise that of the run that never stopped.
+``python resuming.py FILE PARTNERS`` loads what `save` has written, takes the remaining steps, and
+prints a line for each case whose end is not bitwise that of the run that never stopped.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ def subjects(kind: str) -> list[Subject]:
     return [s for component in registry.components(kind) for s in as_subjects(component)]
 
 
-def cases() -> Iterator[tuple[str, Build, tuple[torch.dtype, ...]]]:
+def cases(partners: int) -> Iterator[tuple[str, Build, tuple[torch.dtype, ...]]]:
     """Yields each module bare in all dtypes, and each component in and around some others.
 
-    All pairs would be tens of thousands: partners and dtypes are dealt out in turn.
+    All pairs would be tens of thousands: partners, so many for each, and dtypes are dealt out in
+    turn.
     """
     modules, projections = subjects("module"), subjects("projection")
     for module in modules:
         yield module.name, module.chain, DTYPES
     dtypes, outers, inners = map(itertools.cycle, (DTYPES, projections, modules))
-    pairs = [(outer, module) for module in modules for outer in itertools.islice(outers, 3)]
-    pairs += [(outer, module) for outer in projections for module in itertools.islice(inners, 4)]
+    pairs = [(outer, module) for module in modules for outer in itertools.islice(outers, partners)]
+    pairs += [
+        (outer, module) for outer in projections for module in itertools.islice(inners, partners)
+    ]
     for outer, module in pairs:
         yield (
             f"{module.name} in {outer.name}",
@@ -49,7 +52,7 @@ def cases() -> Iterator[tuple[str, Build, tuple[torch.dtype, ...]]]:
             (next(dtypes),),
         )
     for outer in projections:
-        for inner in itertools.islice(outers, 4):
+        for inner in itertools.islice(outers, partners):
             module = next(inners)
             yield (
                 f"{module.name} in {inner.name} in {outer.name}",
@@ -58,10 +61,14 @@ def cases() -> Iterator[tuple[str, Build, tuple[torch.dtype, ...]]]:
             )
 
 
-def save(path: str) -> tuple[list[str], list[str]]:
+def save(path: str, partners: int) -> tuple[list[str], list[str]]:
     """Takes steps, saves, takes more, saves where they led; returns which ran or were refused."""
     saved, refused = {}, []
-    made = [(f"{name}, {dtype}", build, dtype) for name, build, each in cases() for dtype in each]
+    made = [
+        (f"{name}, {dtype}", build, dtype)
+        for name, build, each in cases(partners)
+        for dtype in each
+    ]
     for name, build, dtype in made:
         problem = make_problem(SHAPES, dtype)
         try:
@@ -86,9 +93,9 @@ def clone(value):
     return [clone(item) for item in value] if isinstance(value, list) else value
 
 
-def resume(path: str) -> Iterator[str]:
+def resume(path: str, partners: int) -> Iterator[str]:
     """Goes on from what was saved; yields what does not end where it should."""
-    builds = {name: build for name, build, _ in cases()}
+    builds = {name: build for name, build, _ in cases(partners)}
     for name, entry in torch.load(path, weights_only=True).items():
         problem = Problem(entry["point"])
         optimizer = make_optimizer(problem, builds[name.rpartition(", ")[0]]())
@@ -102,5 +109,5 @@ def resume(path: str) -> Iterator[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for line in resume(sys.argv[1]):
+    for line in resume(sys.argv[1], int(sys.argv[2])):
         print(line)

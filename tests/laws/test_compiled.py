@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from projcore import registry
 from projcore.testing import checks, parts
 from projcore.testing.law import NotApplicable, Violation
+
+pytestmark = pytest.mark.long
 
 PLUGINS = sorted({each.plugin for each in registry.components() if each.kind != "recipe"})
 
@@ -17,8 +21,43 @@ def compiled(*things):
     return [check for check in checks(*things, slow=True) if check.law.name == "compiled"]
 
 
-@pytest.mark.parametrize("check", compiled(*PLUGINS), ids=str)
-def test_compiled_is_eager(check):
+CHECKS = compiled(*PLUGINS)
+# By element, of matrices, over all tensors, in another dtype, in other coordinates.
+SAMPLE = (
+    "lion",
+    "muon(dtype=None, flatten=True)",
+    "clip_norm(max_norm=1.0)",
+    "to(dtype='float64')",
+    "haar",
+)
+
+
+# All are traced, into one graph; then its operations run as they are.
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+def test_compiled_is_eager(check, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    run(check)
+
+
+# Torch's own compiler takes seconds for each, most of them in a C++ compiler.
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(
+            each, marks=() if each.subject.name in SAMPLE else pytest.mark.exhaustive, id=str(each)
+        )
+        for each in CHECKS
+    ],
+)
+def test_compiled_by_inductor_is_eager(check):
+    run(check)
+
+
+def test_the_sample_is_there():
+    assert {each.subject.name for each in CHECKS} >= set(SAMPLE)
+
+
+def run(check):
     try:
         check()
     except NotApplicable as reason:

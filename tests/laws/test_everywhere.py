@@ -11,6 +11,8 @@ PLUGINS = sorted({each.plugin for each in registry.components() if each.kind != 
 CHECKS = [c for c in checks(*PLUGINS, slow=True) if c.law.name == "atomic_everywhere"]
 
 
+# Without it the laws choose: one operation at least of each line of code.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 def test_fault_in_every_operation(check):
     check()

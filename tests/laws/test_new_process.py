@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from projcore.testing.parts import Momentum, Scale
@@ -14,13 +15,18 @@ from projcore.testing.parts import Momentum, Scale
 SCRIPT = Path(__file__).with_name("resuming.py")
 
 
-def test_resume_is_bitwise_in_a_new_process(tmp_path):
+@pytest.mark.long
+def test_resume_is_bitwise_in_a_new_process(tmp_path, exhaustive):
+    partners = 4 if exhaustive else 2
     path = tmp_path / "saved.pt"
     script = runpy.run_path(str(SCRIPT))
-    names, refused = script["save"](str(path))
+    names, refused = script["save"](str(path), partners)
 
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(path)], capture_output=True, text=True, check=False
+        [sys.executable, str(SCRIPT), str(path), str(partners)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == []
@@ -35,12 +41,12 @@ def test_resume_is_bitwise_in_a_new_process(tmp_path):
 def test_a_difference_is_seen(tmp_path):
     path = tmp_path / "saved.pt"
     script = runpy.run_path(str(SCRIPT))
-    script["save"].__globals__["cases"] = lambda: [
+    script["save"].__globals__["cases"] = lambda partners: [
         ("a", lambda: [Momentum(), Scale()], script["DTYPES"])
     ]
-    script["save"](str(path))
+    script["save"](str(path), 1)
     saved = torch.load(path, weights_only=True)
     for entry in saved.values():
         entry["optimizer"]["state"][0]["0/momentum_buffer"].mul_(1.5)
     torch.save(saved, path)
-    assert len(list(script["resume"](str(path)))) == len(saved) == 3
+    assert len(list(script["resume"](str(path), 1))) == len(saved) == 3

@@ -21,11 +21,12 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.tom
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0) -> str:
-    """Runs a command away from the checkout, and without its folder on sys.path.
+    """Runs a command away from the checkout, which is not on its sys.path.
 
     It must exit with that code; its output is returned.
     """
-    env = {**os.environ, "PYTHONSAFEPATH": "1"}
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env["PYTHONSAFEPATH"] = "1"
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

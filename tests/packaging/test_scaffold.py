@@ -12,6 +12,8 @@ import pytest
 from projcore.cli import main
 from projcore.cli.new_plugin import FILES
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., str]
 Environment = Callable[..., Path]

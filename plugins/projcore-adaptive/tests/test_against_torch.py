@@ -202,6 +202,7 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.filterwarnings("ignore:To get the last learning rate:UserWarning")
 @pytest.mark.parametrize("name", ["adamw", "rmsprop momentum", "nadam", "radam", "adamax"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -213,6 +214,7 @@ def test_groups_and_schedules(name: str, schedule: str, place: Any, follow: Any,
         same(ours, follow(partial(METHODS[name][1], lr=0.02), **how))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("schedule", ["lambda", "cosine"])
 @pytest.mark.parametrize(
     ("name", "groups"),

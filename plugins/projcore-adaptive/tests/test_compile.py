@@ -32,6 +32,8 @@ from projcore.modules import (
     TrustRatio,
 )
 
+pytestmark = pytest.mark.long
+
 SHAPES: list[tuple[int, ...]] = [(5, 3), (4,)]
 
 MODULES: dict[str, Transform] = {
@@ -81,10 +83,10 @@ def as_tensors(value: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[tuple[Any, Any]]:
+def runs(backend: str) -> list[tuple[Any, Any]]:
     """Compiled and eager results and memory of all, after each of the steps."""
     # One graph for all, because each takes seconds to compile.
-    compiled: Callable[..., Any] = torch.compile(apply_all, fullgraph=True)
+    compiled: Callable[..., Any] = torch.compile(apply_all, fullgraph=True, backend=backend)
     zeros = [torch.zeros(shape) for shape in SHAPES]
     ours = {
         name: [module.init(tensor, module.defaults) for tensor in zeros]

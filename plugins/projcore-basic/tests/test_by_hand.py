@@ -154,6 +154,7 @@ def torchs() -> Callable[..., Tensor]:
 PAIRS = [(name, place) for name, (_, _, places) in CASES.items() for place in sorted(places)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(("name", "place_name"), PAIRS, indirect=["place_name"])
 @pytest.mark.parametrize("how", HOW)
 def test_200_steps(name: str, how: str, place: Any, follow: Any, same: Any, torchs: Any) -> None:

@@ -67,10 +67,10 @@ def apply_all(tensors: list[Tensor], memory: Memory, settings: Values) -> dict[s
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[tuple[Any, Any]]:
+def runs(backend: str) -> list[tuple[Any, Any]]:
     """Compiled and eager results and memory of all, after each of three steps."""
     # One graph for all, because each takes seconds to compile.
-    compiled: Callable[..., Any] = torch.compile(apply_all, fullgraph=True)
+    compiled: Callable[..., Any] = torch.compile(apply_all, fullgraph=True, backend=backend)
     zeros = [torch.zeros(shape) for shape in SHAPES]
     ours = {
         name: [module.init(tensor, module.defaults) for tensor in zeros]

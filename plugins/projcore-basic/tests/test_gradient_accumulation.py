@@ -75,6 +75,7 @@ def full_steps(count: int, period: int, limit: float | None, mean: bool = True) 
     return torch.stack(points)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("period", [1, 4])
 @pytest.mark.parametrize("mean", [True, False])
 def test_steps_on_micro_batches_are_one_on_all(

@@ -46,6 +46,7 @@ def torchs() -> Callable[..., Any]:
     )
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_200_steps(
@@ -74,6 +75,7 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.filterwarnings("ignore:To get the last learning rate:UserWarning")
 @pytest.mark.parametrize("name", ["momentum", "nesterov, decay"])
 @pytest.mark.parametrize("schedule", SCHEDULES)

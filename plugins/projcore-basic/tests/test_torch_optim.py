@@ -278,6 +278,7 @@ def test_memory_is_there_without_a_gradient() -> None:
     torch.testing.assert_close(params[1].detach(), torch.full((2,), 1 - 1e-3))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("where", ["bare", "cast", "merged", "stacked"])
 @pytest.mark.parametrize("name", [*ELEMENTWISE, *TENSORWISE])

@@ -77,6 +77,7 @@ def same(ones: list[Tensor], others: list[Tensor]) -> bool:
     return len(ones) == len(others) and all(map(torch.equal, ones, others))
 
 
+@pytest.mark.pairwise
 @everywhere
 @with_each
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -185,6 +186,7 @@ def test_what_a_failed_step_wrote_is_never_read(make, place, history_size):
     assert same(problem.point(), twin.point())
 
 
+@pytest.mark.pairwise
 @everywhere
 @with_each
 @pytest.mark.parametrize("steps", [1, 2, 5])

@@ -256,7 +256,8 @@ def test_finds_the_minimum_that_scipy_finds(make, place, search):
     assert (row(problem.params) - expected).norm() < 1e-6 * expected.norm()
 
 
-@pytest.mark.parametrize(("tolerance", "steps"), [(0.5, 60), (1e-3, 30)])
+@pytest.mark.pairwise
+@pytest.mark.parametrize(("tolerance", "steps"), [(0.5, 60), (1e-3, 25)])
 @pytest.mark.parametrize("search", [StrongWolfe, Backtracking])
 @pytest.mark.parametrize(
     ("place", "start"),

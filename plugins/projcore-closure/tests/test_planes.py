@@ -59,6 +59,7 @@ def convex(make):
     return problem
 
 
+@pytest.mark.pairwise
 @every_direction
 @every_search
 @pytest.mark.parametrize("place", LOSSLESS)
@@ -72,6 +73,7 @@ def test_to_the_minimum_without_a_rise(make, place, direction, search):
     assert losses[-1] - float(problem.loss([minimum])) < 1e-3 * losses[0]
 
 
+@pytest.mark.pairwise
 @every_direction
 @every_search
 @pytest.mark.parametrize("maps", LOSSY)
@@ -131,6 +133,7 @@ class Turning(ProjectionBase):
         ]
 
 
+@pytest.mark.pairwise
 @every_direction
 @every_search
 @pytest.mark.parametrize("policy", ["transport", "reset"])

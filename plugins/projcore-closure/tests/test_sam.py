@@ -38,6 +38,7 @@ def climb(point: Tensor, gradient: Tensor, rho: float, adaptive: bool) -> Tensor
     return rho * size**2 * gradient / (size * gradient).norm()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("rho", [0.0, 0.05, 2.0])

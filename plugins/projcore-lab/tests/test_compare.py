@@ -15,7 +15,7 @@ from projcore_lab.lineup import PRESETS, TORCH_PRESETS, contender
 from projcore_lab.rosenbrock import Rosenbrock
 from projcore_lab.text import Text
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("error")]
 
 PAIR = ("torch-adam", "torch-adamw")
 

@@ -99,6 +99,7 @@ def test_the_basis(length, dtype):
     torch.testing.assert_close(basis, expected, rtol=2 * eps, atol=max(atol, eps**2))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shape", [(6, 11), (11, 6), (8, 8), (3, 2, 5)])
 @pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right", "full"])
 @pytest.mark.parametrize("norm", [1, 2])

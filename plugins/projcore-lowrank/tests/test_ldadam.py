@@ -129,6 +129,7 @@ def take(params: list[Parameter], optimizer: Optimizer, step: int) -> None:
     optimizer.step()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("feedback", [True, False])
 @pytest.mark.parametrize("rank", [1, 3])
 # Where the basis has little inertia, a rounding error grows a thousandfold in forty steps.

@@ -78,6 +78,7 @@ def learnt(subspace, end, length, rank, index=0, dtype=torch.float64):
 # The matrices.
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("end", ["left", "right"])

@@ -302,6 +302,7 @@ def fastfood_matrix(seed: int, rank: int, length: int) -> Tensor:
     return (n / length) ** 0.5 * torch.cat(rows)[:length, :rank]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("chunk", [1, 16, 1 << 20])
 @pytest.mark.parametrize("length", [1, 7, 32, 100, 1000])
 @pytest.mark.parametrize("rank", [1, 2, 3, 8, 20])

@@ -328,6 +328,7 @@ def test_what_is_not_finite_enters_no_average(bad):
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(before[1][key])), key
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("skip_first", [False, True])
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

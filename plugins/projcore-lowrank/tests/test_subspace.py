@@ -63,6 +63,7 @@ def sine(matrix: Tensor, basis: Tensor) -> float:
     return float(torch.linalg.matrix_norm(outside, 2).max())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("method", METHODS)

@@ -201,6 +201,7 @@ def test_signs_come_before_the_transform() -> None:
     assert not torch.equal(inside(Hadamard, [x], signs=6)[0], inside(Hadamard, [signed])[0])
 
 
+@pytest.mark.pairwise
 @pytest.mark.filterwarnings("ignore:Level value of")  # all is near the ends, as it should be
 @pytest.mark.parametrize("length", [2, 16, 24, 96, 256])
 @pytest.mark.parametrize("order", range(1, 9))
@@ -285,6 +286,7 @@ def reference(kind: str, x: np.ndarray) -> np.ndarray:
     return inside(KINDS[kind], [torch.from_numpy(x)])[0].numpy()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shape", [s for s in SHAPES if 0 not in s], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ from projcore import Chain, Optimizer, Transform
 from projcore.errors import ArgumentError
 from projcore.modules import LR, Adagrad, Adam, BiasCorrection, HeavyBall, RMSprop, Sign
 from projcore.projections import To
-from projcore.testing import Subject, parametrize_with_checks
+from projcore.testing import Subject, checks, parametrize_with_checks
 from projcore.testing.parts import Moments
 from projcore_spectral import Haar
 from projcore_spectral.gwt import GWT, coarse, spread
@@ -160,6 +161,7 @@ CASES = [
 ]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("correct", [False, True])
 @pytest.mark.parametrize("detail", ["second", "ratio"])
 @pytest.mark.parametrize("limit", [GAMMA, None])
@@ -476,6 +478,19 @@ SUBJECTS = [
 ]
 
 
-@parametrize_with_checks(*SUBJECTS, slow=True)
+@parametrize_with_checks(*SUBJECTS)
 def test_laws(check):
+    check()
+
+
+@pytest.mark.exhaustive
+@parametrize_with_checks(*SUBJECTS, slow=True)
+def test_slow_laws(check):
+    check()
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_compiled_is_eager(subject, backend, monkeypatch):
+    (check,) = (each for each in checks(subject, slow=True) if each.law.name == "compiled")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     check()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +22,8 @@ from projcore.testing.run import make_optimizer, take_steps
 from projcore.testing.subject import Subject
 
 SHAPES = ((3, 2), (4,), ())
-MOST = 40  # operations of a step that are made to fail when it must be quick: an even choice
+MOST = 40  # operations of a step that are made to fail when it must be quick
+TORCH = os.path.dirname(torch.__file__) + os.sep
 MEND = (
     "Compute first, write last: nothing but objective.evaluate may write a parameter, and it "
     "restores them."
@@ -33,6 +36,9 @@ class FaultAt(TorchDispatchMode):
     Args:
         problem: Whose closure is not counted.
         at: Which operation, from 1; None for none.
+
+    Attributes:
+        places: If none is to fail, of each operation what it is, and the line that asks for it.
     """
 
     def __init__(self, problem: Problem, at: int | None = None) -> None:
@@ -40,13 +46,24 @@ class FaultAt(TorchDispatchMode):
         self.problem = problem
         self.at = at
         self.count = 0
+        self.places: list[object] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.problem.closing and func.namespace != "profiler":
             self.count += 1
+            if self.at is None:
+                self.places.append((func, *_line_outside_torch()))
             if self.count == self.at:
                 raise InjectedFault(f"in place of {func}")
         return func(*args, **(kwargs or {}))
+
+
+def _line_outside_torch() -> tuple[str, int]:
+    """Returns the file and the line that asked for the operation that is being dispatched."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.startswith(TORCH) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 @law()
@@ -59,7 +76,7 @@ def atomic(subject: Subject) -> str:
 
     The exception comes in each call of the closure, in a module beside and inside it, in each call
     of `project` and `unproject` of a projection around it and of its own, and in place of tensor
-    operations of the first step and of a later one.
+    operations of the first step and of a later one: of one at least from each line of code.
 
     Returns how many of the steps taken after a fault were bitwise the step without it. That is not
     demanded: memory may have moved.
@@ -92,7 +109,7 @@ def _check_operations(subject: Subject, most: float) -> str:
         following = clean.point()
         faults: list[Callable[[Problem], Any]] = [
             *(_fault_in_closure(call) for call in range(1, calls + 1)),
-            *(_fault_in_operation(at) for at in _spread(counter.count, most)),
+            *(_fault_in_operation(at) for at in _chosen(counter.places, most)),
         ]
         for fault in faults:
             total += 1
@@ -100,10 +117,19 @@ def _check_operations(subject: Subject, most: float) -> str:
     return f"{exact} of {total} steps after a fault were bitwise the step without it"
 
 
-def _spread(count: int, most: float) -> list[int]:
+def _chosen(places: Sequence[object], most: float) -> list[int]:
+    """Returns which operations are to fail, from 1: all if they are no more than `most`.
+
+    Else the last at each place, before which a loop has done the most, and of the others an even
+    choice, as many as make up `most`.
+    """
+    count = len(places)
     if count <= most:
         return list(range(1, count + 1))
-    return sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(int(most))})
+    last = {place: at for at, place in enumerate(places, 1)}
+    others = sorted(set(range(1, count + 1)) - set(last.values()))
+    more = max(0, int(most) - len(last))
+    return sorted([*last.values(), *(others[i * len(others) // more] for i in range(more))])
 
 
 def _fault_in_closure(call: int) -> Callable[[Problem], Any]:

@@ -30,6 +30,7 @@ def composition(subject: Subject) -> str | None:
     if adds_to_unproject(subject):
         raise NotApplicable("its combine returns more than unproject does")
     left_out = []
+    projection = subject.around(Scale())
     for name, (method, modules) in methods().items():
         for dtype in (torch.float64, torch.complex128):
             ours, oracle = make_problem(dtype=dtype), make_problem(dtype=dtype)
@@ -43,7 +44,7 @@ def composition(subject: Subject) -> str | None:
                     raise
                 left_out.append(f"{dtype}: {error}")
                 continue
-            expected = train_by_hand(oracle, [subject.around(Scale())], method, STEPS)
+            expected = train_by_hand(oracle, [projection], method, STEPS)
             ensure_close(
                 actual,
                 expected,
