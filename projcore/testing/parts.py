@@ -112,7 +112,7 @@ class Moments(Transform):
         require(self, "eps", settings["eps"], minimum=0)
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        step = torch.zeros((), dtype=torch.int64)
+        step = torch.zeros((), dtype=torch.int64, device="cpu")
         moments = {name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")}
         return {**moments, "step": step}
 
@@ -312,7 +312,7 @@ class Mix(ProjectionBase):
 
     @staticmethod
     def matrix(size: int) -> Tensor:
-        eye = torch.eye(size, dtype=torch.float64)
+        eye = torch.eye(size, dtype=torch.float64, device="cpu")
         return eye + 0.5 * torch.roll(eye, 1, 0).tril()
 
 

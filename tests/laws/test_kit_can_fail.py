@@ -100,7 +100,7 @@ class Halving(ProjectionBase):
 
     def unproject(self, projected_tensors, params, *_, **__):
         (z,) = projected_tensors
-        return shaped(torch.cat([z.double(), torch.zeros(flat(params).numel() - len(z))]), params)
+        return shaped(torch.cat([z.double(), z.new_zeros(flat(params).numel() - len(z))]), params)
 
 
 class Rolling(Merge):
