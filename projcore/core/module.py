@@ -84,6 +84,7 @@ class Module(ABC):
     gradient_free: ClassVar[bool] = False
     _init_takes_batches: ClassVar[bool] = False
     _init_takes_index: ClassVar[bool] = False
+    _signature: ClassVar[inspect.Signature]  # of __init__; read here once, as it takes long
     _arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -93,11 +94,12 @@ class Module(ABC):
         cls._init_takes_index = "index" in accepted
         if "__init__" in vars(cls):
             cls.__init__ = _with_plain_arguments(cls.__init__)  # type: ignore[method-assign]
+        cls._signature = inspect.signature(cls.__init__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         try:
-            bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+            bound = cls._signature.bind_partial(self, *args, **kwargs)
         except TypeError:
             bound = None  # __init__ raises Python's own error, which names the argument
         given = dict(list(bound.arguments.items())[1:]) if bound else {}
@@ -151,7 +153,7 @@ class Module(ABC):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that differ from their defaults, by name, in its order."""
-        parameters = inspect.signature(type(self).__init__).parameters
+        parameters = self._signature.parameters
         given = {}
         for name, value in self._arguments.items():
             default = parameters[name].default
