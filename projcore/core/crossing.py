@@ -51,8 +51,7 @@ class Crossing:
         begun: dict[int, Node] = {}
         for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
             if not _own_keys(node):
-                takes = self.projection._init_takes_index
-                extra = {"index": self.objective.sources[i][0]} if takes else {}
+                extra = self.projection.named("init", index=self.objective.sources[i][0])
                 begun[i] = self.projection.init(self.objective.template[i], values, **extra)
         nodes = self.state.nodes
         moved = [i for i, made in begun.items() if made and any(nodes[i].values())]

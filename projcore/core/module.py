@@ -82,16 +82,17 @@ class Module(ABC):
     sharded: ClassVar[bool | None] = None
     traceable: bool = True
     gradient_free: ClassVar[bool] = False
-    _init_takes_batches: ClassVar[bool] = False
-    _init_takes_index: ClassVar[bool] = False
+    _named: ClassVar[dict[str, frozenset[str]]]  # of each hook, the arguments that it names
     _signature: ClassVar[inspect.Signature]  # of __init__; read here once, as it takes long
     _arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        accepted = inspect.signature(cls.init).parameters
-        cls._init_takes_batches = "batch_dims" in accepted
-        cls._init_takes_index = "index" in accepted
+        cls._named = {
+            hook: frozenset(inspect.signature(getattr(cls, hook)).parameters)
+            for hook in ("init", "apply")
+            if hasattr(cls, hook)
+        }
         if "__init__" in vars(cls):
             cls.__init__ = _with_plain_arguments(cls.__init__)  # type: ignore[method-assign]
         cls._signature = inspect.signature(cls.__init__)
@@ -126,19 +127,23 @@ class Module(ABC):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         """Returns the memory to begin with, for a tensor of this shape, dtype and device.
 
-        It may take the keyword ``batch_dims``, as the `apply` of a batched transform; that of a
-        projection ``index``, with a default: the number of the first parameter that the tensor is
-        made from.
+        It gets those of these arguments that it names: ``batch_dims``, the number of leading
+        dimensions that index independent tensors; and, of a projection, ``index``, the place of the
+        first parameter that the tensor is made from.
 
         A count is best a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
         float64 on the CPU (seen with torch 2.13).
         """
         return {}
 
+    def named(self, hook: str, **extras: Any) -> dict[str, Any]:
+        """Returns those of the extra arguments that a hook names in its signature."""
+        return {name: value for name, value in extras.items() if name in self._named[hook]}
+
     def remember(self, objective: Objective, state: State) -> list[Settings]:
         """Creates memory where there is none yet, and returns the settings of each tensor."""
         settings = objective.settings(state.path)
-        extra = {"batch_dims": objective.batch_dims} if self._init_takes_batches else {}
+        extra = self.named("init", batch_dims=objective.batch_dims)
         for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True):
             if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
                 node.update(self.init(tensor, values, **extra))
@@ -259,9 +264,6 @@ class Transform(Module):
     memory, it gets float32 copies; what it returns and remembers is rounded.
 
     Attributes:
-        batched: Set it for a transform of scope ``"tensor"`` whose `apply` takes the keyword
-            ``batch_dims``, the number of leading dimensions that index independent tensors.
-            Without it such a batch is taken apart and run item by item.
         affine: It maps an update `u` to ``a * u + b * p`` with numbers `a` and `b`, which
             `coefficients` returns. At the end of the optimizer's own chain they are folded into
             what writes the parameters, in steps that are not compiled.
@@ -269,7 +271,6 @@ class Transform(Module):
             from being run piece by piece.
     """
 
-    batched: ClassVar[bool] = False
     affine: bool = False
     single_pass: bool = False
 
@@ -287,6 +288,10 @@ class Transform(Module):
 
         Facts that are not in ``needs`` are None. Writes into its own `states` only: one dict for
         each tensor, holding what `init` returned.
+
+        It may name one argument more, ``batch_dims``: the number of leading dimensions of each
+        tensor that index independent tensors. A transform of scope ``"tensor"`` that does reduces
+        over the others; for one that does not, a batch is taken apart and run item by item.
         """
 
     def coefficients(
@@ -365,7 +370,8 @@ class Transform(Module):
             super().prepare(objective, state, rows)
 
     def _by_item(self, objective: Objective) -> bool:
-        return objective.batch_dims > 0 and self.scope == "tensor" and not self.batched
+        batch = objective.batch_dims > 0 and self.scope == "tensor"
+        return batch and "batch_dims" not in self._named["apply"]
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         if self._by_item(objective):
@@ -427,7 +433,7 @@ class Transform(Module):
         settings: list[Settings],
     ) -> list[Tensor]:
         """Calls `apply`; its result for float16 is still in float32."""
-        extra = {"batch_dims": objective.batch_dims} if self.batched else {}
+        extra = self.named("apply", batch_dims=objective.batch_dims)
         params, grads, loss = facts(self.needs, objective)
         apply = partial(in_float32, self.apply) if has_half(update) else self.apply
         result = list(apply(update, params, grads, loss, nodes, settings, **extra))

@@ -60,7 +60,7 @@ class Map:
 
     def _numbered(self, i: int) -> dict[str, int]:
         """The keyword ``index`` of an `init` that takes it."""
-        return {"index": self.numbers[i]} if self.projection._init_takes_index else {}
+        return self.projection.named("init", index=self.numbers[i])
 
     def numbers_inside(self) -> list[int]:
         """Returns, of each tensor inside, the number of the first parameter it is made from."""

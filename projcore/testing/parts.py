@@ -143,7 +143,6 @@ class UnitNorm(Transform):
     """Divides each tensor by its norm."""
 
     scope = "tensor"
-    batched = True
 
     def apply(
         self,

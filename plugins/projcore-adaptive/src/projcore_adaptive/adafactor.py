@@ -103,7 +103,6 @@ class Adafactor(Transform):
     """
 
     scope = "tensor"
-    batched = True
     kinds = {"row_var": "opaque", "col_var": "opaque", "variance": "opaque", "step": "opaque"}
 
     def __init__(

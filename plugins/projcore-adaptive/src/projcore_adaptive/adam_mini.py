@@ -66,7 +66,6 @@ class AdamMini(Transform):
     """
 
     scope = "tensor"
-    batched = True
     kinds = {"exp_avg": "first", "exp_avg_sq": "opaque", "step": "scalar"}
 
     def __init__(

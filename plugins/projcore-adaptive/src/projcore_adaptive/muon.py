@@ -81,7 +81,6 @@ class Muon(Transform):
     """
 
     scope = "tensor"
-    batched = True
     kinds = {"momentum_buffer": "first"}
 
     def __init__(

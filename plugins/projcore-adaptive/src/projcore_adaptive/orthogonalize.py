@@ -180,7 +180,6 @@ class Orthogonalize(Transform):
     """
 
     scope = "tensor"
-    batched = True
 
     def __init__(
         self,

@@ -52,7 +52,6 @@ class TrustRatio(Transform):
 
     scope = "tensor"
     sharded = True
-    batched = True
     needs = frozenset({"params"})
 
     def apply(
@@ -106,7 +105,6 @@ class LAMB(Transform):
 
     scope = "tensor"
     sharded = True
-    batched = True
     needs = frozenset({"params"})
     kinds = Adam.kinds
 
@@ -175,7 +173,6 @@ class LARS(Transform):
 
     scope = "tensor"
     sharded = True
-    batched = True
     needs = frozenset({"params"})
 
     def __init__(self, trust_coefficient: float = 1e-3, weight_decay: float = 5e-4) -> None:

@@ -44,7 +44,6 @@ class Cautious(Transform):
     """
 
     scope = "tensor"
-    batched = True
     needs = frozenset({"grads"})
 
     def __init__(self) -> None:

@@ -43,7 +43,6 @@ class Centralize(Transform):
 
     scope = "tensor"
     sharded = True
-    batched = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -77,7 +77,6 @@ class ClipNorm(Transform):
         Pascanu, Mikolov & Bengio, 2013, https://arxiv.org/abs/1211.5063 (algorithm 1).
     """
 
-    batched = True
     sharded = True
 
     def __init__(

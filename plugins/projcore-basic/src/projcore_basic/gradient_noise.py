@@ -49,7 +49,6 @@ class GradientNoise(Transform):
     """
 
     scope = "tensor"  # elements of one tensor share its generator
-    batched = True
     traceable = False
     kinds = {"step": "scalar", "stream": "scalar", "streams": "scalar"}
 

@@ -64,7 +64,6 @@ class NormGrowthLimiter(Transform):
     """
 
     scope = "tensor"
-    batched = True
     kinds = {"norm": "scalar"}
 
     def __init__(self, gamma: float = 1.01) -> None:

@@ -99,7 +99,6 @@ class Normalize(Transform):
         Hazan, Levy & Shalev-Shwartz, 2015, https://arxiv.org/abs/1507.02030 (algorithm 1).
     """
 
-    batched = True
     sharded = True
 
     def __init__(
