@@ -97,7 +97,7 @@ class Crossing:
         if not self.applied or not self.projection.overrides("refresh"):
             return
         tensors = self._pick(update)
-        new = self.projection.refresh(tensors, *self.facts(), self.states, self.settings)
+        new = self.projection.call_refresh(tensors, *self.facts(), self.states, self.settings)
         if new is not None:
             from projcore.core.transport import change_map
 
@@ -302,7 +302,7 @@ class ProjectedObjective(Objective):
 
     def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
         crossing, outer = self._crossing, self._crossing.objective
-        if crossing.projection.linear and not crossing.projection.layout:
+        if crossing.projection.geometry == "linear":
             shift = crossing.up(torch._foreach_sub(list(point), self.params), "params")
             full = list(torch._foreach_add(outer.params, shift))
         else:

@@ -20,7 +20,7 @@ from projcore.core.state import State
 class _Items(ProjectionBase):
     """Takes a batch apart into its items."""
 
-    layout = True
+    geometry = "layout"
 
     def __init__(self, objective: Objective) -> None:
         self.dims = objective.batch_dims

@@ -90,7 +90,7 @@ class Module(ABC):
         super().__init_subclass__(**kwargs)
         cls._named = {
             hook: frozenset(inspect.signature(getattr(cls, hook)).parameters)
-            for hook in ("init", "apply")
+            for hook in ("init", "apply", "refresh")
             if hasattr(cls, hook)
         }
         if "__init__" in vars(cls):

@@ -20,6 +20,7 @@ from projcore.core.state import Node, State
 from projcore.errors import ArgumentError, NeedsError, ProjcoreError
 
 Current = Literal["params", "grads", "update"]
+Geometry = Literal["layout", "pointwise", "linear"]
 Policy = Literal["keep", "reset", "transport"]
 
 
@@ -51,15 +52,12 @@ class ProjectionBase(Module):
     Attributes:
         scope: ``"element"`` or ``"tensor"`` for one projected tensor from each tensor, by itself;
             ``"all"`` (the default) for any number from all of them.
-        linear: Whether the map is linear: then the closure is evaluated at ``x0 + U (z - z0)``,
-            which never destroys what the map cannot represent. Otherwise at ``unproject(z)``.
-        layout: It only rearranges elements. Modules of scope ``"element"`` give the same result
-            outside, and run there, at no cost.
-        same_points: A point inside is the same point outside, up to rounding, as under a cast. A
-            layout has it too. Only there may a module stand inside whose result must reach the
-            parameters as it is.
-        learns: Whether its map or its residual is made from what crosses: then only tensors with a
-            gradient are handed to it. By default, whether it overrides `refresh` or `combine`.
+        geometry: What the map does. A ``"layout"`` only rearranges elements: modules of scope
+            ``"element"`` give the same result outside, and run there, at no cost. A ``"pointwise"``
+            map makes each element of one outside, as a cast does, and may pad: a point inside is
+            the same point outside, up to rounding. A ``"linear"`` map (the default) is any other;
+            the closure is then evaluated at ``x0 + U (z - z0)``, which never destroys what the map
+            cannot represent, where the others evaluate it at ``unproject(z)``.
         stacks: Each tensor that `project` returns is a stack, whose entries along the first
             dimension are tensors of their own. For scope ``"all"``.
         spends: What `project` returns is new memory, which nothing reads once the modules inside
@@ -72,9 +70,7 @@ class ProjectionBase(Module):
         NeedsError: If a module inside needs what this projection does not hand in.
     """
 
-    linear: ClassVar[bool] = True
-    layout: ClassVar[bool] = False
-    same_points: bool = False
+    geometry: ClassVar[Geometry] = "linear"
     stacks: bool = False
     spends: bool = False
     policy: Policy = "keep"
@@ -103,15 +99,13 @@ class ProjectionBase(Module):
                 "in. Modules inside begin with the update or with the gradient. Pass one as True."
             )
         self._check_needs(chain)
-        if chain.final and not (self.layout or self.same_points):
+        if chain.final and self.geometry == "linear":
             raise ArgumentError(
                 f"{type(self).__name__} was given {chain}, whose result must reach the parameters "
                 "as it is. Use it outside this projection."
             )
         self.final = self.final or chain.final
-        self.segments = split_segments(chain, self.layout)
-        # A tensor without a gradient must not enter a map that is learnt, nor a residual kept.
-        self.learns = self.overrides("refresh") or self.overrides("combine")
+        self.segments = split_segments(chain, self.geometry == "layout")
 
     def _check_needs(self, chain: Chain) -> None:
         delivered: set[Need] = {"loss"}
@@ -193,9 +187,12 @@ class ProjectionBase(Module):
 
         Called once a step, before anything crosses, so parameters, gradients and update cross by
         the same map. ``tensors`` is the update that comes in; to learn from the gradient, declare
-        ``needs = {"grads"}``. New states are a change of the map, which memory inside follows by
-        `policy`. What changes without that, such as a count or a running mean, is put into
-        ``states``: a new value in the place of the old, which a step that fails leaves alone.
+        ``needs = {"grads"}``. Arguments may be left out: a method that names neither ``tensors``
+        nor ``grads`` learns from no data, and is called for tensors without a gradient, too.
+
+        New states are a change of the map, which memory inside follows by `policy`. What changes
+        without that, such as a count or a running mean, is put into ``states``: a new value in the
+        place of the old, which a step that fails leaves alone.
         """
         return None
 
@@ -286,7 +283,38 @@ class ProjectionBase(Module):
     def elides(self, objective: Objective) -> bool:
         """Whether all modules inside run outside, as those of a layout do that are elementwise."""
         elementwise = all(each for each, _ in self.segments)
-        return self.layout and self.project_update and objective.elide and elementwise
+        return self._rearranges(objective) and elementwise
+
+    def _rearranges(self, objective: Objective) -> bool:
+        """Whether elementwise modules inside may as well run outside."""
+        return self.geometry == "layout" and self.project_update and objective.elide
+
+    @property
+    def learns(self) -> bool:
+        """Whether its map, or what it keeps of the residual, is made from update or gradient.
+
+        Then a tensor without a gradient must not enter. Its `refresh` says so by naming
+        ``tensors`` or ``grads``. Where there is none, a `combine` of its own may keep a residual.
+        """
+        if not self.overrides("refresh"):
+            return self.overrides("combine")
+        return not self._named["refresh"].isdisjoint({"tensors", "grads", "args"})
+
+    def call_refresh(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> Sequence[Node | None] | None:
+        """Calls `refresh` with those of its arguments that it names."""
+        if "args" in self._named["refresh"]:
+            return self.refresh(tensors, params, grads, loss, states, settings)
+        facts: dict[str, Any] = {"params": params, "grads": grads, "loss": loss}
+        named = self.named("refresh", tensors=tensors, **facts, states=states, settings=settings)
+        return self.refresh(**named)
 
     @property
     def writes_itself(self) -> bool:
@@ -303,7 +331,8 @@ class ProjectionBase(Module):
     @property
     def total_scope(self) -> Scope:
         inner = self.children[INNER].total_scope
-        return "element" if self.layout and inner == "element" else super().total_scope
+        elementwise = self.geometry == "layout" and inner == "element"
+        return "element" if elementwise else super().total_scope
 
     @property
     def total_needs(self) -> frozenset[Need]:
@@ -338,7 +367,7 @@ class ProjectionBase(Module):
         ]
 
     def _step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        if not (self.layout and self.project_update and objective.elide):
+        if not self._rearranges(objective):
             return self._through(None, update, objective, state)
         for elementwise, names in self.segments:
             if elementwise:

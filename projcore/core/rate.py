@@ -105,7 +105,7 @@ def _copy(module: M, children: dict[str, Module]) -> M:
     result = copy.copy(module)
     result.children = children
     if isinstance(result, ProjectionBase):
-        result.segments = split_segments(result.chain, result.layout)
+        result.segments = split_segments(result.chain, result.geometry == "layout")
     return result
 
 

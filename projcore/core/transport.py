@@ -189,8 +189,7 @@ def _carry_nested(
             before: Crossing = before,
             after: Crossing = after,
         ) -> list[Tensor] | None:
-            elementwise = projection.layout or projection.same_points
-            if kind not in ("first", "history") and not elementwise:
+            if kind not in ("first", "history") and projection.geometry == "linear":
                 return None
             moved = move(before.up(tensors, "update"), kind)
             return None if moved is None else after.down(moved, "update")

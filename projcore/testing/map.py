@@ -87,7 +87,8 @@ class Map:
             self.pick(grads) if "grads" in needs else None,
             loss if "loss" in needs else None,
         )
-        new = self.projection.refresh(self.pick(update), *self.facts, self.states, self.settings)
+        tensors = self.pick(update)
+        new = self.projection.call_refresh(tensors, *self.facts, self.states, self.settings)
         for state, entries in zip(self.states, new or [None] * len(self.states), strict=True):
             state.update(entries or {})
         self.inside = self.project(update, "update")

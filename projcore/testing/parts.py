@@ -232,7 +232,7 @@ class Bomb(Module):
 class Merge(ProjectionBase):
     """All tensors as one vector."""
 
-    layout = True
+    geometry = "layout"
 
     def __init__(self, modules: Any) -> None:
         super().__init__(modules, project_params=True, project_grad=True)

@@ -66,7 +66,7 @@ class Switch(Plain):
 class Within(ProjectionBase):
     """A projection."""
 
-    layout = True
+    geometry = "layout"
 
     def __init__(self, modules, size, name="x"):
         super().__init__(modules)

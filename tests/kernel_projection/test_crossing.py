@@ -263,7 +263,7 @@ def test_a_nonlinear_map_is_evaluated_at_what_it_says():
     notes, at = [], []
 
     class Cubes(Mixed):
-        linear = False
+        geometry = "pointwise"
 
         def project(self, tensors, params, grads, loss, states, settings, current):
             return (

@@ -365,7 +365,7 @@ def test_tensor_scope_modules_inside_treat_each_by_itself():
 class Halves(ProjectionBase):
     """Stacks the halves of each tensor."""
 
-    layout = True
+    geometry = "layout"
     stacks = True
 
     def origins(self, params, states, settings, projected):

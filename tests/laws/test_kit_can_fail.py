@@ -92,7 +92,7 @@ class WrongInFloat32(Mix):
 class Halving(ProjectionBase):
     """Keeps the first half of all elements, and evaluates the closure without the other half."""
 
-    linear = False
+    geometry = "pointwise"
 
     def project(self, tensors, *_, **__):
         x = flat(tensors)

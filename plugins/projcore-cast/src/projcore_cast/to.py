@@ -48,7 +48,7 @@ class To(ProjectionBase):
     """
 
     scope = "element"
-    linear = False
+    geometry = "pointwise"
     traceable = True
     kinds = {"master": "opaque"}
 
@@ -66,18 +66,15 @@ class To(ProjectionBase):
         if master:
             self.needs = frozenset({"params"})
         chain = as_module(modules)
-        self.same_points = not _keeps_master(chain)  # which must know the parameters to the bit
+        if _keeps_master(chain):
+            raise ArgumentError(
+                f"To was given {chain}, which must know the parameters to the bit, and a cast "
+                "rounds them. Use it outside this projection."
+            )
         super().__init__(chain, project_update=True, project_params=True, project_grad=True)
-        self.learns = False  # a tensor without a gradient keeps its master copy
 
-    def refresh(
-        self,
-        tensors: list[Tensor],
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
+    def refresh(  # type: ignore[override]  # it learns from no data
+        self, params: list[Tensor], states: list[Node]
     ) -> list[Node | None] | None:
         if not self.master:
             return None

@@ -38,7 +38,7 @@ class ViewAsReal(ProjectionBase):
     """
 
     scope = "element"
-    same_points = True
+    geometry = "pointwise"
 
     def __init__(
         self,

@@ -123,22 +123,15 @@ class IntrinsicDimension(ProjectionBase):
         self.kind = kind
         self.seed = seed
         super().__init__(modules, project_update, project_params, project_grad)
-        self.learns = False  # from the number of elements only
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
         plane = get_args(Plane).index(self.kind)
         return {"seed": self.seed, "plane": plane, "dimension": self.dimension, "elements": 0}
 
-    def refresh(
-        self,
-        tensors: list[Tensor],
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
+    def refresh(  # type: ignore[override]  # it needs the number of elements only
+        self, params: list[Tensor], states: list[Node]
     ) -> list[Node | None] | None:
-        count = sum(tensor.numel() for tensor in tensors)
+        count = sum(tensor.numel() for tensor in params)
         if count < self.dimension:
             raise ArgumentError(
                 f"IntrinsicDimension(dimension={self.dimension}) was given parameters of {count} "

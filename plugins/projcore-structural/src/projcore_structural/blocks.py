@@ -64,7 +64,7 @@ class BlockPartition(ProjectionBase):
         torchzero's `BlockPartition` cuts into chunks; its batches are padded.
     """
 
-    layout = True
+    geometry = "layout"
     stacks = True
 
     def __init__(

@@ -35,7 +35,7 @@ class Identity(ProjectionBase):
     """
 
     scope = "element"
-    layout = True
+    geometry = "layout"
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class VectorProjection(Parted):
         torchzero's `VectorProjection` has the same interface, without `by`.
     """
 
-    layout = True
+    geometry = "layout"
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class ScalarProjection(ProjectionBase):
         torchzero's `ScalarProjection` has the same interface, and makes a tensor for each element.
     """
 
-    layout = True
+    geometry = "layout"
 
     def __init__(
         self,

@@ -82,25 +82,18 @@ class Mask(ProjectionBase):
         self.fraction = fraction
         self.seed = seed
         super().__init__(modules, project_update, project_params, project_grad)
-        self.learns = False  # the choice is made once, whether or not there is a gradient
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
         return self.triangle is None or tensor.ndim >= 2
 
-    def refresh(
-        self,
-        tensors: list[Tensor],
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
+    def refresh(  # type: ignore[override]  # the choice needs no data
+        self, params: list[Tensor], states: list[Node]
     ) -> list[Node | None] | None:
         if all("index" in state for state in states):
             return None
         return [
             None if "index" in state else {"index": self.choose(tensor.shape).to(tensor.device)}
-            for tensor, state in zip(tensors, states, strict=True)
+            for tensor, state in zip(params, states, strict=True)
         ]
 
     def choose(self, shape: Sequence[int]) -> Tensor:

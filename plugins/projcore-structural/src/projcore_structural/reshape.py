@@ -45,7 +45,7 @@ class Reshape(ProjectionBase):
     """
 
     scope = "tensor"
-    layout = True
+    geometry = "layout"
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class MergeDims(ProjectionBase):
     """
 
     scope = "tensor"
-    layout = True
+    geometry = "layout"
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class Permute(ProjectionBase):
     """
 
     scope = "tensor"
-    layout = True
+    geometry = "layout"
 
     def __init__(
         self,

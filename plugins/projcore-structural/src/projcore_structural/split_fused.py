@@ -57,7 +57,7 @@ class SplitFused(Parted):
         out_proj.weight  8 x 8   float32  0      8 x 8       256
     """
 
-    layout = True
+    geometry = "layout"
 
     def __init__(
         self,

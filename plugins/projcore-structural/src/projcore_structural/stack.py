@@ -50,7 +50,7 @@ class Stack(ProjectionBase):
         1            lr(0.02)      12 of 4 x 4
     """
 
-    layout = True
+    geometry = "layout"
     stacks = True
 
     def __init__(

@@ -58,7 +58,7 @@ class Tensorize(ProjectionBase):
     """
 
     scope = "tensor"
-    same_points = True
+    geometry = "pointwise"
 
     def __init__(
         self,
