@@ -26,7 +26,11 @@ def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     places = [i for i, tensor in enumerate(tensors) if not tensor.is_meta]
     if not places:
         return None
-    norms = [_whole(norm) for norm in torch._foreach_norm([tensors[i] for i in places])]
+    some = [tensors[i] for i in places]
+    if len({hasattr(tensor, "full_tensor") for tensor in some}) == 1:
+        norms = [_whole(norm) for norm in torch._foreach_norm(some)]
+    else:  # torch takes no sharded tensors together with others
+        norms = [_whole(torch.linalg.vector_norm(tensor)) for tensor in some]
     device = norms[0].device
     sums = torch.stack([norm.to(device, torch.float32) for norm in norms])
     for i, finite in zip(places, sums.isfinite().tolist(), strict=True):

@@ -216,12 +216,15 @@ class SettingNames:
             name = qualified["name"] if qualified else key
             if qualified and (name in self.defaults or name in self.shared):
                 raise ArgumentError(f"{start} at that position. {ours}. Correct or remove it.")
-            if name in SETTINGS:
-                owners = SETTINGS[name]
-                example = name if name in owners else owners[0]
+            near = next((each for each in SETTINGS if within_one_typo(name, each)), None)
+            meant = name if name in SETTINGS else near
+            if meant is not None:
+                owners = SETTINGS[meant]
+                example = meant if meant in owners else owners[0]
+                subject = "It" if meant == name else f"{meant!r}"
                 raise ArgumentError(
-                    f"{start} here. {ours}. It is a setting of {', '.join(owners)}. Add one of "
-                    f"these to the modules, for example {example}(...), or remove the key."
+                    f"{start} here. {ours}. {subject} is a setting of {', '.join(owners)}. Add one "
+                    f"of these to the modules, for example {example}(...), or remove the key."
                 )
 
     def foreign(self, group: Mapping[str, Any], given: bool = False) -> list[str]:

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from projcore import Optimizer
-from projcore.errors import ArgumentError
+from projcore import Optimizer, first_nonfinite
+from projcore.errors import ArgumentError, NonFiniteError
 from projcore.modules import (
     EMA,
     LAMB,
@@ -126,6 +126,24 @@ def refusal(modules: Modules, size: int) -> str:
     return "none"
 
 
+def nonfinite(size: int) -> list[Any]:
+    """Returns where numbers are found that only the last process has, and what is said of them."""
+    model = torch.nn.Linear(4, 4)
+    fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    optimizer = Optimizer(model.named_parameters(), ClipNorm(1.0, nonfinite="raise"), LR(0.1))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    grads: list[Any] = [parameter.grad for parameter in model.parameters()]
+    found = [first_nonfinite(grads)]
+    grads[1].to_local()[grads[1].to_local().numel() - 1 :] = float("nan") if rank else 1.0
+    found += [first_nonfinite(grads), first_nonfinite([torch.ones(1), *grads])]
+    try:
+        optimizer.step()
+    except NonFiniteError as error:
+        return [*found, str(error)]
+    return found
+
+
 if __name__ == "__main__":
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
@@ -139,5 +157,6 @@ if __name__ == "__main__":
         results["resumed"][name] = resume(modules, rank, size)
     for name, modules in REFUSED.items():
         results["refused"][name] = refusal(modules, size)
+    results["nonfinite"] = nonfinite(size)
     torch.save(results, sys.argv[4])
     torch.distributed.destroy_process_group()

@@ -59,3 +59,11 @@ def test_what_needs_parameters_whole_is_refused(results: list[dict[str, Any]]) -
         for name, text in result["refused"].items():
             expected = "Parameter 0, of shape (4, 4), is sharded over processes, and "
             assert text.startswith(expected + culprits[name]), name
+
+
+def test_all_processes_see_what_one_of_them_has(results: list[dict[str, Any]]) -> None:
+    """Otherwise one would refuse a step that the others take."""
+    for result in results:
+        *found, text = result["nonfinite"]
+        assert found == [None, 1, 2]
+        assert "parameter 'bias', of shape (4,), has Inf or NaN" in text

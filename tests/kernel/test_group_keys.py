@@ -56,6 +56,7 @@ REFUSED = {
         r"(?s)setting of adafactor, adamw.*weight_decay\(...\)",
     ),
     "of a projection that is not here": ("rank", r"coordinate_subspace.*low_rank"),
+    "nearly of one that is not here": ("rang", "'rank' is a setting of coordinate_subspace"),
     "at no such position": ("7.modules.0.lr", "at that position"),
     "of another, at a position": ("0.weight_decay", "adamw"),
 }

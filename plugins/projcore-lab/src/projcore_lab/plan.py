@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 import projcore
-from projcore.errors import ArgumentError, ProjcoreError, suggest
+from projcore.errors import ArgumentError, ProjcoreError, StepSizeWarning, suggest
 from projcore_lab.llama import LLAMA, Shapes
 from projcore_lab.recipe import call_recipe, read_recipe
 
@@ -128,7 +129,9 @@ def make(spec: str, params: Params) -> projcore.Optimizer:
     try:
         recipe = read_recipe(spec)
         if recipe is None:
-            return projcore.Optimizer(params, spec)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", StepSizeWarning)  # it takes no step
+                return projcore.Optimizer(params, spec)
         optimizer = call_recipe(*recipe, params)
     except ProjcoreError as error:
         raise ArgumentError(f"{spec!r} is refused: {error}") from error
