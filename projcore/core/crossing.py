@@ -39,7 +39,6 @@ class Crossing:
         self.settings = [settings[i] for i in self.applied]
         self.passing = sorted(set(range(self.count)) - set(self.applied))
         self._begin()
-        self.stacked = False
         self.origins: list[list[int]] = []
 
     def _begin(self) -> None:
@@ -109,25 +108,23 @@ class Crossing:
             self.origins = [[i] for i in range(self.count)]
             return list(tensors)
         chosen = self._pick(tensors)
-        projected = self.projection.project(
-            chosen, *self.facts(), self.states, self.settings, current
+        result = list(
+            self.projection.project(chosen, *self.facts(), self.states, self.settings, current)
         )
-        self.stacked = isinstance(projected, Tensor)
-        result = [projected] if isinstance(projected, Tensor) else list(projected)
         if self.projection.scope != "all":
-            if self.stacked or len(result) != len(chosen):
+            if len(result) != len(chosen):
                 raise ContractError(
-                    f"{type(self.projection).__name__}.project returned "
-                    f"{'a stack' if self.stacked else f'{len(result)} tensors'} for {len(chosen)} "
-                    f"tensors. A projection of scope {self.projection.scope!r} returns a list with "
-                    'one for each. Correct it, or declare scope = "all".'
+                    f"{type(self.projection).__name__}.project returned {len(result)} tensors for "
+                    f"{len(chosen)} tensors. A projection of scope {self.projection.scope!r} returns a "
+                    'list with one for each. Correct it, or declare scope = "all".'
                 )
             self.origins = [[i] for i in range(self.count)]
             return self.inside(tensors, result)
         if self.batch_dims and self.passing:
             raise ContractError(
-                f"{type(self.projection).__name__}.project returned a stack, but does not apply to "
-                f"{len(self.passing)} tensors, which are no stack. Return a list, or apply to all."
+                f"{type(self.projection).__name__} declares batch_dims = {self.batch_dims}, but "
+                f"does not apply to {len(self.passing)} tensors, which are no batches. Let it "
+                "apply to all, or leave out batch_dims."
             )
         origins = self.projection.origins(
             self._pick(self.objective.template), self.states, self.settings, len(result)
@@ -141,7 +138,7 @@ class Crossing:
         """How many leading dimensions of each tensor inside index independent tensors."""
         if self.projection.scope != "all":
             return self.objective.batch_dims
-        return int(bool(self.applied) and (self.stacked or self.projection.stacks))
+        return self.projection.batch_dims if self.applied else 0
 
     def up(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
         """Returns tensors of the projected space in the space outside."""
@@ -192,10 +189,8 @@ class Crossing:
             self.settings,
         )
 
-    def projected(self, tensors: Sequence[Tensor]) -> Any:
-        """Picks, of all tensors inside, those that were projected: a list, or the stack."""
-        if self.stacked:
-            return tensors[0]
+    def projected(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Picks, of all tensors inside, those that were projected."""
         if self.projection.scope != "all":
             return [tensors[i] for i in self.applied]
         return list(tensors[: len(tensors) - len(self.passing)])

@@ -58,8 +58,8 @@ class ProjectionBase(Module):
             the same point outside, up to rounding. A ``"linear"`` map (the default) is any other;
             the closure is then evaluated at ``x0 + U (z - z0)``, which never destroys what the map
             cannot represent, where the others evaluate it at ``unproject(z)``.
-        stacks: Each tensor that `project` returns is a stack, whose entries along the first
-            dimension are tensors of their own. For scope ``"all"``.
+        batch_dims: How many leading dimensions of each tensor that `project` returns index
+            independent tensors. For scope ``"all"``.
         spends: What `project` returns is new memory, which nothing reads once the modules inside
             have run. A module there that can write parameters itself then writes into it.
         traceable: As of every module; with a `refresh` of its own it is not, unless it says so.
@@ -71,7 +71,7 @@ class ProjectionBase(Module):
     """
 
     geometry: ClassVar[Geometry] = "linear"
-    stacks: bool = False
+    batch_dims: int = 0
     spends: bool = False
     policy: Policy = "keep"
 
@@ -141,11 +141,10 @@ class ProjectionBase(Module):
     ) -> Iterable[Tensor]:
         """Returns the tensors in the projected space; changes nothing.
 
-        May be called several times a step, with params, grads and update. A single tensor returned
-        in place of a list is a stack: each entry along its first dimension is a tensor of its own.
-        ``states`` and ``settings`` are per unprojected tensor. Facts not in ``needs`` are not
-        computed: ``grads`` and ``loss`` are then None, and ``params`` stand-ins that have the
-        shapes, dtypes and devices of the parameters, and values of no meaning.
+        May be called several times a step, with params, grads and update. ``states`` and
+        ``settings`` are per unprojected tensor. Facts not in ``needs`` are not computed: ``grads``
+        and ``loss`` are then None, and ``params`` are placeholders that have the shapes, dtypes and
+        devices of the parameters, and values of no meaning.
         """
 
     @abstractmethod
@@ -215,8 +214,7 @@ class ProjectionBase(Module):
         if kind not in ("first", "second"):
             return None
         full = list(self.unproject(tensors, params, None, None, old_states, settings, "update"))
-        projected = self.project(full, params, None, None, new_states, settings, "update")
-        moved = [projected] if isinstance(projected, Tensor) else list(projected)
+        moved = list(self.project(full, params, None, None, new_states, settings, "update"))
         return [_absolute(tensor) for tensor in moved] if kind == "second" else moved
 
     def combine(

@@ -93,7 +93,7 @@ def _transport(
         )
         if moved is None:
             return None
-        return part.inside(tensors, [moved] if isinstance(moved, Tensor) else list(moved))
+        return part.inside(tensors, list(moved))
 
     _carry(projection.chain, part.memory(part.state), old, current, move)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,7 +55,6 @@ class Map:
         self.facts: tuple[list[Tensor], list[Tensor] | None, Tensor | None]
         self.facts = ([torch.full_like(like[i], torch.nan) for i in self.applied], None, None)
         self.inside: list[Tensor] = []
-        self.stacked = False
 
     def _numbered(self, i: int) -> dict[str, int]:
         """The keyword ``index`` of an `init` that takes it."""
@@ -102,11 +100,11 @@ class Map:
 
         They are last for scope ``"all"``.
         """
-        result: Any = self.projection.project(
-            self.pick(tensors), *self.facts, self.states, self.settings, current
+        inside = list(
+            self.projection.project(
+                self.pick(tensors), *self.facts, self.states, self.settings, current
+            )
         )
-        self.stacked = isinstance(result, Tensor)
-        inside = [result] if isinstance(result, Tensor) else list(result)
         if self.projection.scope != "all":
             made = dict(zip(self.applied, inside, strict=True))
             return [made.get(i, tensor) for i, tensor in enumerate(tensors)]
@@ -117,7 +115,7 @@ class Map:
         inside, passing = self._apart(tensors)
         result = iter(
             self.projection.unproject(
-                inside[0] if self.stacked else inside,
+                inside,
                 *self.facts,
                 self.states,
                 self.settings,

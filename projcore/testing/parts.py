@@ -265,13 +265,7 @@ class Stack(Merge):
 class Scalars(Merge):
     """Each element by itself, as one batch of 0-d tensors."""
 
-    def project(self, tensors: list[Tensor], *_: Any, **__: Any) -> Any:
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-    def unproject(
-        self, projected_tensors: Iterable[Tensor], params: list[Tensor], *_: Any, **__: Any
-    ) -> list[Tensor]:
-        return super().unproject([torch.stack(list(projected_tensors))], params)
+    batch_dims = 1
 
 
 class Mix(ProjectionBase):

@@ -284,6 +284,7 @@ class StackedSubspace(ProjectionBase):
     """Matrices of one shape as a stack, each in the same subspace."""
 
     policy = "transport"
+    batch_dims = 1
 
     def __init__(self, modules, bases):
         self.bases = bases
@@ -299,11 +300,11 @@ class StackedSubspace(ProjectionBase):
         return None if basis is None else [{"basis": basis} for _ in states]
 
     def project(self, tensors, params, grads, loss, states, settings, current):
-        return states[0]["basis"].T @ torch.stack(list(tensors))
+        return [states[0]["basis"].T @ torch.stack(list(tensors))]
 
     def unproject(self, projected_tensors, params, grads, loss, states, settings, current):
-        assert isinstance(projected_tensors, torch.Tensor), "a stack comes back as a stack"
-        return list((states[0]["basis"] @ projected_tensors).unbind())
+        (stack,) = projected_tensors
+        return list((states[0]["basis"] @ stack).unbind())
 
 
 def test_transport_of_a_stack():

@@ -366,7 +366,7 @@ class Halves(ProjectionBase):
     """Stacks the halves of each tensor."""
 
     geometry = "layout"
-    stacks = True
+    batch_dims = 1
 
     def origins(self, params, states, settings, projected):
         return [[i] for i in range(projected)]

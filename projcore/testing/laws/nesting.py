@@ -12,7 +12,6 @@ from projcore.errors import ProjcoreError
 from projcore.testing.by_hand import methods, train_by_hand
 from projcore.testing.law import ensure, ensure_close, law, listed
 from projcore.testing.laws.composition import TOLERANCE, adds_to_unproject, kept
-from projcore.testing.map import learnt
 from projcore.testing.parts import Merge, Mix, Scalars, Scale
 from projcore.testing.problem import make_problem
 from projcore.testing.run import train
@@ -100,15 +99,5 @@ def _oracle_applies(outer: Subject, inner: Subject) -> bool:
     if any(adds_to_unproject(each) for each in (outer, inner)):
         return False
     # A batch is taken apart for a projection of one tensor, which the oracle does not do.
-    return not (inner.cls.scope == "tensor" and _stacks(outer))
-
-
-def _stacks(subject: Subject) -> bool:
-    projection = subject.around(Scale())
-    assert isinstance(projection, ProjectionBase)
-    if projection.scope != "all":
-        return False
-    problem = make_problem([(4, 3), (4, 3)])
-    loss = problem.closure()
-    point = problem.point()
-    return projection.stacks or learnt(projection, point, point, loss).stacked
+    assert issubclass(outer.cls, ProjectionBase)
+    return not (inner.cls.scope == "tensor" and outer.cls.batch_dims)

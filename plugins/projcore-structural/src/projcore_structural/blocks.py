@@ -65,7 +65,7 @@ class BlockPartition(ProjectionBase):
     """
 
     geometry = "layout"
-    stacks = True
+    batch_dims = 1
 
     def __init__(
         self,

@@ -197,6 +197,7 @@ class ScalarProjection(ProjectionBase):
     """
 
     geometry = "layout"
+    batch_dims = 1
 
     def __init__(
         self,
@@ -207,16 +208,15 @@ class ScalarProjection(ProjectionBase):
     ) -> None:
         super().__init__(modules, project_update, project_params, project_grad)
 
-    def project(self, tensors: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return merge(list(tensors), "ScalarProjection")
+    def project(self, tensors: list[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
+        return [merge(list(tensors), "ScalarProjection")]
 
     def unproject(
         self,
-        projected_tensors: Tensor | Iterable[Tensor],
+        projected_tensors: Iterable[Tensor],
         params: list[Tensor],
         *args: Any,
         **kwargs: Any,
     ) -> list[Tensor]:
-        if not isinstance(projected_tensors, Tensor):
-            projected_tensors = torch.stack(list(projected_tensors))
-        return split(projected_tensors, params)
+        (batch,) = projected_tensors
+        return split(batch, params)

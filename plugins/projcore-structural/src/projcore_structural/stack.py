@@ -51,7 +51,7 @@ class Stack(ProjectionBase):
     """
 
     geometry = "layout"
-    stacks = True
+    batch_dims = 1
 
     def __init__(
         self,
