@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Policy,
         ProjectionBase,
         Row,
-        Rules,
         Scope,
         Settings,
         State,
@@ -34,12 +33,11 @@ if TYPE_CHECKING:
         blended,
         common,
         first_nonfinite,
-        inspect_model,
-        param_groups,
         require,
-        role_of,
         scalar,
     )
+    from projcore.roles import inspect_model, role_of
+    from projcore.rules import Rules, param_groups
     from projcore.spec import build
 
 __version__ = "0.1.0"
@@ -79,6 +77,15 @@ __all__ = [
     "scalar",
 ]
 
+# Where names are that are not in the kernel's core.
+_ELSEWHERE = {
+    "Rules": "rules",
+    "build": "spec",
+    "inspect_model": "roles",
+    "param_groups": "rules",
+    "role_of": "roles",
+}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
@@ -87,7 +94,7 @@ def __getattr__(name: str) -> Any:
     if name in ("errors", "registry"):
         value = importlib.import_module(f"{__name__}.{name}")
     else:
-        place = "spec" if name == "build" else "core"
+        place = _ELSEWHERE.get(name, "core")
         value = getattr(importlib.import_module(f"{__name__}.{place}"), name)
     globals()[name] = value
     return value

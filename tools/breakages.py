@@ -865,7 +865,7 @@ PLUGINS = [
         CLOSURE + "src/projcore_closure/spsa.py",
         before="manual_seed(self.seed * 1_000_003 + step)",
         after="manual_seed(self.seed * 1_000_003)",
-        tests=(CLOSURE + "tests/test_gradient_free.py::test_spsa_is_its_formula",),
+        tests=(CLOSURE + "tests/test_zeroth_order.py::test_spsa_is_its_formula",),
     ),
     # lab
     Breakage(

@@ -6,9 +6,9 @@ in another space) and `optimizer` (the shell that torch sees). The others serve 
 finds the settings of a module in parameter groups, `writing` writes the parameters, by operations
 from `blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is
 loaded, `outline` runs the plan without values, `describe` prints it, `memory` counts what is kept,
-`roles` tells embeddings, output layers and matrices apart, `rules` picks parameters by name, shape
-and role, `finite` finds Inf and NaN, `autocast` keeps autocast out, `half` computes float16 in
-float32, `items` takes batches apart, and `pieces` runs large updates piece by piece.
+`finite` finds Inf and NaN, `autocast` keeps autocast out, `half` computes float16 in float32,
+`rate` is the learning rate of optimizers that have none, `items` takes batches apart, and `pieces`
+runs large updates piece by piece.
 """
 
 from projcore.core.blend import Blend, Write, blended
@@ -19,8 +19,6 @@ from projcore.core.module import Kind, Module, Need, Row, Scope, Transform, as_m
 from projcore.core.objective import Objective
 from projcore.core.optimizer import Optimizer
 from projcore.core.projection import Current, Policy, ProjectionBase
-from projcore.core.roles import inspect_model, role_of
-from projcore.core.rules import Rules, param_groups
 from projcore.core.settings import Settings, common, require
 from projcore.core.state import Node, State
 
@@ -38,7 +36,6 @@ __all__ = [
     "Policy",
     "ProjectionBase",
     "Row",
-    "Rules",
     "Scope",
     "Settings",
     "State",
@@ -48,9 +45,6 @@ __all__ = [
     "blended",
     "common",
     "first_nonfinite",
-    "inspect_model",
-    "param_groups",
     "require",
-    "role_of",
     "scalar",
 ]

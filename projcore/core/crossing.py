@@ -113,10 +113,11 @@ class Crossing:
         )
         if self.projection.scope != "all":
             if len(result) != len(chosen):
+                name, scope = type(self.projection).__name__, self.projection.scope
                 raise ContractError(
-                    f"{type(self.projection).__name__}.project returned {len(result)} tensors for "
-                    f"{len(chosen)} tensors. A projection of scope {self.projection.scope!r} returns a "
-                    'list with one for each. Correct it, or declare scope = "all".'
+                    f"{name}.project returned {len(result)} tensors for {len(chosen)} tensors. A "
+                    f"projection of scope {scope!r} returns a list with one for each. Correct it, "
+                    'or declare scope = "all".'
                 )
             self.origins = [[i] for i in range(self.count)]
             return self.inside(tensors, result)

@@ -68,7 +68,7 @@ class Module(ABC):
             holds a part (torch's `DTensor`). None, the default: if its scope is ``"element"``.
         traceable: Whether its step makes one graph for `torch.compile`. One that branches in Python
             on its memory, or evaluates the loss, does not, and then all steps run eagerly.
-        gradient_free: It makes its update from losses alone: parameters that require a gradient
+        zeroth_order: It makes its update from losses alone: parameters that require a gradient
             and were given none take part, with the gradient zero.
         defaults: Its settings; a parameter group overrides them by name.
         children: The modules it runs, by name.
@@ -81,7 +81,7 @@ class Module(ABC):
     observes: ClassVar[bool] = False
     sharded: ClassVar[bool | None] = None
     traceable: bool = True
-    gradient_free: ClassVar[bool] = False
+    zeroth_order: ClassVar[bool] = False
     _named: ClassVar[dict[str, frozenset[str]]]  # of each hook, the arguments that it names
     _signature: ClassVar[inspect.Signature]  # of __init__; read here once, as it takes long
     _arguments: dict[str, Any]
@@ -184,9 +184,9 @@ class Module(ABC):
         return self.traceable and "closure" not in self.needs and children
 
     @property
-    def total_gradient_free(self) -> bool:
-        """Whether this module or one of its children is gradient-free."""
-        return self.gradient_free or any(c.total_gradient_free for c in self.children.values())
+    def total_zeroth_order(self) -> bool:
+        """Whether this module or one of its children is zeroth-order."""
+        return self.zeroth_order or any(c.total_zeroth_order for c in self.children.values())
 
     @property
     def unsharded(self) -> Module | None:

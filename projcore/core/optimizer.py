@@ -320,7 +320,7 @@ class Optimizer(torch.optim.Optimizer):
         places = [i for i, facts in enumerate(present) if facts is not None]
         numbers = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
         parameters = [everything[i] for i in places]
-        free = self._gradient_free
+        free = self._zeroth_order
         missing = [p.grad is None and not (free and p.requires_grad) for p in parameters]
         if all(missing):
             return
@@ -462,7 +462,7 @@ class Optimizer(torch.optim.Optimizer):
         self._scalars = {}
         self._checked = []  # the next step checks all settings
         self._needs = self.module.total_needs  # not asked of all modules in every step
-        self._gradient_free = self.module.total_gradient_free
+        self._zeroth_order = self.module.total_zeroth_order
         kinds = {"cpu", *(parameter.device.type for parameter in self._parameters())}
         self._device_types = [kind for kind in kinds if is_autocast_available(kind)]
 

@@ -17,7 +17,7 @@ from projcore.core.objective import Objective
 from projcore.core.passage import run_inside
 from projcore.core.settings import Settings
 from projcore.core.state import Node, State
-from projcore.errors import ArgumentError, NeedsError, ProjcoreError
+from projcore.errors import ArgumentError, ContractError, NeedsError, ProjcoreError
 
 Current = Literal["params", "grads", "update"]
 Geometry = Literal["layout", "pointwise", "linear"]
@@ -97,6 +97,12 @@ class ProjectionBase(Module):
             raise ArgumentError(
                 f"{type(self).__name__}(project_update=False, project_grad=False) hands nothing "
                 "in. Modules inside begin with the update or with the gradient. Pass one as True."
+            )
+        if self.batch_dims and self.scope != "all":
+            raise ContractError(
+                f"{type(self).__name__} declares batch_dims = {self.batch_dims} and scope = "
+                f"{self.scope!r}, which is for one tensor from each. Batches are made of several. "
+                'Declare scope = "all".'
             )
         self._check_needs(chain)
         if chain.final and self.geometry == "linear":

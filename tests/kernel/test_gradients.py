@@ -207,7 +207,7 @@ class Guess(Module):
     """Descends along the first axis along which the loss falls; needs no gradient."""
 
     needs = frozenset({"closure", "params"})
-    gradient_free = True
+    zeroth_order = True
 
     def step(self, update, objective, state):
         here, _ = objective.evaluate(objective.params, backward=False)

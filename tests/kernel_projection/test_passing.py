@@ -311,19 +311,20 @@ def test_scope_tensor_gives_one_for_each():
 
 def test_scope_tensor_gives_no_stack():
     class Stacked(Subspace):
-        def project(self, *args):
-            return torch.stack(super().project(*args))
+        batch_dims = 1
 
-    with pytest.raises(ContractError, match=r'returned a stack.*scope = "all"'):
-        Optimizer(start((4, 3)), Stacked([Scale()]))
+    with pytest.raises(ContractError, match=r'batch_dims = 1 and scope = .*scope = "all"'):
+        Stacked([Scale()])
 
 
 def test_a_stack_and_what_passes():
     class Stacked(WholeSubspace):
-        def project(self, *args):
-            return torch.stack(super().project(*args))
+        batch_dims = 1
 
-    with pytest.raises(ContractError, match="does not apply to 1 tensors, which are no stack"):
+        def project(self, *args):
+            return [torch.stack(super().project(*args))]
+
+    with pytest.raises(ContractError, match="does not apply to 1 tensors, which are no batches"):
         Optimizer(start((4, 3), (5,)), Stacked([Scale()], given(draw(12, 2))))
 
 

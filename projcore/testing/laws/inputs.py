@@ -175,7 +175,7 @@ def _check_half(subject: Subject) -> None:
 
 
 def _check_missing(subject: Subject) -> None:
-    if any(module.total_gradient_free for module in subject.chain()):
+    if any(module.total_zeroth_order for module in subject.chain()):
         return  # it moves what has no gradient
     for plan in (True, False):
         problem = make_problem()

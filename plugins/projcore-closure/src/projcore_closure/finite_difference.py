@@ -52,7 +52,7 @@ class FiniteDifference(Evaluating):
         Nocedal and Wright, Numerical Optimization, 2nd edition, 2006, equation 8.7.
     """
 
-    gradient_free = True
+    zeroth_order = True
 
     def __init__(self, perturbation: float | None = None) -> None:
         super().__init__({"perturbation": perturbation})

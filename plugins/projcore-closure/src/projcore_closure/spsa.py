@@ -59,7 +59,7 @@ class SPSA(Evaluating):
         Spall, 1992, https://doi.org/10.1109/9.119632, equations 2.1 and 2.2.
     """
 
-    gradient_free = True
+    zeroth_order = True
     kinds = {"step": "scalar"}
 
     def __init__(self, perturbation: float = 1e-3, samples: int = 1, seed: int = 0) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore.core.roles import ROLES, inspect_model
 from projcore.errors import ArgumentError, ArgumentTypeError, suggest
+from projcore.roles import ROLES, inspect_model
 
 Predicate = Callable[["str | None", Tensor], bool]
 
