@@ -5,23 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def norms(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
-    """Returns the Euclidean norm of each tensor, 0-d.
-
-    Where the first `batch_dims` dimensions index items it is one for each, and broadcasts.
-    """
-    if batch_dims:
-        return [_item_norms(tensor, batch_dims) for tensor in tensors]
-    return list(torch._foreach_norm(tensors))
-
-
-def _item_norms(tensor: Tensor, batch_dims: int) -> Tensor:
-    if tensor.ndim == batch_dims:
-        return tensor.abs()
-    dims = tuple(range(batch_dims, tensor.ndim))
-    result: Tensor = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
-    return result
+from projcore.ops import norms
 
 
 def root_mean_squares(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore_adaptive._complex import as_given, as_real
-from projcore_adaptive._foreach import add_squares_
+from projcore.ops import add_squares_, as_given, as_real
 
 
 def adadelta_update(

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
-from projcore_adaptive._complex import refuse_complex
-from projcore_adaptive._foreach import lerp_
+from projcore.ops import lerp_, refuse_complex
 from projcore_adaptive._norms import mean_squares, root_mean_squares
 from projcore_adaptive.adam import decay_
 

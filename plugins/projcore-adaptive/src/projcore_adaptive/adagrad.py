@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore_adaptive._complex import as_given, as_real
+from projcore.ops import as_given, as_real
 
 
 def adagrad_update(

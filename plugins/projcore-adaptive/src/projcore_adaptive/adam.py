@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from projcore import Blend, Node, Settings, Transform, Write, blended, require, scalar
+from projcore.ops import add_squares_, as_given, as_real, lerp_, once, require_choice
 from projcore_adaptive._betas import require_betas
-from projcore_adaptive._choice import require_choice
-from projcore_adaptive._complex import as_given, as_real
-from projcore_adaptive._foreach import add_squares_, lerp_, once
 from projcore_adaptive._fused import EpsMode, Terms, can_fuse, fused_direction, fused_writes
 
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
+from projcore.ops import lerp_, refuse_complex, require_choice
 from projcore_adaptive._betas import require_betas
-from projcore_adaptive._choice import require_choice
-from projcore_adaptive._complex import refuse_complex
-from projcore_adaptive._foreach import lerp_
 from projcore_adaptive._norms import mean_squares
 from projcore_adaptive.adam import quotient
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, scalar
+from projcore.ops import once
 from projcore_adaptive._betas import require_betas
-from projcore_adaptive._foreach import once
 
 
 class BiasCorrection(Transform):

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, scalar
+from projcore.ops import as_given, as_real, lerp_, signs
 from projcore_adaptive._betas import require_betas
-from projcore_adaptive._complex import as_given, as_real
-from projcore_adaptive._foreach import lerp_, signs
 
 
 def lion_update(

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore_adaptive._choice import require_choice
-from projcore_adaptive._foreach import lerp, lerp_
+from projcore.ops import lerp, lerp_, require_choice
 from projcore_adaptive.adam import decay_
 from projcore_adaptive.orthogonalize import (
     COEFFICIENTS,

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore_adaptive._choice import require_choice
-from projcore_adaptive._complex import refuse_complex
+from projcore.ops import refuse_complex, require_choice
 
 Method = Literal["newton_schulz", "svd"]
 Folding = Literal["fold", "last2"]

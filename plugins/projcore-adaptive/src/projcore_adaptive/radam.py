@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
+from projcore.ops import add_squares_, as_given, as_real, fill_where, lerp_, once
 from projcore_adaptive._betas import require_betas
-from projcore_adaptive._complex import as_given, as_real
-from projcore_adaptive._foreach import add_squares_, fill_where, lerp_, once
 from projcore_adaptive.adam import init_moments
 
 

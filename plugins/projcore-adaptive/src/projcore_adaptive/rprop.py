@@ -7,7 +7,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
-from projcore_adaptive._complex import as_given, as_real
+from projcore.ops import as_given, as_real
 
 
 def rprop_update(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
+from projcore.ops import norms
 from projcore_adaptive._betas import require_betas
-from projcore_adaptive._norms import norms
 from projcore_adaptive.adam import Adam, adam_direction, decay_, init_moments
 
 

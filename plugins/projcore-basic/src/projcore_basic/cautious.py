@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform
-from projcore_basic._complex import as_given, as_real
+from projcore.ops import as_given, as_real
 
 
 def cautious_update(tensor: Tensor, grad: Tensor, batch_dims: int) -> Tensor:

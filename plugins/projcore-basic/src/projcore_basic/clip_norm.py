@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
+from projcore.ops import norms, require_choice
 from projcore_basic._norms import (
     Nonfinite,
     Order,
     as_order,
-    each_norm,
     refuse_nonfinite,
-    require_choice,
     whole_norm,
 )
 
@@ -28,9 +27,9 @@ def clip_whole(tensors: list[Tensor], max_norm: float | Tensor, norm: Tensor) ->
     return [tensor * factor.to(tensor.device) for tensor in tensors]
 
 
-def clip_each(tensors: list[Tensor], max_norm: float | Tensor, norms: list[Tensor]) -> list[Tensor]:
+def clip_each(tensors: list[Tensor], max_norm: float | Tensor, each: list[Tensor]) -> list[Tensor]:
     """Scales each tensor, or each item of it, by a factor of its own."""
-    factors = [(max_norm / (norm + TINY)).clamp(max=1.0) for norm in norms]
+    factors = [(max_norm / (norm + TINY)).clamp(max=1.0) for norm in each]
     return list(torch._foreach_mul(tensors, factors))
 
 
@@ -86,7 +85,7 @@ class ClipNorm(Transform):
         per_tensor: bool = False,
         nonfinite: Nonfinite = "allow",
     ) -> None:
-        require_choice(self, nonfinite)
+        require_choice(self, "nonfinite", nonfinite, Nonfinite)
         self.nonfinite: Nonfinite = nonfinite
         self.traceable = nonfinite == "allow"
         self.order = as_order(self, "norm_type", norm_type)
@@ -107,9 +106,9 @@ class ClipNorm(Transform):
         batch_dims: int = 0,
     ) -> list[Tensor]:
         if self.scope == "tensor":
-            norms = each_norm(tensors, self.order, batch_dims)
-            refuse_nonfinite(self, norms, self.nonfinite)
-            return clip_each(tensors, settings[0]["max_norm"], norms)
+            each = norms(tensors, batch_dims, self.order)
+            refuse_nonfinite(self, each, self.nonfinite)
+            return clip_each(tensors, settings[0]["max_norm"], each)
         norm = whole_norm(tensors, self.order)
         refuse_nonfinite(self, [norm], self.nonfinite)
         return clip_whole(tensors, common(self, settings)["max_norm"], norm)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Scope, Settings, Transform, common, require, scalar
-from projcore_basic._complex import as_given, as_real
-from projcore_basic._norms import Nonfinite, refuse_nonfinite, require_choice
+from projcore.ops import as_given, as_real, require_choice
+from projcore_basic._norms import Nonfinite, refuse_nonfinite
 
 
 def clip_value_update(tensors: list[Tensor], limit: float | Tensor) -> list[Tensor]:
@@ -58,7 +58,7 @@ class ClipValue(Transform):
     sharded = True
 
     def __init__(self, clip_value: float, nonfinite: Nonfinite = "allow") -> None:
-        require_choice(self, nonfinite)
+        require_choice(self, "nonfinite", nonfinite, Nonfinite)
         self.nonfinite: Nonfinite = nonfinite
         if nonfinite != "allow":
             self.scope = "all"  # no other module runs on some before it is known of all

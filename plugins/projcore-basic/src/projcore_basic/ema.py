@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore_basic._foreach import lerp_, once
+from projcore.ops import lerp_, once
 
 
 def ema_update(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projcore import Node, Objective, Settings, State, Transform, require
 from projcore.errors import ArgumentTypeError
-from projcore_basic._complex import as_given, as_real
+from projcore.ops import as_given, as_real
 
 
 class GradientNoise(Transform):

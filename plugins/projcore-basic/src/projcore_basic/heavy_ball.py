@@ -7,7 +7,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
-from projcore_basic._foreach import add_scaled
+from projcore.ops import add_scaled
 
 
 def heavy_ball_update(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require
-from projcore_basic._norms import each_norm
+from projcore.ops import norms
 
 
 def limit_growth(
@@ -14,7 +14,7 @@ def limit_growth(
 ) -> Tensor:
     """Scales a tensor, or each item of it, and writes its new norm into `previous`."""
     wide = tensor.to(_wide(tensor))
-    norm = each_norm([wide], 2.0, batch_dims)[0].reshape(previous.shape)
+    norm = norms([wide], batch_dims)[0].reshape(previous.shape)
     # Nothing grows out of zero (or NaN), so a norm that is not above it limits nothing.
     limited = torch.where(previous > 0, torch.minimum(norm, gamma * previous), norm)
     factor = torch.where(norm > limited, limited / norm, 1.0)

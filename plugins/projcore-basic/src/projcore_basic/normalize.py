@@ -9,14 +9,12 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
 from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.ops import norm_over, norms, require_choice
 from projcore_basic._norms import (
     Nonfinite,
     Order,
     as_order,
-    each_norm,
-    norm_over,
     refuse_nonfinite,
-    require_choice,
     whole_norm,
 )
 
@@ -109,7 +107,7 @@ class Normalize(Transform):
         dim: int | Sequence[int] | None = None,
         nonfinite: Nonfinite = "allow",
     ) -> None:
-        require_choice(self, nonfinite)
+        require_choice(self, "nonfinite", nonfinite, Nonfinite)
         self.nonfinite: Nonfinite = nonfinite
         self.traceable = nonfinite == "allow"
         self.order = as_order(self, "ord", ord)
@@ -136,14 +134,14 @@ class Normalize(Transform):
         batch_dims: int = 0,
     ) -> list[Tensor]:
         if self.scope == "all":
-            norms = [whole_norm(tensors, self.order)]
+            found = [whole_norm(tensors, self.order)]
         elif self.dims is None:
-            norms = each_norm(tensors, self.order, batch_dims)
+            found = norms(tensors, batch_dims, self.order)
         else:
-            norms = slice_norms(tensors, self.order, self.dims, batch_dims)
-        refuse_nonfinite(self, norms, self.nonfinite)
+            found = slice_norms(tensors, self.order, self.dims, batch_dims)
+        refuse_nonfinite(self, found, self.nonfinite)
         eps = (settings[0] if self.scope == "tensor" else common(self, settings))["eps"]
-        bounded = [_at_least(norm, eps) for norm in norms]
+        bounded = [_at_least(norm, eps) for norm in found]
         if self.scope == "all":
             bounded = [bounded[0].to(tensor.device) for tensor in tensors]
         return list(torch._foreach_div(tensors, bounded))

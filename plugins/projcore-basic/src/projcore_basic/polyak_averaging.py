@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Module, Node, Optimizer, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError, StepError
-from projcore_basic._foreach import once
+from projcore.ops import once
 
 
 def average_(

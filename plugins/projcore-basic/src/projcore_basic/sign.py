@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from projcore import Node, Settings, Transform
-from projcore_basic._complex import as_given, as_real
-from projcore_basic._foreach import signs
+from projcore.ops import as_given, as_real, signs
 
 
 class Sign(Transform):

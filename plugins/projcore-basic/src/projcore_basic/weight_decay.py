@@ -9,8 +9,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
-from projcore_basic._complex import as_given, as_real
-from projcore_basic._foreach import add_scaled
+from projcore.ops import add_scaled, as_given, as_real
 
 
 class WeightDecay(Transform):

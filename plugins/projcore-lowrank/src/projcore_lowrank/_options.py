@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,6 +9,7 @@ import torch
 
 from projcore import Policy, require
 from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.ops import require_choice
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
 
@@ -95,15 +95,6 @@ class Options:
             )
         if self.limit is not None:
             require(owner, "limit", self.limit, minimum=1)
-
-
-def require_choice(owner: object, name: str, value: object, choices: Sequence[object]) -> None:
-    """Raises unless a value is one of the choices."""
-    if value not in choices:
-        raise ArgumentError(
-            f"{type(owner).__name__}({name}={value!r}) cannot be. {name} is one of "
-            f"{', '.join(map(repr, choices))}. Pass one of these."
-        )
 
 
 def as_dtype(owner: object, dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from projcore import Blend, Node, Policy, Settings, Write
 from projcore.errors import ArgumentError
+from projcore.ops import require_choice
 from projcore_lowrank._combine import Parts, Rule, signs
 from projcore_lowrank._matrices import Folding, Rank, resolved_rank
-from projcore_lowrank._options import Nonfinite, Options, Second, Source, require_choice
+from projcore_lowrank._options import Nonfinite, Options, Second, Source
 from projcore_lowrank._seeded import gaussian, mix, permutation
 from projcore_lowrank.random_subspace import require_seed
 from projcore_lowrank.subspace import End, Subspace
@@ -157,8 +158,8 @@ class CoordinateSubspace(Chosen):
         project_params: bool = True,
         project_grad: bool = True,
     ) -> None:
-        require_choice(self, "select", select, get_args(Select))
-        require_choice(self, "axis", axis, get_args(Axis))
+        require_choice(self, "select", select, Select)
+        require_choice(self, "axis", axis, Axis)
         require_seed(self, seed)
         if axis == "entries" and combine in ("fira", "apollo", "apollo_mini"):
             raise ArgumentError(

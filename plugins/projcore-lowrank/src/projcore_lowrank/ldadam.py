@@ -9,8 +9,9 @@ from torch import Tensor
 
 from projcore import Kind, Module, Node, ProjectionBase, Settings, require
 from projcore.errors import ArgumentTypeError
+from projcore.ops import require_choice
 from projcore_lowrank._matrices import Folding, Rank
-from projcore_lowrank._options import Options, require_choice
+from projcore_lowrank._options import Options
 from projcore_lowrank._seeded import gaussian, mix
 from projcore_lowrank._subspace import orthonormalize
 from projcore_lowrank.low_rank import Learnt

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from projcore import Node, Policy, Settings
+from projcore.ops import require_choice
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
-from projcore_lowrank._options import Nonfinite, Options, Second, Source, require_choice
+from projcore_lowrank._options import Nonfinite, Options, Second, Source
 from projcore_lowrank._seeded import mix
 from projcore_lowrank._subspace import Method, dominant
 from projcore_lowrank.subspace import End, Subspace
@@ -24,7 +25,7 @@ class Learnt(Subspace):
     method: Method
 
     def _set_method(self, refresh: Refresh) -> None:
-        require_choice(self, "refresh", refresh, get_args(Refresh))
+        require_choice(self, "refresh", refresh, Refresh)
         self.periodic = refresh != "none"
         self.method = "subspace" if refresh == "none" else refresh
 

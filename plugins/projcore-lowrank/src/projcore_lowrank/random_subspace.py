@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from projcore import Current, Node, Policy, Settings, require
 from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.ops import require_choice
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
-from projcore_lowrank._options import Options, Second, require_choice
+from projcore_lowrank._options import Options, Second
 from projcore_lowrank._seeded import gaussian, mix, orthonormal, rademacher, srht_down, srht_up
 from projcore_lowrank.subspace import End, Subspace
 
@@ -135,8 +136,8 @@ class RandomSubspace(Subspace):
         project_params: bool = True,
         project_grad: bool = True,
     ) -> None:
-        require_choice(self, "kind", kind, get_args(RandomKind))
-        require_choice(self, "chain", chain, get_args(SeedChain))
+        require_choice(self, "kind", kind, RandomKind)
+        require_choice(self, "chain", chain, SeedChain)
         require_seed(self, seed)
         self.orthonormal = kind in ("orthonormal", "srht")
         if not self.orthonormal and combine in ("sign", "fira"):

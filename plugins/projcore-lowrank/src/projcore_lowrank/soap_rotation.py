@@ -11,8 +11,8 @@ from torch import Tensor
 
 from projcore import Current, Kind, Node, Objective, ProjectionBase, Settings, State, require
 from projcore.errors import ArgumentError, NonFiniteError, StepError
+from projcore.ops import require_choice
 from projcore_lowrank._modes import multiply, unfold
-from projcore_lowrank._options import require_choice
 
 Second = Literal["permute", "rotate"]
 Nonfinite = Literal["raise", "skip"]
@@ -140,7 +140,7 @@ class SOAPRotation(ProjectionBase):
         require(self, "period", settings["period"], minimum=1)
         require(self, "beta", settings["beta"], minimum=0, below=1)
         require(self, "max_side", settings["max_side"], minimum=2)
-        require_choice(self, "folding", settings["folding"], get_args(Folding))
+        require_choice(self, "folding", settings["folding"], Folding)
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
         return self.skip_first or bool(rotated(tensor, settings))

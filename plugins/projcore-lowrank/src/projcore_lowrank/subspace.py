@@ -12,10 +12,11 @@ from torch import Tensor
 
 from projcore import Blend, Current, Kind, Node, ProjectionBase, Settings, Write, require
 from projcore.errors import NonFiniteError, StepError
+from projcore.ops import require_choice
 from projcore_lowrank import _combine
 from projcore_lowrank._combine import Parts
 from projcore_lowrank._matrices import Folding, compressed, matrix_shape, resolved_rank, view_of
-from projcore_lowrank._options import SETTINGS, Options, as_dtype, require_choice
+from projcore_lowrank._options import SETTINGS, Options, as_dtype
 
 End = Literal["left", "right"]
 GOLDEN = (5**0.5 - 1) / 2
@@ -73,7 +74,7 @@ class Subspace(ProjectionBase):
         require(self, "period", settings["period"], minimum=1)
         require(self, "scale", settings["scale"], above=0)
         require(self, "residual_scale", settings["residual_scale"], minimum=0)
-        require_choice(self, "folding", settings["folding"], get_args(Folding))
+        require_choice(self, "folding", settings["folding"], Folding)
 
     # What a subspace defines.
 

@@ -1,0 +1,177 @@
+"""Small helpers that many plugins need: checks, complex numbers as pairs, lists of tensors, norms.
+
+Factors may be numbers or, in a trace of `torch.compile`, 0-d tensors: torch's ``_foreach``
+functions take only numbers, and here is what takes either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from projcore.errors import ArgumentError
+
+__all__ = [
+    "add_scaled",
+    "add_squares_",
+    "as_given",
+    "as_real",
+    "fill_where",
+    "lerp",
+    "lerp_",
+    "norm_over",
+    "norms",
+    "once",
+    "refuse_complex",
+    "require_choice",
+    "signs",
+]
+
+
+def require_choice(owner: object, name: str, value: object, choices: Any) -> None:
+    """Raises unless a value is one of a `Literal`, or of a sequence.
+
+    Example:
+        >>> require_choice("GaLore", "side", "left", ["left", "right"])
+    """
+    words: Sequence[object] = get_args(choices) or choices
+    if value not in words:
+        who = owner if isinstance(owner, str) else type(owner).__name__
+        raise ArgumentError(
+            f"{who}({name}={value!r}) is not known. {name} is one of {', '.join(map(repr, words))}."
+        )
+
+
+def as_real(tensors: list[Tensor]) -> list[Tensor]:
+    """Views complex tensors as real ones, the two parts along a last dimension.
+
+    So torch.optim treats them.
+    """
+    return [
+        torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        for tensor in tensors
+    ]
+
+
+def as_given(results: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Undoes `as_real` for results made from its tensors."""
+    return [
+        torch.view_as_complex(result.contiguous()) if tensor.is_complex() else result
+        for result, tensor in zip(results, tensors, strict=True)
+    ]
+
+
+def refuse_complex(owner: object, tensor: Tensor) -> None:
+    """Raises if a tensor is complex, for modules that have no meaning for it."""
+    if tensor.is_complex():
+        raise ArgumentError(
+            f"{owner} was given a complex tensor of shape {tuple(tensor.shape)}. It works on real "
+            "numbers. Put it inside ViewAsReal, or give it only real tensors."
+        )
+
+
+def once(factors: list[Any]) -> list[Any]:
+    """Returns numbers as they are; in a trace, has each computed once and not for each element.
+
+    The compiler would inline what computes a factor, powers too, into the loop over the elements
+    that it multiplies, which was six times slower. A stack is stored first.
+    """
+    return list(torch.stack(factors).unbind()) if isinstance(factors[0], Tensor) else factors
+
+
+def add_scaled(tensors: list[Tensor], others: list[Tensor], factor: float | Tensor) -> list[Tensor]:
+    """Returns ``x + factor * y``."""
+    if isinstance(factor, Tensor):  # compiled, it is one pass anyway
+        return list(torch._foreach_add(tensors, torch._foreach_mul(others, factor)))
+    return list(torch._foreach_add(tensors, others, alpha=factor))
+
+
+def add_squares_(targets: list[Tensor], tensors: list[Tensor], factor: float | Tensor) -> None:
+    """Adds squares: ``t += factor * x * x``; a negative factor subtracts."""
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(
+            targets, torch._foreach_mul(torch._foreach_mul(tensors, tensors), factor)
+        )
+    else:
+        torch._foreach_addcmul_(targets, tensors, tensors, factor)
+
+
+def lerp_(targets: list[Tensor], tensors: list[Tensor], weight: Any) -> None:
+    """Moves targets towards tensors: ``t += weight * (x - t)``; there may be a weight for each."""
+    if _traced(weight):
+        step = torch._foreach_sub(tensors, targets)
+        torch._foreach_mul_(step, weight)
+        torch._foreach_add_(targets, step)
+    else:
+        torch._foreach_lerp_(targets, tensors, weight)
+
+
+def lerp(tensors: list[Tensor], ends: list[Tensor], weight: Any) -> list[Tensor]:
+    """Returns tensors moved towards ends: ``t + weight * (e - t)``."""
+    if _traced(weight):
+        step = torch._foreach_sub(ends, tensors)
+        torch._foreach_mul_(step, weight)
+        return list(torch._foreach_add(tensors, step))
+    return list(torch._foreach_lerp(tensors, ends, weight))
+
+
+def fill_where(tensors: list[Tensor], flags: list[Any], value: float) -> list[Tensor]:
+    """Fills the tensors whose flag is true, in place if flags are no tensors."""
+    if isinstance(flags[0], Tensor):
+        return [
+            torch.where(flag, value, tensor) for flag, tensor in zip(flags, tensors, strict=True)
+        ]
+    for flag, tensor in zip(flags, tensors, strict=True):
+        if flag:
+            tensor.fill_(value)
+    return tensors
+
+
+def signs(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the sign of each element; NaN of one that is not finite, where torch gives 0, 1, -1.
+
+    What is behind a sign would otherwise not see that memory before it is lost.
+    """
+    result = torch._foreach_sign(tensors)
+    torch._foreach_add_(result, tensors, alpha=0)  # zero times Inf or NaN is NaN
+    return list(result)
+
+
+def norms(tensors: list[Tensor], batch_dims: int = 0, order: float = 2.0) -> list[Tensor]:
+    """Returns the norm of each tensor, 0-d, or of each item.
+
+    Where the first `batch_dims` dimensions index items, norms have the dimensions of the tensor,
+    and broadcast.
+
+    Example:
+        >>> norms([torch.tensor([[3.0, 4.0], [0.0, 1.0]])], batch_dims=1)
+        [tensor([[5.],
+                [1.]])]
+    """
+    if batch_dims:
+        return [_item_norms(tensor, order, batch_dims) for tensor in tensors]
+    if order == math.inf and any(tensor.numel() == 0 for tensor in tensors):
+        return [_item_norms(tensor.reshape(1, -1), order, 1).reshape(()) for tensor in tensors]
+    return list(torch._foreach_norm(tensors, order))
+
+
+def norm_over(tensor: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
+    """Returns the norms over some dimensions, which stay with size 1."""
+    if order == math.inf and tensor.numel() == 0:  # there is no largest element; the norm is 0
+        return tensor.abs().sum(dims, keepdim=True)
+    result: Tensor = torch.linalg.vector_norm(tensor, order, dims, keepdim=True)
+    return result
+
+
+def _item_norms(tensor: Tensor, order: float, batch_dims: int) -> Tensor:
+    if tensor.ndim == batch_dims:
+        return tensor.abs()
+    return norm_over(tensor, order, tuple(range(batch_dims, tensor.ndim)))
+
+
+def _traced(weight: Any) -> bool:
+    return isinstance(weight[0] if isinstance(weight, list) else weight, Tensor)
