@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from projcore.core.module import Kind, Module, Row
 from projcore.core.outline import Facts, outline, parameter_names
 from projcore.core.projection import ProjectionBase
-from projcore.core.settings import SHAPES, SIGNATURE, SettingNames, plain, positions
-from projcore.core.state import SHARED, flatten
+from projcore.core.settings import RATE, SHAPES, SIGNATURE, SettingNames, plain, positions
+from projcore.core.state import SHARED, Node, flatten
 from projcore.errors import CheckpointError, ProjcoreError, StepError
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _reorder(
                     f"belongs to several of them, in their order: {names.modules[path]} works on "
                     "tensors that they are merged into. Give them in the same order."
                 )
-            if SHARED in key.split("/") and target != i:
+            if _is_shared(key) and target != i:
                 found[target][key] = entries.pop(key)
 
 
@@ -305,7 +305,8 @@ def follow(
                 outgrown.setdefault(module_path(key), key)
         if old is not None:  # memory of a merged space may have to be kept with another parameter
             for key in expected[i].keys() ^ earlier[i].keys():
-                outgrown.setdefault(module_path(key), key)
+                if not _is_shared(key):
+                    outgrown.setdefault(module_path(key), key)
     for i, (old, new) in enumerate(zip(before, now, strict=False)):
         if outgrown and old is not None and new is not None and old != new:
             name = parameter_names(groups)[i] or i
@@ -313,6 +314,27 @@ def follow(
     for entries in optimizer.state.values():
         for key in [key for key in entries if module_path(key) in outgrown]:
             del entries[key]
+    _move_shared(optimizer, groups, expected)
+
+
+def _is_shared(key: str) -> bool:
+    return SHARED in key.split("/")
+
+
+def _move_shared(
+    optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], expected: Sequence[Node]
+) -> None:
+    """Moves memory that belongs to a whole space to the parameter that is now its first."""
+    parameters = chain.from_iterable(group["params"] for group in groups)
+    first = {
+        key: parameter
+        for parameter, entries in zip(parameters, expected, strict=True)
+        for key in entries
+        if _is_shared(key)
+    }
+    for holder, entries in list(optimizer.state.items()):
+        for key in [key for key in entries if first.get(key, holder) is not holder]:
+            optimizer.state[first[key]].setdefault(key, entries.pop(key))
 
 
 def module_path(key: str) -> str:
@@ -414,6 +436,8 @@ def _read_groups(
             raise CheckpointError(f"Group {i} of the state dict: {error}") from error
         # A setting that is not in the file, as it is newer, stays as the group here has it.
         own = {key: group[key] for key in (*names.defaults, *names.foreign(group)) if key in group}
+        if names.rate_is_factor:  # a file from before there was one
+            own[RATE] = names.defaults[RATE]
         fixed: dict[str, Any] = {
             key: group[key] for key in ("params", "param_names", "param_notes") if key in group
         }

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from projcore.core.module import Row
-from projcore.core.outline import outline, parameter_names, presence
+from projcore.core.outline import outline, parameter_names
 from projcore.core.state import flatten
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def describe(optimizer: Optimizer) -> str:
     ]
     names = parameter_names(optimizer.param_groups)
     index = 0
-    present = presence([p for group in optimizer.param_groups for p in group["params"]])
+    present = optimizer._present([p for g in optimizer.param_groups for p in g["params"]])
     for number, group in enumerate(optimizer.param_groups):
         notes = group.get("param_notes", [""] * len(group["params"]))
         for parameter, note in zip(group["params"], notes, strict=True):

@@ -20,7 +20,7 @@ from projcore.core.finite import first_nonfinite
 from projcore.core.memory import Memory, measure
 from projcore.core.module import Module, Need
 from projcore.core.objective import Objective, RootObjective, as_loss, fill_zeros
-from projcore.core.outline import Facts, outline, parameter_names, presence
+from projcore.core.outline import Facts, of_members, outline, parameter_names, presence
 from projcore.core.rate import sets_step_size, with_rate
 from projcore.core.settings import RATE, SIGNATURE, SettingNames, require
 from projcore.core.state import Node, State, flatten, replace_entries, unflatten
@@ -189,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
             self._warn_of_foreign(param_group)
         super().add_param_group(param_group)
         if self._built:
-            self._follow(presence(self._parameters()))
+            self._follow(self._present(self._parameters()))
 
     def _check_group(self, group: dict[str, Any]) -> list[Any]:
         if "params" not in group:
@@ -314,7 +314,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self, loss: Tensor | None, closure: Callable[..., Any] | None) -> None:
         everything = self._parameters()
-        present = presence(everything)
+        present = self._present(everything)
         if present != self._presence:
             self._follow(present)
         places = [i for i, facts in enumerate(present) if facts is not None]
@@ -441,6 +441,10 @@ class Optimizer(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
+    def _present(self, parameters: list[Tensor]) -> list[Facts | None]:
+        """Tells which parameters take part; those that memory was made for stay."""
+        return presence(parameters, self._presence if self.state else ())
+
     def _follow(self, present: list[Facts | None]) -> None:
         """Adapts to parameters that joined, were frozen, or have changed."""
         checkpoint.follow(self, self._names, self.param_groups, self._presence, present)
@@ -493,7 +497,7 @@ class Optimizer(torch.optim.Optimizer):
         self.state.clear()
         self.state.update(state)
         self.param_groups[:] = groups
-        self._note_presence(presence(self._parameters(), members))
+        self._note_presence(of_members(self._parameters(), members))
         self._reset_plan()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -524,7 +528,7 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups
             for place in range(len(group["params"]))
         )
-        self._presence = presence(self._parameters(), [i for i, present in numbered if present])
+        self._presence = of_members(self._parameters(), [i for i, present in numbered if present])
         self._reset_plan()
 
     def __str__(self) -> str:

@@ -20,22 +20,28 @@ Facts = tuple[torch.Size, torch.dtype, torch.device]
 
 
 def presence(
-    parameters: Sequence[Tensor], members: Sequence[int] | None = None
+    parameters: Sequence[Tensor], before: Sequence[Facts | None] = ()
 ) -> list[Facts | None]:
     """Returns shape, dtype and device of each parameter that takes part, None for the others.
 
-    A parameter takes part if it requires a gradient or has one; `members` names others in place
-    of that. A frozen one is in no space and has no memory. A lazy one joins once its shape is
-    known.
+    A parameter takes part if it requires a gradient or has one, or took part before. A frozen one
+    is in no space and has no memory. A lazy one joins once its shape is known.
     """
-    if members is None:
-        takes_part = [p.requires_grad or p.grad is not None for p in parameters]
-    else:
-        chosen = set(members)
-        takes_part = [i in chosen for i in range(len(parameters))]
+    earlier = [facts is not None for facts in before] + [False] * (len(parameters) - len(before))
     return [
-        (p.shape, p.dtype, p.device) if takes and not is_lazy(p) else None
-        for p, takes in zip(parameters, takes_part, strict=True)
+        (p.shape, p.dtype, p.device)
+        if (p.requires_grad or took_part or p.grad is not None) and not is_lazy(p)
+        else None
+        for p, took_part in zip(parameters, earlier, strict=True)
+    ]
+
+
+def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:
+    """Returns the same for parameters of which those at some places take part."""
+    chosen = set(members)
+    return [
+        (p.shape, p.dtype, p.device) if i in chosen and not is_lazy(p) else None
+        for i, p in enumerate(parameters)
     ]
 
 
@@ -48,13 +54,14 @@ def outline(
     """Runs the plan on tensors without storage; returns the memory it would make, for each tensor.
 
     Projections learn their maps on such tensors too, so if they refuse the parameters, they do so
-    here. Places of parameters that take part are `members`, by default those of `presence`.
+    here. ``members`` are the places of parameters that take part, by default those that do now.
     """
     parameters = [p for group in groups for p in group["params"]]
     numbers = [i for i, group in enumerate(groups) for _ in group["params"]]
     names = parameter_names(groups)
     if members is None:
-        members = [i for i, facts in enumerate(presence(parameters)) if facts is not None]
+        present = optimizer._present(parameters)
+        members = [i for i, facts in enumerate(present) if facts is not None]
     trees: list[Node] = [{} for _ in parameters]
     if not members:
         return trees

@@ -280,6 +280,23 @@ def subject(cls, tags=frozenset(), **example):
 
 
 # Name, subject, the law it breaks, and those that cannot hold if that one does not.
+class AskingNames(Module):
+    """Divides by the number of all parameters of the optimizer."""
+
+    def step(self, update, objective, state):
+        return [tensor / len(objective.parameter_names) for tensor in update]
+
+
+class Squares(Transform):
+    """Multiplies each tensor by a product of it with itself, which autocast would round."""
+
+    scope = "tensor"
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        rows = [tensor.reshape(1, -1) for tensor in tensors]
+        return [t * (row @ row.mT).reshape(()) for t, row in zip(tensors, rows, strict=True)]
+
+
 BROKEN = [
     (Counting, (), {}, "recipe", ()),
     (Unchecked, (), {}, "settings", ()),
@@ -294,6 +311,7 @@ BROKEN = [
     (DeafToBatches, (), {}, "batched", ()),
     (Aliasing, (), {}, "resume", ()),
     (Dotted, (), {}, "memory", ()),
+    (AskingNames, (), {}, "frozen", ()),
     (InPlace, (), {}, "side_effects", ()),
     (Reseeding, (), {}, "side_effects", ()),
     (LearnsInProject, LINEAR, {}, "side_effects", ()),
@@ -337,6 +355,19 @@ def test_that_law_reports_it(cls, tags, example, law, implied, monkeypatch):
     assert f"{law!r}" in failed[law]
 
 
+def test_autocast_reports_a_step_that_autocast_reaches(monkeypatch):
+    assert "autocast" not in failures(Squares)
+    module = importlib.import_module("projcore.core.optimizer")
+    monkeypatch.setattr(module, "run_without_autocast", lambda run, closure, _: run(closure))
+    assert "autocast" in failures(Squares)
+
+
+def failures(cls):
+    results = check_component(subject(cls))
+    return {result.law for result in results if result.status == "failed"}
+
+
 def test_every_law_is_broken_once():
-    broken = {law for *_, law, _ in BROKEN} | {"rebuild", "compiled"}  # in tests of their own
+    own_tests = {"rebuild", "compiled", "autocast"}
+    broken = {law for *_, law, _ in BROKEN} | own_tests
     assert {law.name for law in LAWS} == broken | {"atomic_everywhere", "nesting_everywhere"}

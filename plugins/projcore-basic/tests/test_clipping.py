@@ -221,7 +221,7 @@ def test_a_module_may_ask_that_the_step_be_left_out(make: Any) -> None:
             module.apply([torch.full((2, 2), math.nan)], None, None, None, [{}], [module.defaults])
         assert caught.value.skip == (nonfinite == "skip")
         assert not module.traceable
-    with pytest.raises(ArgumentError, match="It is 'allow', 'raise' or 'skip'"):
+    with pytest.raises(ArgumentError, match="is one of 'allow', 'raise', 'skip'"):
         make("no")
 
 

@@ -293,7 +293,9 @@ def test_memory_is_foretold(name: str, where: str, dtype: torch.dtype) -> None:
     shapes = [(4, 3), (1, 5)] if name == "Muon" else [(4, 3), (5,), (), (2, 3, 4)]
     if name == "Muon" and where in ("merged", "stacked"):
         pytest.skip("it takes only matrices")
-    shapeless = [torch.zeros(shape, dtype=dtype, device="meta") for shape in shapes]
+    shapeless = [
+        torch.zeros(shape, dtype=dtype, device="meta", requires_grad=True) for shape in shapes
+    ]
     params = [torch.ones(shape, dtype=dtype) for shape in shapes]
     optimizer = Optimizer([param.requires_grad_() for param in params], wraps[where]())
     foretold = optimizer.memory()

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Current, Kind, Node, ProjectionBase, Settings, require
+from projcore import (
+    Current,
+    Kind,
+    Node,
+    ProjectionBase,
+    Settings,
+    first_nonfinite,
+    require,
+)
+from projcore.errors import NonFiniteError
 
 
 class Kronecker(ProjectionBase):
@@ -129,6 +138,11 @@ class Kronecker(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Node | None] | None:
+        if first_nonfinite(tensors) is not None:
+            raise NonFiniteError(
+                "Kronecker was to learn from an update in which there is Inf or NaN. A basis is "
+                "made of finite numbers. Leave this step out."
+            )
         new: list[Node | None] = []
         for tensor, state, values in zip(tensors, states, settings, strict=True):
             due = state["step"] > 0 and state["step"] % values["period"] == 0
