@@ -1,4 +1,8 @@
-"""An exception in place of every single tensor operation of a step, for all components."""
+"""What the laws choose a part of, for all components, in full.
+
+An exception in place of every single tensor operation of a step; every projection around and inside
+every other.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ from projcore import registry
 from projcore.testing import checks
 
 PLUGINS = sorted({each.plugin for each in registry.components() if each.kind != "recipe"})
-CHECKS = [c for c in checks(*PLUGINS, slow=True) if c.law.name == "atomic_everywhere"]
+EVERYWHERE = ("atomic_everywhere", "nesting_everywhere")
+CHECKS = [c for c in checks(*PLUGINS, slow=True) if c.law.name in EVERYWHERE]
 
 
-# Without it the laws choose: one operation at least of each line of code.
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("check", CHECKS, ids=str)
-def test_fault_in_every_operation(check):
+def test_everywhere(check):
     check()

@@ -203,3 +203,24 @@ def test_redundant_maps_need_not_keep_every_z(redundant):
     results = check_component(Subject(Padded, "Padded", frozenset(tags)))
     failed = {result.law for result in results if result.status == "failed"}
     assert failed == (set() if redundant else {"round_trip", "adjoint"})
+
+
+class Transposed(ProjectionBase):
+    """Transposes matrices. In a vector there are none, but elementwise modules run outside."""
+
+    layout = True
+    scope = "tensor"
+
+    def applies(self, tensor, settings):
+        return tensor.ndim == 2
+
+    def project(self, tensors, *_, **__):
+        return [tensor.mT for tensor in tensors]
+
+    def unproject(self, projected_tensors, *_, **__):
+        return [tensor.mT for tensor in projected_tensors]
+
+
+def test_a_pair_that_cannot_be_checked_does_not_end_the_check_of_all_others():
+    (check,) = [each for each in checks(Transposed) if each.law.name == "nesting"]
+    assert "Transposed in Merge: it applies to none of the tensors" in (check() or "")

@@ -10,7 +10,7 @@ import torch
 from projcore import Module, ProjectionBase, registry
 from projcore.errors import ProjcoreError
 from projcore.testing.by_hand import methods, train_by_hand
-from projcore.testing.law import ensure, ensure_close, law, listed
+from projcore.testing.law import NotApplicable, ensure, ensure_close, law, listed
 from projcore.testing.laws.composition import TOLERANCE, adds_to_unproject, kept
 from projcore.testing.parts import Merge, Mix, Scalars, Scale
 from projcore.testing.problem import make_problem
@@ -59,7 +59,7 @@ def _check_pairs(subject: Subject, others: Sequence[Subject]) -> str | None:
         for outer, inner in pairs:
             try:
                 _check_pair(outer, inner)
-            except ProjcoreError as error:
+            except (ProjcoreError, NotApplicable) as error:
                 refused.append(f"{inner.name} in {outer.name}: {error}")
     return listed(refused)
 
