@@ -162,7 +162,7 @@ def _examples(example: Example | None) -> list[Mapping[str, Any]]:
 
 def _with_implied(cls: type[Module], tags: Iterable[str]) -> frozenset[str]:
     found = frozenset(tags)
-    if getattr(cls, "layout", False) or "layout" in found:
+    if getattr(cls, "geometry", None) == "layout" or "layout" in found:
         found |= {"layout", "linear", "lossless", "orthonormal"}
     return found
 

@@ -208,7 +208,7 @@ def test_redundant_maps_need_not_keep_every_z(redundant):
 class Transposed(ProjectionBase):
     """Transposes matrices. In a vector there are none, but elementwise modules run outside."""
 
-    layout = True
+    geometry = "layout"
     scope = "tensor"
 
     def applies(self, tensor, settings):

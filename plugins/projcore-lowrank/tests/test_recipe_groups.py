@@ -264,7 +264,7 @@ def test_folding_may_be_said() -> None:
     optimizer = build("galore_adamw", model, project={"role==stack": {"folding": "fold"}})
     assert optimizer.param_groups[0]["folding"] == "fold"
     assert notes(optimizer)["experts.up"] == ""
-    with pytest.raises(ArgumentError, match=r"folding='rows'\) cannot be"):
+    with pytest.raises(ArgumentError, match=r"folding='rows'\) is not known"):
         build("galore_adamw", model, project={"role==stack": {"folding": "rows"}})
 
 

@@ -68,8 +68,8 @@ class To(ProjectionBase):
         chain = as_module(modules)
         if _keeps_master(chain):
             raise ArgumentError(
-                f"To was given {chain}, which must know the parameters to the bit, and a cast "
-                "rounds them. Use it outside this projection."
+                f"To was given {chain}, whose result must reach the parameters as it is, and a "
+                "cast rounds it. Use it outside this projection."
             )
         super().__init__(chain, project_update=True, project_params=True, project_grad=True)
 
