@@ -45,7 +45,7 @@ def batched(subject: Subject) -> str | None:
             [flat(expected)] if len(actual) == 1 else [tensor.flatten() for tensor in expected],
             TOLERANCE,
             f"On a {stack.__name__.lower()} it does not do what it does on each tensor by itself",
-            "Reduce over all but the first batch_dims dimensions, or do not name batch_dims in apply.",
+            "Reduce over all but the first batch_dims dimensions, or do not name batch_dims.",
         )
     if len(left_out) == 2:
         raise NotApplicable(str(listed(left_out)))
