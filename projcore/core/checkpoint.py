@@ -291,6 +291,8 @@ def follow(
     expected = [flatten(tree) for tree in outline(optimizer, groups)]
     if not any(optimizer.state.values()):
         return
+    if len(before) > len(now):  # parameters were taken out: which is not known
+        before = ()
     members = [i for i, facts in enumerate(before) if facts is not None and now[i] is not None]
     earlier = [flatten(tree) for tree in outline(optimizer, groups, members=members)]
     parameters = chain.from_iterable(group["params"] for group in groups)

@@ -168,12 +168,13 @@ class Optimizer(torch.optim.Optimizer):
         if self.regroup is None or not self._built:
             self._add_group(param_group)
             return
-        count = len(self.param_groups)
+        count, present = len(self.param_groups), self._presence
         try:
             for group in self.regroup(param_group):
                 self._add_group(group)
         except BaseException:
             del self.param_groups[count:]
+            self._presence = present
             raise
 
     def _add_group(self, param_group: dict[str, Any]) -> None:
@@ -443,7 +444,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _present(self, parameters: list[Tensor]) -> list[Facts | None]:
         """Tells which parameters take part; those that memory was made for stay."""
-        return presence(parameters, self._presence if self.state else ())
+        known = self.state and len(self._presence) <= len(parameters)  # if none was taken out
+        return presence(parameters, self._presence if known else ())
 
     def _follow(self, present: list[Facts | None]) -> None:
         """Adapts to parameters that joined, were frozen, or have changed."""
@@ -518,7 +520,7 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"nonfinite": "allow", **state})
         self._make_names()
         self._foreign.update(*map(self._names.foreign, self.param_groups))
         self._built = True

@@ -180,3 +180,34 @@ def test_before_the_first_step_parameters_may_change() -> None:
     model(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
     optimizer.step()
     assert optimizer.state[model[0].weight]["0/modules/0/exp_avg"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_parameters_that_tools_take_out_or_put_in(chain: str) -> None:
+    """By changing the groups' lists themselves, as torch lets them."""
+    model = network()
+    groups = [{"params": list(model[i].parameters())} for i in range(2)]
+    optimizer = Optimizer(groups, CHAINS[chain]())
+    train(model, optimizer, range(2))
+    taken = optimizer.param_groups.pop(0)
+    before = [p.detach().clone() for p in model.parameters()]
+    train(model, optimizer, range(2, 4))
+    moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
+    assert moved == [False, False, True, True, False, False]
+    optimizer.param_groups.append(taken)
+    train(model, optimizer, range(4, 6))
+    assert not torch.equal(before[0], model[0].weight)
+
+
+def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was() -> None:
+    from projcore.recipes import galore_adamw
+
+    model = network()
+    optimizer = galore_adamw(model, rank=1)
+    train(model, optimizer, range(2))
+    late = [Parameter(torch.ones(3, 3)), Parameter(torch.ones(3))]
+    with pytest.raises(errors.ProjcoreError):
+        optimizer.add_param_group({"params": late, "rank": -1})
+    count = len(optimizer.param_groups)
+    train(model, optimizer, range(2, 3))
+    assert len(optimizer.param_groups) == count
