@@ -108,9 +108,14 @@ class Crossing:
             self.origins = [[i] for i in range(self.count)]
             return list(tensors)
         chosen = self._pick(tensors)
-        result = list(
-            self.projection.project(chosen, *self.facts(), self.states, self.settings, current)
-        )
+        given = self.projection.project(chosen, *self.facts(), self.states, self.settings, current)
+        if isinstance(given, Tensor):
+            raise ContractError(
+                f"{type(self.projection).__name__}.project returned a tensor. It returns a list of "
+                "tensors. Return [tensor]; if its entries are tensors of their own, declare "
+                "batch_dims = 1, too."
+            )
+        result = list(given)
         if self.projection.scope != "all":
             if len(result) != len(chosen):
                 name, scope = type(self.projection).__name__, self.projection.scope

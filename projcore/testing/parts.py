@@ -251,15 +251,16 @@ class Merge(ProjectionBase):
 class Stack(Merge):
     """All tensors, which have one shape, as one batch of such tensors."""
 
-    def project(self, tensors: list[Tensor], *_: Any, **__: Any) -> Any:
-        return torch.stack(list(tensors))
+    batch_dims = 1
+
+    def project(self, tensors: list[Tensor], *_: Any, **__: Any) -> list[Tensor]:
+        return [torch.stack(list(tensors))]
 
     def unproject(
         self, projected_tensors: Iterable[Tensor], params: list[Tensor], *_: Any, **__: Any
     ) -> list[Tensor]:
-        return [
-            tensor.reshape(p.shape) for tensor, p in zip(projected_tensors, params, strict=True)
-        ]
+        (batch,) = projected_tensors
+        return list(batch.unbind())
 
 
 class Scalars(Merge):

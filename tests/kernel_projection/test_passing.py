@@ -317,6 +317,15 @@ def test_scope_tensor_gives_no_stack():
         Stacked([Scale()])
 
 
+def test_a_tensor_in_place_of_a_list():
+    class Stacked(WholeSubspace):
+        def project(self, *args):
+            return torch.stack(super().project(*args))
+
+    with pytest.raises(ContractError, match=r"Stacked.project returned a tensor.*batch_dims = 1"):
+        Optimizer(start((4, 3)), Stacked([Scale()], given(draw(12, 2))))
+
+
 def test_a_stack_and_what_passes():
     class Stacked(WholeSubspace):
         batch_dims = 1

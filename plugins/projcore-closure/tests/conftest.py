@@ -39,6 +39,7 @@ class Problem:
         self.error: type[BaseException] = RuntimeError
         self.sign = 1.0
         self.coupling = 1.0
+        self.without: set[int] = set()  # parameters that get no gradient, though they require one
         self.seen: Callable[[list[Tensor]], None] = lambda point: None
 
     def loss(self, tensors: Iterable[Tensor]) -> Tensor:
@@ -55,6 +56,13 @@ class Problem:
         hessian = torch.autograd.functional.hessian(lambda y: self.loss([y]), x.detach())
         return gradient, hessian
 
+    def leave_out(self, index: int, how: str) -> None:
+        """Freezes a parameter, or has it get no gradient."""
+        if how == "frozen":
+            self.params[index].requires_grad_(False)
+        else:
+            self.without.add(index)
+
     def closure(self, backward: bool = True) -> Tensor:
         self.calls += 1
         self.backwards.append(backward)
@@ -68,6 +76,8 @@ class Problem:
             parameter.grad = None
         loss = self.loss(self.params)
         loss.backward()
+        for i in self.without:
+            self.params[i].grad = None
         for parameter in self.params:
             if not parameter.requires_grad:
                 parameter.grad = None

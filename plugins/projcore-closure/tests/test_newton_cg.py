@@ -326,11 +326,12 @@ def test_complex_parameters_are_pairs_of_reals(make):
             )
 
 
+@pytest.mark.parametrize("how", ["frozen", "no gradient"])
 @pytest.mark.parametrize("place", ["bare", "vector"])
-def test_a_frozen_parameter_stays_and_has_no_part(make, place):
+def test_a_frozen_parameter_stays_and_has_no_part(make, place, how):
     problem = make([(3, 2), (4,), (3,)])
     problem.coupling = 0.0
-    problem.params[1].requires_grad_(False)
+    problem.leave_out(1, how)
     module = NewtonCG(tolerance=1e-12)
     optimizer = Optimizer(problem.params, *PLACES[place](Times(1.0), module))
     gradient, hessian = problem.derivatives(problem.point())

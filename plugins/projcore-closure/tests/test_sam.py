@@ -114,10 +114,11 @@ def test_complex_parameters_are_pairs_of_reals(make):
             torch.testing.assert_close(row(problem.params), row(problems[0].params))
 
 
+@pytest.mark.parametrize("how", ["frozen", "no gradient"])
 @pytest.mark.parametrize("place", ["bare", "vector"])
-def test_a_frozen_parameter_stays_where_it_is(make, place):
+def test_a_frozen_parameter_stays_where_it_is(make, place, how):
     problem = make([(3, 2), (4,), (3,)])
-    problem.params[1].requires_grad_(False)
+    problem.leave_out(1, how)
     optimizer = Optimizer(problem.params, *PLACES[place](SAM(0.3)))
     x = row(problem.params)
     free = torch.ones_like(x)
