@@ -74,6 +74,8 @@ def test_unfreezing_joins_and_a_checkpoint_from_before_loads(chain: str, late: i
     for each, its in ((model, optimizer), (other_model, other)):
         train(each, its, range(2, 4))
     assert not any(map(torch.equal, before, model[late].parameters()))
+    whole = Optimizer(model.parameters(), CHAINS[chain]())
+    assert optimizer.memory().state == whole.memory().state  # nothing is left in another place
     assert all(map(torch.equal, model.parameters(), other_model.parameters()))
     again_model = copy.deepcopy(model)
     again_model[1].requires_grad_(False)
