@@ -10,13 +10,13 @@ import torch
 from torch.nn import Parameter
 
 from projcore import Optimizer, errors
-from projcore.modules import LR, Adam, ClipNorm, HeavyBall, Normalize, Route
+from projcore.modules import LR, Adam, AdamMini, ClipNorm, HeavyBall, Route
 from projcore.projections import LowRank, VectorProjection
 
 CHAINS = {
     "adam": lambda: [Adam(), LR(0.1)],
     "vector": lambda: [VectorProjection([ClipNorm(1.0), Adam(), LR(0.1)])],
-    "merged memory": lambda: [VectorProjection([Normalize(), HeavyBall()]), LR(0.1)],
+    "merged memory": lambda: [VectorProjection([AdamMini()]), LR(0.1)],
     "low_rank": lambda: [LowRank([Adam()], rank=1), LR(0.1)],
 }
 
