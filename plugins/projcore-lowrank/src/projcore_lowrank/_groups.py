@@ -78,13 +78,13 @@ class Split:
         self.complete = True
         # Weak, since an optimizer keeps no model alive.
         self._model = weakref.ref(params) if isinstance(params, torch.nn.Module) else None
-        given, frozen = trainable(recipe, params)
+        given = trainable(recipe, params)
         projected, passing = self._split(given, first=True)
         self.groups = [*projected, *passing]
         self.count = len(projected)
-        if not projected:
+        if not any(map(_is_trained, projected)):
             self._refuse_none(passing)
-        self._tell(projected, passing, frozen)
+        self._tell(projected, passing)
         self.groups = [unnamed(group) for group in self.groups]
 
     def late(self, group: Mapping[str, Any]) -> list[Group]:
@@ -236,7 +236,7 @@ class Split:
                         f"{self.recipe} itself."
                     )
 
-    def _tell(self, projected: list[Group], passing: list[Group], frozen: int) -> None:
+    def _tell(self, projected: list[Group], passing: list[Group]) -> None:
         """Logs what is left out, and why, and what is taken for a stack."""
         count = sum(len(group["params"]) for group in projected)
         total = count + sum(len(group["params"]) for group in passing)
@@ -249,28 +249,39 @@ class Split:
             f"{note}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" * (len(names) > 3))
             for note, names in notes.items()
         ]
+        frozen = [
+            p for group in [*projected, *passing] for _, p in group["params"] if _is_frozen(p)
+        ]
         if frozen:
-            told.append(f"frozen, so not given to the optimizer: {frozen}")
+            told.append(f"frozen, so without state until they are not: {len(frozen)}")
         log.info("%s projects %d of %d parameters. %s", self.recipe, count, total, "; ".join(told))
 
 
-def trainable(recipe: str, params: Params) -> tuple[list[Group], int]:
-    """Returns groups of pairs of name (or None) and parameter, and how many frozen ones there were.
+def trainable(recipe: str, params: Params) -> list[Group]:
+    """Returns groups of pairs of name (or None) and parameter, of those that can be trained.
 
-    Frozen parameters are left out before anything else is asked of them: they need not even be of
-    floating point.
+    Parameters of integers, as of a quantized model, are left out before anything else is asked of
+    them. Frozen ones stay: they take no part until they require a gradient, as in torch.
     """
     groups = _as_groups(recipe, params)
     count = sum(len(group["params"]) for group in groups)
-    for group in groups:
-        group["params"] = [pair for pair in group["params"] if not _is_frozen(pair[1])]
-    left = sum(len(group["params"]) for group in groups)
-    if count and not left:
+    if count and not any(map(_is_trained, groups)):
         raise ArgumentError(
             f"{recipe} was given {count} parameters, all of them frozen (requires_grad is False). "
             "It needs at least one to train. Call requires_grad_() on some first."
         )
-    return groups, count - left
+    for group in groups:
+        group["params"] = [
+            pair
+            for pair in group["params"]
+            if pair[1].is_floating_point() or pair[1].is_complex() or not _is_frozen(pair[1])
+        ]
+    return groups
+
+
+def _is_trained(group: Group) -> bool:
+    """Whether a group has a parameter that is not frozen."""
+    return not all(_is_frozen(parameter) for _, parameter in group["params"])
 
 
 def _is_frozen(parameter: Tensor) -> bool:

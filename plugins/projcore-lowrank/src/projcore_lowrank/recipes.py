@@ -872,5 +872,5 @@ def intrinsic_dimension(
     """
     inside = [{"adam": {"betas": betas, "eps": eps}}]
     space = {"modules": inside, "dimension": dimension, "kind": kind, "seed": seed}
-    groups, _ = trainable("intrinsic_dimension", params)
+    groups = trainable("intrinsic_dimension", params)
     return Optimizer(map(unnamed, groups), {"intrinsic_subspace": space}, {"lr": lr})
