@@ -165,6 +165,20 @@ def test_frozen_parameters_change_nothing_until_they_are_trained(name: str) -> N
     assert not torch.equal(model.tok.weight, before)
 
 
+@pytest.mark.parametrize("name", ["muon_adamw", "sumo"])
+def test_layers_may_be_unfrozen_from_the_last_one_on(name: str) -> None:
+    """At first nothing is trained that the recipe projects; what is unfrozen later, it projects."""
+    model = mixture()
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    optimizer = build(name, model)
+    train(model, optimizer, 2)
+    model.requires_grad_(True)
+    train(model, optimizer, 2)
+    whole = build(name, mixture())
+    assert optimizer.memory().rows == whole.memory().rows
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_all_frozen_is_an_error(name: str) -> None:
     message = rf"{name} was given 9 parameters, all of them frozen .* Call requires_grad_\(\)"

@@ -82,7 +82,7 @@ class Split:
         projected, passing = self._split(given, first=True)
         self.groups = [*projected, *passing]
         self.count = len(projected)
-        if not any(map(_is_trained, projected)):
+        if not projected:
             self._refuse_none(passing)
         self._tell(projected, passing)
         self.groups = [unnamed(group) for group in self.groups]
