@@ -315,7 +315,7 @@ KERNEL = [
     Breakage(
         "presence-frozen",
         "Frozen parameters take part, and get memory.",
-        CORE + "outline.py",
+        CORE + "presence.py",
         before="if (p.requires_grad or took_part or p.grad is not None) and not is_lazy(p)",
         after="if not is_lazy(p)",
         tests=(
@@ -325,8 +325,8 @@ KERNEL = [
     Breakage(
         "presence-anchor",
         "Memory of a merged space stays where it was when a first parameter joins.",
-        CORE + "checkpoint.py",
-        before="                if not _is_shared(key):\n",
+        CORE + "presence.py",
+        before="                if not is_shared(key):\n",
         after="                if False:\n",
         tests=(
             "tests/kernel/test_presence.py"
@@ -336,7 +336,7 @@ KERNEL = [
     Breakage(
         "presence-changed",
         "A parameter of another dtype goes on with memory of the old one.",
-        CORE + "checkpoint.py",
+        CORE + "presence.py",
         before="return not left_behind and (old[1] == new[1] or value.dtype == expected.dtype)",
         after="return True",
         tests=("tests/kernel/test_presence.py::test_a_parameter_that_changed_is_named",),

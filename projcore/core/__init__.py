@@ -5,10 +5,11 @@ new one), `objective` (what a step knows), `projection`, `crossing` and `passage
 in another space) and `optimizer` (the shell that torch sees). The others serve these: `settings`
 finds the settings of a module in parameter groups, `writing` writes the parameters, by operations
 from `blend`, `transport` carries memory over when a map changes, `checkpoint` checks what is
-loaded, `outline` runs the plan without values, `describe` prints it, `memory` counts what is kept,
-`finite` finds Inf and NaN, `autocast` keeps autocast out, `half` computes float16 in float32,
-`rate` is the learning rate of optimizers that have none, `items` takes batches apart, and `pieces`
-runs large updates piece by piece.
+loaded, `arguments` what is given, `presence` tells which parameters take part, `outline` runs the
+plan without values, `describe` prints it, `memory` counts what is kept, `finite` finds Inf and NaN,
+`autocast` keeps autocast out, `half` computes float16 in float32, `rate` is the learning rate of
+optimizers that have none, `items` takes batches apart, and `pieces` runs large updates piece by
+piece.
 """
 
 from projcore.core.blend import Blend, Write, blended

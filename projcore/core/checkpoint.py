@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from projcore.core.module import Kind, Module, Row
-from projcore.core.outline import Facts, outline, parameter_names
+from projcore.core.outline import outline
 from projcore.core.projection import ProjectionBase
 from projcore.core.settings import RATE, SHAPES, SIGNATURE, SettingNames, plain, positions
-from projcore.core.state import SHARED, Node, flatten
-from projcore.errors import CheckpointError, ProjcoreError, StepError
+from projcore.core.state import SHARED, flatten
+from projcore.errors import CheckpointError, ProjcoreError
 
 if TYPE_CHECKING:
     from projcore.core.optimizer import Optimizer
@@ -228,7 +228,7 @@ def _reorder(
                     f"belongs to several of them, in their order: {names.modules[path]} works on "
                     "tensors that they are merged into. Give them in the same order."
                 )
-            if _is_shared(key) and target != i:
+            if is_shared(key) and target != i:
                 found[target][key] = entries.pop(key)
 
 
@@ -272,77 +272,15 @@ def _check_histories(names: SettingNames, found: Sequence[Mapping[str, Any]]) ->
                 )
 
 
-def follow(
-    optimizer: Optimizer,
-    names: SettingNames,
-    groups: Sequence[Mapping[str, Any]],
-    before: Sequence[Facts | None],
-    now: Sequence[Facts | None],
-) -> None:
-    """Resets the memory of modules whose space has changed, as that of a vector by a new group.
-
-    ``before`` and ``now`` are the `presence` of the parameters; ``before`` may be shorter.
-
-    Raises:
-        StepError: If it no longer fits because a parameter itself has changed. Then nothing is
-            reset.
-        ProjcoreError: If a module refuses the parameters as they are now.
-    """
-    expected = [flatten(tree) for tree in outline(optimizer, groups)]
-    if not any(optimizer.state.values()):
-        return
-    if len(before) > len(now):  # parameters were taken out: which is not known
-        before = ()
-    members = [i for i, facts in enumerate(before) if facts is not None and now[i] is not None]
-    earlier = [flatten(tree) for tree in outline(optimizer, groups, members=members)]
-    parameters = chain.from_iterable(group["params"] for group in groups)
-    outgrown: dict[str, str] = {}  # paths, each with an entry that shows it
-    for i, parameter in enumerate(parameters):
-        live, facts = optimizer.state.get(parameter, {}), now[i]
-        if facts is None:
-            continue
-        old = before[i] if i < len(before) else None
-        for key, value in expected[i].items():
-            if key in live and not _follows(names, key, live[key], value, old, facts):
-                outgrown.setdefault(module_path(key), key)
-        if old is not None:  # memory of a merged space may have to be kept with another parameter
-            for key in expected[i].keys() ^ earlier[i].keys():
-                if not _is_shared(key):
-                    outgrown.setdefault(module_path(key), key)
-    for i, (old, new) in enumerate(zip(before, now, strict=False)):
-        if outgrown and old is not None and new is not None and old != new:
-            name = parameter_names(groups)[i] or i
-            raise _changed(name, old, new, next(iter(outgrown.values())))
-    for entries in optimizer.state.values():
-        for key in [key for key in entries if module_path(key) in outgrown]:
-            del entries[key]
-    _move_shared(optimizer, groups, expected)
-
-
-def _is_shared(key: str) -> bool:
-    return SHARED in key.split("/")
-
-
-def _move_shared(
-    optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], expected: Sequence[Node]
-) -> None:
-    """Moves memory that belongs to a whole space to the parameter that is now its first."""
-    parameters = chain.from_iterable(group["params"] for group in groups)
-    first = {
-        key: parameter
-        for parameter, entries in zip(parameters, expected, strict=True)
-        for key in entries
-        if _is_shared(key)
-    }
-    for holder, entries in list(optimizer.state.items()):
-        for key in [key for key in entries if first.get(key, holder) is not holder]:
-            optimizer.state[first[key]].setdefault(key, entries.pop(key))
-
-
 def module_path(key: str) -> str:
     """Returns the position of the module that an entry belongs to."""
     parents = [part.partition(":")[0] for part in key.split("/")[:-1]]
     return "/".join(part for part in parents if part not in (SHARED, "items"))
+
+
+def is_shared(key: str) -> bool:
+    """Whether an entry belongs to no single tensor of its space."""
+    return SHARED in key.split("/")
 
 
 def kind_of(names: SettingNames, key: str) -> Kind:
@@ -350,7 +288,7 @@ def kind_of(names: SettingNames, key: str) -> Kind:
     return names.modules[module_path(key)].kinds.get(key.rpartition("/")[2], "opaque")
 
 
-def _fits(names: SettingNames, key: str, value: Any, expected: Any) -> bool:
+def fits(names: SettingNames, key: str, value: Any, expected: Any) -> bool:
     """Whether an entry has the shape that the module gives it; histories may be longer."""
     if not isinstance(expected, Tensor):
         return isinstance(value, (Tensor, int, float))
@@ -358,30 +296,6 @@ def _fits(names: SettingNames, key: str, value: Any, expected: Any) -> bool:
         return False
     skip = 1 if kind_of(names, key) == "history" else 0
     return value.shape[skip:] == expected.shape[skip:] and value.ndim == expected.ndim
-
-
-def _follows(
-    names: SettingNames, key: str, value: Any, expected: Any, old: Facts | None, new: Facts
-) -> bool:
-    """Whether an entry still fits a parameter that may have another shape, dtype or device now."""
-    if not _fits(names, key, value, expected):
-        return False
-    if old is None or not isinstance(value, Tensor) or value.ndim == 0:
-        return True
-    left_behind = old[2] != new[2] and value.device == old[2]
-    return not left_behind and (old[1] == new[1] or value.dtype == expected.dtype)
-
-
-def _changed(name: str | int, old: Facts, new: Facts, key: str) -> StepError:
-    was, now = (
-        f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)} on {device}"
-        for shape, dtype, device in (old, new)
-    )
-    return StepError(
-        f"Parameter {name!r} was {was} when its memory was created, and is {now} now, which "
-        f"{key!r} does not fit. Parameters keep shape, dtype and device. Build a new optimizer, or "
-        "call optimizer.state.clear() to reinitialize all memory."
-    )
 
 
 def _check_complete(i: int, entries: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -482,7 +396,7 @@ def _check_entry(
             f"{names.modules[module_path(key)]} treats it otherwise. Build the optimizer with the "
             "same modules, and parameters of the same names, as when it was saved."
         )
-    if isinstance(expected, Tensor) and not _fits(names, key, value, expected):
+    if isinstance(expected, Tensor) and not fits(names, key, value, expected):
         shape = tuple(value.shape) if isinstance(value, Tensor) else value
         raise CheckpointError(
             f"{key!r} of parameter {i} has shape {shape} in the state dict, "

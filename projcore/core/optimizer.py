@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,6 +13,12 @@ from torch.amp import is_autocast_available
 from torch.optim.optimizer import ParamsT
 
 from projcore.core import checkpoint
+from projcore.core.arguments import (
+    as_iterable,
+    check_parameters,
+    check_sharding,
+    usable_gradients,
+)
 from projcore.core.autocast import run_without_autocast
 from projcore.core.chain import Chain, as_chain
 from projcore.core.describe import describe
@@ -20,14 +26,14 @@ from projcore.core.finite import first_nonfinite
 from projcore.core.memory import Memory, measure
 from projcore.core.module import Module, Need
 from projcore.core.objective import Objective, RootObjective, as_loss, fill_zeros
-from projcore.core.outline import Facts, of_members, outline, parameter_names, presence
+from projcore.core.outline import outline, parameter_names
+from projcore.core.presence import Facts, follow, of_members, presence
 from projcore.core.rate import sets_step_size, with_rate
 from projcore.core.settings import RATE, SIGNATURE, SettingNames, require
 from projcore.core.state import Node, State, flatten, replace_entries, unflatten
 from projcore.core.writing import make_buckets, make_writes, run_writes, subtract
 from projcore.errors import (
     ArgumentError,
-    ArgumentTypeError,
     NonFiniteError,
     ProjcoreWarning,
     StepError,
@@ -112,7 +118,7 @@ class Optimizer(torch.optim.Optimizer):
         self._elide = True
         self._built = False
         self._make_names()
-        groups = list(_as_iterable(params))
+        groups = list(as_iterable(params))
         if not groups:
             raise ArgumentError(
                 "Optimizer was given no parameters. It needs at least one; a generator such as "
@@ -199,7 +205,7 @@ class Optimizer(torch.optim.Optimizer):
                 "Pass {'params': [...], ...}."
             )
         params = group["params"]
-        params = [params] if isinstance(params, Tensor) else list(_as_iterable(params))
+        params = [params] if isinstance(params, Tensor) else list(as_iterable(params))
         group["params"] = params
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         others = [p for other in self.param_groups for p in other["params"]]
@@ -325,9 +331,11 @@ class Optimizer(torch.optim.Optimizer):
         missing = [p.grad is None and not (free and p.requires_grad) for p in parameters]
         if all(missing):
             return
-        grads = fill_zeros(parameters, usable_gradients(parameters))
+        names = parameter_names(self.param_groups)
+        called = partial(_called, names, places)
+        grads = fill_zeros(parameters, usable_gradients(parameters, called))
         if self.nonfinite != "allow":
-            self._check_finite(grads, loss, places)
+            self._check_finite(grads, loss, called)
         copied = "closure" in self.needs
         trees = [unflatten(self._memory(p, copied)) for p in parameters]
         inputs = StepInputs(
@@ -338,7 +346,7 @@ class Optimizer(torch.optim.Optimizer):
             loss,
             closure,
             self._elide,
-            parameter_names(self.param_groups),
+            names,
             places,
         )
         if self.compiles and self._warm:
@@ -352,7 +360,7 @@ class Optimizer(torch.optim.Optimizer):
         self._keep(parameters, memory)
 
     def _check_finite(
-        self, grads: list[Tensor], loss: Tensor | None, places: Sequence[int]
+        self, grads: list[Tensor], loss: Tensor | None, called: Callable[[int], str]
     ) -> None:
         """Raises if the loss or a gradient has Inf or NaN."""
         bad = first_nonfinite(grads if loss is None else [*grads, loss])
@@ -360,9 +368,8 @@ class Optimizer(torch.optim.Optimizer):
             return
         given = "The loss"
         if bad < len(grads):
-            name = parameter_names(self.param_groups)[places[bad]]
-            which = places[bad] if name is None else repr(name)
-            given = f"The gradient of parameter {which}, of shape {tuple(grads[bad].shape)},"
+            shape = tuple(grads[bad].shape)
+            given = f"The gradient of parameter {called(bad)}, of shape {shape},"
         raise NonFiniteError(
             f"{given} has Inf or NaN, and the optimizer was built with nonfinite='raise'. Nothing "
             "has changed. Find out where it comes from, for example with "
@@ -449,7 +456,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _follow(self, present: list[Facts | None]) -> None:
         """Adapts to parameters that joined, were frozen, or have changed."""
-        checkpoint.follow(self, self._names, self.param_groups, self._presence, present)
+        follow(self, self._names, self.param_groups, self._presence, present)
         self._note_presence(present)
         self._reset_plan()
 
@@ -542,6 +549,12 @@ class Optimizer(torch.optim.Optimizer):
         return f"Optimizer(<{count} parameters>, {str(self)!r})"
 
 
+def _called(names: Sequence[str | None], places: Sequence[int], i: int) -> str:
+    """What a parameter that takes part is called: by its name, or by its place among all."""
+    name = names[places[i]]
+    return str(places[i]) if name is None else repr(name)
+
+
 class StepInputs(NamedTuple):
     """What a step begins with, beside memory and settings."""
 
@@ -578,77 +591,3 @@ def _compute_and_write(
     update = module.step(inputs.grads, objective, State(trees, trees[0]))
     for write in subtract(inputs.parameters, update, objective):
         write.run()
-
-
-def check_parameters(params: list[Any], others: list[Tensor]) -> None:
-    """Raises unless all are tensors of floating or complex numbers, none of them twice."""
-    seen = set(others)
-    for i, param in enumerate(params):
-        if not isinstance(param, Tensor):
-            raise ArgumentTypeError(
-                f"Parameter {i} is a {type(param).__name__}. Parameters are tensors. "
-                "Pass model.parameters(), or a list of tensors."
-            )
-        frozen = isinstance(param, torch.nn.Parameter) and not param.requires_grad
-        if not (param.is_floating_point() or param.is_complex() or frozen):
-            raise ArgumentError(
-                f"Parameter {i} has dtype {param.dtype}. Parameters are of floating or complex "
-                "numbers, but for those of a model that are frozen. Leave it out."
-            )
-        if param in seen:
-            raise ArgumentError(
-                f"Parameter {i}, of shape {tuple(param.shape)}, is given twice. Each parameter "
-                "belongs to one group, once. Remove one."
-            )
-        seen.add(param)
-
-
-def check_sharding(params: list[Tensor], module: Module) -> None:
-    """Raises if parameters are sharded over processes and a module needs them whole."""
-    sharded = [i for i, param in enumerate(params) if hasattr(param, "placements")]  # a DTensor
-    whole = module.unsharded
-    if sharded and whole is not None:
-        raise ArgumentError(
-            f"Parameter {sharded[0]}, of shape {tuple(params[sharded[0]].shape)}, is sharded over "
-            f"processes, and {whole} was given, which needs it whole. Shards are for modules of "
-            "scope 'element' and for those that declare sharded = True. Use such modules, or "
-            "DistributedDataParallel, which keeps parameters whole."
-        )
-
-
-def usable_gradients(parameters: list[Tensor]) -> list[Tensor | None]:
-    """Returns the gradients; raises if one is sparse or of another dtype."""
-    for i, parameter in enumerate(parameters):
-        grad = parameter.grad
-        if grad is None:
-            continue
-        if grad.layout is not torch.strided:
-            raise StepError(
-                f"The gradient of parameter {i} has layout {grad.layout}. Gradients must be "
-                "dense. Build the layer with sparse=False."
-            )
-        if grad.dtype != parameter.dtype:
-            raise StepError(
-                f"The gradient of parameter {i} is {grad.dtype}, the parameter {parameter.dtype}. "
-                "They must be the same. Convert the gradient."
-            )
-    return [parameter.grad for parameter in parameters]
-
-
-def _as_iterable(value: Any) -> Iterable[Any]:
-    if isinstance(value, Tensor):
-        raise ArgumentTypeError(
-            f"params is a single tensor of shape {tuple(value.shape)}. It must be an iterable of "
-            "tensors or dicts. Pass [tensor]."
-        )
-    if isinstance(value, (dict, str)) or not isinstance(value, Iterable):
-        raise ArgumentTypeError(
-            f"params is a {type(value).__name__}. It must be an iterable of tensors or dicts. "
-            "Pass model.parameters()."
-        )
-    if isinstance(value, (set, frozenset)):
-        raise ArgumentTypeError(
-            f"params is a {type(value).__name__}, whose order changes from run to run, and with it "
-            "which state belongs to which parameter. It must be ordered. Pass a list."
-        )
-    return value

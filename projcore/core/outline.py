@@ -1,4 +1,4 @@
-"""Which parameters take part in a step, and the memory that modules will keep for them."""
+"""The plan run without values: what runs where, and the memory that modules will keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from projcore.core.module import Row
@@ -15,34 +14,6 @@ from projcore.core.state import Node, State
 
 if TYPE_CHECKING:
     from projcore.core.optimizer import Optimizer
-
-Facts = tuple[torch.Size, torch.dtype, torch.device]
-
-
-def presence(
-    parameters: Sequence[Tensor], before: Sequence[Facts | None] = ()
-) -> list[Facts | None]:
-    """Returns shape, dtype and device of each parameter that takes part, None for the others.
-
-    A parameter takes part if it requires a gradient or has one, or took part before. A frozen one
-    is in no space and has no memory. A lazy one joins once its shape is known.
-    """
-    earlier = [facts is not None for facts in before] + [False] * (len(parameters) - len(before))
-    return [
-        (p.shape, p.dtype, p.device)
-        if (p.requires_grad or took_part or p.grad is not None) and not is_lazy(p)
-        else None
-        for p, took_part in zip(parameters, earlier, strict=True)
-    ]
-
-
-def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:
-    """Returns the same for parameters of which those at some places take part."""
-    chosen = set(members)
-    return [
-        (p.shape, p.dtype, p.device) if i in chosen and not is_lazy(p) else None
-        for i, p in enumerate(parameters)
-    ]
 
 
 def outline(

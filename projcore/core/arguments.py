@@ -1,0 +1,92 @@
+"""Checks of what an optimizer is given: parameters, their sharding, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore.core.module import Module
+from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+
+
+def check_parameters(params: list[Any], others: list[Tensor]) -> None:
+    """Raises unless all are tensors of floating or complex numbers, none of them twice."""
+    seen = set(others)
+    for i, param in enumerate(params):
+        if not isinstance(param, Tensor):
+            raise ArgumentTypeError(
+                f"Parameter {i} is a {type(param).__name__}. Parameters are tensors. "
+                "Pass model.parameters(), or a list of tensors."
+            )
+        frozen = isinstance(param, torch.nn.Parameter) and not param.requires_grad
+        if not (param.is_floating_point() or param.is_complex() or frozen):
+            raise ArgumentError(
+                f"Parameter {i} has dtype {param.dtype}. Parameters are of floating or complex "
+                "numbers, but for those of a model that are frozen. Leave it out."
+            )
+        if param in seen:
+            raise ArgumentError(
+                f"Parameter {i}, of shape {tuple(param.shape)}, is given twice. Each parameter "
+                "belongs to one group, once. Remove one."
+            )
+        seen.add(param)
+
+
+def check_sharding(params: list[Tensor], module: Module) -> None:
+    """Raises if parameters are sharded over processes and a module needs them whole."""
+    sharded = [i for i, param in enumerate(params) if hasattr(param, "placements")]  # a DTensor
+    whole = module.unsharded
+    if sharded and whole is not None:
+        raise ArgumentError(
+            f"Parameter {sharded[0]}, of shape {tuple(params[sharded[0]].shape)}, is sharded over "
+            f"processes, and {whole} was given, which needs it whole. Shards are for modules of "
+            "scope 'element' and for those that declare sharded = True. Use such modules, or "
+            "DistributedDataParallel, which keeps parameters whole."
+        )
+
+
+def usable_gradients(
+    parameters: Sequence[Tensor], called: Callable[[int], str]
+) -> list[Tensor | None]:
+    """Returns the gradients; raises if one is sparse or of another dtype.
+
+    ``called`` says what the parameter of that index is called.
+    """
+    for i, parameter in enumerate(parameters):
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise StepError(
+                f"The gradient of parameter {called(i)} has layout {grad.layout}. Gradients must "
+                "be dense. Build the layer with sparse=False."
+            )
+        if grad.dtype != parameter.dtype:
+            raise StepError(
+                f"The gradient of parameter {called(i)} is {grad.dtype}, the parameter "
+                f"{parameter.dtype}. They must be the same. Convert the gradient."
+            )
+    return [parameter.grad for parameter in parameters]
+
+
+def as_iterable(value: Any) -> Iterable[Any]:
+    """Returns parameters or groups as given; raises unless they are several, in an order."""
+    if isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            f"params is a single tensor of shape {tuple(value.shape)}. It must be an iterable of "
+            "tensors or dicts. Pass [tensor]."
+        )
+    if isinstance(value, (dict, str)) or not isinstance(value, Iterable):
+        raise ArgumentTypeError(
+            f"params is a {type(value).__name__}. It must be an iterable of tensors or dicts. "
+            "Pass model.parameters()."
+        )
+    if isinstance(value, (set, frozenset)):
+        raise ArgumentTypeError(
+            f"params is a {type(value).__name__}, whose order changes from run to run, and with it "
+            "which state belongs to which parameter. It must be ordered. Pass a list."
+        )
+    return value

@@ -1,0 +1,135 @@
+"""Which parameters take part in a step, and what becomes of memory when these change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from projcore.core.checkpoint import fits, is_shared, module_path
+from projcore.core.outline import outline, parameter_names
+from projcore.core.settings import SettingNames
+from projcore.core.state import Node, flatten
+from projcore.errors import StepError
+
+if TYPE_CHECKING:
+    from projcore.core.optimizer import Optimizer
+
+Facts = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def presence(
+    parameters: Sequence[Tensor], before: Sequence[Facts | None] = ()
+) -> list[Facts | None]:
+    """Returns shape, dtype and device of each parameter that takes part, None for the others.
+
+    A parameter takes part if it requires a gradient or has one, or took part before. A frozen one
+    is in no space and has no memory. A lazy one joins once its shape is known.
+    """
+    earlier = [facts is not None for facts in before] + [False] * (len(parameters) - len(before))
+    return [
+        (p.shape, p.dtype, p.device)
+        if (p.requires_grad or took_part or p.grad is not None) and not is_lazy(p)
+        else None
+        for p, took_part in zip(parameters, earlier, strict=True)
+    ]
+
+
+def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:
+    """Returns the same for parameters of which those at some places take part."""
+    chosen = set(members)
+    return [
+        (p.shape, p.dtype, p.device) if i in chosen and not is_lazy(p) else None
+        for i, p in enumerate(parameters)
+    ]
+
+
+def follow(
+    optimizer: Optimizer,
+    names: SettingNames,
+    groups: Sequence[Mapping[str, Any]],
+    before: Sequence[Facts | None],
+    now: Sequence[Facts | None],
+) -> None:
+    """Resets the memory of modules whose space has changed, as that of a vector by a new group.
+
+    ``before`` and ``now`` are the `presence` of the parameters; ``before`` may be shorter.
+
+    Raises:
+        StepError: If it no longer fits because a parameter itself has changed. Then nothing is
+            reset.
+        ProjcoreError: If a module refuses the parameters as they are now.
+    """
+    expected = [flatten(tree) for tree in outline(optimizer, groups)]
+    if not any(optimizer.state.values()):
+        return
+    if len(before) > len(now):  # parameters were taken out: which is not known
+        before = ()
+    members = [i for i, facts in enumerate(before) if facts is not None and now[i] is not None]
+    earlier = [flatten(tree) for tree in outline(optimizer, groups, members=members)]
+    parameters = chain.from_iterable(group["params"] for group in groups)
+    outgrown: dict[str, str] = {}  # paths, each with an entry that shows it
+    for i, parameter in enumerate(parameters):
+        live, facts = optimizer.state.get(parameter, {}), now[i]
+        if facts is None:
+            continue
+        old = before[i] if i < len(before) else None
+        for key, value in expected[i].items():
+            if key in live and not _goes_on(names, key, live[key], value, old, facts):
+                outgrown.setdefault(module_path(key), key)
+        if old is not None:  # memory of a merged space may have to be kept with another parameter
+            for key in expected[i].keys() ^ earlier[i].keys():
+                if not is_shared(key):
+                    outgrown.setdefault(module_path(key), key)
+    for i, (old, new) in enumerate(zip(before, now, strict=False)):
+        if outgrown and old is not None and new is not None and old != new:
+            name = parameter_names(groups)[i] or i
+            raise _changed(name, old, new, next(iter(outgrown.values())))
+    for entries in optimizer.state.values():
+        for key in [key for key in entries if module_path(key) in outgrown]:
+            del entries[key]
+    _move_shared(optimizer, groups, expected)
+
+
+def _move_shared(
+    optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], expected: Sequence[Node]
+) -> None:
+    """Moves memory that belongs to a whole space to the parameter that is now its first."""
+    parameters = chain.from_iterable(group["params"] for group in groups)
+    first = {
+        key: parameter
+        for parameter, entries in zip(parameters, expected, strict=True)
+        for key in entries
+        if is_shared(key)
+    }
+    for holder, entries in list(optimizer.state.items()):
+        for key in [key for key in entries if first.get(key, holder) is not holder]:
+            optimizer.state[first[key]].setdefault(key, entries.pop(key))
+
+
+def _goes_on(
+    names: SettingNames, key: str, value: Any, expected: Any, old: Facts | None, new: Facts
+) -> bool:
+    """Whether an entry still fits a parameter that may have another shape, dtype or device now."""
+    if not fits(names, key, value, expected):
+        return False
+    if old is None or not isinstance(value, Tensor) or value.ndim == 0:
+        return True
+    left_behind = old[2] != new[2] and value.device == old[2]
+    return not left_behind and (old[1] == new[1] or value.dtype == expected.dtype)
+
+
+def _changed(name: str | int, old: Facts, new: Facts, key: str) -> StepError:
+    was, now = (
+        f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)} on {device}"
+        for shape, dtype, device in (old, new)
+    )
+    return StepError(
+        f"Parameter {name!r} was {was} when its memory was created, and is {now} now, which "
+        f"{key!r} does not fit. Parameters keep shape, dtype and device. Build a new optimizer, or "
+        "call optimizer.state.clear() to reinitialize all memory."
+    )
