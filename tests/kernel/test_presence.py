@@ -213,3 +213,15 @@ def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was() -> None:
     count = len(optimizer.param_groups)
     train(model, optimizer, range(2, 3))
     assert len(optimizer.param_groups) == count
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_bad_gradient_is_named_by_its_place_among_all(named: bool) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Embedding(4, 2, sparse=True))
+    model[0].requires_grad_(False)
+    params = model.named_parameters() if named else model.parameters()
+    optimizer = Optimizer(params, Adam(), LR(0.1))
+    model[1](torch.tensor([1])).sum().backward()
+    which = "'1.weight'" if named else "2"
+    with pytest.raises(errors.StepError, match=f"gradient of parameter {which} has layout"):
+        optimizer.step()
