@@ -316,7 +316,7 @@ KERNEL = [
         "presence-frozen",
         "Frozen parameters take part, and get memory.",
         CORE + "presence.py",
-        before="if (p.requires_grad or took_part or p.grad is not None) and not is_lazy(p)",
+        before="if (p.requires_grad or i in took_part or p.grad is not None) and not is_lazy(p)",
         after="if not is_lazy(p)",
         tests=(
             "tests/kernel/test_presence.py::test_a_frozen_first_layer_costs_nothing_and_resumes",

@@ -30,12 +30,12 @@ def presence(
     A parameter takes part if it requires a gradient or has one, or took part before. A frozen one
     is in no space and has no memory. A lazy one joins once its shape is known.
     """
-    earlier = [facts is not None for facts in before] + [False] * (len(parameters) - len(before))
+    took_part = {i for i, facts in enumerate(before) if facts is not None}
     return [
         (p.shape, p.dtype, p.device)
-        if (p.requires_grad or took_part or p.grad is not None) and not is_lazy(p)
+        if (p.requires_grad or i in took_part or p.grad is not None) and not is_lazy(p)
         else None
-        for p, took_part in zip(parameters, earlier, strict=True)
+        for i, p in enumerate(parameters)
     ]
 
 

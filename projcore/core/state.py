@@ -93,5 +93,6 @@ def _gather(tree: Node, prefix: str, flat: dict[str, Any]) -> None:
 def replace_entries(live: dict[str, Any], entries: Mapping[str, Any]) -> None:
     """Makes a dict hold other entries. It stays the same dict, so that state dicts show them."""
     live.update(entries)
-    for key in [key for key in live if key not in entries]:
-        del live[key]
+    if len(live) > len(entries):
+        for key in live.keys() - entries.keys():
+            del live[key]
