@@ -27,8 +27,8 @@ def presence(
 ) -> list[Facts | None]:
     """Returns shape, dtype and device of each parameter that takes part, None for the others.
 
-    A parameter takes part if it requires a gradient or has one, or took part before. A frozen one
-    is in no space and has no memory. A lazy one joins once its shape is known.
+    A parameter takes part if it requires a gradient or has one, or took part before. One that is
+    frozen from the start is in no space and has no memory. A lazy one joins once it has a shape.
     """
     took_part = {i for i, facts in enumerate(before) if facts is not None}
     return [
@@ -40,7 +40,7 @@ def presence(
 
 
 def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:
-    """Returns the same for parameters of which those at some places take part."""
+    """Returns what `presence` does, where the places of those that take part are known."""
     chosen = set(members)
     return [
         (p.shape, p.dtype, p.device) if i in chosen and not is_lazy(p) else None
