@@ -13,9 +13,9 @@ help:
 	@echo "make test     run the tests; of large products of parameters, a selection with all pairs"
 	@echo "make test-all run them with every case of these products; takes several times as long"
 	@echo "make sabotage break the code on purpose, in a copy, and see whether the tests notice"
-	@echo "make lint     ruff, ruff-format and mypy"
+	@echo "make lint     ruff, ruff-format, mypy, and import-linter: who may import whom"
 	@echo "make format   let ruff mend what it can"
-	@echo "make bench    time steps, refreshes and transforms against torch and scipy"
+	@echo "make bench    time steps, chains, refreshes and transforms against torch and scipy"
 	@echo "make parity   compare the recipes with their authors' packages, in an environment of its own"
 	@echo "make bench-parity  time them against these, in the same environment"
 	@echo "make docs     write the pages that follow from the code, and build the site in site/"
@@ -57,6 +57,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -64,6 +65,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
+	$(BIN)/python benchmarks/chains.py
 	$(BIN)/python benchmarks/lowrank.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/transforms.py
@@ -96,5 +98,5 @@ wheels: $(READY)
 	done
 
 clean:
-	rm -rf .venv $(PARITY) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist site
+	rm -rf .venv $(PARITY) .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist site
 	find projcore plugins tests parity -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,10 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from docs.docstrings import markdown, page
-from projcore import registry
+from projcore import Module, registry
 from projcore.cli import parsers
 from projcore.component import Component
-from projcore.core import Module
 from projcore.testing.law import Law
 from projcore.testing.laws import LAWS
 from projcore.testing.packaging import CHECKS

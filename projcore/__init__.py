@@ -10,35 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from projcore import errors, registry
-    from projcore.core import (
-        Blend,
-        Chain,
-        Current,
-        Kind,
-        Memory,
-        Module,
-        Need,
-        Node,
-        Objective,
-        Optimizer,
-        Policy,
-        ProjectionBase,
-        Row,
-        Scope,
-        Settings,
-        State,
-        Transform,
-        Write,
-        as_module,
-        blended,
-        common,
-        first_nonfinite,
-        require,
-        scalar,
-    )
+    from projcore.core.chain import Chain, as_module
+    from projcore.core.module import Kind, Module, Need, Observer, Planner, Scope, Transform
+    from projcore.core.objective import Objective
+    from projcore.core.projection import Current, OnRefresh, ProjectionBase
+    from projcore.core.settings import Settings
+    from projcore.core.space import Space
+    from projcore.core.state import Node, State
+    from projcore.core.writer import Blend, Write, Writer
+    from projcore.engine.blended import blended
+    from projcore.engine.finite import first_nonfinite
+    from projcore.optimizer import Optimizer
+    from projcore.report.memory import Memory
     from projcore.roles import inspect_model, role_of
     from projcore.rules import Rules, param_groups
     from projcore.spec import build
+    from projcore.values import common, require, scalar
 
 __version__ = "0.1.0"
 
@@ -52,16 +39,19 @@ __all__ = [
     "Need",
     "Node",
     "Objective",
+    "Observer",
+    "OnRefresh",
     "Optimizer",
-    "Policy",
+    "Planner",
     "ProjectionBase",
-    "Row",
     "Rules",
     "Scope",
     "Settings",
+    "Space",
     "State",
     "Transform",
     "Write",
+    "Writer",
     "__version__",
     "as_module",
     "blended",
@@ -77,13 +67,40 @@ __all__ = [
     "scalar",
 ]
 
-# Where names are that are not in the kernel's core.
-_ELSEWHERE = {
+# The files that the names are in; a module is its own.
+_HOMES = {
+    "Blend": "core.writer",
+    "Chain": "core.chain",
+    "Current": "core.projection",
+    "Kind": "core.module",
+    "Memory": "report.memory",
+    "Module": "core.module",
+    "Need": "core.module",
+    "Node": "core.state",
+    "Objective": "core.objective",
+    "Observer": "core.module",
+    "OnRefresh": "core.projection",
+    "Optimizer": "optimizer",
+    "Planner": "core.module",
+    "ProjectionBase": "core.projection",
     "Rules": "rules",
+    "Scope": "core.module",
+    "Settings": "core.settings",
+    "Space": "core.space",
+    "State": "core.state",
+    "Transform": "core.module",
+    "Write": "core.writer",
+    "Writer": "core.writer",
+    "as_module": "core.chain",
+    "blended": "engine.blended",
     "build": "spec",
+    "common": "values",
+    "first_nonfinite": "engine.finite",
     "inspect_model": "roles",
     "param_groups": "rules",
+    "require": "values",
     "role_of": "roles",
+    "scalar": "values",
 }
 
 
@@ -94,8 +111,7 @@ def __getattr__(name: str) -> Any:
     if name in ("errors", "registry"):
         value = importlib.import_module(f"{__name__}.{name}")
     else:
-        place = _ELSEWHERE.get(name, "core")
-        value = getattr(importlib.import_module(f"{__name__}.{place}"), name)
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from projcore import errors, registry
 from projcore._outcome import INTERRUPTS, describe
 from projcore.component import Kind
 from projcore.errors import PluginError, ProjcoreError, SpecError, UnknownNameError, suggest
 
+if TYPE_CHECKING:
+    from projcore.core.chain import Chain
+
 BUILDABLE: tuple[Kind, ...] = ("projection", "module")
+CHAIN = "projcore.core.chain:Chain"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
         raise SpecError(
             f"{cls.__name__} refused its arguments: {describe(error)}\n{place}"
         ) from error
+
+
+def make_chain(modules: Sequence[Any]) -> Chain:
+    """Makes a chain, whose class is loaded when it is needed, as those of components are."""
+    chain: Chain = registry.load_target(CHAIN)(*modules)
+    return chain
 
 
 def _bind(

@@ -8,11 +8,12 @@ import textwrap
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
-from projcore._construct import Argument, construct, plain
+from projcore._bases import is_module
+from projcore._construct import Argument, construct, make_chain, plain
 from projcore.errors import SpecError
 
 if TYPE_CHECKING:
-    from projcore.core import Module
+    from projcore.core.module import Module
 
 _STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 _QUALIFIED = re.compile(rf"{_STRING}|(?<![\w.])[^\W\d]\w*(:)[^\W\d]")
@@ -52,8 +53,6 @@ class Expression:
 
     def build(self) -> Module:
         """Makes the module, or the chain if there are several."""
-        from projcore.core import Chain, Module
-
         if not self.body:
             empty = "The spec is empty. Write a module, for example 'adam(); lr(0.001)'."
             raise SpecError(f"{empty}\n{self.at}".rstrip())
@@ -63,11 +62,11 @@ class Expression:
                 raise self._refuse(statement, f"{type(statement).__name__} is no expression")
             value = self._value(statement.value)
             if isinstance(value, list) and value:
-                value = Chain(*value)
-            if not isinstance(value, Module):
+                value = make_chain(value)
+            if not is_module(value):
                 raise self._refuse(statement, f"{value!r} is not a module")
             modules.append(value)
-        return modules[0] if len(modules) == 1 else Chain(*modules)
+        return modules[0] if len(modules) == 1 else make_chain(modules)
 
     def _value(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Call):

@@ -10,7 +10,7 @@ from projcore._outcome import INTERRUPTS
 from projcore.errors import StepSizeWarning
 
 if TYPE_CHECKING:
-    from projcore.core import Module
+    from projcore import Module
 
 _SHAPES = ((37, 53), (37, 71), (41, 53), (41, 71))
 _OTHER = (43, 97)
@@ -27,7 +27,7 @@ def memory_of(cls: type[Module], example: dict[str, Any]) -> str | None:
         >>> memory_of(Adam, {})
         '2 mn + 1 elements'
     """
-    from projcore.core import ProjectionBase
+    from projcore import ProjectionBase
 
     is_projection = issubclass(cls, ProjectionBase)
     own = _fit(lambda shape: _count(cls, example, is_projection, shape)[0])
@@ -77,10 +77,8 @@ def _count(
     """Returns how many numbers it keeps for a parameter, and how many its modules work on."""
     import torch
 
-    from projcore.core import Optimizer
-    from projcore.core.module import Row
-    from projcore.core.outline import outline
-    from projcore.core.state import flatten
+    from projcore.engine.making import rows
+    from projcore.optimizer import Optimizer
     from projcore.testing.parts import UnitNorm
 
     make: Any = cls
@@ -89,10 +87,14 @@ def _count(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StepSizeWarning)  # it takes no step
         optimizer = Optimizer([parameter], module)
-    rows: list[Row] = []
-    (tree,) = outline(optimizer, optimizer.param_groups, rows)
+    plan = optimizer.plan_of(optimizer.param_groups)
+    (expected,) = plan.expected(1)
     numbers = [
-        value.numel() if isinstance(value, torch.Tensor) else 1 for value in flatten(tree).values()
+        value.numel() if isinstance(value, torch.Tensor) else 1 for value in expected.values()
     ]
-    inside = [torch.Size(shape).numel() for row in rows[1:] for shape in row.shapes]
+    inside = [
+        torch.Size(shape).numel()
+        for row in rows(plan, optimizer._names.modules)[1:]
+        for shape in row.shapes
+    ]
     return sum(numbers), sum(inside)

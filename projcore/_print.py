@@ -8,11 +8,12 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from projcore import registry
+from projcore._bases import is_chain, is_module
 from projcore._construct import is_numbers
 from projcore.errors import SpecError
 
 if TYPE_CHECKING:
-    from projcore.core import Module
+    from projcore.core.module import Module
 
 
 def expression(module: Module, *, strict: bool = True) -> str:
@@ -76,16 +77,12 @@ class _Text:
         self.strict = strict
 
     def chain(self, module: Module) -> str:
-        from projcore.core import Chain
-
-        if isinstance(module, Chain) and len(module.modules) > 1:
+        if is_chain(module) and len(module.modules) > 1:
             return "; ".join(map(self.module, module.modules))
         return self.module(module)
 
     def module(self, module: Module) -> str:
-        from projcore.core import Chain
-
-        if isinstance(module, Chain):
+        if is_chain(module):
             return f"[{', '.join(map(self.module, module.modules))}]"
         name = registry.name_of(type(module)) or type(module).__name__
         arguments = _arguments(module)
@@ -99,13 +96,11 @@ class _Text:
         return f"{name}({', '.join(parts)})"
 
     def value(self, value: Any, where: str) -> str:
-        from projcore.core import Module
-
-        if isinstance(value, Module):
+        if is_module(value):
             return self.module(value)
         if isinstance(value, (list, tuple)):
             items = [self.value(item, where) for item in value]
-            is_list = isinstance(value, list) or any(isinstance(item, Module) for item in value)
+            is_list = isinstance(value, list) or any(map(is_module, value))
             if is_list and not is_numbers(value):
                 return f"[{', '.join(items)}]"
             return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
@@ -124,9 +119,7 @@ class _Text:
 
 class _Json:
     def module(self, module: Module) -> Any:
-        from projcore.core import Chain
-
-        if isinstance(module, Chain):
+        if is_chain(module):
             return [self.module(each) for each in module.modules]
         name = registry.name_of(type(module)) or type(module).__name__
         arguments = {
@@ -142,9 +135,7 @@ class _Json:
         return {name: arguments}
 
     def value(self, value: Any, where: str) -> Any:
-        from projcore.core import Module
-
-        if isinstance(value, Module):
+        if is_module(value):
             return self.module(value)
         if isinstance(value, (list, tuple)):
             return [self.value(item, where) for item in value]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from projcore import _lookup
+from projcore._bases import AnyModule, AnyProjection
 from projcore._outcome import INTERRUPTS, describe
 from projcore.component import KINDS, Component, Kind, Plugin, Status
 from projcore.errors import PluginError, PluginWarning, UnknownNameError
@@ -108,11 +109,10 @@ def load_component(component: Component) -> Any:
     Raises:
         PluginError: If it cannot be imported, or is not what it was registered as.
     """
-    module, _, attribute = component.target.partition(":")
     who = f"{component.kind} {component.name!r} of plugin {component.plugin!r} "
     who += f"({component.provider})"
     try:
-        target = getattr(importlib.import_module(module), attribute)
+        target = load_target(component.target)
     except INTERRUPTS:
         raise
     except BaseException as error:
@@ -194,12 +194,17 @@ def parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
     """
     if not isinstance(target, type):
         return list(inspect.signature(target).parameters.values())
-    from projcore.core import Module
-
-    init: Callable[..., Any] = target.__init__  # type: ignore[misc]
-    if init is Module.__init__:
+    own, *others = [each for each in target.__mro__ if "__init__" in vars(each)]
+    if issubclass(own, AnyModule) and not any(issubclass(each, AnyModule) for each in others):
         return []
+    init: Callable[..., Any] = target.__init__  # type: ignore[misc]
     return list(inspect.signature(init).parameters.values())[1:]
+
+
+def load_target(target: str) -> Any:
+    """Imports what ``"package.module:Name"`` names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _find(kinds: tuple[Kind, ...], name: str, by: _lookup.By) -> list[Component]:
@@ -225,13 +230,11 @@ def _fault(component: Component, target: Any) -> str | None:
         return None if callable(target) else "is no function."
     if not isinstance(target, type):
         return "is no class."
-    from projcore.core import Module, ProjectionBase
-
-    if component.kind == "projection" and not issubclass(target, ProjectionBase):
+    if component.kind == "projection" and not issubclass(target, AnyProjection):
         return "does not derive from projcore.ProjectionBase, as a projection must."
-    if component.kind == "module" and not issubclass(target, Module):
+    if component.kind == "module" and not issubclass(target, AnyModule):
         return "does not derive from projcore.Module, as a module must."
-    if component.kind == "module" and issubclass(target, ProjectionBase):
+    if component.kind == "module" and issubclass(target, AnyProjection):
         return "is a projection: register it in projcore_register_projections."
     if inspect.isabstract(target):
         names = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))

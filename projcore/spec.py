@@ -39,13 +39,14 @@ from collections.abc import Mapping, Sequence
 from inspect import Parameter, formatannotation
 from typing import TYPE_CHECKING, Any
 
-from projcore._construct import Argument, construct, plain
+from projcore._bases import is_module
+from projcore._construct import Argument, construct, make_chain, plain
 from projcore._expression import Expression
 from projcore._print import expression, to_spec
 from projcore.errors import SpecError
 
 if TYPE_CHECKING:
-    from projcore.core import Module
+    from projcore.core.module import Module
 
 __all__ = ["build", "expression", "to_spec"]
 
@@ -78,9 +79,7 @@ def build(spec: Module | str | Mapping[str, Any] | Sequence[Any]) -> Module:
 
 
 def _module(spec: Any, path: str) -> Module:
-    from projcore.core import Chain, Module
-
-    if isinstance(spec, Module):
+    if is_module(spec):
         return spec
     if isinstance(spec, str):
         return Expression(spec, path if path != WHOLE else "").build()
@@ -89,7 +88,7 @@ def _module(spec: Any, path: str) -> Module:
     if isinstance(spec, Sequence) and not isinstance(spec, (bytes, bytearray)):
         if not spec:
             raise SpecError(f"The chain at {path} is empty. It runs one module or more. Add some.")
-        return Chain(*_modules(spec, path))
+        return make_chain(_modules(spec, path))
     raise SpecError(
         f"{spec!r} at {path} is not a module. A module is a name, an expression such as "
         "'lr(0.1)', a mapping from a name to its arguments, or a list of these. Write one."

@@ -30,6 +30,8 @@ class Breakage(NamedTuple):
 
 
 CORE = "projcore/core/"
+ENGINE = "projcore/engine/"
+TEST_ENGINE = "tests/kernel/test_engine.py"
 ADAPTIVE = "plugins/projcore-adaptive/"
 BASIC = "plugins/projcore-basic/"
 CAST = "plugins/projcore-cast/"
@@ -43,7 +45,7 @@ KERNEL = [
     Breakage(
         "state-of-siblings",
         "Tensors made from the same parameter share their memory.",
-        CORE + "state.py",
+        "projcore/_trees.py",
         before='f"{name}:{count}" if count else name',
         after="name",
         tests=(
@@ -54,8 +56,8 @@ KERNEL = [
         "state-anchor",
         "What belongs to a space as a whole moves to the first tensor that has a gradient.",
         CORE + "state.py",
-        before="return State([self.nodes[i] for i in indices], self._anchor, self.path)",
-        after="return State([self.nodes[i] for i in indices], self.nodes[indices[0]], self.path)",
+        before="for i in indices], self._anchor, self.path)",
+        after="for i in indices], self._homes[indices[0]], self.path)",
         tests=(
             "tests/kernel/test_positions.py"
             "::test_shared_memory_stays_in_one_place_whichever_tensors_have_a_gradient",
@@ -64,7 +66,7 @@ KERNEL = [
     Breakage(
         "resume-counts",
         "Counts of steps begin at zero after loading.",
-        CORE + "checkpoint.py",
+        ENGINE + "checkpoint.py",
         before="value.detach().clone()",
         after="value.detach().clone().zero_()",
         tests=("tests/kernel/test_state.py::test_loading_goes_on_as_if_never_stopped",),
@@ -72,7 +74,7 @@ KERNEL = [
     Breakage(
         "resume-dtypes",
         "Loading casts memory to the dtype of its parameter.",
-        CORE + "checkpoint.py",
+        ENGINE + "checkpoint.py",
         before=".to(parameter.device, copy=True)",
         after=".to(parameter.device, parameter.dtype, copy=True)",
         tests=("tests/kernel/test_state.py::test_dtypes_stay_as_saved",),
@@ -80,7 +82,7 @@ KERNEL = [
     Breakage(
         "resume-shapes",
         "Memory of other shapes is loaded.",
-        CORE + "checkpoint.py",
+        ENGINE + "checkpoint.py",
         before="return value.shape[skip:] == expected.shape[skip:] and value.ndim == expected.ndim",
         after="return True",
         tests=("tests/kernel/test_state.py::test_checkpoints_of_others",),
@@ -88,7 +90,7 @@ KERNEL = [
     Breakage(
         "settings-shared-names",
         "A setting that two modules share is set for both by its bare name.",
-        CORE + "settings.py",
+        ENGINE + "names.py",
         before="if len(paths) > 1}",
         after="if len(paths) > 2}",
         tests=("tests/kernel/test_positions.py::test_its_settings_are_told_apart_by_position",),
@@ -96,26 +98,23 @@ KERNEL = [
     Breakage(
         "settings-of-groups",
         "All groups have the settings of the first.",
-        CORE + "objective.py",
-        before="return [values[group] for group in self.groups]",
-        after="return [values[0] for group in self.groups]",
+        ENGINE + "facts.py",
+        before="values = self._groups[group]",
+        after="values = self._groups[0]",
         tests=(BASIC + "tests/test_sgd.py::test_groups_and_schedules",),
     ),
     Breakage(
         "settings-merged",
         "Tensors merged from groups that disagree take the settings of the first.",
-        CORE + "objective.py",
-        before="        if len(origin) == 1\n        else common(",
-        after="        if len(origin) >= 1\n        else common(",
-        tests=(
-            "tests/kernel/test_bad_input.py"
-            "::test_groups_that_disagree_where_a_module_needs_one_value",
-        ),
+        ENGINE + "facts.py",
+        before='return common(f"The module at {path!r}", every)',
+        after="return every[0]",
+        tests=(TEST_ENGINE + "::test_settings_of_what_is_merged_must_agree",),
     ),
     Breakage(
         "objective-gradients",
         "An evaluation of the loss leaves its gradients behind.",
-        CORE + "objective.py",
+        ENGINE + "facts.py",
         before="                    parameter.grad = grad\n",
         after="                    pass\n",
         tests=("tests/kernel/test_storage.py::test_evaluations_leave_the_gradients_alone",),
@@ -123,7 +122,7 @@ KERNEL = [
     Breakage(
         "objective-some",
         "A module that works on some of the tensors gets the gradients of others.",
-        CORE + "objective.py",
+        "projcore/_views.py",
         before="None if grads is None else [grads[i] for i in self._indices]",
         after="None if grads is None else grads[: len(self._indices)]",
         tests=(CLOSURE + "tests/test_sam.py::test_a_frozen_parameter_stays_where_it_is",),
@@ -131,28 +130,31 @@ KERNEL = [
     Breakage(
         "crossing-plane",
         "Inside a lossy projection the loss is evaluated without what the projection drops.",
-        CORE + "crossing.py",
+        ENGINE + "inside.py",
         before='if crossing.projection.geometry == "linear":',
         after="if False:",
         tests=(
-            "tests/kernel_projection/test_crossing.py"
-            "::test_a_trial_point_stays_on_the_plane_through_the_parameters",
+            "tests/kernel_projection/test_crossing.py::test_a_trial_point_stays_on_the_plane_through_the_parameters",
         ),
     ),
     Breakage(
         "crossing-refresh",
         "The update enters a subspace by the basis of the step before.",
-        CORE + "passage.py",
-        before="    crossing.refresh(update)\n"
-        "    if projection.project_update:\n"
-        '        projected = crossing.down(update, "update")\n'
-        "    else:\n"
-        '        projected = crossing.down(objective.grads, "grads")\n',
-        after="    if projection.project_update:\n"
-        '        projected = crossing.down(update, "update")\n'
-        "    else:\n"
-        '        projected = crossing.down(objective.grads, "grads")\n'
-        "    crossing.refresh(update)\n",
+        ENGINE + "inside.py",
+        before=(
+            "        crossing.refresh(update)\n"
+            "        if self.projection.project_update:\n"
+            '            projected = crossing.down(update, "update")\n'
+            "        else:\n"
+            '            projected = crossing.down(objective.grads, "grads")\n'
+        ),
+        after=(
+            "        if self.projection.project_update:\n"
+            '            projected = crossing.down(update, "update")\n'
+            "        else:\n"
+            '            projected = crossing.down(objective.grads, "grads")\n'
+            "        crossing.refresh(update)\n"
+        ),
         tests=(
             "tests/kernel_projection/test_crossing.py::test_one_refresh_a_step_and_one_map_for_all",
         ),
@@ -160,7 +162,7 @@ KERNEL = [
     Breakage(
         "crossing-index",
         "A tensor is numbered by its place among those of one call, not by its parameter.",
-        CORE + "crossing.py",
+        ENGINE + "inside.py",
         before='self.projection.named("init", index=self.objective.sources[i][0])',
         after='self.projection.named("init", index=i)',
         tests=(
@@ -171,16 +173,16 @@ KERNEL = [
     Breakage(
         "projection-needs",
         "A projection accepts modules that need what it does not hand in.",
-        CORE + "projection.py",
-        before="            if missing:\n",
-        after="            if False:\n",
+        "projcore/_arguments.py",
+        before="        if missing:\n",
+        after="        if False:\n",
         tests=("tests/kernel_projection/test_crossing.py::test_needs_are_checked_when_built",),
     ),
     Breakage(
         "projection-missing-gradients",
         "A basis is learnt from tensors that have no gradient.",
-        CORE + "projection.py",
-        before='if objective.active is None or self.scope == "all" or not self.learns:',
+        ENGINE + "plan.py",
+        before='if space.active is None or projection.scope == "all" or not projection.learns:',
         after="if True:",
         tests=(
             "tests/kernel_projection/test_passing.py::test_refresh_gets_tensors_with_a_gradient_only",
@@ -188,16 +190,19 @@ KERNEL = [
     ),
     Breakage(
         "overwriting-parameters",
-        "Inside a subspace AdamW takes what was projected for the parameters.",
-        CORE + "passage.py",
-        before="module.writes_itself and not module.needs",
-        after="module.writes_itself",
-        tests=("tests/kernel_projection/test_spends.py::test_it_is_bitwise_the_same",),
+        "What a projection made of the parameters is written in their place, and is lost.",
+        ENGINE + "inside.py",
+        before=(
+            "        view.nbytes == target.nbytes\n"
+            "        and view.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()\n"
+        ),
+        after="        view.shape == target.shape\n",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
     ),
     Breakage(
         "transport-forgets-second-moments",
         "Second moments stay in the old basis when all else is transported.",
-        CORE + "transport.py",
+        ENGINE + "transport.py",
         before="        if kind in KEPT:\n",
         after='        if kind in (*KEPT, "second"):\n',
         tests=("tests/kernel_projection/test_change_of_map.py::test_transport_by_kind",),
@@ -205,18 +210,17 @@ KERNEL = [
     Breakage(
         "transport-nested",
         "Memory in a projection inside a projection stays in the old basis of the outer one.",
-        CORE + "transport.py",
-        before='moved = move(before.up(tensors, "update"), kind)',
+        ENGINE + "transport.py",
+        before='moved = outer(before.up(tensors, "update"), kind)',
         after='moved = before.up(tensors, "update")',
         tests=(
-            "tests/kernel_projection/test_change_of_map.py"
-            "::test_transport_through_a_linear_projection",
+            "tests/kernel_projection/test_change_of_map.py::test_transport_through_a_linear_projection",
         ),
     ),
     Breakage(
         "reset-keeps",
         "The policy reset keeps the memory inside.",
-        CORE + "transport.py",
+        ENGINE + "transport.py",
         before='elif policy == "reset" or (wide and newcomers):',
         after="elif wide and newcomers:",
         tests=("tests/kernel_projection/test_change_of_map.py::test_reset",),
@@ -224,9 +228,9 @@ KERNEL = [
     Breakage(
         "folding-order",
         "A learning rate behind weight decay does not act on the decay.",
-        CORE + "writing.py",
-        before="Blend(a * scale, a * decay + b)",
-        after="Blend(a * scale, decay + b)",
+        ENGINE + "ending.py",
+        before="Blend(a * blend.scale, a * blend.decay + b)",
+        after="Blend(a * blend.scale, blend.decay + b)",
         tests=(
             "tests/kernel/test_folding.py::test_a_step_is_what_its_modules_say_one_after_the_other",
         ),
@@ -234,7 +238,7 @@ KERNEL = [
     Breakage(
         "blend-sign",
         "Weight decay that is folded into the write makes parameters grow.",
-        CORE + "blend.py",
+        ENGINE + "blended.py",
         before="tensors = list(torch._foreach_add(tensors, decays))",
         after="tensors = list(torch._foreach_sub(tensors, decays))",
         tests=(
@@ -244,23 +248,15 @@ KERNEL = [
     Breakage(
         "writing-repeats",
         "What was interrupted right after it had written is written once more.",
-        CORE + "writing.py",
-        before="                if written:\n                    break\n",
+        ENGINE + "commit.py",
+        before=("            if written:\n                return waiting\n"),
         after="",
         tests=("tests/kernel/test_writing.py::test_what_has_written_is_not_repeated",),
     ),
     Breakage(
-        "pieces-count",
-        "Each piece of a large tensor counts a step of its own.",
-        CORE + "pieces.py",
-        before="            elif not last:\n                value = value.clone()\n",
-        after="",
-        tests=("tests/kernel/test_plan.py::test_piece_by_piece",),
-    ),
-    Breakage(
         "items-order",
         "The items of a batch come back in another order than they went in.",
-        CORE + "items.py",
+        ENGINE + "items.py",
         before="for item in batch.unbind(0)]",
         after="for item in batch.flip(0).unbind(0)]",
         tests=(LOWRANK + "tests/test_laws.py::test_laws[galore(rank=2, period=2)-batched]",),
@@ -268,7 +264,7 @@ KERNEL = [
     Breakage(
         "memory-of-parameters",
         "Storages that parameters hold are counted as state, too.",
-        CORE + "memory.py",
+        "projcore/report/memory.py",
         before="state = storages(value for _, value in entries) - weights",
         after="state = storages(value for _, value in entries)",
         tests=(
@@ -278,28 +274,27 @@ KERNEL = [
     Breakage(
         "describe-bytes",
         "The description shows the memory of the first parameter for all.",
-        CORE + "describe.py",
-        before="flatten(trees[index])",
-        after="flatten(trees[0])",
+        "projcore/report/describe.py",
+        before="or expected[index]",
+        after="or expected[0]",
         tests=("tests/kernel/test_describe.py::test_the_table_foretells_the_memory",),
     ),
     Breakage(
         "optimizer-retry",
         "A step whose closure fails in the middle leaves memory half changed.",
-        CORE + "optimizer.py",
-        before='copied = "closure" in self.needs',
-        after="copied = False",
+        "projcore/optimizer.py",
+        before='if "closure" in self.needs:',
+        after="if False:",
         tests=(
-            "tests/kernel/test_faults.py"
-            "::test_a_step_whose_closure_failed_is_tried_again_as_if_it_had_not",
+            "tests/kernel/test_faults.py::test_a_step_whose_closure_failed_is_tried_again_as_if_it_had_not",
         ),
     ),
     Breakage(
         "module-missing-gradients",
         "Transforms step parameters that have no gradient.",
-        CORE + "module.py",
-        before="active = objective.active if objective.active is not None else range(len(groups))",
-        after="active = range(len(groups))",
+        ENGINE + "nodes.py",
+        before="active = range(len(space)) if space.active is None else space.active",
+        after="active = range(len(space))",
         tests=(
             "tests/kernel/test_gradients.py::test_without_a_gradient_nothing_of_a_parameter_changes",
         ),
@@ -307,15 +302,15 @@ KERNEL = [
     Breakage(
         "compile-settings",
         "A learning rate is a constant of the compiled step.",
-        CORE + "optimizer.py",
-        before="        if not isinstance(value, float):\n            return value\n",
+        "projcore/optimizer.py",
+        before=("        if not isinstance(value, float):\n            return value\n"),
         after="        return value\n",
         tests=("tests/kernel/test_compile.py::test_one_graph_compiled_once",),
     ),
     Breakage(
         "presence-frozen",
         "Frozen parameters take part, and get memory.",
-        CORE + "presence.py",
+        ENGINE + "presence.py",
         before="if (p.requires_grad or i in took_part or p.grad is not None) and not is_lazy(p)",
         after="if not is_lazy(p)",
         tests=(
@@ -325,18 +320,17 @@ KERNEL = [
     Breakage(
         "presence-anchor",
         "Memory of a merged space stays where it was when a first parameter joins.",
-        CORE + "presence.py",
+        ENGINE + "presence.py",
         before="                if not is_shared(key):\n",
         after="                if False:\n",
         tests=(
-            "tests/kernel/test_presence.py"
-            "::test_unfreezing_joins_and_a_checkpoint_from_before_loads",
+            "tests/kernel/test_presence.py::test_unfreezing_joins_and_a_checkpoint_from_before_loads",
         ),
     ),
     Breakage(
         "presence-changed",
         "A parameter of another dtype goes on with memory of the old one.",
-        CORE + "presence.py",
+        ENGINE + "presence.py",
         before="return not left_behind and (old[1] == new[1] or value.dtype == expected.dtype)",
         after="return True",
         tests=("tests/kernel/test_presence.py::test_a_parameter_that_changed_is_named",),
@@ -344,31 +338,31 @@ KERNEL = [
     Breakage(
         "state-live",
         "A state dict that is kept shows old memory.",
-        CORE + "optimizer.py",
-        before="replace_entries(self.state[parameter], entries)",
-        after="self.state[parameter] = entries",
-        tests=("plugins/projcore-basic/tests/test_laws.py::test_laws",),
+        ENGINE + "commit.py",
+        before="replace_entries(live, entries)",
+        after="self._saved[parameter] = entries",
+        tests=(BASIC + "tests/test_laws.py::test_laws",),
     ),
     Breakage(
         "autocast-inside",
         "Autocast rounds the optimizer's own products.",
-        CORE + "autocast.py",
+        ENGINE + "autocast.py",
         before="    if not active:\n",
         after="    if active or not active:\n",
-        tests=("plugins/projcore-lowrank/tests/test_laws.py::test_laws",),
+        tests=(LOWRANK + "tests/test_laws.py::test_laws",),
     ),
     Breakage(
         "nonfinite-skip",
         "A step that is to be left out raises an error.",
-        CORE + "optimizer.py",
-        before="            if not error.skip:\n                raise\n",
+        "projcore/optimizer.py",
+        before=("            if not error.skip:\n                raise\n"),
         after="            raise\n",
         tests=("tests/kernel/test_nonfinite.py::test_skip_is_as_if_the_step_had_not_been",),
     ),
     Breakage(
         "refresh-learns",
         "A map that is made from no data leaves out tensors without a gradient.",
-        CORE + "projection.py",
+        "projcore/_hooks.py",
         before='return not self._named["refresh"].isdisjoint({"tensors", "grads", "args"})',
         after="return True",
         tests=("plugins/projcore-cast/tests/test_laws.py::test_laws",),
@@ -376,7 +370,7 @@ KERNEL = [
     Breakage(
         "names-order",
         "A checkpoint goes to parameters by their order, whatever their names are.",
-        CORE + "checkpoint.py",
+        ENGINE + "checkpoint.py",
         before="    return order, [place[name] for group in theirs for name in group]\n",
         after="    return order, None\n",
         tests=("tests/kernel/test_by_name.py",),
@@ -388,6 +382,626 @@ KERNEL = [
         before="next((i for i, rule in enumerate(self.rules) if rule.matches(candidate)), None)",
         after="([i for i, rule in enumerate(self.rules) if rule.matches(candidate)] or [None])[-1]",
         tests=(STRUCTURAL + "tests/test_route.py::test_each_route_is_an_optimizer_of_its_own",),
+    ),
+]
+
+ENGINE_BREAKAGES = [
+    Breakage(
+        "plan-scope-all",
+        "A module of scope all is called for each group by itself.",
+        ENGINE + "nodes.py",
+        before="            return [(None, list(active))]\n",
+        after="            pass\n",
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "plan-groups",
+        "Tensors of all groups go into the call of the first.",
+        ENGINE + "nodes.py",
+        before="found.setdefault(space.groups[i], [])",
+        after="found.setdefault(space.groups[0], [])",
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "plan-whole",
+        "A module that is planned for some of the tensors is taken for one of all.",
+        ENGINE + "plan.py",
+        before="return len(space) == self._size",
+        after="return True",
+        tests=(TEST_ENGINE + "::test_routes_in_routes_are_of_their_tensors",),
+    ),
+    Breakage(
+        "plan-places",
+        "Tensors of a space that is part of a part are looked for in the wrong places.",
+        CORE + "space.py",
+        before="places=[self.places[i] for i in indices]",
+        after="places=list(indices)",
+        tests=(TEST_ENGINE + "::test_routes_in_routes_are_of_their_tensors",),
+    ),
+    Breakage(
+        "plan-awake-passing",
+        "What a projection lets pass is not inside while it has no gradient.",
+        ENGINE + "plan.py",
+        before="if i in active or not projection.applies(tensor, settings[i])",
+        after="if i in active",
+        tests=(TEST_ENGINE + "::test_what_passes_has_state_from_the_first_step_on",),
+    ),
+    Breakage(
+        "plan-order",
+        "Something may follow what must come last.",
+        ENGINE + "plan.py",
+        before="if node.comes_last else ():",
+        after="if False else ():",
+        tests=(
+            "tests/kernel_projection/test_crossing.py::test_nothing_follows_what_must_come_last",
+        ),
+    ),
+    Breakage(
+        "plan-observer-inside",
+        "What looks at parameters may stand inside a linear projection.",
+        ENGINE + "plan.py",
+        before="        if self.around is not None:\n",
+        after="        if False:\n",
+        tests=(
+            "tests/kernel_projection/test_crossing.py::test_what_must_come_last_stands_inside_layouts_only",
+        ),
+    ),
+    Breakage(
+        "plan-around",
+        "A layout hides from what is inside it that a linear projection is around both.",
+        ENGINE + "plan.py",
+        before='around = projection if projection.geometry == "linear" else self.around',
+        after='around = projection if projection.geometry == "linear" else None',
+        tests=(
+            TEST_ENGINE
+            + "::test_what_looks_at_parameters_is_refused_deep_inside_a_linear_projection",
+        ),
+    ),
+    Breakage(
+        "plan-notes",
+        "What a plan notes in the state is not there any more when state was removed.",
+        ENGINE + "region.py",
+        before="        self.renote()\n",
+        after="",
+        tests=(STRUCTURAL + "tests/test_route.py",),
+    ),
+    Breakage(
+        "plan-rate-observed",
+        "An average sees the parameters as they would be at rate 1.",
+        ENGINE + "plan.py",
+        before=(
+            "            rated += _rates(space, left.intersection(node.where))\n"
+            "            left.difference_update(node.where)\n"
+        ),
+        after="            pass\n",
+        tests=("tests/kernel/test_rate.py::test_it_scales_the_whole_step",),
+    ),
+    Breakage(
+        "plan-rate-inside",
+        "The rate acts behind what must come last, not inside it.",
+        ENGINE + "plan.py",
+        before="if node.comes_last and not isinstance(node, Observe):",
+        after="if False:",
+        tests=("tests/kernel/test_rate.py::test_it_scales_the_whole_step",),
+    ),
+    Breakage(
+        "plan-rate-parts",
+        "The rate does not act in what a module runs by itself.",
+        ENGINE + "facts.py",
+        before="if self._names.rate_is_factor and any(node.comes_last for node in region.nodes):",
+        after="if False:",
+        tests=("tests/kernel/test_rate.py::test_it_scales_the_whole_step",),
+    ),
+    Breakage(
+        "half-behind",
+        "A kernel computes in float16 what comes behind other dtypes.",
+        ENGINE + "nodes.py",
+        before="if self._writer is None and has_half(targets):",
+        after="if self._writer is None and targets[0].dtype is torch.float16:",
+        tests=(TEST_ENGINE + "::test_float16_is_computed_in_float32_whatever_comes_first",),
+    ),
+    Breakage(
+        "plan-map-state",
+        "A plan does not know what a projection inside another keeps for its map.",
+        ENGINE + "inside.py",
+        before="            crossing.refresh(list(crossing.objective.template))",
+        after="            pass",
+        tests=(TEST_ENGINE + "::test_a_plan_knows_the_state_of_a_map_inside_another_projection",),
+    ),
+    Breakage(
+        "hoist-tensors",
+        "What works on whole tensors runs outside of a layout, too.",
+        ENGINE + "plan.py",
+        before='elementwise = module.total_scope == "element" or has_factor(module)',
+        after='elementwise = module.total_scope != "all" or has_factor(module)',
+        tests=(TEST_ENGINE + "::test_whatever_changes_where_modules_run_outside",),
+    ),
+    Breakage(
+        "hoist-fresh-gradient",
+        "What begins with the gradient runs outside of a layout, on the update.",
+        ENGINE + "plan.py",
+        before='if projection.geometry != "layout" or not projection.project_update:',
+        after='if projection.geometry != "layout":',
+        tests=("tests/kernel/test_plan.py::test_what_hands_in_the_gradient_anew_runs_inside",),
+    ),
+    Breakage(
+        "hoist-casts",
+        "What stands in a cast runs outside of it.",
+        ENGINE + "plan.py",
+        before='if projection.geometry != "layout" or not projection.project_update:',
+        after='if projection.geometry == "linear" or not projection.project_update:',
+        tests=(TEST_ENGINE + "::test_what_stands_in_a_cast_runs_in_it",),
+    ),
+    Breakage(
+        "fold-order",
+        "Coefficients are put together in the order from the end.",
+        ENGINE + "passes/fold.py",
+        before="folded.insert(0, node)",
+        after="folded.append(node)",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "fold-last",
+        "What is not last is folded, and writes.",
+        ENGINE + "passes/last.py",
+        before="return all(own.isdisjoint(node.where) for node in nodes[k + 1 :])",
+        after="return True",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "fold-next",
+        "A node is last if the next one is of other tensors.",
+        ENGINE + "passes/last.py",
+        before="nodes[k + 1 :]",
+        after="nodes[k + 1 : k + 2]",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "fuse-all",
+        "What is made of all tensors is written by a kernel for each.",
+        ENGINE + "nodes.py",
+        before='return own and self.module.scope != "all"',
+        after="return own",
+        tests=(TEST_ENGINE + "::test_what_is_made_of_all_tensors_is_not_written_by_a_kernel",),
+    ),
+    Breakage(
+        "fold-uniform",
+        "One pair of coefficients is used for the tensors of all groups.",
+        ENGINE + "ending.py",
+        before="if len(pairs) == count and _uniform(pairs) and _uniform(blends):",
+        after="if pairs and _uniform(pairs) and _uniform(blends):",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "fold-outer",
+        "Coefficients inside act behind those outside.",
+        ENGINE + "ending.py",
+        before="_after(one, *other) for one, other in zip(blends, outer, strict=True)",
+        after="_after(other, *one) for one, other in zip(blends, outer, strict=True)",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "split-twice",
+        "A tensor is in two blocks.",
+        ENGINE + "passes/split.py",
+        before=("            found.append([])\n            left = BLOCK\n"),
+        after=(
+            "            found.append(found[-1][-1:] if found else [])\n            left = BLOCK\n"
+        ),
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "split-none",
+        "The last tensor is in no block.",
+        ENGINE + "passes/split.py",
+        before="for i in range(len(targets)) if active",
+        after="for i in range(len(targets) - 1) if active",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "split-factor",
+        "The factor is left out in blocks.",
+        ENGINE + "ending.py",
+        before="        if factor is not None:\n",
+        after="        if False:\n",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "split-factor-of-some",
+        "The factor of some tensors multiplies all.",
+        ENGINE + "passes/split.py",
+        before="if nodes and _is_factor_of_all(nodes[-1], ending):",
+        after="if nodes and isinstance(nodes[-1], Call) and nodes[-1].has_factor:",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "split-unbound",
+        "Blocks work on the state of the plan.",
+        ENGINE + "region.py",
+        before=("targets)\n            self._bind_blocks()\n"),
+        after="targets)\n",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "split-not-bound-again",
+        "Blocks go on with state that was removed.",
+        ENGINE + "region.py",
+        before=("node.bind(trees)\n        self._bind_blocks()\n"),
+        after="node.bind(trees)\n",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "split-later",
+        "A block that counts is made when it is its turn, and made again.",
+        ENGINE + "passes/split.py",
+        before="later = not tail and all(node.repeatable for node in last)",
+        after="later = not tail",
+        tests=(TEST_ENGINE + "::test_what_counts_is_not_asked_again",),
+    ),
+    Breakage(
+        "split-indices",
+        "A part of a module takes the tensors of the region at its own places.",
+        ENGINE + "nodes.py",
+        before="places=[index[place] for place in space.places]",
+        after="places=list(range(len(chosen)))",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "bind-others",
+        "A call works on the state of the first tensors, whichever are its own.",
+        ENGINE + "nodes.py",
+        before="        self.states = [self.site.state.nodes[i] for i in self.members]\n",
+        after="        self.states = self.site.state.nodes[: len(self.members)]\n",
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "bind-ready",
+        "A module does not see that the state that it made is gone.",
+        ENGINE + "nodes.py",
+        before=(
+            "        if self.ready and (all(self.state.nodes) or not self.keeps):\n"
+            "            return\n"
+        ),
+        after=(
+            '        if self.__dict__.get("known"):\n'
+            "            return\n"
+            "        self.known = True\n"
+        ),
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "bind-writers",
+        "What writes goes on with the state that it found first.",
+        ENGINE + "nodes.py",
+        before="        self._writer = None\n",
+        after="",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "store-current",
+        "State that somebody put in its place is not noticed.",
+        "projcore/optimizer.py",
+        before="if self._store is not None and self._store.is_current(parameters, key):",
+        after="if self._store is not None:",
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "store-entries",
+        "State that somebody put in its place is noticed only if its dict is another.",
+        ENGINE + "commit.py",
+        before="== len(self._known) and all(map(is_, values, self._known))",
+        after="== len(self._known)",
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "store-plans",
+        "Plans for other gradients go on with state that others have put together anew.",
+        ENGINE + "commit.py",
+        before="if key != self.key or len(parameters)",
+        after="if len(parameters)",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "store-bound",
+        "A plan goes on with the state that it was bound to first.",
+        "projcore/optimizer.py",
+        before="if plan.store is not store:",
+        after="if plan.store is None:",
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "commit-state-first",
+        "State is saved before parameters are written.",
+        "projcore/optimizer.py",
+        before="run_writes(writes, partial(_finish, store, live))",
+        after=("_finish(store, live)\n        run_writes(writes, lambda: None)"),
+        tests=(TEST_ENGINE + "::test_state_is_saved_behind_the_parameters",),
+    ),
+    Breakage(
+        "commit-always",
+        "State is saved although nothing was replaced.",
+        "projcore/optimizer.py",
+        before="    if live.changed:\n",
+        after="    if True:\n",
+        tests=(TEST_ENGINE + "::test_state_is_saved_where_it_was_replaced_and_only_there",),
+    ),
+    Breakage(
+        "commit-run",
+        "State that a module replaced is not saved.",
+        ENGINE + "nodes.py",
+        before="        frame.objective.context.changed |= self.site.keeps or any(self.states)\n",
+        after="",
+        tests=(TEST_ENGINE + "::test_what_was_replaced_is_in_the_state_after_each_step",),
+    ),
+    Breakage(
+        "commit-folded",
+        "State that changed while coefficients were asked for is not saved.",
+        ENGINE + "nodes.py",
+        before=("changed |= self.site.keeps\n        pairs"),
+        after=("changed |= False\n        pairs"),
+        tests=(TEST_ENGINE + "::test_what_coefficients_count_is_in_the_state_after_each_step",),
+    ),
+    Breakage(
+        "commit-projections",
+        "State that a projection replaced is not saved.",
+        ENGINE + "inside.py",
+        before="objective.context.changed |= self._keeps",
+        after="objective.context.changed |= False",
+        tests=(LOWRANK + "tests/test_low_rank.py",),
+    ),
+    Breakage(
+        "commit-end",
+        "State is saved before the last blocks are written.",
+        ENGINE + "commit.py",
+        before="queue.extendleft(reversed(made))",
+        after="queue.extend(made)",
+        tests=("tests/kernel/test_writing.py",),
+    ),
+    Breakage(
+        "commit-made",
+        "Making a block counts as having written.",
+        ENGINE + "commit.py",
+        before="            queue.extendleft(reversed(made))\n",
+        after=("            queue.extendleft(reversed(made))\n            done += 1\n"),
+        tests=("tests/kernel/test_writing.py",),
+    ),
+    Breakage(
+        "commit-made-twice",
+        "A block that was made again is written twice.",
+        ENGINE + "commit.py",
+        before="made[:] = later()",
+        after="made += later()",
+        tests=("tests/kernel/test_writing.py",),
+    ),
+    Breakage(
+        "commit-interrupts",
+        "A second interrupt counts as a failure.",
+        ENGINE + "commit.py",
+        before="failures += isinstance(error, Exception)",
+        after="failures += 1",
+        tests=("tests/kernel/test_writing.py",),
+    ),
+    Breakage(
+        "commit-gives-up",
+        "What fails once in the middle leaves parameters half written.",
+        ENGINE + "commit.py",
+        before="if failures == 2 and not written:",
+        after="if failures == 1 and not written:",
+        tests=("tests/kernel/test_writing.py",),
+    ),
+    Breakage(
+        "commit-observed",
+        "What has looked at the parameters looks again after an interrupt.",
+        ENGINE + "ending.py",
+        before="return versions != [tensor._version for tensor in seen]",
+        after="return False",
+        tests=(TEST_ENGINE + "::test_what_has_looked_does_not_look_again",),
+    ),
+    Breakage(
+        "stale-settings",
+        "A plan goes on although a setting that it depends on has changed.",
+        "projcore/optimizer.py",
+        before="if plan is None or not plan.holds(self.param_groups):",
+        after="if plan is None:",
+        tests=(
+            STRUCTURAL + "tests/test_route.py",
+            "tests/kernel_projection/test_passing.py",
+        ),
+    ),
+    Breakage(
+        "stale-reads",
+        "It is not noted which settings a plan depends on.",
+        ENGINE + "facts.py",
+        before="        self._reads.add(self._keys[name])\n",
+        after="",
+        tests=(
+            STRUCTURAL + "tests/test_route.py",
+            "tests/kernel_projection/test_passing.py",
+        ),
+    ),
+    Breakage(
+        "stale-presence",
+        "Parameters that require a gradient now are not noticed.",
+        ENGINE + "presence.py",
+        before="if joined or not (sticky",
+        after="if not (sticky",
+        tests=(
+            "tests/kernel/test_presence.py::test_unfreezing_joins_and_a_checkpoint_from_before_loads",
+        ),
+    ),
+    Breakage(
+        "stale-shapes",
+        "Parameters of another shape are not noticed.",
+        ENGINE + "presence.py",
+        before="[p.shape for p in members] == self._shapes",
+        after="len(members) == len(self._shapes)",
+        tests=(
+            "tests/kernel/test_presence.py::test_a_parameter_that_changed_is_named",
+            "tests/kernel/test_presence.py::test_before_the_first_step_parameters_may_change",
+        ),
+    ),
+    Breakage(
+        "stale-gradients",
+        "A plan is used for other gradients, if there are as many.",
+        "projcore/optimizer.py",
+        before="return None if active is None else tuple(active)",
+        after="return None if active is None else len(active)",
+        tests=(TEST_ENGINE + "::test_it_is_torchs_step",),
+    ),
+    Breakage(
+        "stale-groups",
+        "A plan goes on when parameters were added.",
+        "projcore/optimizer.py",
+        before=("        self._note_presence(present)\n        self._reset_plan()\n"),
+        after="        self._note_presence(present)\n",
+        tests=("tests/kernel/test_gradients.py::test_groups_added_late",),
+    ),
+    Breakage(
+        "stale-loaded",
+        "A plan goes on when a checkpoint was loaded.",
+        "projcore/optimizer.py",
+        before=("of_members(self._parameters(), members))\n        self._reset_plan()\n"),
+        after="of_members(self._parameters(), members))\n",
+        tests=(TEST_ENGINE + "::test_loading_tells_who_takes_part",),
+    ),
+    Breakage(
+        "stale-inside",
+        "What runs inside a projection goes on when shapes there have changed.",
+        ENGINE + "inside.py",
+        before="if self.region is None or _shapes(projected) != self._shapes:",
+        after="if self.region is None:",
+        tests=(TEST_ENGINE + "::test_what_runs_inside_is_planned_anew_for_other_shapes",),
+    ),
+    Breakage(
+        "stale-parts",
+        "What a module runs by itself goes on with other state.",
+        ENGINE + "facts.py",
+        before=("        region.bind(state.trees)\n        return region.run"),
+        after="        return region.run",
+        tests=(BASIC + "tests/test_gradient_accumulation.py",),
+    ),
+    Breakage(
+        "stale-parts-gradients",
+        "What a module runs by itself goes on when other gradients are missing.",
+        ENGINE + "facts.py",
+        before="key = (state.path, tuple(space.sources), active, shapes)",
+        after="key = (state.path, tuple(space.sources), None, shapes)",
+        tests=(BASIC + "tests/test_gradient_accumulation.py",),
+    ),
+    Breakage(
+        "stale-buckets",
+        "All buckets use the plan of the first.",
+        "projcore/optimizer.py",
+        before='tuple(options.get("chosen") or ())',
+        after="()",
+        tests=("tests/kernel/test_buckets.py::test_a_step_in_buckets_is_bitwise_the_whole_step",),
+    ),
+    Breakage(
+        "inside-copies",
+        "Parameters do not follow their master copies.",
+        ENGINE + "inside.py",
+        before="return [*made, *crossing.copies(some, through)]",
+        after="return made",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "inside-passing-twice",
+        "What passes a projection is written twice.",
+        ENGINE + "inside.py",
+        before="passing = sorted(_chosen(self.passing, self.space.active))",
+        after="passing = sorted(2 * _chosen(self.passing, self.space.active))",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "inside-combine",
+        "What a projection keeps of the residual is lost where it is written.",
+        ENGINE + "inside.py",
+        before=(
+            "            done = crossing.combine(update, projected, result)\n"
+            "            check_result(self.module, update, done)\n"
+            "            return"
+        ),
+        after=(
+            '            done = crossing.up(result, "update")\n'
+            "            check_result(self.module, update, done)\n"
+            "            return"
+        ),
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "adam-counts-agree",
+        "The fused kernel takes the count of one tensor for all.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="return counts[0] if counts.count(counts[0]) == len(counts) else None",
+        after="return counts[0]",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "adam-blends-agree",
+        "The fused kernel writes all tensors by the blend of the first.",
+        ADAPTIVE + "src/projcore_adaptive/adam.py",
+        before="same = how.count(how[0]) == len(how) and (scale or not decay)",
+        after="same = bool(scale or not decay)",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "adam-no-scale",
+        "The fused kernel divides a decay by a scale of 0.",
+        ADAPTIVE + "src/projcore_adaptive/adam.py",
+        before="how.count(how[0]) == len(how) and (scale or not decay)",
+        after="how.count(how[0]) == len(how)",
+        tests=(ADAPTIVE + "tests/test_fused.py::test_what_is_written_is_what_is_returned",),
+    ),
+    Breakage(
+        "adam-first-targets",
+        "The fused kernel writes the memory that parameters had in the first step.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="[*targets, param],",
+        after='[*self.__dict__.setdefault("targets", targets), param],',
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "adam-counts-apart",
+        "The counts of the state are not those that the fused kernel counts.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before='            state["step"] = count\n',
+        after="            pass\n",
+        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+    ),
+    Breakage(
+        "adam-flag",
+        "A kernel that failed is taken to have run.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="self._extra.zero_().unbind()",
+        after="self._extra.unbind()",
+        tests=(TEST_ENGINE + "::test_a_write_that_fails_in_the_middle_is_made_good",),
+    ),
+    Breakage(
+        "adam-written",
+        "It is not seen that the fused kernel has run.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="Write(targets[0], finish, partial(bool, flag))",
+        after="Write(targets[0], finish)",
+        tests=(
+            ADAPTIVE
+            + "tests/test_fused.py::test_an_interrupt_behind_the_kernel_does_not_repeat_it",
+        ),
+    ),
+    Breakage(
+        "adam-recounts",
+        "A kernel that is run again counts once more.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="self.counts.fill_(count)",
+        after="self.counts.add_(1)",
+        tests=(TEST_ENGINE + "::test_a_write_that_fails_in_the_middle_is_made_good",),
+    ),
+    Breakage(
+        "adam-versions",
+        "Autograd does not see that the fused kernel wrote parameters.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="        torch.autograd.graph.increment_version(targets)\n",
+        after="",
+        tests=("tests/kernel/test_folding.py::test_autograd_sees_that_parameters_were_written",),
     ),
 ]
 
@@ -444,7 +1058,7 @@ HOST = [
     Breakage(
         "spec-defaults",
         "An argument that equals its default is left out, though it is of another type.",
-        CORE + "module.py",
+        "projcore/_arguments.py",
         before="if type(value) is not type(default) or value != default:",
         after="if value != default:",
         tests=("tests/discovery/test_spec.py::test_what_is_built_prints_back",),
@@ -821,8 +1435,8 @@ PLUGINS = [
         "clip-lengthens",
         "Clipping makes short updates longer.",
         BASIC + "src/projcore_basic/clip_norm.py",
-        before="    factor = (max_norm / (norm + TINY)).clamp(max=1.0)\n",
-        after="    factor = max_norm / (norm + TINY)\n",
+        before='(common(self, settings)["max_norm"] / (norm + TINY)).clamp(max=1.0)',
+        after='common(self, settings)["max_norm"] / (norm + TINY)',
         tests=(BASIC + "tests/test_clipping.py::test_clip_norm",),
     ),
     Breakage(
@@ -963,4 +1577,4 @@ PLUGINS = [
     ),
 ]
 
-BREAKAGES = [*KERNEL, *HOST, *KIT, *PLUGINS]
+BREAKAGES = [*KERNEL, *ENGINE_BREAKAGES, *HOST, *KIT, *PLUGINS]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from projcore import Node, ProjectionBase, Settings
-from projcore.core import Current
+from projcore import Current, Node, ProjectionBase, Settings
 from projcore.testing.law import NotApplicable
 from projcore.testing.problem import flat, shaped
 
@@ -41,6 +41,7 @@ class Map:
         like: Sequence[Tensor],
         numbers: Sequence[int] | None = None,
     ) -> None:
+        self.scratch: dict[str, Any] = {}
         self.projection = projection
         self.like = list(like)
         self.numbers = list(range(len(like))) if numbers is None else list(numbers)
@@ -102,7 +103,12 @@ class Map:
         """
         inside = list(
             self.projection.project(
-                self.pick(tensors), *self.facts, self.states, self.settings, current
+                self.pick(tensors),
+                *self.facts,
+                self.states,
+                self.settings,
+                current,
+                **self.projection.named("project", scratch=self.scratch),
             )
         )
         if self.projection.scope != "all":
@@ -146,6 +152,7 @@ class Map:
             *self.facts,
             copy.deepcopy(self.states),
             self.settings,
+            **self.projection.named("combine", scratch=self.scratch),
         )
         made, rest = iter(full), iter(passing)
         return [next(made if i in self.applied else rest) for i in range(len(self.like))]

@@ -46,6 +46,15 @@ class Scale(Transform):
         return list(torch._foreach_mul(tensors, settings[0]["lr"]))
 
 
+class FoldedScale(Scale):
+    """The same, as numbers by which the parameters take the update, where nothing follows."""
+
+    def coefficients(
+        self, states: list[Node], settings: list[Settings]
+    ) -> list[tuple[float, float]]:
+        return [(scalar(settings[0]["lr"]), 0.0)] * len(states)
+
+
 class Factor(Transform):
     """Multiplies the update by its attribute `factor`, which a check sets from step to step."""
 
@@ -293,14 +302,16 @@ class Mix(ProjectionBase):
         result = []
         for tensor in tensors:
             x = flat([tensor])
-            matrix = self.matrix(x.numel())
+            matrix = self.matrix(x.numel()).to(x.device)
             down = torch.linalg.inv(matrix) if current == "params" else matrix.T
             result += shaped(down @ x, [tensor])
         return result
 
     def unproject(self, projected_tensors: Iterable[Tensor], *_: Any, **__: Any) -> list[Tensor]:
         return [
-            shaped(self.matrix(flat([tensor]).numel()) @ flat([tensor]), [tensor])[0]
+            shaped(
+                self.matrix(flat([tensor]).numel()).to(tensor.device) @ flat([tensor]), [tensor]
+            )[0]
             for tensor in projected_tensors
         ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from projcore import Module, Optimizer
-from projcore.core.outline import outline
+from projcore.engine.plan import PASSES
 from projcore.errors import ProjcoreError, StepSizeWarning
 from projcore.testing.law import NotApplicable
 from projcore.testing.map import Map, learnt
@@ -22,11 +22,11 @@ from projcore.testing.subject import Subject
 def make_optimizer(
     problem: Problem,
     modules: Sequence[Module],
-    plan: bool = True,
+    passes: frozenset[str] = PASSES,
     groups: Any = None,
     compile: bool = False,
 ) -> Optimizer:
-    """Returns an optimizer; without `plan`, layout projections run as the recipe says.
+    """Returns an optimizer whose plans are rewritten by some of the passes.
 
     That nothing sets its step size is of no importance here.
     """
@@ -34,10 +34,23 @@ def make_optimizer(
         warnings.simplefilter("ignore", StepSizeWarning)
         params = problem.params if groups is None else groups
         optimizer = Optimizer(params, *modules, compile=compile)
-    optimizer._elide = plan
-    if not plan:  # what refuses its tensors inside does so when the optimizer is built
-        outline(optimizer, optimizer.param_groups)
+    if passes != PASSES:  # what rejects its tensors inside does so when the optimizer is built
+        optimizer._use_passes(passes)
+        optimizer.plan_of(optimizer.param_groups, building=True)
     return optimizer
+
+
+def comes_last(*modules: Module) -> bool:
+    """Whether nothing may follow these modules, since their result must reach the parameters."""
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StepSizeWarning)
+        try:
+            optimizer = Optimizer([weight], *modules)
+        except ProjcoreError:
+            return False
+    nodes = optimizer.plan_of(optimizer.param_groups).region.walk()
+    return any(node.comes_last for node in nodes)
 
 
 def take_steps(problem: Problem, optimizer: Optimizer, count: int) -> list[Tensor]:
@@ -48,10 +61,10 @@ def take_steps(problem: Problem, optimizer: Optimizer, count: int) -> list[Tenso
 
 
 def train(
-    problem: Problem, modules: Sequence[Module], count: int, plan: bool = True
+    problem: Problem, modules: Sequence[Module], count: int, passes: frozenset[str] = PASSES
 ) -> list[Tensor]:
     """Makes an optimizer and takes steps; returns where they led."""
-    return take_steps(problem, make_optimizer(problem, modules, plan), count)
+    return take_steps(problem, make_optimizer(problem, modules, passes), count)
 
 
 def maps(subject: Subject) -> Iterator[tuple[Map, Problem, list[Tensor], float]]:

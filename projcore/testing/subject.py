@@ -13,7 +13,7 @@ from projcore.component import Component, Example
 from projcore.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
-    from projcore.core import Module, ProjectionBase
+    from projcore import Module, ProjectionBase
 
 TAGS = frozenset(
     {
@@ -37,7 +37,8 @@ class Subject:
         name: What the results call it.
         tags: Which laws it claims to keep: ``"linear"``, ``"lossless"``, ``"orthonormal"``,
             ``"layout"``; and why others do not apply: ``"redundant"``, ``"data_dependent"``,
-            ``"stochastic"``. A class with ``layout = True`` has the first four.
+            ``"stochastic"``. A class with ``geometry = "layout"`` has the first
+            four.
         example: Keyword arguments; of a projection, those beside ``modules``.
         spec: The name by which `projcore.build` knows it, or None.
     """
@@ -50,7 +51,7 @@ class Subject:
 
     @property
     def kind(self) -> Literal["projection", "module"]:
-        from projcore.core import ProjectionBase
+        from projcore import ProjectionBase
 
         return "projection" if issubclass(self.cls, ProjectionBase) else "module"
 
@@ -71,11 +72,12 @@ class Subject:
     def chain(self, **changes: Any) -> list[Module]:
         """Returns new modules that train with it, for the checks that do not mind its kind."""
         from projcore.testing.parts import Momentum, Scale
+        from projcore.testing.run import comes_last
 
         if self.kind == "projection":
             return [self.around(Momentum(), Scale(), **changes)]
         module = self.build(**changes)
-        return [module] if module.final else [module, Scale()]
+        return [module] if comes_last(module) else [module, Scale()]
 
     def pick(self, modules: Sequence[Module]) -> Module:
         """Returns the one under check of the modules that `chain` made."""
@@ -100,7 +102,7 @@ def as_subjects(thing: object) -> list[Subject]:
         return _named(thing)
     if isinstance(thing, Component):
         return _registered(thing)
-    from projcore.core import Module
+    from projcore import Module
 
     if isinstance(thing, Module):
         example = {name: value for name, value in thing.arguments.items() if name != "modules"}

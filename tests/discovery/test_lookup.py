@@ -217,11 +217,11 @@ def load(target, kind, installed, plugin, found):
         ("module", "fractions:NoSuchClass", "cannot be loaded: AttributeError: "),
         ("module", "fractions:Fraction", "does not derive from projcore.Module, as a module must."),
         ("module", "math:sqrt", "cannot be used: math:sqrt is no class."),
-        ("projection", "projcore.core:Module", "does not derive from projcore.ProjectionBase"),
-        ("projection", "projcore.core:ProjectionBase", "is abstract: it does not define project,"),
-        ("module", "projcore.core:ProjectionBase", "is a projection: register it in projcore_"),
-        ("module", "projcore.core:Module", "is abstract: it does not define step."),
-        ("module", "projcore.core:Chain", "takes *modules: a spec could not say what it accepts."),
+        ("projection", "projcore:Module", "does not derive from projcore.ProjectionBase"),
+        ("projection", "projcore:ProjectionBase", "is abstract: it does not define project,"),
+        ("module", "projcore:ProjectionBase", "is a projection: register it in projcore_"),
+        ("module", "projcore:Transform", "is abstract: it does not define apply."),
+        ("module", "projcore:Chain", "takes *modules: a spec could not say what it accepts."),
         ("recipe", "math:pi", "is no function."),
     ],
 )
@@ -237,9 +237,9 @@ def test_a_recipe_is_a_function(installed, plugin, found):
 
 
 def test_names_of_classes(installed, plugin, found):
-    from projcore.core import Chain, Module
+    from projcore import Chain, Module
 
-    installed.append(found("it", plugin(modules={"mod": "projcore.core:Module"})))
+    installed.append(found("it", plugin(modules={"mod": "projcore:Module"})))
     assert registry.name_of(Module) == "mod"
     assert registry.name_of(Chain) is None
     installed.append(found("other", plugin(modules={"mod": "other:Mod"})))

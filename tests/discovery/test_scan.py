@@ -146,7 +146,7 @@ def test_a_zoo_of_bad_plugins_harms_nobody(site, good):
     site.install("zoo-subclass", good("number"))
     site.install("zoo-target", good("nowhere", "fractions:Nothing"))
     site.install("zoo-adam", good("adam"))
-    site.install("zoo-star", good("star", "projcore.core:Chain"))
+    site.install("zoo-star", good("star", "projcore:Chain"))
     site.install("zoo-syntax", "def broken(:\n")
     site.install("zoo-missing", good("gone"), entry_points="[projcore]\nzoo_missing = zoo.gone\n")
     (site.install("zoo-corrupt", good("rotten")) / "METADATA").unlink()

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import projcore
-from projcore import registry
-from projcore.core import Chain, Module, ProjectionBase
+from projcore import Chain, Module, ProjectionBase, registry
 from projcore.errors import (
     ArgumentError,
     NeedsError,

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from projcore import Optimizer
+from projcore.engine.plan import PASSES
 from projcore.modules import LBFGS, LR, Adam, Backtracking, ClipNorm, HeavyBall
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -52,7 +53,7 @@ def build(chain: str, model: torch.nn.Module, groups: bool = False) -> Optimizer
     if groups:
         params = [{"params": list(part.parameters())} for part in model if list(part.parameters())]
     optimizer = Optimizer(params, *CHAINS[chain]())
-    optimizer._elide = chain != "merged"
+    optimizer._use_passes(frozenset() if chain == "merged" else PASSES)
     return optimizer
 
 

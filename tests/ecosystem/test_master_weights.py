@@ -161,7 +161,7 @@ def test_nothing_may_follow(case: str) -> None:
 )
 def test_no_map_that_computes_may_stand_around_it(build: Any) -> None:
     with pytest.raises(errors.ArgumentError, match="must reach the parameters"):
-        build()
+        Optimizer([Parameter(torch.ones(2))], build())
 
 
 def test_layouts_and_views_may(same: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.optim import lr_scheduler, swa_utils
 
 from projcore import Optimizer
+from projcore.engine.plan import PASSES
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -62,7 +63,8 @@ def test_schedules(
     for where in (wrap, "torch"):
         model = network()
         optimizer = build(model.parameters(), where)
-        optimizer._elide = elide
+        if isinstance(optimizer, Optimizer):
+            optimizer._use_passes(PASSES if elide else frozenset())
         train(model, optimizer, range(11), SCHEDULES[schedule](optimizer))
         results.append((model, optimizer))
     (ours, one), (theirs, other) = results
@@ -139,7 +141,7 @@ def test_one_rate_tensor_for_several_groups(network: Any, train: Any, equal: Any
         model = network()
         groups = [{"params": [p]} for p in model.parameters()]
         optimizer = Optimizer(groups, VectorProjection([Adam(), LR(rate)]))
-        optimizer._elide = False
+        optimizer._use_passes(frozenset())
         train(model, optimizer, range(3))
         optimizer.load_state_dict(optimizer.state_dict())
         train(model, optimizer, range(3, 6))

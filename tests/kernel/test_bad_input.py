@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore import Optimizer, ProjectionBase, Transform, errors, require
+from projcore.engine.plan import PASSES
 from projcore.modules import LR, Adam, Backtracking, ClipNorm, HeavyBall
 from projcore.projections import VectorProjection
 
@@ -233,7 +234,7 @@ GROUPS = {
 @pytest.mark.parametrize("case", GROUPS)
 def test_late_groups(case: str, elide: bool, stepped: bool, snapshot: Any, same: Any) -> None:
     optimizer = Optimizer([ONE], VectorProjection([ClipNorm(1.0), Adam()]), LR(0.1))
-    optimizer._elide = elide
+    optimizer._use_passes(PASSES if elide else frozenset())
     ONE.grad = torch.ones_like(ONE)
     if stepped:
         optimizer.step()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore import Optimizer, Transform
-from projcore.core.writing import make_buckets
+from projcore.engine.commit import make_buckets
 from projcore.errors import ArgumentError, StepError
 from projcore.modules import LR, Adam, ClipNorm, Normalize
 from projcore.projections import BlockPartition, LowRank, VectorProjection

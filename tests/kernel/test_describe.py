@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 import projcore
-from projcore import Optimizer, Transform
-from projcore.modules import LBFGS, LR, Adam, Backtracking, ClipNorm, HeavyBall, StrongWolfe
+from projcore import Optimizer, ProjectionBase, Transform
+from projcore.modules import (
+    LBFGS,
+    LR,
+    Adam,
+    Backtracking,
+    ClipNorm,
+    HeavyBall,
+    Normalize,
+    StrongWolfe,
+)
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 
 CHAINS: dict[str, Callable[[], list[Any]]] = {
@@ -66,13 +75,14 @@ def test_the_expression_is_short(make: Any) -> None:
 
 
 def state_bytes(optimizer: Optimizer, param: Tensor) -> int:
-    """The bytes of the storages behind a parameter's memory."""
+    """The bytes of the storages behind a parameter's memory; counts may share one."""
+    tensors = [value for value in optimizer.state[param].values() if isinstance(value, Tensor)]
     storages = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-        for value in optimizer.state[param].values()
-        if isinstance(value, Tensor)
+        for value in tensors
+        if value.ndim
     }
-    return sum(storages.values())
+    return sum(storages.values()) + sum(value.nbytes for value in tensors if not value.ndim)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -95,14 +105,75 @@ def test_the_table_foretells_the_memory(chain: str, make: Any) -> None:
 def test_the_plan_is_printed(make: Any) -> None:
     params = make((3, 2), (4,))
     groups = [{"params": params[:1], "lr": 0.1}, {"params": params[1:]}]
-    text = Optimizer(groups, VectorProjection([ClipNorm(1.0), Adam()]), LR(1.0)).describe()
+    text = Optimizer(groups, VectorProjection([Normalize(), Adam()]), LR(1.0)).describe()
     table = [line.split() for line in text.splitlines()]
     assert ["0", "3", "x", "2", "float64", "0", "10", "104"] in table  # two moments, and a count
     assert ["1", "4", "float64", "1", "10", "72"] in table
     assert ["0", "vector([...])", "10"] in table
-    assert ["0/modules/0", "clip_norm(1.0)", "10"] in table
+    assert ["0/modules/0", "normalize()", "10"] in table
     assert ["0/modules/1", "adam()", "3", "x", "2,", "4"] in table
     assert ["1", "lr(1.0)", "3", "x", "2,", "4"] in table
+
+
+def nodes_of(*arguments: Any, **options: Any) -> list[str]:
+    return Optimizer(*arguments, **options).describe().split("\n\n")[2].splitlines()
+
+
+def test_the_nodes_of_a_step_are_printed(make: Any) -> None:
+    kernel = "write adam by torch's fused Adam"
+    assert nodes_of(make(), ClipNorm(1.0), Adam(), LR(1.0)) == [
+        "Steps run eager:",
+        "  run clip_norm",
+        f"  {kernel}; folded: lr",
+    ]
+    assert nodes_of(make(), Adam(), LR(1.0), compile=True) == [
+        "Steps run compiled:",
+        "  run adam",
+        "  run lr",
+        "  write the update",
+    ]
+
+
+def test_the_nodes_say_what_runs_in_blocks(make: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("projcore.engine.passes.split.BLOCK", 6)
+    lines = nodes_of(make(), ClipNorm(1.0), Adam(), LR(1.0), "polyak_averaging(0.9)")
+    assert lines == [
+        "Steps run eager:",
+        "  factor of clip_norm",
+        "  in 3 blocks, of up to 6 elements or one tensor",
+        "    write adam by torch's fused Adam; folded: lr",
+        "  observe polyak_averaging",
+    ]
+
+
+def test_the_nodes_of_many_tensors_are_few(make: Any) -> None:
+    params = make(*[(2, 2)] * 50, *[(3,)] * 50)
+    groups = [{"params": [param], "lr": 1 / (1 + i)} for i, param in enumerate(params)]
+    text = ["Steps run eager:", "  write adam in 100 calls by torch's fused Adam; folded: lr"]
+    assert nodes_of(groups, Adam(), LR(1.0)) == text
+    route = "route({'ndim==2': adam(), '*': sign()})"
+    assert nodes_of(params, route, LR(1.0)) == [
+        "Steps run eager:",
+        "  run sign on 50 of 100 tensors",
+        "  write adam on 50 of 100 tensors by torch's fused Adam; folded: lr",
+        "  write the update on 50 of 100 tensors; folded: lr",
+    ]
+
+
+def test_shapes_that_depend_on_values_are_known_after_the_first_step(make: Any) -> None:
+    assert "    known after the first step" in nodes_of(make(), AsSummed(["adam()"]), LR(1.0))
+
+
+class AsSummed(ProjectionBase):
+    """Keeps as many of a tensor's elements as their sum says."""
+
+    scope = "tensor"
+
+    def project(self, tensors: list[Tensor], *_: Any) -> list[Tensor]:
+        return [tensor.flatten()[: int(tensor.sum())] for tensor in tensors]
+
+    def unproject(self, projected_tensors: Any, params: list[Tensor], *_: Any) -> list[Tensor]:
+        raise NotImplementedError
 
 
 def test_many_tensors_are_counted(make: Any) -> None:

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from projcore import Blend, Optimizer, Transform, Write, blended
-from projcore.errors import ContractError
-from projcore.modules import LR, Adam, HeavyBall, Normalize, Scale, WeightDecay
-from projcore.projections import To, VectorProjection
+from projcore import Blend, Optimizer, Transform, Write, Writer, blended
+from projcore.modules import (
+    LR,
+    Adam,
+    HeavyBall,
+    Normalize,
+    PolyakAveraging,
+    Route,
+    Scale,
+    WeightDecay,
+)
+from projcore.projections import To, VectorProjection, ViewAsReal
 
 SHAPES = [(4, 3), (5,), ()]
 
@@ -46,10 +54,22 @@ class Noting(Transform):
         self.asked.append("apply")
         return [3 * tensor for tensor in tensors]
 
-    def writes(
+    def writer(self, targets: list[Tensor]) -> Writer:
+        return Thrice(self.asked)
+
+
+class Thrice(Writer):
+    """Writes three times the update."""
+
+    kernel = "three times the update"
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def __call__(  # type: ignore[override]
         self, targets: list[Tensor], blends: list[Blend], tensors: list[Tensor], *_: Any
     ) -> list[Write]:
-        self.asked.append("writes")
+        self.asked.append("writer")
         return blended(targets, [3 * tensor for tensor in tensors], blends)
 
 
@@ -90,14 +110,19 @@ def test_a_step_is_what_its_modules_say_one_after_the_other(
 @pytest.mark.parametrize(
     ("around", "asked"),
     [
-        (lambda module: [module], "writes"),
-        (lambda module: [module, WeightDecay(), LR(0.1)], "writes"),
-        (lambda module: [Normalize(), module, LR(0.1)], "writes"),
-        (lambda module: [VectorProjection([module, LR(0.1)])], "writes"),
-        (lambda module: [VectorProjection([VectorProjection([module])]), LR(0.1)], "writes"),
+        (lambda module: [module], "writer"),
+        (lambda module: [module, WeightDecay(), LR(0.1)], "writer"),
+        (lambda module: [Normalize(), module, LR(0.1)], "writer"),
+        (lambda module: [VectorProjection([module, LR(0.1)])], "writer"),
+        (lambda module: [VectorProjection([VectorProjection([module])]), LR(0.1)], "writer"),
         (lambda module: [module, HeavyBall(), LR(0.1)], "apply"),
         (lambda module: [VectorProjection([module, Normalize()]), LR(0.1)], "apply"),
-        (lambda module: [To([module], dtype="float64"), LR(0.1)], "apply"),
+        (lambda module: [module, LR(0.1), PolyakAveraging()], "writer"),
+        (lambda module: [Route({"ndim==1": [HeavyBall()], "*": [module]}), LR(0.1)], "writer"),
+        (lambda module: [To([module], dtype="float32", master=True)], "writer"),
+        (lambda module: [ViewAsReal([module, LR(0.1)])], "writer"),
+        (lambda module: [To([module], dtype="float32"), LR(0.1)], "apply"),
+        (lambda module: [VectorProjection([module], project_update=False), LR(0.1)], "apply"),
     ],
 )
 def test_a_module_writes_where_only_affine_ones_follow(around: Any, asked: str) -> None:
@@ -131,13 +156,3 @@ def test_blends_of_their_own_are_written_at_once() -> None:
     assert len(writes) == 1
     writes[0].run()
     assert [float(target[0]) for target in targets] == [9.0, 5.0, 7.0]
-
-
-def test_an_affine_module_without_coefficients_is_told_so() -> None:
-    class Half(Wall):
-        affine = True
-
-    params = parameters()
-    with pytest.raises(ContractError, match="Half declares affine = True, but has no coefficients"):
-        Optimizer(params, Half()).step()
-    assert all(map(torch.equal, params, parameters()))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore import Module, Optimizer
+from projcore.engine.plan import PASSES
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -71,7 +72,7 @@ def test_a_missing_gradient_counts_as_zero_where_tensors_are_merged(
 ) -> None:
     chain, reference = MODULES[module]
     optimizer, other = Optimizer(ours := make(), *WRAPS[wrap](chain())), reference(theirs := make())
-    optimizer._elide = False
+    optimizer._use_passes(frozenset())
     for step in range(12):
         chosen = PATTERNS[pattern](step)
         feed(ours, step, chosen)
@@ -117,7 +118,7 @@ def test_names_of_memory_do_not_depend_on_which_gradients_came_first(
         inner = [Adam(), LR(0.1)]
         chain = [To(inner, "float32", master=True)] if wrap == "master" else WRAPS[wrap](inner)
         optimizer = Optimizer(params := make(), *chain)
-        optimizer._elide = elide
+        optimizer._use_passes(PASSES if elide else frozenset())
         run(optimizer, range(1, 2), pattern)
         found.append([list(optimizer.state[param]) for param in params])
     assert all(names == found[0] for names in found)
@@ -185,14 +186,14 @@ def test_memory_of_a_merged_space_outlives_a_late_group(
     chain, _ = MODULES[module]
     params = make((3,), (2,), (4,))
     optimizer = Optimizer(params[:2], *WRAPS[wrap]([*chain(), ClipNorm(100.0)]))
-    optimizer._elide = False
+    optimizer._use_passes(frozenset())
     run(optimizer, range(3))
     optimizer.add_param_group({"params": params[2:]})
     before = [param.detach().clone() for param in params]
     run(optimizer, range(3, 6))
     assert not any(torch.equal(one, other) for one, other in zip(before, params, strict=True))
     twin = Optimizer([{"params": make((3,), (2,))}, {"params": make((4,))}], optimizer.module)
-    twin._elide = False
+    twin._use_passes(frozenset())
     twin.load_state_dict(optimizer.state_dict())
     with torch.no_grad():
         copies = [p for group in twin.param_groups for p in group["params"]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projcore import Optimizer, Transform, blended
+from projcore import Optimizer, Transform, Writer, blended
 from projcore.projections import VectorProjection
 
 HALF = torch.float16
@@ -34,8 +34,18 @@ class Divides(Transform):
 class Writes(Divides):
     """Writes parameters itself where it may."""
 
-    def writes(self, targets, blends, tensors, *facts):
-        return blended(targets, self.apply(tensors, *facts), blends)
+    def writer(self, targets):
+        return ByUpdate(self)
+
+
+class ByUpdate(Writer):
+    kernel = "an update"
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, targets, blends, tensors, *facts):
+        return blended(targets, self.module.apply(tensors, *facts), blends)
 
 
 def optimizer_of(module, dtype, size):

@@ -14,10 +14,10 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Shard
 from torch.nn import Parameter
 
 from projcore import Module, Optimizer, ProjectionBase, Transform, registry
-from projcore.core.memory import Memory
 from projcore.errors import ArgumentError
 from projcore.modules import LBFGS, LR, Adam, ClipNorm, StrongWolfe
 from projcore.projections import VectorProjection
+from projcore.report.memory import Memory
 
 SHAPES = [(16, 12), (8, 8), (12,), ()]
 

@@ -1,4 +1,4 @@
-"""The plan runs elementwise modules outside layout projections, and in pieces: same results."""
+"""The plan runs elementwise modules outside layout projections: same results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Module, Optimizer, ProjectionBase, Transform, registry
-from projcore.core import pieces
+from projcore import Module, Observer, Optimizer, ProjectionBase, Transform, registry
+from projcore.engine.plan import PASSES
 from projcore.errors import ArgumentError
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall, Normalize
 from projcore.projections import ScalarProjection, To, VectorProjection
@@ -68,7 +68,7 @@ def elementwise() -> list[Module]:
         for module in built
         if module.total_scope == "element"
         and "closure" not in module.total_needs
-        and not (module.final or module.children)  # of which no chains are made at random
+        and not (isinstance(module, Observer) or module.children)  # not for chains at random
     ]
 
 
@@ -130,21 +130,17 @@ def trajectory(
     chain: list[Module],
     shapes: list[tuple[int, ...]],
     dtype: torch.dtype = torch.float64,
-    elide: bool = True,
-    piece: int | None = None,
+    passes: frozenset[str] = PASSES,
 ) -> tuple[list[Tensor], Optimizer]:
     """Three steps; the last parameter has no gradient at first if there are several."""
     generator = torch.Generator().manual_seed(0)
     params = [Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
     optimizer = Optimizer(params, *chain)
-    optimizer._elide = elide
-    with pytest.MonkeyPatch.context() as patch:
-        if piece is not None:
-            patch.setattr(pieces, "PIECE", piece)
-        for _ in range(3):
-            for param in params:
-                param.grad = torch.randn(param.shape, generator=generator).to(dtype)
-            optimizer.step()
+    optimizer._use_passes(passes)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator).to(dtype)
+        optimizer.step()
     return [param.detach() for param in params], optimizer
 
 
@@ -158,7 +154,7 @@ def close(one: list[Tensor], other: list[Tensor]) -> None:
 def test_elementwise_modules_in_any_layout(shapes: list[Any], tree: list[Module]) -> None:
     outside, _ = trajectory([leaf for module in tree for leaf in flattened(module)], shapes)
     plan, _ = trajectory(tree, shapes)
-    recipe, _ = trajectory(tree, shapes, elide=False)
+    recipe, _ = trajectory(tree, shapes, passes=frozenset())
     assert all(map(torch.equal, plan, outside))  # the very same operations
     close(recipe, outside)
 
@@ -168,27 +164,8 @@ def test_elementwise_modules_in_any_layout(shapes: list[Any], tree: list[Module]
 def test_any_modules_in_any_layout(shapes: list[Any], tree: list[Module]) -> None:
     """Here what is merged matters, so there is only the recipe to compare with."""
     plan, _ = trajectory(tree, shapes)
-    recipe, _ = trajectory(tree, shapes, elide=False)
+    recipe, _ = trajectory(tree, shapes, passes=frozenset())
     close(plan, recipe)
-
-
-@PROPERTY
-@given(
-    shapes=SHAPES,
-    chain=st.lists(st.sampled_from(range(len(elementwise()))), min_size=1, max_size=3),
-    piece=st.integers(1, 9),
-)
-def test_piece_by_piece(shapes: list[Any], chain: list[int], piece: int) -> None:
-    modules = [elementwise()[i] for i in chain]
-    whole, one = trajectory(modules, shapes)
-    pieces, other = trajectory(modules, shapes, piece=piece)
-    close(pieces, whole)
-    for mine, theirs in zip(*(o.param_groups[0]["params"] for o in (one, other)), strict=True):
-        memory, expected = other.state[theirs], one.state[mine]
-        assert list(memory) == list(expected)
-        for key, value in memory.items():
-            assert type(value) is type(expected[key])
-            torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14)
 
 
 class Spy(Transform):
@@ -204,11 +181,11 @@ class Spy(Transform):
         return tensors
 
 
-def shapes_seen(build: Any, elide: bool = True) -> list[Any]:
+def shapes_seen(build: Any, passes: frozenset[str] = PASSES) -> list[Any]:
     seen: list[Any] = []
     params = [Parameter(torch.ones(2, 3)), Parameter(torch.ones(4))]
     optimizer = Optimizer(params, *build(seen))
-    optimizer._elide = elide
+    optimizer._use_passes(passes)
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
@@ -218,35 +195,23 @@ def shapes_seen(build: Any, elide: bool = True) -> list[Any]:
 OUTSIDE, MERGED = [(2, 3), (4,)], [(10,)]
 
 
-@pytest.mark.parametrize("elide", [True, False])
-def test_elementwise_modules_run_outside(elide: bool) -> None:
+@pytest.mark.parametrize("hoist", [True, False])
+def test_elementwise_modules_run_outside(hoist: bool) -> None:
     wide, narrow = "all", "element"
 
     def build(seen: list[Any]) -> list[Any]:
         inner = [Spy(narrow, seen), Spy(wide, seen), Spy(narrow, seen)]
         return [VectorProjection([*inner, To([Spy(narrow, seen), Spy("tensor", seen)], "float64")])]
 
-    expected = [OUTSIDE, MERGED, OUTSIDE, MERGED, MERGED] if elide else [MERGED] * 5
-    assert shapes_seen(build, elide) == expected
+    expected = [OUTSIDE, MERGED, OUTSIDE, MERGED, MERGED] if hoist else [MERGED] * 5
+    assert shapes_seen(build, PASSES if hoist else PASSES - {"hoist"}) == expected
 
 
-def test_what_hands_in_the_gradient_anew_is_not_elided() -> None:
+def test_what_hands_in_the_gradient_anew_runs_inside() -> None:
     def build(seen: list[Any]) -> list[Any]:
         return [LR(0.0), VectorProjection([Spy("element", seen)], project_update=False)]
 
     assert shapes_seen(build) == [MERGED]
-
-
-@pytest.mark.parametrize("piece", [2, 64])
-def test_pieces_are_small_and_whole_tensors_stay_whole(piece: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pieces, "PIECE", piece)
-
-    def build(seen: list[Any]) -> list[Any]:
-        return [Spy("element", seen), Spy("tensor", seen)]
-
-    seen = shapes_seen(build)
-    assert seen[-1] == OUTSIDE
-    assert (len(seen) > 2) == (piece == 2)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from projcore import Optimizer
+from projcore.engine.plan import Rate
 from projcore.errors import ArgumentTypeError, StepSizeWarning
 from projcore.modules import (
     LBFGS,
@@ -115,14 +116,24 @@ def test_it_scales_the_whole_step(case: str, make: Any, run: Any, same: Any) -> 
 
 
 @pytest.mark.parametrize("case", PAIRS)
-def test_a_factor_of_one_is_no_factor(case: str, make: Any, run: Any, same: Any) -> None:
-    """Bit by bit, and nothing else runs; the key is in no expression and in no memory."""
+def test_a_factor_of_one_is_no_factor(
+    case: str, make: Any, run: Any, same: Any, monkeypatch: Any
+) -> None:
+    """Bit by bit, and no tensor is multiplied; the key is in no expression and in no memory."""
+    multiplied = []
+
+    def apply(self: Rate, *args: Any) -> list[Tensor]:
+        multiplied.append(self)
+        return plain(self, *args)
+
+    plain = Rate.apply
+    monkeypatch.setattr(Rate, "apply", apply)
     optimizer = Optimizer(make(), *PAIRS[case][0]())
-    assert optimizer._runs() is optimizer.module
     assert "lr(1.0)" not in str(optimizer)
     run(optimizer, range(2))
+    # A module that runs others by itself hands on what they make, with no numbers beside it.
+    assert bool(multiplied) == (case == "accumulated")
     optimizer.param_groups[0]["lr"] = torch.tensor(1.0, dtype=torch.float64)
-    assert optimizer._runs() is not optimizer.module
     other = Optimizer(make(), *PAIRS[case][0]())
     run(other, range(2))
     saved = other.state_dict()

@@ -16,10 +16,10 @@ import torch
 from torch.optim import lr_scheduler
 
 from projcore import Optimizer
-from projcore.core.settings import plain
 from projcore.errors import ProjcoreError
 from projcore.modules import LR, Adam, ClipNorm, GradientAccumulation
 from projcore.projections import IntrinsicDimension, LowRank, Reshape, VectorProjection
+from projcore.values import plain
 
 
 class Config(Sequence[Any]):

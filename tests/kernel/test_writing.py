@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Write
-from projcore.core.writing import run_writes
+from projcore.engine.commit import run_writes
 from projcore.errors import StepError
 
 OOM = RuntimeError("no memory")
@@ -119,7 +119,7 @@ def test_nothing_is_written_if_the_first_operation_fails(error: BaseException) -
 )
 def test_what_fails_twice_is_told(errors: list[BaseException]) -> None:
     it = Fragile({1: errors})
-    with pytest.raises(StepError, match=r"1 of 3 .* twice: no memory") as raised:
+    with pytest.raises(StepError, match=r"1 had run .* twice: no memory") as raised:
         it.run()
     assert raised.value.__cause__ is OOM
     assert it.moved == [1, 0, 0]
@@ -147,3 +147,48 @@ def test_nothing_to_write_is_finished() -> None:
     ended: list[Tensor] = []
     run_writes([], lambda: ended.append(torch.empty(0)))
     assert len(ended) == 1
+
+
+def test_what_is_made_when_it_is_its_turn_is_written_before_the_end() -> None:
+    it = Fragile({1: [KeyboardInterrupt()]})
+    seen: list[int] = []
+
+    def end() -> None:
+        seen.append(int(sum(it.moved)))
+
+    def later(at: int) -> Callable[[], list[Write]]:
+        tensor = it.tensors[at]
+        return lambda: [Write(tensor, it.write(at, lambda: tensor.sub_(1)))]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_writes([later(0), later(1), later(2)], end)
+    assert it.moved == [1, 1, 1]
+    assert seen == [3]
+
+
+def test_nothing_is_written_if_the_first_operation_that_was_made_fails() -> None:
+    it = Fragile({0: [OOM]})
+
+    def later() -> list[Write]:
+        return [Write(it.tensors[0], it.write(0, lambda: it.tensors[0].sub_(1)))]
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_writes([later], it.end)
+    assert it.moved == [0, 0, 0]
+    assert it.ended == 0
+
+
+def test_what_is_made_again_is_written_once() -> None:
+    it = Fragile()
+    errors = iter([KeyboardInterrupt()])
+
+    def made() -> Iterator[Write]:
+        yield Write(it.tensors[1], lambda: it.tensors[1].sub_(1))
+        for error in errors:
+            raise error
+
+    first = Write(it.tensors[0], lambda: it.tensors[0].sub_(1))
+    with pytest.raises(KeyboardInterrupt):
+        run_writes([first, made], it.end)  # type: ignore[list-item]
+    assert it.moved == [1, 1, 0]
+    assert it.ended == 1

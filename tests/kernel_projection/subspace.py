@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from projcore import Module, Policy, ProjectionBase
+from projcore import Module, OnRefresh, ProjectionBase
 from projcore.testing.problem import flat, shaped
 
 Bases = Callable[[int, Tensor], "Tensor | None"]
@@ -46,16 +46,21 @@ class Subspace(ProjectionBase):
         self,
         modules,
         bases: Bases | None = None,
-        policy: Policy = "keep",
+        policy: OnRefresh = "keep",
         project_update: bool = True,
         project_params: bool = False,
         project_grad: bool = False,
         off: bool = False,
     ):
         self.bases = bases or from_data()
-        self.policy = policy
+        self.on_refresh = policy
         self.log: list[str] = []
         super().__init__(modules, project_update, project_params, project_grad, {"off": off})
+
+    def _log(self, call: str, tensors: list[Tensor]) -> None:
+        """Notes a call, unless it is of a plan, whose tensors have no values."""
+        if not any(tensor.is_meta for tensor in tensors):
+            self.log.append(call)
 
     def init(self, tensor, settings):
         return {"step": 0}
@@ -64,7 +69,7 @@ class Subspace(ProjectionBase):
         return tensor.ndim == 2 and not settings["off"]
 
     def refresh(self, tensors, params, grads, loss, states, settings):
-        self.log.append("refresh")
+        self._log("refresh", tensors)
         new = []
         for tensor, state in zip(tensors, states, strict=True):
             basis = self.bases(state["step"], tensor)
@@ -73,12 +78,13 @@ class Subspace(ProjectionBase):
         return new if any(entries is not None for entries in new) else None
 
     def project(self, tensors, params, grads, loss, states, settings, current):
-        self.log.append(f"project {current}")
+        self._log(f"project {current}", tensors)
         down = torch.linalg.pinv if current == "params" else torch.adjoint
         return [down(s["basis"]) @ t for t, s in zip(tensors, states, strict=True)]
 
     def unproject(self, projected_tensors, params, grads, loss, states, settings, current):
-        self.log.append(f"unproject {current}")
+        projected_tensors = list(projected_tensors)
+        self._log(f"unproject {current}", projected_tensors)
         return [s["basis"] @ z for z, s in zip(projected_tensors, states, strict=True)]
 
 

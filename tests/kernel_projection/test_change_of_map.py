@@ -7,6 +7,7 @@ import torch
 from torch.nn import Parameter
 
 from projcore import Optimizer, ProjectionBase
+from projcore.engine.plan import PASSES
 from projcore.errors import ProjcoreError
 from projcore.modules import Route
 from projcore.projections import To
@@ -201,7 +202,7 @@ def test_transport_through_a_vector(plan):
         params = [Parameter(draw(*shape, seed=10 + i)) for i, shape in enumerate(SHAPES)]
         nested = Subspace([Merge(list(chain))], given(OLD, None, NEW), "transport")
         optimizer = Optimizer(params, nested)
-        optimizer._elide = plan
+        optimizer._use_passes(PASSES if plan else frozenset())
         for step in range(4):
             feed(params, step)
             optimizer.step()
@@ -224,7 +225,7 @@ def test_transport_through_scalars():
     params = [Parameter(draw(*shape, seed=10 + i)) for i, shape in enumerate(SHAPES)]
     nested = Subspace([Scalars([Momentum(), Scale()])], given(OLD, None, NEW), "transport")
     optimizer = Optimizer(params, nested)
-    optimizer._elide = False
+    optimizer._use_passes(frozenset())
     for step in range(4):
         feed(params, step)
         optimizer.step()
@@ -283,7 +284,7 @@ def test_reset_under_a_wide_module_is_of_all_its_memory():
 class StackedSubspace(ProjectionBase):
     """Matrices of one shape as a stack, each in the same subspace."""
 
-    policy = "transport"
+    on_refresh = "transport"
     batch_dims = 1
 
     def __init__(self, modules, bases):
@@ -342,7 +343,7 @@ def test_a_parameter_that_comes_late(policy):
 
 
 def test_policies_are_checked_by_their_projection():
-    assert Subspace.policy == "keep"
+    assert Subspace.on_refresh == "keep"
     assert issubclass(ProjcoreError, Exception)
 
 

@@ -130,13 +130,13 @@ def test_refresh_gets_tensors_with_a_gradient_only():
 
     class Noting(Subspace):
         def refresh(self, tensors, params, grads, loss, states, settings):
-            seen.append([tuple(t.shape) for t in tensors])
+            if not any(t.is_meta for t in tensors):  # as they are in a plan
+                seen.append([tuple(t.shape) for t in tensors])
             assert len(tensors) == len(params) == len(states) == len(settings)
             return super().refresh(tensors, params, grads, loss, states, settings)
 
     params = start((4, 3), (5,), (3, 3))
     optimizer = Optimizer(params, Noting([Scale()]))
-    seen.clear()
     run(optimizer, params, range(1), missing=(2,))
     run(optimizer, params, range(1), missing=(0, 2))
     run(optimizer, params, range(1))
@@ -394,7 +394,7 @@ def test_a_list_of_stacks():
     params = [Parameter(torch.ones(4, 3)), Parameter(torch.ones(6))]
     groups = [{"params": params[:1], "0.modules.0.lr": 0.5}, {"params": params[1:]}]
     optimizer = Optimizer(groups, Halves([Scale(1.0), UnitNorm()]), Scale(1.0))
-    optimizer._elide = False
+    optimizer._use_passes(frozenset())
     for param in params:
         param.grad = torch.arange(1.0, param.numel() + 1).reshape(param.shape)
     optimizer.step()

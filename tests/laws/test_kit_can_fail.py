@@ -284,7 +284,7 @@ class AskingNames(Module):
     """Divides by the number of all parameters of the optimizer."""
 
     def step(self, update, objective, state):
-        return [tensor / len(objective.parameter_names) for tensor in update]
+        return [tensor / len(objective.space.context.parameter_names) for tensor in update]
 
 
 class Squares(Transform):
@@ -297,6 +297,18 @@ class Squares(Transform):
         return [t * (row @ row.mT).reshape(()) for t, row in zip(tensors, rows, strict=True)]
 
 
+class Misfolded(Transform):
+    """Halves the update, and says that it leaves a third of it."""
+
+    scope = "element"
+
+    def coefficients(self, states, settings):
+        return [(1 / 3, 0.0)] * len(states)
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        return [tensor / 2 for tensor in tensors]
+
+
 BROKEN = [
     (Counting, (), {}, "recipe", ()),
     (Unchecked, (), {}, "settings", ()),
@@ -306,8 +318,9 @@ BROKEN = [
     (WrongInFloat32, LINEAR, {}, "adjoint", ()),
     (Mix, LINEAR | {"lossless", "orthonormal"}, {}, "adjoint", ("round_trip", "invariance")),
     (Halving, LINEAR, {}, "composition", ()),
-    (Rolling, LAYOUT, {}, "invariance", ("composition", "nesting")),
-    (WholeNorm, (), {}, "scope", ()),
+    (Rolling, LAYOUT, {}, "invariance", ("composition", "nesting", "passes")),
+    (WholeNorm, (), {}, "scope", ("passes",)),
+    (Misfolded, (), {}, "passes", ("reach",)),
     (DeafToBatches, (), {}, "batched", ()),
     (Aliasing, (), {}, "resume", ()),
     (Dotted, (), {}, "memory", ()),
@@ -357,7 +370,7 @@ def test_that_law_reports_it(cls, tags, example, law, implied, monkeypatch):
 
 def test_autocast_reports_a_step_that_autocast_reaches(monkeypatch):
     assert "autocast" not in failures(Squares)
-    module = importlib.import_module("projcore.core.optimizer")
+    module = importlib.import_module("projcore.optimizer")
     monkeypatch.setattr(module, "run_without_autocast", lambda run, closure, _: run(closure))
     assert "autocast" in failures(Squares)
 

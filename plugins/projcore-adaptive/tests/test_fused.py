@@ -18,7 +18,6 @@ class Shift(Transform):
 
     scope = "element"
     needs = frozenset({"params"})
-    affine = True
 
     def apply(self, tensors: list[torch.Tensor], params: Any, *_: Any) -> list[torch.Tensor]:
         return [0.1 * param for param in params]
@@ -185,11 +184,12 @@ def test_an_interrupt_behind_the_kernel_does_not_repeat_it(monkeypatch: Any) -> 
     expected, params = problem(), problem()
     Optimizer(expected, Adam(), LR(0.1)).step()
 
-    def interrupted(kernel: Any, targets: list[torch.Tensor]) -> None:
+    def interrupted(self: Any, kernel: Any, targets: list[torch.Tensor], count: int) -> None:
+        self.counts.fill_(count)
         kernel()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_fused, "_run", interrupted)
+    monkeypatch.setattr(_fused.Bound, "_run", interrupted)
     optimizer = Optimizer(params, Adam(), LR(0.1))
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()

@@ -246,7 +246,7 @@ def test_it_comes_last_and_where_points_are_kept() -> None:
     with pytest.raises(ArgumentError, match="lr"):
         Optimizer([weight], PolyakAveraging(), LR(0.1))
     with pytest.raises(ArgumentError, match="outside this projection"):
-        Mix([Sign(), PolyakAveraging()])
+        Optimizer([weight], Mix([Sign(), PolyakAveraging()]))
 
 
 def test_averages_of_master_copies() -> None:

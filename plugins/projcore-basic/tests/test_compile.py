@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from projcore import Optimizer, Transform
+from projcore import Observer, Optimizer, Transform
 from projcore.modules import (
     EMA,
     LR,
@@ -29,7 +29,7 @@ from projcore.modules import (
 
 SHAPES: list[tuple[int, ...]] = [(5, 3), (4,)]
 
-MODULES: dict[str, Transform] = {
+MODULES: dict[str, Transform | Observer] = {
     "lr": LR(0.1),
     "scale": Scale(-0.5),
     "ema": EMA(0.9),
@@ -60,10 +60,16 @@ Values = dict[str, dict[str, Any]]
 def apply_all(tensors: list[Tensor], memory: Memory, settings: Values) -> dict[str, list[Tensor]]:
     params = [tensor + 1 for tensor in tensors]
     grads = [tensor.roll(1, 0) for tensor in tensors]
-    return {
-        name: list(module.apply(tensors, params, grads, None, memory[name], [settings[name]] * 2))
-        for name, module in MODULES.items()
-    }
+    results = {}
+    for name, module in MODULES.items():
+        values = [settings[name]] * 2
+        if isinstance(module, Transform):
+            result = list(module.apply(tensors, params, grads, None, memory[name], values))
+        else:  # it leaves the update as it is
+            module.observe(params, memory[name], values)
+            result = tensors
+        results[name] = result
+    return results
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from projcore import Optimizer, ProjectionBase, Transform
+from projcore import Observer, Optimizer, ProjectionBase, Transform
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LR, Adam, Normalize
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
@@ -110,17 +110,22 @@ def test_a_complex_scalar_is_normalized_by_its_magnitude() -> None:
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.6 - 0.8j, 1j]))
 
 
-class Last(Transform):
-    """What must come last: its result is to reach the parameters as it is."""
+class Last(Observer):
+    """What must come last: it keeps the parameters as the step left them."""
 
-    final = True
+    scope = "element"
+    kinds = {"seen": "first"}
 
-    def apply(self, tensors: list[torch.Tensor], *_: Any) -> list[torch.Tensor]:
-        return tensors
+    def init(self, tensor: torch.Tensor, settings: Any) -> dict[str, Any]:
+        return {"seen": torch.zeros_like(tensor)}
+
+    def observe(self, params: list[torch.Tensor], states: Any, settings: Any) -> None:
+        for param, state in zip(params, states, strict=True):
+            state["seen"].copy_(param)
 
 
 @pytest.mark.parametrize("master", [False, True])
-def test_a_final_module_may_stand_where_points_are_the_same(master: bool) -> None:
+def test_an_observer_may_stand_where_points_are_the_same(master: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     inner = ViewAsReal([To([LR(0.1), Last()], "float32", master=master)])
     optimizer = Optimizer([weight], inner)
@@ -129,6 +134,8 @@ def test_a_final_module_may_stand_where_points_are_the_same(master: bool) -> Non
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     assert weight.tolist() == [0.8984375] * 3
+    seen = optimizer.state[weight]["0/modules/0/modules/1/seen"]
+    torch.testing.assert_close(seen, torch.full((3,), 0.9), rtol=0, atol=1e-7)
 
 
 def test_a_master_copy_may_not_stand_in_another_cast() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Module, Optimizer, Policy, ProjectionBase
+from projcore import Module, OnRefresh, Optimizer, ProjectionBase
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LBFGS, LR, Backtracking, StrongWolfe
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
@@ -368,10 +368,10 @@ class Rotation(ProjectionBase):
 
     scope = "tensor"
 
-    def __init__(self, modules: Any, rank: int, policy: Policy = "transport") -> None:
+    def __init__(self, modules: Any, rank: int, policy: OnRefresh = "transport") -> None:
         super().__init__(modules, project_params=True, project_grad=True)
         self.rank = rank
-        self.policy = policy
+        self.on_refresh = policy
 
     def basis(self, tensor: Tensor, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from projcore import Module, Optimizer, Policy, ProjectionBase
+from projcore import Module, OnRefresh, Optimizer, ProjectionBase
 from projcore.modules import LBFGS, Backtracking, HeavyBall, NewtonCG, StrongWolfe
 from projcore.projections import ScalarProjection, To, VectorProjection
 
@@ -104,9 +104,9 @@ class Turning(ProjectionBase):
 
     scope = "tensor"
 
-    def __init__(self, modules: Any, policy: Policy) -> None:
+    def __init__(self, modules: Any, policy: OnRefresh) -> None:
         super().__init__(modules, project_params=True, project_grad=True)
-        self.policy = policy
+        self.on_refresh = policy
 
     def refresh(self, tensors, params, grads, loss, states, settings):
         new = []

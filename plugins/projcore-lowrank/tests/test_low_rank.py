@@ -419,7 +419,7 @@ def test_an_interrupt_right_behind_a_write_does_not_repeat_it(at: int, monkeypat
 
 
 def test_what_fails_twice_while_it_writes_is_told() -> None:
-    with pytest.raises(StepError, match="1 of 3 parameters were written"), Interrupted(2, times=2):
+    with pytest.raises(StepError, match="write parameters, 1 had run"), Interrupted(2, times=2):
         step(*three())
 
 

@@ -13,6 +13,7 @@ from projcore.testing.laws.invariance import invariance
 from projcore.testing.laws.memory import memory
 from projcore.testing.laws.nesting import nesting, nesting_everywhere
 from projcore.testing.laws.nonfinite import nonfinite
+from projcore.testing.laws.passes import passes
 from projcore.testing.laws.reach import reach
 from projcore.testing.laws.rebuild import rebuild
 from projcore.testing.laws.recipe import recipe
@@ -34,6 +35,7 @@ LAWS: tuple[Law, ...] = (
     batched,
     memory,
     frozen,
+    passes,
     resume,
     side_effects,
     autocast,

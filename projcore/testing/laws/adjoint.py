@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from projcore.core import Current
+from projcore import Current
 from projcore.testing.law import ensure, ensure_close, law
 from projcore.testing.problem import flat, shaped
 from projcore.testing.run import maps

@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 
+from projcore.engine.tree import is_traceable
 from projcore.testing.law import NotApplicable, ensure_close, law
 from projcore.testing.problem import make_problem
 from projcore.testing.run import make_optimizer, take_steps, train
@@ -21,7 +22,7 @@ SHAPES = ((4, 3), (5,))
 @law(slow=True)
 def compiled(subject: Subject) -> None:
     """``Optimizer(..., compile=True)`` leads where the eager one leads, to 1e-6."""
-    if not all(module.total_traceable for module in subject.chain()):
+    if not all(is_traceable(module) for module in subject.chain()):
         raise NotApplicable("it is not traceable, and runs eagerly")
     eager = train(make_problem(SHAPES), subject.chain(), STEPS)
     torch.compiler.reset()

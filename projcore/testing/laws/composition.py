@@ -59,8 +59,8 @@ def composition(subject: Subject) -> str | None:
 
 def kept(projection: ProjectionBase) -> ProjectionBase:
     """Returns the projection, set to keep memory when its map changes."""
-    if projection.policy != "keep":
-        projection.policy = "keep"
+    if projection.on_refresh != "keep":
+        projection.on_refresh = "keep"
     return projection
 
 

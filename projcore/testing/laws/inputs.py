@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from projcore import Optimizer
+from projcore.engine.plan import PASSES
+from projcore.engine.tree import is_zeroth_order
 from projcore.errors import ProjcoreError
 from projcore.testing.law import (
     NotApplicable,
@@ -175,12 +177,12 @@ def _check_half(subject: Subject) -> None:
 
 
 def _check_missing(subject: Subject) -> None:
-    if any(module.total_zeroth_order for module in subject.chain()):
+    if any(is_zeroth_order(module) for module in subject.chain()):
         return  # it moves what has no gradient
-    for plan in (True, False):
+    for passes in (PASSES, frozenset[str]()):
         problem = make_problem()
-        optimizer = make_optimizer(problem, subject.chain(), plan)
-        apart = plan and subject.pick(subject.chain()).total_scope != "all"
+        optimizer = make_optimizer(problem, subject.chain(), passes)
+        apart = bool(passes) and subject.pick(subject.chain()).total_scope != "all"
         _check_missing_in(problem, optimizer, apart)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from projcore.engine.plan import PASSES
 from projcore.errors import ProjcoreError
 from projcore.testing.law import ensure_close, law
 from projcore.testing.parts import Moments, Momentum, Scale, UnitNorm
@@ -41,27 +42,28 @@ def invariance(subject: Subject) -> None:
     if "layout" not in subject.tags:
         return
     outside = train(make_problem(), [Moments(), Momentum(), Scale()], STEPS)
-    for plan in (False, True):
+    none = frozenset[str]()
+    for passes in (none, PASSES):
         inside = train(
-            make_problem(), [subject.around(Moments(), Momentum(), Scale())], STEPS, plan
+            make_problem(), [subject.around(Moments(), Momentum(), Scale())], STEPS, passes
         )
         ensure_close(
             inside,
             outside,
             TOLERANCE,
-            f"Elementwise modules inside, run by the {'plan' if plan else 'recipe'}, do not do "
+            f"Elementwise modules inside, run {'outside' if passes else 'there'}, do not do "
             "what they do outside",
             "A layout projection puts each element of each tensor into one place inside, and back. "
-            "Correct it, or remove layout = True.",
+            "Correct it, or its geometry.",
         )
     recipe, planned = (
         train(
             make_problem(),
             [subject.around(Momentum(), UnitNorm(), Moments(), Scale())],
             STEPS,
-            plan,
+            passes,
         )
-        for plan in (False, True)
+        for passes in (none, PASSES)
     )
     ensure_close(
         planned,

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
-from projcore import Module
+from projcore import Module, Observer
 from projcore.errors import ArgumentError, ProjcoreError
 from projcore.testing.law import Violation, ensure_close, ensure_equal, law
 from projcore.testing.parts import Factor, Mix, Momentum, Scale
 from projcore.testing.problem import Problem, make_problem
-from projcore.testing.run import make_optimizer, take_steps
+from projcore.testing.run import comes_last, make_optimizer, take_steps
 from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-12  # between two float64 runs of a few steps that round differently
@@ -139,10 +139,10 @@ def _check_factor(subject: Subject) -> None:
     factor = Factor()
     if subject.kind == "projection":
         bare: list[Module] = [subject.around(Momentum())]
-        told = [subject.around(Momentum(), factor)] if bare[0].final else [*bare, factor]
+        told = [subject.around(Momentum(), factor)] if comes_last(*bare) else [*bare, factor]
     else:
         bare = [subject.build()]
-        told = [factor, *bare] if bare[0].observes else [*bare, factor]
+        told = [factor, *bare] if isinstance(bare[0], Observer) else [*bare, factor]
     scheduled, expected = make_problem(), make_problem()
     optimizer = make_optimizer(scheduled, bare)
     if not optimizer.rate_is_factor:

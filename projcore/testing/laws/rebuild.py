@@ -9,7 +9,7 @@ from projcore import Module, registry
 from projcore.testing.law import NotApplicable, ensure, ensure_equal, law
 from projcore.testing.parts import Scale
 from projcore.testing.problem import make_problem
-from projcore.testing.run import train
+from projcore.testing.run import comes_last, train
 from projcore.testing.subject import Subject, as_subjects
 
 
@@ -32,7 +32,7 @@ def rebuild(subject: Subject) -> None:
     mend = "Take every argument of the constructor as it is, and change none of them there."
     ensure(type(again) is type(original), f"{text!r} builds a {type(again).__name__}.", mend)
     ensure(str(again) == text, f"{text!r} builds {str(again)!r}.", mend)
-    if original.final:
+    if comes_last(original):
         chains = [[original], [again]]
     else:
         chains = [[original, Scale()], [again, Scale()]]

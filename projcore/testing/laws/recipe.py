@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from projcore import Module
+from projcore import Module, Optimizer
 from projcore.errors import ArgumentError
 from projcore.testing.law import ensure, ensure_equal, law
 from projcore.testing.parts import Mix
-from projcore.testing.problem import make_problem
-from projcore.testing.run import make_optimizer, train
+from projcore.testing.problem import Problem, make_problem
+from projcore.testing.run import make_optimizer, take_steps
 from projcore.testing.subject import Subject
 
 STEPS = 3
@@ -27,24 +27,16 @@ def recipe(subject: Subject) -> None:
     module = subject.pick(shared)
     before = dict(vars(module))
 
-    def inside(modules: list[Module]) -> list[Module]:
-        try:
-            return [Mix(modules)]
-        except ArgumentError:
-            return modules
-
     one, other = make_problem(seed=0), make_problem(seed=1)
-    optimizers = [make_optimizer(one, shared), make_optimizer(other, inside(shared))]
+    optimizers = [make_optimizer(one, shared), _make_inside(other, shared)]
     for _ in range(STEPS):
         for problem, optimizer in zip((one, other), optimizers, strict=True):
             optimizer.step(problem.closure)
-    for problem, alone, modules in (
-        (one, make_problem(seed=0), subject.chain()),
-        (other, make_problem(seed=1), inside(subject.chain())),
-    ):
+    for problem, seed, make in ((one, 0, make_optimizer), (other, 1, _make_inside)):
+        alone = make_problem(seed=seed)
         ensure_equal(
             problem.point(),
-            train(alone, modules, STEPS),
+            take_steps(alone, make(alone, subject.chain()), STEPS),
             "One object in two optimizers does not do what two objects do",
             MEND,
         )
@@ -59,6 +51,14 @@ def recipe(subject: Subject) -> None:
             f"Its attribute {name!r} holds a tensor of {_size(value)} elements.",
             MEND,
         )
+
+
+def _make_inside(problem: Problem, modules: list[Module]) -> Optimizer:
+    """Returns an optimizer with modules inside a projection, or outside if they must be."""
+    try:
+        return make_optimizer(problem, [Mix(modules)])
+    except ArgumentError:
+        return make_optimizer(problem, modules)
 
 
 def _holds_tensor(value: object) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Module
+from projcore.engine.plan import PASSES
 from projcore.errors import ProjcoreError
 from projcore.testing.law import ensure, ensure_equal, law, same_bits
 from projcore.testing.parts import Merge, Mix, Scalars
@@ -27,16 +28,17 @@ def resume(subject: Subject) -> None:
     Through ``torch.save`` and ``torch.load(weights_only=True)`` into an optimizer built anew. Bare,
     inside a mixture of elements, inside a vector and inside a batch of scalars.
     """
-    wrappers: list[tuple[str, Callable[[list[Module]], list[Module]], bool]] = [
-        ("bare", lambda modules: modules, True),
-        ("in a mixture", lambda modules: [Mix(modules)], True),
-        ("in a vector", lambda modules: [Merge(modules)], False),
-        ("in scalars", lambda modules: [Scalars(modules)], False),
+    none = frozenset[str]()
+    wrappers: list[tuple[str, Callable[[list[Module]], list[Module]], frozenset[str]]] = [
+        ("bare", lambda modules: modules, PASSES),
+        ("in a mixture", lambda modules: [Mix(modules)], PASSES),
+        ("in a vector", lambda modules: [Merge(modules)], none),
+        ("in scalars", lambda modules: [Scalars(modules)], none),
     ]
-    for name, wrap, plan in wrappers:
+    for name, wrap, passes in wrappers:
         problem = make_problem(dtype=torch.float32)
         try:
-            optimizer = make_optimizer(problem, wrap(subject.chain()), plan)
+            optimizer = make_optimizer(problem, wrap(subject.chain()), passes)
             take_steps(problem, optimizer, STEPS)
         except ProjcoreError:
             if name == "bare":
@@ -47,7 +49,7 @@ def resume(subject: Subject) -> None:
 
         loaded = torch.load(io.BytesIO(saved), weights_only=True)
         again = Problem(loaded["point"])
-        other = make_optimizer(again, wrap(subject.chain()), plan)
+        other = make_optimizer(again, wrap(subject.chain()), passes)
         other.load_state_dict(loaded["optimizer"])
         mend = (
             "All that outlives a step must be in its state, as tensors and numbers: what a module "

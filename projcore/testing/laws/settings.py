@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from projcore.core.settings import check_settings
+from projcore._arguments import check_settings
 from projcore.errors import ProjcoreError, ProjcoreWarning
 from projcore.testing.law import Violation, ensure, ensure_equal, law, same_bits
 from projcore.testing.problem import make_problem

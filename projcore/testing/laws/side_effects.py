@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Module
-from projcore.core import Current
+from projcore import Current, Module
 from projcore.testing.law import ensure, ensure_equal, law
 from projcore.testing.laws.resume import ensure_same_memory
 from projcore.testing.map import Map
 from projcore.testing.parts import Spy
 from projcore.testing.problem import Problem, make_problem
-from projcore.testing.run import make_optimizer, maps, remembered
+from projcore.testing.run import comes_last, make_optimizer, maps, remembered
 from projcore.testing.subject import Subject
 
 READ_ONLY = "What it is given is read-only: make a new tensor, and write into its own state only."
@@ -44,7 +43,7 @@ def _check_steps(subject: Subject, dtype: torch.dtype) -> None:
     spies = [Spy(), Spy()]
     chain = subject.chain()
     modules: list[Module] = [spies[0], *chain]
-    if not chain[-1].final:
+    if not comes_last(*chain):
         modules.append(spies[1])
     problem = make_problem(dtype=dtype)
     optimizer = make_optimizer(problem, modules)

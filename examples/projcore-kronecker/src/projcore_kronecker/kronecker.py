@@ -31,8 +31,8 @@ class Kronecker(ProjectionBase):
     steps are taken: in the eigenbasis of itself alone a gradient is diagonal, and Adam would make
     full steps of the rounding errors beside the diagonal.
 
-    When they change, memory inside moves along. A first moment is rotated. A second moment `v`, the
-    diagonal of a covariance, becomes the diagonal of the rotated covariance: :math:`v'_{ij} =
+    When they change, state inside is transported. A first moment is rotated. A second moment `v`,
+    the diagonal of a covariance, becomes the diagonal of the rotated covariance: :math:`v'_{ij} =
     \sum_{kl} A_{ik}^2 v_{kl} B_{lj}^2`, where `A` and `B` are the changes of basis. It stays
     nonnegative, keeps its sum, and follows eigenvectors that change order or sign.
 
@@ -63,7 +63,7 @@ class Kronecker(ProjectionBase):
     """
 
     scope = "tensor"
-    policy = "transport"
+    on_refresh = "transport"
     traceable = False  # refresh branches on the count of steps
 
     def __init__(

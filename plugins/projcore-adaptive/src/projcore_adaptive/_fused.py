@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from projcore import Blend, Write
+from projcore.ops import as_real
 
 EpsMode = Literal["corrected", "hat"]
 
 # Of bfloat16 it computes in float32 and rounds each number once. float16 never gets here: the
 # optimizer hands in float32 copies.
 FUSED = (torch.float32, torch.float64, torch.bfloat16)
+
+
+PLAIN = {Tensor, torch.nn.Parameter}
 
 
 class Terms(NamedTuple):
@@ -37,7 +41,7 @@ def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or tensor.dtype not in FUSED:
         return False
-    if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+    if type(tensor) not in PLAIN:
         return False
     if not (tensor.is_cpu and tensor.is_contiguous()):
         return False
@@ -66,34 +70,86 @@ def fused_direction(
     return result
 
 
-def fused_writes(
-    targets: list[Tensor],
-    blends: list[Blend],
-    tensors: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    terms: Terms,
-) -> list[Write]:
-    """Returns what updates the moments and writes the parameters, both at once."""
-    made = []
-    for count, places in _alike(tensors, steps, blends):
-        p, u, m, v = ([x[i] for i in places] for x in (targets, tensors, exp_avgs, exp_avg_sqs))
-        scale, decay = blends[places[0]]
-        own = decay / scale if decay else 0.0
+class Bound:
+    """Tensors whose counts agree, as the kernel takes them, step after step.
+
+    Args:
+        targets: What it writes; in later steps, it may be other views of the same memory.
+        states: Their states. The counts become views of one tensor, so that one operation counts.
+        places: Which of the tensors of the writer these are.
+    """
+
+    def __init__(self, targets: list[Tensor], states: list[Any], places: list[int]) -> None:
+        self.places = places
+        self.exp_avgs = as_real([state["exp_avg"] for state in states])
+        self.exp_avg_sqs = as_real([state["exp_avg_sq"] for state in states])
+        self.amsgrad = "max_exp_avg_sq" in states[0]
+        largest = [state["max_exp_avg_sq"] for state in states] if self.amsgrad else []
+        self.max_exp_avg_sqs = as_real(largest)
+        self.counts = torch.stack([state["step"] for state in states])
+        for state, count in zip(states, self.counts.unbind(), strict=True):
+            state["step"] = count
         # The kernel leaves versions as they are. One number more, whose moment it moves away from
         # zero, tells that it has run.
-        flag = torch.zeros((), dtype=u[0].dtype, device="cpu")
-        one, zero = torch.ones_like(flag), torch.zeros_like(flag)
-        lists = [*p, zero], [*u, one], [*m, flag], [*v, zero.clone()]
-        kernel = _kernel(*lists, count, terms, lr=scale, weight_decay=own)
-        made.append(Write(p[0], partial(_run, kernel, p), partial(bool, flag)))
-    return made
+        self._extra = torch.zeros(4, dtype=targets[0].dtype, device="cpu")
+        self._one = torch.ones((), dtype=targets[0].dtype, device="cpu")
+        self._step = torch.zeros((), device="cpu")
+        self._steps = [self._step] * (len(targets) + 1)
+
+    def count(self) -> int | None:
+        """Returns the count that all share; None if somebody has changed one."""
+        counts: list[int] = self.counts.tolist()
+        return counts[0] if counts.count(counts[0]) == len(counts) else None
+
+    def write(
+        self, count: int, targets: list[Tensor], tensors: list[Tensor], blend: Blend, terms: Terms
+    ) -> Write:
+        """Returns what counts, updates the moments and writes the parameters, all at once.
+
+        Until that has run, it may be called again.
+        """
+        beta1, beta2, eps, eps_mode, bias_correction = terms
+        if bias_correction and eps_mode == "hat":
+            eps = eps / (1 - beta2**count) ** 0.5
+        # Of infinitely many steps the corrections are 1.
+        self._step.fill_(count if bias_correction else math.inf)
+        param, flag, second, largest = self._extra.zero_().unbind()
+        scale, decay = blend
+        run = partial(
+            torch._fused_adamw_,
+            [*targets, param],
+            [*tensors, self._one],
+            [*self.exp_avgs, flag],
+            [*self.exp_avg_sqs, second],
+            [*self.max_exp_avg_sqs, largest] if self.amsgrad else [],
+            self._steps,
+            lr=scale,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=decay / scale if decay else 0.0,
+            eps=eps,
+            amsgrad=self.amsgrad,
+            maximize=False,
+        )
+        finish = partial(self._run, run, targets, count)
+        return Write(targets[0], finish, partial(bool, flag))
+
+    def _run(self, kernel: Callable[[], object], targets: list[Tensor], count: int) -> None:
+        self.counts.fill_(count)
+        kernel()
+        torch.autograd.graph.increment_version(targets)
 
 
-def _run(kernel: Callable[[], object], targets: list[Tensor]) -> None:
-    kernel()
-    torch.autograd.graph.increment_version(targets)
+def bind(targets: list[Tensor], states: list[Any], places: list[int]) -> list[Bound]:
+    """Returns tensors by count and dtype, as the kernel takes them."""
+    counts = [int(state["step"]) for state in states]
+    found: dict[tuple[int, torch.dtype], list[int]] = {}
+    for i, (count, target) in enumerate(zip(counts, targets, strict=True)):
+        found.setdefault((count, target.dtype), []).append(i)
+    return [
+        Bound([targets[i] for i in some], [states[i] for i in some], [places[i] for i in some])
+        for some in found.values()
+    ]
 
 
 def _kernel(

@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Blend, Node, Settings, Transform, Write, blended, require, scalar
+from projcore import Blend, Node, Settings, Transform, Write, Writer, blended, require, scalar
 from projcore.ops import add_squares_, as_given, as_real, lerp_, once, require_choice
 from projcore_adaptive._betas import require_betas
-from projcore_adaptive._fused import EpsMode, Terms, can_fuse, fused_direction, fused_writes
+from projcore_adaptive._fused import (
+    PLAIN,
+    Bound,
+    EpsMode,
+    Terms,
+    bind,
+    can_fuse,
+    fused_direction,
+)
 
 
 def adam_update(
@@ -161,7 +169,6 @@ class Adam(Transform):
         self.amsgrad = amsgrad
         self.eps_mode: EpsMode = eps_mode
         self.bias_correction = bias_correction
-        self.single_pass = not amsgrad
         super().__init__({"betas": betas, "eps": eps})
 
     def check(self, settings: Settings) -> None:
@@ -182,19 +189,8 @@ class Adam(Transform):
     ) -> list[Tensor]:
         return adam_direction(tensors, states, settings[0], self.eps_mode, self.bias_correction)
 
-    def writes(
-        self,
-        targets: list[Tensor],
-        blends: list[Blend],
-        tensors: list[Tensor],
-        params: list[Tensor] | None,
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
-    ) -> list[Write]:
-        ways = (self.eps_mode, self.bias_correction)
-        return adam_writes(targets, blends, tensors, states, settings[0], *ways)
+    def writer(self, targets: list[Tensor]) -> Writer | str:
+        return adam_writer(targets, self.eps_mode, self.bias_correction)
 
 
 class AdamW(Transform):
@@ -264,20 +260,8 @@ class AdamW(Transform):
         decay_(update, params, scalar(settings[0]["weight_decay"]))
         return update
 
-    def writes(
-        self,
-        targets: list[Tensor],
-        blends: list[Blend],
-        tensors: list[Tensor],
-        params: list[Tensor] | None,
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
-    ) -> list[Write]:
-        own = scalar(settings[0]["weight_decay"])
-        blends = [Blend(scale, decay + scale * own) for scale, decay in blends]
-        return adam_writes(targets, blends, tensors, states, settings[0])
+    def writer(self, targets: list[Tensor]) -> Writer | str:
+        return adam_writer(targets, decoupled=True)
 
 
 def init_moments(tensor: Tensor, amsgrad: bool = False) -> dict[str, Tensor | float]:
@@ -317,38 +301,101 @@ def adam_direction(
     return as_given(result, tensors)
 
 
-def adam_writes(
+def adam_writer(
     targets: list[Tensor],
-    blends: list[Blend],
-    tensors: list[Tensor],
-    states: list[Node],
-    settings: Settings,
     eps_mode: EpsMode = "corrected",
     bias_correction: bool = True,
-) -> list[Write]:
-    """Returns what writes parameters: torch's fused kernel, or where it cannot, a direction."""
-    p, u = as_real(targets), as_real(tensors)
-    m = as_real([state["exp_avg"] for state in states])
-    v = as_real([state["exp_avg_sq"] for state in states])
-    chosen: list[int] = []
-    others: list[int] = []
-    for i, (state, (scale, decay)) in enumerate(zip(states, blends, strict=True)):
-        # The kernel multiplies the decay by the scale.
-        plain = "max_exp_avg_sq" not in state and (scale != 0 or decay == 0)
-        (chosen if plain and can_fuse(u[i], m[i], v[i], p[i]) else others).append(i)
-    made = []
-    if chosen:
-        steps = [states[i]["step"] for i in chosen]
-        torch._foreach_add_(steps, 1)
-        p, u, m, v = ([each[i] for i in chosen] for each in (p, u, m, v))
-        (beta1, beta2), eps = settings["betas"], scalar(settings["eps"])
-        terms = Terms(scalar(beta1), scalar(beta2), eps, eps_mode, bias_correction)
-        made += fused_writes(p, [blends[i] for i in chosen], u, m, v, steps, terms)
-    if others:
-        some, nodes = [tensors[i] for i in others], [states[i] for i in others]
-        update = adam_direction(some, nodes, settings, eps_mode, bias_correction)
-        made += blended([targets[i] for i in others], update, [blends[i] for i in others])
-    return made
+    decoupled: bool = False,
+) -> Writer | str:
+    """Returns what writes parameters by torch's fused kernel, or why nothing does."""
+    if not any(map(can_fuse, as_real(targets))):
+        return "torch's fused Adam is used for contiguous tensors on the CPU"
+    return AdamWriter(eps_mode, bias_correction, decoupled)
+
+
+class AdamWriter(Writer):
+    """Writes parameters by torch's fused Adam; those that it cannot take, by a direction.
+
+    Args:
+        eps_mode: As of `Adam`.
+        bias_correction: As of `Adam`.
+        decoupled: Whether the settings have a ``weight_decay``.
+    """
+
+    kernel = "torch's fused Adam"
+
+    def __init__(self, eps_mode: EpsMode, bias_correction: bool, decoupled: bool) -> None:
+        self.eps_mode: EpsMode = eps_mode
+        self.bias_correction = bias_correction
+        self.decoupled = decoupled
+        self._states: list[Node] | None = None
+        self._bound: list[Bound] = []
+        self._others: list[int] = []
+
+    def __call__(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        if self._states is not states:
+            self._bind(targets, states)
+        values = settings[0]
+        if self.decoupled:
+            own = scalar(values["weight_decay"])
+            blends = [Blend(scale, decay + scale * own) for scale, decay in _shared(blends)]
+            blends = blends * (len(targets) // len(blends))
+        (beta1, beta2), eps = values["betas"], scalar(values["eps"])
+        terms = Terms(scalar(beta1), scalar(beta2), eps, self.eps_mode, self.bias_correction)
+        made, others = [], list(self._others)
+        for bound in self._bound:
+            p, u, how = targets, tensors, blends
+            if len(bound.places) < len(tensors):
+                p, u = ([each[i] for i in bound.places] for each in (p, u))
+                how = [blends[i] for i in bound.places]
+            p, u = as_real(p), as_real(u)
+            scale, decay = how[0]
+            # The kernel multiplies the decay by the scale.
+            same = how.count(how[0]) == len(how) and (scale or not decay)
+            count = bound.count() if same and _all_plain(p) and _all_plain(u) else None
+            if count is None:
+                others += bound.places
+            else:
+                made.append(bound.write(count + 1, p, u, how[0], terms))
+        if others:
+            some, nodes = [tensors[i] for i in others], [states[i] for i in others]
+            update = adam_direction(some, nodes, values, self.eps_mode, self.bias_correction)
+            made += blended([targets[i] for i in others], update, [blends[i] for i in others])
+        return made
+
+    def _bind(self, targets: list[Tensor], states: list[Node]) -> None:
+        """Finds which of the tensors the kernel takes, and puts their lists together."""
+        p = as_real(targets)
+        m = as_real([state["exp_avg"] for state in states])
+        v = as_real([state["exp_avg_sq"] for state in states])
+        known = "max_exp_avg_sq" if "max_exp_avg_sq" in states[0] else "exp_avg_sq"
+        largest = as_real([state[known] for state in states])
+        fuse = [can_fuse(*each) for each in zip(p, m, v, largest, strict=True)]
+        places = [i for i, each in enumerate(fuse) if each]
+        self._others = [i for i, each in enumerate(fuse) if not each]
+        self.repeatable = not self._others  # a direction moves the moments when it is made
+        self._bound = bind([p[i] for i in places], [states[i] for i in places], places)
+        self._states = states
+
+
+def _shared(blends: list[Blend]) -> list[Blend]:
+    """Returns the one blend of all, if they share it."""
+    return blends[:1] if blends.count(blends[0]) == len(blends) else blends
+
+
+def _all_plain(tensors: list[Tensor]) -> bool:
+    """Whether all are contiguous, and of torch's own class."""
+    return PLAIN.issuperset(map(type, tensors)) and all(map(Tensor.is_contiguous, tensors))
 
 
 def decay_(update: list[Tensor], params: list[Tensor], weight_decay: float | Tensor) -> None:

@@ -46,7 +46,6 @@ class BiasCorrection(Transform):
     """
 
     scope = "element"
-    affine = True
     kinds = {"step": "scalar"}
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999)) -> None:
@@ -61,7 +60,8 @@ class BiasCorrection(Transform):
     def coefficients(
         self, states: list[Node], settings: list[Settings]
     ) -> list[tuple[float, float]]:
-        torch._foreach_add_([state["step"] for state in states], 1)
+        if states:
+            torch._foreach_add_([state["step"] for state in states], 1)
         beta1, beta2 = (scalar(beta) for beta in settings[0]["betas"])
         counts = [scalar(state["step"]) for state in states]
         return [((1 - beta2**t) ** 0.5 / (1 - beta1**t), 0.0) for t in counts]

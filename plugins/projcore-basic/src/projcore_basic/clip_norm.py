@@ -19,9 +19,8 @@ from projcore_basic._norms import (
 TINY = 1e-6
 
 
-def clip_whole(tensors: list[Tensor], max_norm: float | Tensor, norm: Tensor) -> list[Tensor]:
-    """Scales all tensors by one factor, ``min(1, max_norm / (norm of all + 1e-6))``."""
-    factor = (max_norm / (norm + TINY)).clamp(max=1.0)
+def multiply(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
+    """Multiplies all tensors, on whatever devices, by one number."""
     if all(tensor.device == factor.device for tensor in tensors):
         return list(torch._foreach_mul(tensors, factor))
     return [tensor * factor.to(tensor.device) for tensor in tensors]
@@ -95,6 +94,24 @@ class ClipNorm(Transform):
     def check(self, settings: Settings) -> None:
         require(self, "max_norm", settings["max_norm"], above=0)
 
+    def common_factor(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> Tensor | None:
+        if self.scope == "tensor":
+            return None
+        if not tensors:
+            return torch.ones((), device="cpu")
+        norm = whole_norm(tensors, self.order)
+        refuse_nonfinite(self, [norm], self.nonfinite)
+        factor: Tensor = (common(self, settings)["max_norm"] / (norm + TINY)).clamp(max=1.0)
+        return factor
+
     def apply(
         self,
         tensors: list[Tensor],
@@ -109,6 +126,6 @@ class ClipNorm(Transform):
             each = norms(tensors, batch_dims, self.order)
             refuse_nonfinite(self, each, self.nonfinite)
             return clip_each(tensors, settings[0]["max_norm"], each)
-        norm = whole_norm(tensors, self.order)
-        refuse_nonfinite(self, [norm], self.nonfinite)
-        return clip_whole(tensors, common(self, settings)["max_norm"], norm)
+        factor = self.common_factor(tensors, params, grads, loss, states, settings)
+        assert factor is not None
+        return multiply(tensors, factor)

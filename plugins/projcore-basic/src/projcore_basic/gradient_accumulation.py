@@ -13,9 +13,9 @@ from projcore import (
     Module,
     Node,
     Objective,
-    ProjectionBase,
-    Row,
+    Planner,
     Settings,
+    Space,
     State,
     as_module,
     require,
@@ -81,7 +81,6 @@ class GradientAccumulation(Module):
                 "micro-batch is not that of all. Put it outside, and accumulate in the closure."
             )
         self.mean = mean
-        self.final = chain.final
         super().__init__({"period": period}, modules=chain)
 
     def check(self, settings: Settings) -> None:
@@ -99,17 +98,15 @@ class GradientAccumulation(Module):
             memory["total_grad"] = torch.zeros_like(tensor)
         return memory
 
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        super().prepare(objective, state, rows)
-        self.children[INNER].prepare(objective, state.child(INNER), rows)
+    def plan(self, planner: Planner, space: Space) -> None:
+        planner.step(self, space, runs=[self._inside])
+
+    def _inside(self, planner: Planner, space: Space) -> None:
+        self.children[INNER].plan(planner, space.child(INNER))
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         nodes = state.nodes
-        fresh = any("count" not in node for node in nodes)
-        settings = self.remember(objective, state)
-        if fresh and not _learns(self):
-            # Memory is there from the first step on, whichever tensors are due first.
-            self.children[INNER].prepare(objective, state.child(INNER), [])
+        settings = objective.settings(state.path)
         active = objective.active if objective.active is not None else range(len(update))
         due = [i for i in active if nodes[i]["count"] + 1 >= settings[i]["period"]]
         sources = {"total": update}
@@ -122,7 +119,7 @@ class GradientAccumulation(Module):
             }
             grads = full.get("total_grad", full["total"])  # if not asked for, any will do
             inside = objective.replace(grads, due if len(due) < len(update) else None)
-            done = self.children[INNER].step(full["total"], inside, state.child(INNER))
+            done = inside.run(self._inside, full["total"], state)
             for i in due:
                 result[i] = done[i]
         # Only now, so that a step that fails inside can be taken again.
@@ -150,13 +147,6 @@ class GradientAccumulation(Module):
         for i, total in zip(due, totals, strict=True):
             result[i] = total
         return result
-
-
-def _learns(module: Module) -> bool:
-    """Whether a projection inside learns its map, and so has to wait for gradients."""
-    if isinstance(module, ProjectionBase) and module.learns:
-        return True
-    return any(map(_learns, module.children.values()))
 
 
 def _zeros(tensor: Tensor) -> Tensor:

@@ -26,8 +26,6 @@ class LR(Transform):
     """
 
     scope = "element"
-    affine = True
-    single_pass = True
 
     def __init__(self, lr: float | Tensor) -> None:
         super().__init__({"lr": lr})

@@ -8,24 +8,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from projcore import Module, Node, Optimizer, Settings, Transform, require, scalar
+from projcore import Module, Node, Observer, Optimizer, Settings, require, scalar
 from projcore.errors import ArgumentError, StepError
-from projcore.ops import once
+from projcore.ops import lerp_, once
 
 
 def average_(
-    averages: list[Tensor], points: list[Tensor], steps: list[Tensor], beta: float | Tensor | None
+    averages: list[Tensor], points: list[Tensor], counts: list[Tensor], beta: float | Tensor | None
 ) -> None:
-    """Counts a point, and moves the averages towards it: to it at the first."""
-    torch._foreach_add_(steps, 1)
-    counts = [scalar(step) for step in steps]
-    weights = [1 / n for n in counts] if beta is None else [1 - beta * (n > 1) for n in counts]
-    change = torch._foreach_sub(points, averages)
-    torch._foreach_mul_(change, once(weights))
-    torch._foreach_add_(averages, change)
+    """Moves averages towards points, of which each is the one of that count: to it at the first."""
+    numbers = [scalar(count) for count in counts]
+    weights = [1 / n for n in numbers] if beta is None else [1 - beta * (n > 1) for n in numbers]
+    wide = [point.to(average.dtype) for point, average in zip(points, averages, strict=True)]
+    lerp_(averages, wide, once(weights))
 
 
-class PolyakAveraging(Transform):
+class PolyakAveraging(Observer):
     r"""Keeps an average of the parameters; leaves the update as it is.
 
     With :math:`p_t` the parameters after step :math:`t`, the first of which is 1,
@@ -73,10 +71,7 @@ class PolyakAveraging(Transform):
     """
 
     scope = "element"
-    needs = frozenset({"params"})
     kinds = {"average": "first", "step": "scalar"}
-    final = True
-    observes = True
 
     def __init__(self, beta: float | None = None) -> None:
         super().__init__({"beta": beta})
@@ -92,23 +87,12 @@ class PolyakAveraging(Transform):
             "step": torch.zeros((), dtype=torch.int64, device="cpu"),
         }
 
-    def apply(
-        self,
-        tensors: list[Tensor],
-        params: list[Tensor] | None,
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
-    ) -> list[Tensor]:
-        assert params is not None
-        average_(
-            [state["average"] for state in states],
-            list(torch._foreach_sub(params, tensors)),
-            [state["step"] for state in states],
-            scalar(settings[0]["beta"]),
-        )
-        return tensors
+    def observe(self, params: list[Tensor], states: list[Node], settings: list[Settings]) -> None:
+        counts = torch._foreach_add([state["step"] for state in states], 1)
+        averages = [state["average"] for state in states]
+        average_(averages, params, list(counts), scalar(settings[0]["beta"]))
+        for state, count in zip(states, counts, strict=True):  # once the point is in, as it counts
+            state["step"] = count
 
 
 def averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:

@@ -31,8 +31,6 @@ class Scale(Transform):
     """
 
     scope = "element"
-    affine = True
-    single_pass = True
 
     def __init__(self, factor: float | Tensor = 1.0) -> None:
         super().__init__({"factor": factor})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from projcore import Node, Objective, Optimizer, Row, Settings, State, Transform, require, scalar
+from projcore import Node, Optimizer, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, ProjcoreError, suggest
 
 # What one element of the step depends on, for torch's own; "all" is safe for every other.
@@ -153,11 +153,6 @@ class TorchOptim(Transform):
         with torch.random.fork_rng(devices):
             self._step([zeros], [zeros], nodes, [settings])
         return {**nodes[0], STEPS: 0}
-
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        super().prepare(objective, state, rows)
-        if not all(state.nodes):
-            rows[-1] = rows[-1]._replace(shapes=())  # what it will keep is not known
 
     # As torch.optim does it; torch.compiler.disable would import the compiler, which takes seconds.
     @torch._disable_dynamo  # type: ignore[attr-defined]

@@ -69,7 +69,6 @@ class WeightDecay(Transform):
                 "signs (1). Pass one of these."
             )
         self.norm = norm
-        self.affine = norm == 2
         super().__init__({"weight_decay": weight_decay})
 
     def check(self, settings: Settings) -> None:
@@ -77,7 +76,9 @@ class WeightDecay(Transform):
 
     def coefficients(
         self, states: list[Node], settings: list[Settings]
-    ) -> list[tuple[float, float]]:
+    ) -> list[tuple[float, float]] | None:
+        if self.norm != 2:
+            return None
         return [(1.0, scalar(settings[0]["weight_decay"]))] * len(states)
 
     def apply(

@@ -62,7 +62,6 @@ class To(ProjectionBase):
         self.dtype = as_dtype(dtype)
         self.device = as_device(device)
         self.master = master
-        self.final = master
         if master:
             self.needs = frozenset({"params"})
         chain = as_module(modules)
@@ -73,22 +72,27 @@ class To(ProjectionBase):
             )
         super().__init__(chain, project_update=True, project_params=True, project_grad=True)
 
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
+        if not self.master:
+            return {}
+        # Not a number, so that `refresh` takes the parameter itself.
+        return {"master": torch.full_like(self._cast(tensor), torch.nan)}
+
     def refresh(  # type: ignore[override]  # it learns from no data
         self, params: list[Tensor], states: list[Node]
-    ) -> list[Node | None] | None:
+    ) -> None:
+        """Takes over parameters that are not the rounding of their masters."""
         if not self.master:
-            return None
-        return [
-            {"master": self._current_master(state.get("master"), param)}
-            for state, param in zip(states, params, strict=True)
-        ]
+            return
+        for state, param in zip(states, params, strict=True):
+            master = state["master"]
+            # The same again if nobody has changed the parameter, so a step that fails does no harm.
+            master.copy_(self._master_of(param, self._cast(param), master))
 
-    def _current_master(self, master: Tensor | None, param: Tensor) -> Tensor:
-        cast = self._cast(param)
-        if master is None:
-            return cast.clone()
-        rounded = master.to(param.dtype).to(master.dtype)
-        return torch.where((rounded == cast) | (cast != cast), master, cast)
+    def targets(
+        self, params: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Tensor] | None:
+        return [state["master"] for state in states] if self.master else None
 
     def project(
         self,
@@ -102,8 +106,10 @@ class To(ProjectionBase):
     ) -> list[Tensor]:
         if self.master and current == "params":
             return [
-                self._current_master(state["master"], tensor)
-                for state, tensor in zip(states, tensors, strict=True)
+                state["master"]
+                if tensor is param
+                else self._master_of(tensor, self._cast(tensor), state["master"])
+                for tensor, param, state in zip(tensors, params, states, strict=True)
             ]
         return [self._cast(tensor) for tensor in tensors]
 
@@ -141,6 +147,11 @@ class To(ProjectionBase):
             rounded = state["master"].to(param.dtype).to(update.dtype)
             updates.append((self._cast(param) - rounded).to(param.device))
         return updates
+
+    def _master_of(self, param: Tensor, cast: Tensor, master: Tensor) -> Tensor:
+        """Returns a master, or the parameter where that is not its rounding any more."""
+        rounded = master.to(param.dtype).to(master.dtype)
+        return torch.where((rounded == cast) | (cast != cast), master, cast)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype or tensor.dtype

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from projcore import Policy, require
+from projcore import OnRefresh, require
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import require_choice
 from projcore_lowrank._combine import Rule
@@ -19,7 +19,7 @@ Nonfinite = Literal["raise", "skip"]
 CHOICES: dict[str, Any] = {
     "side": Side,
     "folding": Folding,
-    "policy": Policy,
+    "policy": OnRefresh,
     "second": Second,
     "combine": Rule,
     "source": Source,
@@ -70,7 +70,7 @@ class Options:
     residual_scale: float = 1.0
     side: Side = "std"
     folding: Folding = "fold"
-    policy: Policy = "keep"
+    policy: OnRefresh = "keep"
     second: Second = "squared"
     stagger: bool = False
     combine: Rule = "unproject"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Blend, Node, Policy, Settings, Write
+from projcore import Blend, Node, OnRefresh, Settings, Write
 from projcore.errors import ArgumentError
 from projcore.ops import require_choice
 from projcore_lowrank._combine import Parts, Rule, signs
@@ -144,7 +144,7 @@ class CoordinateSubspace(Chosen):
         period: int = 200,
         seed: int = 0,
         scale: float = 1.0,
-        policy: Policy = "reset",
+        policy: OnRefresh = "reset",
         second: Second = "squared",
         stagger: bool = True,
         combine: Rule = "unproject",

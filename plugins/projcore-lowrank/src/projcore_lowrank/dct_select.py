@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Policy, Settings
+from projcore import Node, OnRefresh, Settings
 from projcore.errors import ArgumentError
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
@@ -102,7 +102,7 @@ class DCTSelect(Chosen):
         norm: Norm = 1,
         scale: float = 1.0,
         side: Side = "std",
-        policy: Policy = "keep",
+        policy: OnRefresh = "keep",
         second: Second = "squared",
         stagger: bool = True,
         combine: Rule = "unproject",

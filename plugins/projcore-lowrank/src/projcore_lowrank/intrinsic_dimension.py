@@ -93,7 +93,7 @@ class IntrinsicDimension(ProjectionBase):
     """
 
     kinds = {"seed": "fixed", "plane": "fixed", "dimension": "fixed", "elements": "fixed"}
-    policy = "reset"  # the map changes when parameters are added, and then altogether
+    on_refresh = "reset"  # the map changes when parameters are added, and then altogether
     traceable = False  # random numbers from generators of its own
 
     def __init__(

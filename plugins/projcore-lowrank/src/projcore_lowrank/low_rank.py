@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Policy, Settings
+from projcore import Node, OnRefresh, Settings
 from projcore.ops import require_choice
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
@@ -156,7 +156,7 @@ class LowRank(Learnt):
         scale: float = 1.0,
         side: Side = "std",
         refresh: Refresh = "subspace",
-        policy: Policy = "keep",
+        policy: OnRefresh = "keep",
         second: Second = "squared",
         stagger: bool = True,
         combine: Rule = "unproject",

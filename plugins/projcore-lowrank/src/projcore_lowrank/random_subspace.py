@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Current, Node, Policy, Settings, require
+from projcore import Current, Node, OnRefresh, Settings, require
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import require_choice
 from projcore_lowrank._combine import Rule
@@ -121,7 +121,7 @@ class RandomSubspace(Subspace):
         seed: int = 0,
         scale: float = 1.0,
         side: Side = "std",
-        policy: Policy = "keep",
+        policy: OnRefresh = "keep",
         second: Second = "squared",
         stagger: bool = True,
         combine: Rule = "unproject",
@@ -266,9 +266,11 @@ class RandomSubspace(Subspace):
         states: list[Node],
         settings: list[Settings],
         current: Current,
+        scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
         if self.orthonormal or current != "params":
-            return super().project(tensors, params, grads, loss, states, settings, current)
+            facts = (params, grads, loss)
+            return super().project(tensors, *facts, states, settings, current, scratch)
         return [
             self._solve(matrix, state)
             for matrix, state in zip(self._matrices(tensors, settings), states, strict=True)

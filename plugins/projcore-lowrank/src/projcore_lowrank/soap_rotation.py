@@ -9,7 +9,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from projcore import Current, Kind, Node, Objective, ProjectionBase, Settings, State, require
+from projcore import (
+    Current,
+    Kind,
+    Node,
+    Objective,
+    Planner,
+    ProjectionBase,
+    Settings,
+    Space,
+    State,
+    require,
+)
 from projcore.errors import ArgumentError, NonFiniteError, StepError
 from projcore.ops import require_choice
 from projcore_lowrank._modes import multiply, unfold
@@ -96,7 +107,7 @@ class SOAPRotation(ProjectionBase):
     """
 
     scope = "tensor"
-    policy = "transport"
+    on_refresh = "transport"
     traceable = False  # refresh branches on the count of steps
 
     def __init__(
@@ -161,13 +172,17 @@ class SOAPRotation(ProjectionBase):
             memory[f"order{k}"] = order
         return memory
 
+    def plan(self, planner: Planner, space: Space) -> None:
+        if self.skip_first and not space.batch_dims:
+            planner.step(self, space, runs=[super().plan])
+        else:
+            super().plan(planner, space)
+
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        if not self.skip_first or objective.batch_dims:
-            return super().step(update, objective, state)
         active = range(len(update)) if objective.active is None else objective.active
         new = [i for i in active if not state.nodes[i].get("step")]
         if not new:
-            return super().step(update, objective, state)
+            return objective.run(super().plan, update, state)
         settings = objective.settings(state.path)
         for i in new:
             state.nodes[i].update(self.init(objective.template[i], settings[i]))
@@ -180,7 +195,7 @@ class SOAPRotation(ProjectionBase):
         known = sorted(set(active) - set(new))
         if known:
             part = [update[i] for i in known]
-            done = super().step(part, objective.select(known), state.select(known))
+            done = objective.select(known).run(super().plan, part, state.select(known))
             for i, tensor in zip(known, done, strict=True):
                 result[i] = tensor
         return result

@@ -21,7 +21,7 @@ from projcore_lowrank._options import SETTINGS, Options, as_dtype
 End = Literal["left", "right"]
 GOLDEN = (5**0.5 - 1) / 2
 ENDS: tuple[End, ...] = get_args(End)
-OUTSIDE = "norms_outside"  # an attribute of a projected tensor: of what it was made from
+OUTSIDE = "norms_outside"  # in scratch: the norms of the tensors that were projected
 
 
 class Subspace(ProjectionBase):
@@ -53,8 +53,7 @@ class Subspace(ProjectionBase):
         options.check(self)
         self.options = options
         self.compute_dtype = as_dtype(self, options.compute_dtype)
-        self.policy = options.policy
-        self.spends = options.combine == "unproject" and not options.error_feedback
+        self.on_refresh = options.policy
         if options.source == "gradient":
             self.needs = frozenset({"grads"})
         super().__init__(
@@ -252,17 +251,16 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
         current: Current,
+        scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
-        matrices = self._matrices(tensors, settings)
-        asks_norms = current == "update" and self._asks_norms
-        projected = []
-        for matrix, state in zip(matrices, states, strict=True):
-            norms = self._norms_of(matrix, state) if asks_norms else None
-            low = self._down(matrix, state)
-            if norms is not None:
-                # For `combine`; taken here, where the product finds the matrix in the cache.
-                setattr(low, OUTSIDE, norms)
-            projected.append(low)
+        outside = scratch if current == "update" and self._asks_norms else None
+        projected, norms = [], []
+        for matrix, state in zip(self._matrices(tensors, settings), states, strict=True):
+            if outside is not None:  # here the product finds the matrix in the cache
+                norms.append(self._norms_of(matrix, state))
+            projected.append(self._down(matrix, state))
+        if outside is not None:
+            outside[OUTSIDE] = norms
         return projected
 
     def unproject(
@@ -348,9 +346,10 @@ class Subspace(ProjectionBase):
         loss: Tensor | None,
         states: list[Node],
         settings: list[Settings],
+        scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
         full = self._matrices(tensors, settings)
-        made = self._parts(full, projected, result, states, settings)
+        made = self._parts(full, projected, result, states, settings, scratch or {})
         return [
             self._update(matrix, low, parts, state).reshape(tensor.shape)
             for tensor, matrix, low, parts, state in zip(
@@ -358,7 +357,10 @@ class Subspace(ProjectionBase):
             )
         ]
 
-    def writes(
+    def writer(self, targets: list[Tensor]) -> Callable[..., list[Write]] | str:
+        return self._writes
+
+    def _writes(
         self,
         targets: list[Tensor],
         blends: list[Blend],
@@ -370,9 +372,10 @@ class Subspace(ProjectionBase):
         loss: Tensor | None,
         states: list[Node],
         settings: list[Settings],
+        scratch: dict[str, Any] | None = None,
     ) -> list[Write]:
         full = self._matrices(tensors, settings)
-        made = self._parts(full, projected, result, states, settings)
+        made = self._parts(full, projected, result, states, settings, scratch or {})
         operations: list[Write] = []
         for i, (target, blend, parts) in enumerate(zip(targets, blends, made, strict=True)):
             view = view_of(target, full[i].shape)
@@ -390,6 +393,7 @@ class Subspace(ProjectionBase):
         result: list[Tensor],
         states: list[Node],
         settings: list[Settings],
+        scratch: dict[str, Any],
     ) -> list[Parts]:
         """Returns what updates are made of, and keeps what the next step needs of these."""
         if self.options.error_feedback:
@@ -411,7 +415,7 @@ class Subspace(ProjectionBase):
                 Parts(out, scale, signs=residual)
                 for out, scale, residual in zip(result, scales, residuals, strict=True)
             ]
-        return self._scaled_parts(full, projected, result, states, scales)
+        return self._scaled_parts(full, projected, result, states, scales, scratch)
 
     def _scaled_parts(
         self,
@@ -420,16 +424,14 @@ class Subspace(ProjectionBase):
         result: list[Tensor],
         states: list[Node],
         scales: list[float],
+        scratch: dict[str, Any],
     ) -> list[Parts]:
         """Returns the parts by a rule that scales what comes in, and keeps their norms."""
         made: list[Any] = [None] * len(full)
         outside: list[Any] = [None] * len(full)
         if self._asks_norms:
-            outside = [
-                # If it was the gradient that was projected, the update has not been measured.
-                getattr(low, OUTSIDE) if hasattr(low, OUTSIDE) else self._norms_of(matrix, state)
-                for low, matrix, state in zip(projected, full, states, strict=True)
-            ]
+            # If it was the gradient that was projected, the update has not been measured.
+            outside = scratch.get(OUTSIDE) or list(map(self._norms_of, full, states))
         for places in _alike(full):
             given = _combine.Given(
                 [full[i] for i in places],

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from projcore import Current, Kind, Node, Policy, ProjectionBase, Settings, require
+from projcore import Current, Kind, Node, OnRefresh, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, NonFiniteError
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank._subspace import dominant
@@ -103,7 +103,7 @@ class Tucker(ProjectionBase):
         refresh: Refresh = "hosvd",
         iterations: int = 10,
         min_ndim: int = 3,
-        policy: Policy = "keep",
+        policy: OnRefresh = "keep",
         source: Source = "update",
         nonfinite: Nonfinite = "raise",
         project_update: bool = True,
@@ -112,7 +112,7 @@ class Tucker(ProjectionBase):
     ) -> None:
         for name, value, choices in (
             ("refresh", refresh, Refresh),
-            ("policy", policy, Policy),
+            ("policy", policy, OnRefresh),
             ("source", source, Source),
             ("nonfinite", nonfinite, Nonfinite),
         ):
@@ -123,7 +123,7 @@ class Tucker(ProjectionBase):
                 )
         require(self, "iterations", iterations, minimum=1)
         self.iterations = iterations if refresh == "hooi" else 0
-        self.policy = policy
+        self.on_refresh = policy
         self.nonfinite = nonfinite
         if source == "gradient":
             self.needs = frozenset({"grads"})

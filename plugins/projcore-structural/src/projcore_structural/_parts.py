@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from projcore import Module, Node, Objective, ProjectionBase, Row, Rules, State
+from projcore import Module, Node, Planner, ProjectionBase, Rules, Space
 from projcore.errors import ArgumentError
 
 
@@ -23,7 +22,7 @@ class Parted(ProjectionBase):
     kinds = {"part": "fixed"}
 
     @abstractmethod
-    def parts(self, objective: Objective) -> Sequence[int] | None:
+    def parts(self, planner: Planner, space: Space) -> Sequence[int] | None:
         """Returns the number of each tensor, or None to note none."""
 
     def numbers(
@@ -34,77 +33,52 @@ class Parted(ProjectionBase):
             return rules.choose([None] * len(params), params)
         return [state.get("part", 0) for state in states]
 
-    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        if any("part" not in node for node in state.nodes):
-            self._note(objective, state)
-        return super().step(update, objective, state)
-
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        self._note(objective, state)
-        super().prepare(objective, state, rows)
-
-    def _note(self, objective: Objective, state: State) -> None:
-        for node, part in zip(state.nodes, self.parts(objective) or (), strict=False):
-            node["part"] = part
+    def plan(self, planner: Planner, space: Space) -> None:
+        numbers = self.parts(planner, space)
+        if numbers is not None:
+            planner.note(space, "part", numbers)
+        super().plan(planner, space)
 
 
 def choose(
-    rules: Rules, objective: Objective, given: tuple[int | None, ...] | None = None
+    planner: Planner, rules: Rules, space: Space, given: Sequence[int | None] | None = None
 ) -> list[int]:
-    """Returns, for each tensor of a space, the index given, or of the first rule that holds."""
-    tensors = items(objective)
-    shapes, dtypes = tuple(t.shape for t in tensors), tuple(t.dtype for t in tensors)
-    return _choose(rules, tuple(objective.names), shapes, dtypes, tuple(objective.groups), given)
+    """Returns, for each tensor of a space, the index given, or of the first rule that holds.
 
-
-def choose_all(
-    rules: Rules, objective: Objective, given: tuple[int | None, ...] | None = None
-) -> list[int]:
-    """As `choose`, when an optimizer is built: a rule that holds for no tensor is an error."""
+    Raises:
+        ArgumentError: When an optimizer is built, if a rule holds for no tensor.
+    """
+    tensors = items(space)
+    if not planner.building:
+        return rules.choose(space.names, tensors, groups=space.groups, given=given)
     return rules.choose(
-        objective.names,
-        items(objective),
-        groups=objective.groups,
-        complete=objective.absent is not None,
+        space.names,
+        tensors,
+        groups=space.groups,
+        complete=space.absent is not None,
         given=given,
-        absent=objective.absent or (),
+        absent=space.absent or (),
     )
 
 
-def items(objective: Objective) -> list[Tensor]:
-    """One tensor for each of the objective's, without its dimensions of a batch."""
-    if not objective.batch_dims:
-        return objective.template
-    shapes = [tensor.shape[objective.batch_dims :] for tensor in objective.template]
+def items(space: Space) -> Sequence[Tensor]:
+    """One tensor for each of a space, without its dimensions of a batch."""
+    if not space.batch_dims:
+        return space.template
+    shapes = [tensor.shape[space.batch_dims :] for tensor in space.template]
     return [
         tensor.new_empty(shape, device="meta")
-        for tensor, shape in zip(objective.template, shapes, strict=True)
+        for tensor, shape in zip(space.template, shapes, strict=True)
     ]
 
 
-@lru_cache(maxsize=256)
-def _choose(
-    rules: Rules,
-    names: tuple[str | None, ...],
-    shapes: tuple[torch.Size, ...],
-    dtypes: tuple[torch.dtype, ...],
-    groups: tuple[Hashable, ...],
-    given: tuple[int | None, ...] | None,
-) -> list[int]:
-    tensors = [
-        torch.empty(shape, dtype=dtype, device="meta")
-        for shape, dtype in zip(shapes, dtypes, strict=True)
-    ]
-    return rules.choose(names, tensors, groups=groups, given=given)
-
-
-def refuse_stacks(module: Module, objective: Objective) -> None:
+def refuse_stacks(module: Module, space: Space) -> None:
     """Raises if a projection of scope ``"all"``, which takes a stack for one tensor, is given one.
 
     Raises:
         ArgumentError: If it is.
     """
-    if objective.batch_dims:
+    if space.batch_dims:
         name = type(module).__name__
         raise ArgumentError(
             f"{name} stands inside a projection that hands in stacks, which it would take for "

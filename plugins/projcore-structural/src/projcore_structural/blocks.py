@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Objective, ProjectionBase, Row, Settings, State
+from projcore import Node, Planner, ProjectionBase, Settings, Space
 from projcore.errors import ArgumentError
 from projcore_structural._parts import alike, as_tuple, refuse_stacks, stack
 
@@ -88,16 +88,16 @@ class BlockPartition(ProjectionBase):
         self.numbers = numbers
         super().__init__(modules, project_update, project_params, project_grad)
 
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        refuse_stacks(self, objective)
-        super().prepare(objective, state, rows)
+    def plan(self, planner: Planner, space: Space) -> None:
+        refuse_stacks(self, space)
+        super().plan(planner, space)
 
     def origins(
         self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
     ) -> list[list[int]]:
         return [
             sorted({i for region in regions for i in region.indices})
-            for regions in self._plan(params)
+            for regions in self._stacks(params)
         ]
 
     def project(
@@ -105,7 +105,7 @@ class BlockPartition(ProjectionBase):
     ) -> list[Tensor]:
         wholes: dict[int, Tensor] = {}
         result = []
-        for regions in self._plan(params):
+        for regions in self._stacks(params):
             parts = []
             for region in regions:
                 first = region.indices[0]
@@ -125,7 +125,7 @@ class BlockPartition(ProjectionBase):
     ) -> list[Tensor]:
         wholes: dict[int, Tensor] = {}
         indices = {}
-        for regions, blocks in zip(self._plan(params), projected_tensors, strict=True):
+        for regions, blocks in zip(self._stacks(params), projected_tensors, strict=True):
             pieces = blocks.split([region.count for region in regions])
             for region, piece in zip(regions, pieces, strict=True):
                 first = region.indices[0]
@@ -139,7 +139,7 @@ class BlockPartition(ProjectionBase):
             result.update(zip(indices[first], tensors.unbind(0), strict=True))
         return [result[i] for i in range(len(params))]
 
-    def _plan(self, tensors: Sequence[Tensor]) -> list[list[Region]]:
+    def _stacks(self, tensors: Sequence[Tensor]) -> list[list[Region]]:
         """Returns, for each stack, the regions that its blocks come from."""
         plan: dict[object, list[Region]] = {}
         for indices in alike(tensors, lambda tensor: tuple(tensor.shape)):

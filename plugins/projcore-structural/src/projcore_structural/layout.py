@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Objective, ProjectionBase, Row, Rules, Settings, State
+from projcore import Node, Planner, ProjectionBase, Rules, Settings, Space
 from projcore.errors import ArgumentError
-from projcore_structural._parts import Parted, alike, choose, choose_all
+from projcore_structural._parts import Parted, alike, choose
 
 BY = ("all", "group", "dtype")
 
@@ -102,19 +102,14 @@ class VectorProjection(Parted):
         self.rules = None if isinstance(by, str) else Rules(by, "VectorProjection")
         super().__init__(modules, project_update, project_params, project_grad)
 
-    def parts(self, objective: Objective) -> Sequence[int] | None:
+    def parts(self, planner: Planner, space: Space) -> Sequence[int] | None:
         """The number of each tensor's vector, where groups or names make it."""
         if self.rules is not None:
-            return choose(self.rules, objective)
+            return choose(planner, self.rules, space)
         if self.by != "group":
             return None
-        numbers = {group: i for i, group in enumerate(dict.fromkeys(objective.groups))}
-        return [numbers[group] for group in objective.groups]
-
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        if self.rules is not None:
-            choose_all(self.rules, objective)
-        super().prepare(objective, state, rows)
+        numbers = {group: i for i, group in enumerate(dict.fromkeys(space.groups))}
+        return [numbers[group] for group in space.groups]
 
     def origins(
         self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from projcore import Module, Objective, Row, Rules, Settings, State, as_module
+from projcore import Module, Planner, Rules, Settings, Space, as_module
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore_structural._parts import choose, choose_all
+from projcore_structural._parts import choose
 
 Predicate = Callable[["str | None", Tensor], bool]
 
@@ -41,6 +40,7 @@ class Route(Module):
     Cost: none beside its modules; rules are matched once for each set of shapes and names.
 
     Example:
+        >>> import torch
         >>> from projcore import Optimizer
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
         >>> route = Route({"1.*": "lr(0.01)", "*.weight": ["sign()", "lr(1e-3)"], "*": "lr(0.1)"})
@@ -69,7 +69,6 @@ class Route(Module):
             str(i): as_module(value) for i, value in enumerate(routes.values()) if value is not None
         }
         super().__init__({"route": None}, **modules)
-        self.final = any(module.final for module in modules.values())
 
     def check(self, settings: Settings) -> None:
         route, count = settings["route"], len(self.rules.rules)
@@ -80,49 +79,11 @@ class Route(Module):
             f"from 0 to {count - 1}, or None to go by the rules. Pass one of these."
         )
 
-    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        result = list(update)
-        for name, chosen in self._parts(self._routes(objective, state)):
-            part = [update[i] for i in chosen]
-            done = self.children[name].step(
-                part, objective.select(chosen), state.select(chosen).child(name)
-            )
-            for i, tensor in zip(chosen, done, strict=True):
-                result[i] = tensor
-        return result
-
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        routes = choose_all(self.rules, objective, self._given(objective, state))
-        for node, route in zip(state.nodes, routes, strict=True):
-            node["route"] = route
-        shapes = [tuple(tensor.shape) for tensor in objective.template]
-        labels = [str(self.rules.rules[route]) for route in routes]
-        rows.append(Row(state.path, self, shapes, objective.sources, labels))
-        for name, chosen in self._parts(routes):
-            self.children[name].prepare(
-                objective.select(chosen), state.select(chosen).child(name), rows
-            )
-
-    def _routes(self, objective: Objective, state: State) -> Sequence[int]:
-        """The index of each tensor's route; in a trace, as the eager step before noted it."""
-        given = self._given(objective, state)
-        if torch.compiler.is_compiling():
-            noted = [node["route"] for node in state.nodes]
-            return [old if new is None else new for old, new in zip(noted, given, strict=True)]
-        routes = choose(self.rules, objective, given)
-        for node, route in zip(state.nodes, routes, strict=True):
-            node["route"] = route
-        return routes
-
-    def _given(self, objective: Objective, state: State) -> tuple[int | None, ...]:
-        """The route that the group of each tensor names, or None."""
-        return tuple(settings["route"] for settings in objective.settings(state.path))
-
-    def _parts(self, routes: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """The tensors of each route that has modules, with its name."""
-        parts = []
-        for name in self.children:
+    def plan(self, planner: Planner, space: Space) -> None:
+        given = tuple(settings["route"] for settings in space.settings())
+        routes = choose(planner, self.rules, space, given)
+        planner.note(space, "route", routes, [str(self.rules.rules[route]) for route in routes])
+        for name, module in self.children.items():
             chosen = [i for i, route in enumerate(routes) if route == int(name)]
             if chosen:
-                parts.append((name, chosen))
-        return parts
+                module.plan(planner, space.select(chosen).child(name))

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Objective, Row, Rules, Settings, State
+from projcore import Node, Planner, Rules, Settings, Space
 from projcore.errors import ArgumentError
-from projcore_structural._parts import Parted, as_tuple, choose, refuse_stacks
+from projcore_structural._parts import Parted, as_tuple, items, refuse_stacks
 
 
 class SplitFused(Parted):
@@ -85,28 +85,30 @@ class SplitFused(Parted):
             self.rules = Rules([*texts, "*"], "SplitFused")
         super().__init__(modules, project_update, project_params, project_grad)
 
-    def parts(self, objective: Objective) -> Sequence[int] | None:
+    def parts(self, planner: Planner, space: Space) -> Sequence[int] | None:
         """The number of each tensor's rule; the last is of those that no rule names."""
-        return None if self.rules is None else choose(self.rules, objective)
+        if self.rules is None:
+            return None
+        named = self.rules.choose(space.names, items(space), groups=space.groups)
+        last = len(self.rules.rules) - 1
+        for tensor, part in zip(space.template, named, strict=True):
+            if part < last and self.lengths(tensor) is None:
+                raise ArgumentError(
+                    f"{self} was given a tensor of shape {tuple(tensor.shape)}, which its rule "
+                    f"{str(self.rules.rules[part])!r} names. Its parts do not fit dimension "
+                    f"{self.dim}. Correct parts, dim or where."
+                )
+        return named
 
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        refuse_stacks(self, objective)
-        named = self.parts(objective)
-        if named is not None and self.rules is not None:
-            last = len(self.rules.rules) - 1
-            for tensor, part in zip(objective.template, named, strict=True):
-                if part < last and self.lengths(tensor) is None:
-                    raise ArgumentError(
-                        f"{self} was given a tensor of shape {tuple(tensor.shape)}, which its rule "
-                        f"{str(self.rules.rules[part])!r} names. Its parts do not fit dimension "
-                        f"{self.dim}. Correct parts, dim or where."
-                    )
-        super().prepare(objective, state, rows)
-        if all(len(pieces) < 2 for pieces in self._lengths(objective.template, state.nodes)):
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in objective.template[:5])
+    def plan(self, planner: Planner, space: Space) -> None:
+        refuse_stacks(self, space)
+        super().plan(planner, space)
+        lengths = self._lengths(space.template, space.state.nodes)
+        if planner.building and all(len(pieces) < 2 for pieces in lengths):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in space.template[:5])
             raise ArgumentError(
-                f"{self} splits none of its {len(objective.template)} tensors, of shapes {shapes}. "
-                "Correct parts, dim or where, or remove it."
+                f"{self} splits none of its {len(space)} tensors, of shapes {shapes}. Correct "
+                "parts, dim or where, or remove it."
             )
 
     def lengths(self, tensor: Tensor) -> list[int] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from projcore import Node, Objective, ProjectionBase, Row, Settings, State
+from projcore import Node, Planner, ProjectionBase, Settings, Space
 from projcore_structural._parts import alike, refuse_stacks, stack
 
 
@@ -62,9 +62,9 @@ class Stack(ProjectionBase):
     ) -> None:
         super().__init__(modules, project_update, project_params, project_grad)
 
-    def prepare(self, objective: Objective, state: State, rows: list[Row]) -> None:
-        refuse_stacks(self, objective)
-        super().prepare(objective, state, rows)
+    def plan(self, planner: Planner, space: Space) -> None:
+        refuse_stacks(self, space)
+        super().plan(planner, space)
 
     def origins(
         self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int

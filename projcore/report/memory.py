@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from projcore.core.checkpoint import module_path
-from projcore.core.describe import as_table, head, parts, storages
-from projcore.core.module import Module, Row
-from projcore.core.outline import outline
-from projcore.core.state import flatten
+from projcore.core.module import Module
+from projcore.engine.checkpoint import module_path
+from projcore.engine.making import Row, rows
+from projcore.report.describe import as_table, head, parts, storages
 
 if TYPE_CHECKING:
-    from projcore.core.optimizer import Optimizer
+    from projcore.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,11 @@ def measure(optimizer: Optimizer) -> Memory:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     memory: list[Mapping[str, Any]] = [optimizer.state.get(p, {}) for p in parameters]
     foretold = not any(memory)
-    plan: list[Row] = []
+    lines: list[Row] = []
     if foretold:
-        memory = [flatten(tree) for tree in outline(optimizer, optimizer.param_groups, plan)]
+        plan = optimizer.plan_of(optimizer.param_groups)
+        memory = list(plan.expected(len(parameters)))
+        lines = rows(plan, optimizer._names.modules)
     entries = [
         ((module_path(key), key.rpartition("/")[2]), value)
         for each in memory
@@ -132,7 +133,7 @@ def measure(optimizer: Optimizer) -> Memory:
         gradients=_size(gradients) + sum(part.nbytes for p in to_come for part in parts(p)),
         foretold=foretold,
         unknown=(
-            *(f"{head(row)} at {row.path}" for row in plan if not row.shapes),
+            *(f"{head(row)} at {row.path}" for row in lines if not row.shapes),
             *(
                 f"the optimizer for lazy parameter {i}"
                 for i, p in enumerate(parameters)

@@ -9,18 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from projcore.core.module import Row
-from projcore.core.outline import outline, parameter_names
-from projcore.core.state import flatten
+from projcore.engine.making import Plan, Row, parameter_names, rows
+from projcore.report.nodes import step_lines, update_lines
 
 if TYPE_CHECKING:
-    from projcore.core.optimizer import Optimizer
+    from projcore.optimizer import Optimizer
 
 
 def describe(optimizer: Optimizer) -> str:
-    """Returns a table of the parameters and one of the plan."""
-    rows: list[Row] = []
-    trees = outline(optimizer, optimizer.param_groups, rows)
+    """Returns a table of the parameters, one of the modules, and the nodes of a step.
+
+    They are those of a step in which each parameter that takes part has a gradient.
+    """
+    plan = optimizer.plan_of(optimizer.param_groups)
+    lines = rows(plan, optimizer._names.modules)
+    everything = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = plan.expected(len(everything))
     parameters: list[tuple[str, ...]] = [
         (
             *("parameter", "shape", "dtype", "group", "route", "inside", "takes part"),
@@ -29,19 +33,19 @@ def describe(optimizer: Optimizer) -> str:
     ]
     names = parameter_names(optimizer.param_groups)
     index = 0
-    present = optimizer._present([p for g in optimizer.param_groups for p in g["params"]])
+    present = optimizer._present(everything)
     for number, group in enumerate(optimizer.param_groups):
         notes = group.get("param_notes", [""] * len(group["params"]))
         for parameter, note in zip(group["params"], notes, strict=True):
-            memory = optimizer.state.get(parameter) or flatten(trees[index])
+            memory = optimizer.state.get(parameter) or expected[index]
             parameters.append(
                 (
                     names[index] or str(index),
                     "lazy" if is_lazy(parameter) else _shape(parameter.shape),
                     str(parameter.dtype).removeprefix("torch."),
                     str(number),
-                    _routes(rows, index),
-                    _inside(rows, index),
+                    _routes(lines, index),
+                    _inside(lines, index),
                     "" if present[index] or is_lazy(parameter) else "no, frozen",
                     f"{count_bytes(memory):,}",
                     note,
@@ -49,33 +53,44 @@ def describe(optimizer: Optimizer) -> str:
             )
             index += 1
     parameters = _without_empty(parameters)
-    plan = [("position", "module", "runs on")]
-    for row in rows:
+    table = [("position", "module", "runs on")]
+    for row in lines:
         depth = row.path.count("/modules/")
-        plan.append((row.path, "  " * depth + head(row), _shapes(row.shapes)))
+        table.append((row.path, "  " * depth + head(row), _shapes(row.shapes)))
     mode = "compiled" if optimizer.compiles else "eager"
     if optimizer.compile and not optimizer.compiles:
         mode += f", because of {_untraceable(optimizer)}"
     if optimizer.bucket_bytes is not None:
         mode += f", in buckets of {optimizer.bucket_bytes:,} bytes"
-    return f"{as_table(parameters)}\n\n{as_table(plan)}\n\nSteps run {mode}."
+    nodes = "\n".join([f"Steps run {mode}:", *_nodes(optimizer, plan, everything)])
+    return f"{as_table(parameters)}\n\n{as_table(table)}\n\n{nodes}"
 
 
-def _routes(rows: Sequence[Row], index: int) -> str:
+@torch.no_grad()
+def _nodes(optimizer: Optimizer, plan: Plan, parameters: Sequence[Tensor]) -> list[str]:
+    """The lines of the nodes, indented."""
+    if optimizer.compiles:
+        lines = [*update_lines(plan.region), "write the update"]
+    else:
+        lines = [*step_lines(plan.region, [parameters[i].detach() for i in plan.members])]
+    return [f"  {line}" for line in lines]
+
+
+def _routes(lines: Sequence[Row], index: int) -> str:
     """Where each module that sends tensors to different modules sends a parameter's."""
     texts = [
         f"{row.path}: {route}"
-        for row in rows
+        for row in lines
         for source, route in zip(row.sources, row.routes, strict=False)
         if index in source
     ]
     return ", ".join(dict.fromkeys(texts))
 
 
-def _inside(rows: Sequence[Row], index: int) -> str:
+def _inside(lines: Sequence[Row], index: int) -> str:
     """The shapes that a parameter has, or is part of, inside the innermost projection."""
     shapes: list[tuple[int, ...]] = []
-    for row in rows:
+    for row in lines:
         if "modules" in row.module.children:
             pairs = zip(row.shapes, row.sources, strict=False)
             shapes = [shape for shape, source in pairs if index in source] or shapes
@@ -100,9 +115,14 @@ def _untraceable(optimizer: Optimizer) -> str:
 
 
 def count_bytes(memory: Mapping[str, Any]) -> int:
-    """Returns the bytes of the storages behind the tensors of a state, each counted once."""
+    """Returns the bytes of the storages behind the tensors of a state, each counted once.
+
+    Counts of many parameters may share a storage; of such a 0-d tensor, its own bytes.
+    """
     tensors = [value for value in memory.values() if isinstance(value, Tensor)]
-    return sum(storage.nbytes() for storage in storages(tensors))
+    counts = [tensor for tensor in tensors if tensor.ndim == 0]
+    others = storages(tensor for tensor in tensors if tensor.ndim > 0)
+    return sum(x.nbytes for x in counts) + sum(storage.nbytes() for storage in others)
 
 
 def storages(tensors: Iterable[Tensor]) -> set[torch.UntypedStorage]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore.core.module import Module
+from projcore.engine.tree import first_unsharded
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 
 
@@ -38,7 +39,7 @@ def check_parameters(params: list[Any], others: list[Tensor]) -> None:
 def check_sharding(params: list[Tensor], module: Module) -> None:
     """Raises if parameters are sharded over processes and a module needs them whole."""
     sharded = [i for i, param in enumerate(params) if hasattr(param, "placements")]  # a DTensor
-    whole = module.unsharded
+    whole = first_unsharded(module)
     if sharded and whole is not None:
         raise ArgumentError(
             f"Parameter {sharded[0]}, of shape {tuple(params[sharded[0]].shape)}, is sharded over "
@@ -48,10 +49,8 @@ def check_sharding(params: list[Tensor], module: Module) -> None:
         )
 
 
-def usable_gradients(
-    parameters: Sequence[Tensor], called: Callable[[int], str]
-) -> list[Tensor | None]:
-    """Returns the gradients; raises if one is sparse or of another dtype.
+def check_gradients(parameters: Sequence[Tensor], called: Callable[[int], str]) -> None:
+    """Raises if a gradient is sparse or of another dtype.
 
     ``called`` says what the parameter of that index is called.
     """
@@ -69,7 +68,6 @@ def usable_gradients(
                 f"The gradient of parameter {called(i)} is {grad.dtype}, the parameter "
                 f"{parameter.dtype}. They must be the same. Convert the gradient."
             )
-    return [parameter.grad for parameter in parameters]
 
 
 def as_iterable(value: Any) -> Iterable[Any]:

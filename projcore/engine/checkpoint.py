@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from projcore.core.module import Kind, Module, Row
-from projcore.core.outline import outline
+from projcore._trees import SHARED
+from projcore.core.module import Kind, Module
 from projcore.core.projection import ProjectionBase
-from projcore.core.settings import RATE, SHAPES, SIGNATURE, SettingNames, plain, positions
-from projcore.core.state import SHARED, flatten
+from projcore.engine.making import Row, rows
+from projcore.engine.names import RATE, SHAPES, SIGNATURE, SettingNames, positions
 from projcore.errors import CheckpointError, ProjcoreError
+from projcore.values import plain
 
 if TYPE_CHECKING:
-    from projcore.core.optimizer import Optimizer
+    from projcore.optimizer import Optimizer
 
 FORMAT = "1"
 ABSENT = "absent="
@@ -101,7 +102,6 @@ def read(
     groups = _read_groups(optimizer, names, [given[i] for i in order])
     saved_ids = list(chain.from_iterable(group["params"] for group in given))
     parameters = list(chain.from_iterable(g["params"] for g in optimizer.param_groups))
-    rows: list[Row] = []
     places = list(range(len(saved_ids))) if found_places is None else found_places
     indices = dict(zip(saved_ids, places, strict=True))
     members = sorted(
@@ -110,7 +110,8 @@ def read(
         for k, saved in enumerate(group["params"])
         if k not in read_absent(group[SIGNATURE]) and not is_lazy(parameters[indices[saved]])
     )
-    expected = [flatten(tree) for tree in outline(optimizer, groups, rows, members)]
+    plan = optimizer.plan_of(groups, members)
+    expected = plan.expected(len(parameters))
     found: list[dict[str, Any]] = [{} for _ in parameters]
     for saved, entries in state_dict["state"].items():
         if saved not in indices or not isinstance(entries, Mapping):
@@ -120,7 +121,7 @@ def read(
             )
         found[indices[saved]] = dict(entries)
     if places != sorted(places):
-        _reorder(names, found, expected, rows)
+        _reorder(names, found, expected, rows(plan, names.modules))
     for i, entries in enumerate(found):
         for key, value in entries.items():
             _check_entry(names, i, parameters[i], key, value, expected[i].get(key))
@@ -206,15 +207,15 @@ def _reorder(
     names: SettingNames,
     found: list[dict[str, Any]],
     expected: Sequence[Mapping[str, Any]],
-    rows: Sequence[Row],
+    lines: Sequence[Row],
 ) -> None:
     """Moves memory of a whole space to the parameter that is now the first of it.
 
     Raises:
         CheckpointError: If there is memory of tensors that parameters were merged into, in order.
     """
-    merging = {row.path for row in rows if any(len(source) > 1 for source in row.sources)}
-    merging |= {row.path for row in rows if not row.shapes}  # not known before the first step
+    merging = {row.path for row in lines if any(len(source) > 1 for source in row.sources)}
+    merging |= {row.path for row in lines if not row.shapes}  # not known before the first step
     for i, entries in enumerate(found):
         for key in list(entries):
             path = module_path(key)

@@ -5,33 +5,34 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.optim.optimizer import ParamsT
 
-from projcore.core import checkpoint
-from projcore.core.arguments import (
+from projcore.core.chain import Chain, as_chain
+from projcore.core.module import Module, Need
+from projcore.engine import checkpoint
+from projcore.engine.arguments import (
     as_iterable,
+    check_gradients,
     check_parameters,
     check_sharding,
-    usable_gradients,
 )
-from projcore.core.autocast import run_without_autocast
-from projcore.core.chain import Chain, as_chain
-from projcore.core.describe import describe
-from projcore.core.finite import first_nonfinite
-from projcore.core.memory import Memory, measure
-from projcore.core.module import Module, Need
-from projcore.core.objective import Objective, RootObjective, as_loss, fill_zeros
-from projcore.core.outline import outline, parameter_names
-from projcore.core.presence import Facts, follow, of_members, presence
-from projcore.core.rate import sets_step_size, with_rate
-from projcore.core.settings import RATE, SIGNATURE, SettingNames, require
-from projcore.core.state import Node, State, flatten, replace_entries, unflatten
-from projcore.core.writing import make_buckets, make_writes, run_writes, subtract
+from projcore.engine.autocast import run_without_autocast
+from projcore.engine.commit import Store, make_buckets, run_writes, subtract
+from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
+from projcore.engine.finite import first_nonfinite, located
+from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
+from projcore.engine.names import RATE, SIGNATURE, SettingNames
+from projcore.engine.nodes import Frame
+from projcore.engine.plan import PASSES
+from projcore.engine.presence import Facts, Roll, follow, of_members, presence
+from projcore.engine.rate import sets_step_size
+from projcore.engine.region import Region
+from projcore.engine.tree import is_traceable, is_zeroth_order
 from projcore.errors import (
     ArgumentError,
     NonFiniteError,
@@ -39,8 +40,12 @@ from projcore.errors import (
     StepError,
     StepSizeWarning,
 )
+from projcore.report.describe import describe
+from projcore.report.memory import Memory, measure
+from projcore.values import require
 
 Nonfinite = Literal["allow", "raise", "skip"]
+PLANS = 64  # how many are kept, of steps in which other gradients were missing
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -112,10 +117,12 @@ class Optimizer(torch.optim.Optimizer):
         self.nonfinite: Nonfinite = nonfinite
         self._warm: bool
         self._compiled: Any
+        self._plans: dict[Any, dict[tuple[int, ...], Plan]]
+        self._store: Store | None
         self._scalars: dict[tuple[Any, ...], Tensor]
         self._presence: list[Facts | None] = []
         self._checked: list[Sequence[Any]]
-        self._elide = True
+        self._passes = PASSES
         self._built = False
         self._make_names()
         groups = list(as_iterable(params))
@@ -130,15 +137,14 @@ class Optimizer(torch.optim.Optimizer):
                 "Optimizer was given groups without parameters. It needs at least one parameter. "
                 "Pass some."
             )
-        outline(self, self.param_groups)
         self._note_presence(presence(self._parameters()))
         self._reset_plan()
+        self.plan_of(self.param_groups, building=True)
         self._built = True
         self._warn_of_step_size()
 
     def _make_names(self) -> None:
-        self._with_rate, rates = with_rate(self.module)
-        self._names = SettingNames(self.module, rates)
+        self._names = SettingNames(self.module)
         self._foreign: set[str] = set()
 
     def _warn_of_step_size(self) -> None:
@@ -180,7 +186,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._add_group(group)
         except BaseException:
             del self.param_groups[count:]
-            self._presence = present
+            self._presence, self._roll = present, Roll(present)
             raise
 
     def _add_group(self, param_group: dict[str, Any]) -> None:
@@ -192,7 +198,7 @@ class Optimizer(torch.optim.Optimizer):
                 added["param_names"] = [
                     p[0] if isinstance(p, tuple) else None for p in param_group["params"]
                 ]
-                outline(self, [*self.param_groups, added])
+                self.plan_of([*self.param_groups, added], building=True)
             self._warn_of_foreign(param_group)
         super().add_param_group(param_group)
         if self._built:
@@ -223,7 +229,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def compiles(self) -> bool:
         """Whether steps are compiled: if asked for, and all modules are traceable."""
-        return self.compile and self.module.total_traceable
+        return self.compile and is_traceable(self.module)
 
     @property
     def bucket_bytes(self) -> int | None:
@@ -313,51 +319,91 @@ class Optimizer(torch.optim.Optimizer):
                     stacklevel=3,
                 )
 
-    def _runs(self) -> Chain:
-        """Returns what a step runs: the modules, and a factor on the step that is not 1."""
-        rates = [group[RATE] for group in self.param_groups] if self.rate_is_factor else []
-        factored = any(type(rate) is not float or rate != 1.0 for rate in rates)
-        return self._with_rate if factored else self.module
+    def plan_of(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        members: Sequence[int] | None = None,
+        active: Sequence[int] | None = None,
+        chosen: Sequence[int] | None = None,
+        building: bool = False,
+    ) -> Plan:
+        """Plans steps for groups; see `make_plan`. Members are those that take part now."""
+        if members is None:
+            present = self._present(all_parameters(groups))
+            members = [i for i, facts in enumerate(present) if facts is not None]
+        passes = self._passes
+        if self.compiles:  # the compiler fuses; a writer's counts, views of one tensor, hinder it
+            passes = passes - {"fuse", "split"}
+        return make_plan(
+            self.module, self._names, groups, members, passes, active, chosen, building
+        )
+
+    def _use_passes(self, passes: frozenset[str]) -> None:
+        """Has plans rewritten by some of the passes only; all make the same step."""
+        self._passes = passes
+        self._reset_plan()
+
+    def _forget_plans(self) -> None:
+        """Has plans made anew, as when something has changed that they depend on."""
+        self._plans = {}
+        self._store = None
+
+    def _plan_now(self, key: Any, **options: Any) -> Plan:
+        """Returns the plan of this step, which is made anew when it does not hold any more."""
+        if key not in self._plans and len(self._plans) >= PLANS:
+            self._plans.clear()
+        plans = self._plans.setdefault(key, {})
+        chosen = tuple(options.get("chosen") or ())
+        plan = plans.get(chosen)
+        if plan is None or not plan.holds(self.param_groups):
+            plan = plans[chosen] = self.plan_of(self.param_groups, **options)
+        return plan
 
     def _update(self, loss: Tensor | None, closure: Callable[..., Any] | None) -> None:
         everything = self._parameters()
-        present = self._present(everything)
-        if present != self._presence:
-            self._follow(present)
-        places = [i for i, facts in enumerate(present) if facts is not None]
-        numbers = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
-        parameters = [everything[i] for i in places]
-        free = self._zeroth_order
-        missing = [p.grad is None and not (free and p.requires_grad) for p in parameters]
-        if all(missing):
+        if not self._roll.holds(everything, sticky=bool(self.state)):
+            present = self._present(everything)
+            if present != self._presence:
+                self._follow(present)
+        parameters = self._roll.pick(everything)
+        given = [parameter.grad for parameter in parameters]
+        active = self._active(parameters, given)
+        if active is not None and not active:
             return
-        names = parameter_names(self.param_groups)
-        called = partial(_called, names, places)
-        grads = fill_zeros(parameters, usable_gradients(parameters, called))
+        called = partial(_called, self.param_groups, self._roll.members)
+        if not _usable(given, self._roll.dtypes):
+            check_gradients(parameters, called)
+        grads = fill_zeros(parameters, given)
         if self.nonfinite != "allow":
             self._check_finite(grads, loss, called)
-        copied = "closure" in self.needs
-        trees = [unflatten(self._memory(p, copied)) for p in parameters]
-        inputs = StepInputs(
-            parameters,
-            grads,
-            [numbers[i] for i in places],
-            [i for i, none in enumerate(missing) if not none] if any(missing) else None,
-            loss,
-            closure,
-            self._elide,
-            names,
-            places,
-        )
-        if self.compiles and self._warm:
-            if self._compiled is None:
-                self._compiled = torch.compile(_compute_and_write)
-            self._compiled(self._runs(), inputs, self._tensor_table(), trees)
-            memory = [flatten(tree) for tree in trees]
-        else:
-            self._compute_and_write(inputs, trees)
-            return
-        self._keep(parameters, memory)
+        self._store = store = self._current_store(parameters, _key(active))
+        facts = (parameters, grads, loss, closure)
+        try:
+            if self.compiles and self._warm:
+                self._run_compiled(active, *facts)
+                store.save()
+            elif self.bucket_bytes is None or not self._warm:
+                self._run(store, self._plan_now(_key(active), active=active), *facts)
+            else:
+                self._run_buckets(store, active, *facts)
+        except BaseException:
+            self._store = None  # modules may have changed what is not to be saved
+            raise
+        self._warm = True
+
+    def _active(
+        self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
+    ) -> list[int] | None:
+        """Returns which parameters have a gradient, or need none; None for all."""
+        if not any([grad is None for grad in grads]):  # noqa: C419 (a list is faster)
+            return None
+        free = self._zeroth_order
+        found = [
+            i
+            for i, (parameter, grad) in enumerate(zip(parameters, grads, strict=True))
+            if grad is not None or (free and parameter.requires_grad)
+        ]
+        return None if len(found) == len(grads) else found
 
     def _check_finite(
         self, grads: list[Tensor], loss: Tensor | None, called: Callable[[int], str]
@@ -377,18 +423,45 @@ class Optimizer(torch.optim.Optimizer):
             skip=self.nonfinite == "skip",
         )
 
-    def _compute_and_write(self, inputs: StepInputs, trees: list[Node]) -> None:
-        objective: Objective = _objective(inputs, self._names.table(self.param_groups))
-        parameters = inputs.parameters
-        if self.bucket_bytes is None or not self._warm:
-            self._write(parameters, objective, trees)
-            return
-        awake = range(len(parameters)) if inputs.active is None else inputs.active
+    def _run(
+        self,
+        store: Store,
+        plan: Plan,
+        parameters: Sequence[Tensor],
+        grads: list[Tensor],
+        loss: Tensor | None,
+        closure: Callable[..., Any] | None,
+    ) -> None:
+        """Computes a step, and then writes it."""
+        region = plan.region
+        if plan.store is not store:
+            region.bind(store.trees)
+            plan.store = store
+        live = LiveSettings(self._names, self.param_groups, self._passes, plan.parts)
+        objective = RootObjective(region.space, live, parameters, grads, loss, closure)
+        try:
+            writes = region.writes(Frame(list(grads), objective), list(parameters))
+        except NonFiniteError as error:
+            raise located(error, objective) from error
+        run_writes(writes, partial(_finish, store, live))
+
+    def _run_buckets(
+        self,
+        store: Store,
+        active: list[int] | None,
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        loss: Tensor | None,
+        closure: Callable[..., Any] | None,
+    ) -> None:
+        assert self.bucket_bytes is not None
+        awake = range(len(parameters)) if active is None else active
         buckets = make_buckets(parameters, awake, self.bucket_bytes)
         for done, bucket in enumerate(buckets):
-            chosen = [parameters[i] for i in bucket]
+            plan = self._plan_now(_key(active), active=active, chosen=bucket)
+            some = [parameters[i] for i in bucket], [grads[i] for i in bucket]
             try:
-                self._write(chosen, objective.select(bucket), [trees[i] for i in bucket])
+                self._run(store, plan, *some, loss, closure)
             except Exception as error:
                 if not done:
                     raise
@@ -398,36 +471,46 @@ class Optimizer(torch.optim.Optimizer):
                     "leave out bucket_bytes, so that a step is whole or not at all."
                 ) from error
 
-    def _write(self, parameters: list[Tensor], objective: Objective, trees: list[Node]) -> None:
-        writes = make_writes(self._runs(), objective, State(trees, trees[0]))
-        memory = [flatten(tree) for tree in trees]
-        run_writes(writes, lambda: self._keep(parameters, memory))
+    def _run_compiled(
+        self,
+        active: list[int] | None,
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        loss: Tensor | None,
+        closure: Callable[..., Any] | None,
+    ) -> None:
+        assert self._store is not None
+        plan = self._plan_now(_key(active), active=active)
+        if plan.store is not self._store:
+            plan.region.bind(self._store.trees)
+            plan.store = self._store
+            live = LiveSettings(self._names, self.param_groups)
+            plan.region.remember(RootObjective(plan.region.space, live, parameters, grads))
+        if self._compiled is None:
+            self._compiled = torch.compile(_compute_and_write)
+        self._compiled(plan.region, self._names, self._tensor_groups(), parameters, grads)
 
-    def _keep(self, parameters: list[Tensor], memory: list[dict[str, Any]]) -> None:
-        if any(memory):  # then torch's checkpointing wants an entry for every parameter
-            for parameter, entries in zip(parameters, memory, strict=True):
-                replace_entries(self.state[parameter], entries)
-        self._warm = True
-
-    def _memory(self, parameter: Tensor, copied: bool) -> dict[str, Any]:
-        """Returns the memory that a step works on.
+    def _current_store(self, parameters: Sequence[Tensor], key: Any) -> Store:
+        """Returns the state that a step works on.
 
         A closure is the user's code and may well fail, in the middle of a line search. So a step
         that evaluates the loss works on copies, beside which an evaluation is dear; but not of
         histories, which are large, and whose modules replace rather than overwrite what they read.
         """
-        entries: dict[str, Any] = self.state.get(parameter, {})
-        if not copied:
-            return entries
-        return {
-            key: value.clone()
-            if isinstance(value, Tensor) and checkpoint.kind_of(self._names, key) != "history"
-            else value
-            for key, value in entries.items()
-        }
+        if "closure" in self.needs:
+            return Store(
+                self.state,
+                parameters,
+                key,
+                lambda name: checkpoint.kind_of(self._names, name) != "history",
+            )
+        # Plans of other gradients have bound the same state, and may have put it together anew.
+        if self._store is not None and self._store.is_current(parameters, key):
+            return self._store
+        return Store(self.state, parameters, key)
 
-    def _tensor_table(self) -> dict[str, list[dict[str, Any]]]:
-        """Returns the settings with 0-d tensors for floats, so that a change recompiles nothing."""
+    def _tensor_groups(self) -> list[dict[str, Any]]:
+        """Returns the groups with 0-d tensors for floats, so that a change recompiles nothing."""
         groups: list[dict[str, Any]] = [{} for _ in self.param_groups]
         for key in self._names.defaults:
             values = [group[key] for group in self.param_groups]
@@ -435,7 +518,7 @@ class Optimizer(torch.optim.Optimizer):
                 first = next((j for j in range(i) if values[j] is value or values[j] == value), i)
                 shared = groups[first].get(key)  # groups of equal value share its tensor
                 groups[i][key] = self._as_tensor((i, key), value) if first == i else shared
-        return self._names.table(groups)
+        return groups
 
     def _as_tensor(self, key: tuple[Any, ...], value: Any) -> Any:
         if isinstance(value, tuple):
@@ -447,7 +530,7 @@ class Optimizer(torch.optim.Optimizer):
         return self._scalars[key].fill_(value)
 
     def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
+        return all_parameters(self.param_groups)
 
     def _present(self, parameters: list[Tensor]) -> list[Facts | None]:
         """Tells which parameters take part; those that memory was made for stay."""
@@ -463,6 +546,7 @@ class Optimizer(torch.optim.Optimizer):
     def _note_presence(self, present: list[Facts | None]) -> None:
         """Notes which parameters memory is for; the groups say it too, for checkpoints."""
         self._presence = present
+        self._roll = Roll(present)
         facts = iter(present)
         for group in self.param_groups:
             absent = [i for i, _ in enumerate(group["params"]) if next(facts) is None]
@@ -472,10 +556,11 @@ class Optimizer(torch.optim.Optimizer):
         """Forgets what was compiled; the next step runs eagerly and creates missing memory."""
         self._warm = False
         self._compiled = None
+        self._forget_plans()
         self._scalars = {}
         self._checked = []  # the next step checks all settings
         self._needs = self.module.total_needs  # not asked of all modules in every step
-        self._zeroth_order = self.module.total_zeroth_order
+        self._zeroth_order = is_zeroth_order(self.module)
         kinds = {"cpu", *(parameter.device.type for parameter in self._parameters())}
         self._device_types = [kind for kind in kinds if is_autocast_available(kind)]
 
@@ -512,7 +597,7 @@ class Optimizer(torch.optim.Optimizer):
             post_hook(self)
 
     def describe(self) -> str:
-        """Returns a table of the parameters, and of the plan: what runs where, on which shapes."""
+        """Returns a table of the parameters, one of the modules, and the nodes of a step."""
         return describe(self)
 
     def memory(self) -> Memory:
@@ -522,12 +607,12 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {
             name: getattr(self, name)
-            for name in ("module", "compile", "_bucket_bytes", "_elide", "nonfinite")
+            for name in ("module", "compile", "_bucket_bytes", "_passes", "nonfinite")
         }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"nonfinite": "allow", **state})
+        super().__setstate__({"nonfinite": "allow", "_passes": PASSES, **state})
         self._make_names()
         self._foreign.update(*map(self._names.foreign, self.param_groups))
         self._built = True
@@ -538,6 +623,7 @@ class Optimizer(torch.optim.Optimizer):
             for place in range(len(group["params"]))
         )
         self._presence = of_members(self._parameters(), [i for i, present in numbered if present])
+        self._roll = Roll(self._presence)
         self._reset_plan()
 
     def __str__(self) -> str:
@@ -549,45 +635,42 @@ class Optimizer(torch.optim.Optimizer):
         return f"Optimizer(<{count} parameters>, {str(self)!r})"
 
 
-def _called(names: Sequence[str | None], places: Sequence[int], i: int) -> str:
+def _usable(grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether gradients are dense, of their parameters' dtypes, and on no graph."""
+    try:
+        return (
+            [grad.dtype for grad in grads] == dtypes  # type: ignore[union-attr]
+            and {grad.layout for grad in grads} == {torch.strided}  # type: ignore[union-attr]
+        )
+    except AttributeError:  # some are None
+        return False
+
+
+def _called(groups: Sequence[Mapping[str, Any]], places: Sequence[int], i: int) -> str:
     """What a parameter that takes part is called: by its name, or by its place among all."""
-    name = names[places[i]]
+    name = parameter_names(groups)[places[i]]
     return str(places[i]) if name is None else repr(name)
 
 
-class StepInputs(NamedTuple):
-    """What a step begins with, beside memory and settings."""
-
-    parameters: list[Tensor]
-    grads: list[Tensor]
-    groups: list[int]
-    active: list[int] | None
-    loss: Tensor | None
-    closure: Callable[..., Any] | None
-    elide: bool
-    names: list[str | None]
-    places: list[int]
+def _finish(store: Store, live: LiveSettings) -> None:
+    """Keeps the state, if any was replaced."""
+    if live.changed:
+        store.save()
 
 
-def _objective(inputs: StepInputs, table: dict[str, list[dict[str, Any]]]) -> RootObjective:
-    return RootObjective(
-        inputs.parameters,
-        inputs.grads,
-        inputs.groups,
-        table,
-        inputs.active,
-        inputs.loss,
-        inputs.closure,
-        inputs.elide,
-        inputs.names,
-        inputs.places,
-    )
+def _key(active: Sequence[int] | None) -> Any:
+    return None if active is None else tuple(active)
 
 
 def _compute_and_write(
-    module: Chain, inputs: StepInputs, table: dict[str, list[dict[str, Any]]], trees: list[Node]
+    region: Region,
+    names: SettingNames,
+    groups: list[dict[str, Any]],
+    parameters: list[Tensor],
+    grads: list[Tensor],
 ) -> None:
-    objective = _objective(inputs, table)
-    update = module.step(inputs.grads, objective, State(trees, trees[0]))
-    for write in subtract(inputs.parameters, update, objective):
+    """Computes and writes a step, in one graph."""
+    objective = RootObjective(region.space, LiveSettings(names, groups), parameters, grads)
+    update = region.run(grads, objective)
+    for write in subtract(parameters, update, objective.active):
         write.run()

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from projcore.core.checkpoint import fits, is_shared, module_path
-from projcore.core.outline import outline, parameter_names
-from projcore.core.settings import SettingNames
-from projcore.core.state import Node, flatten
+from projcore.engine.checkpoint import fits, is_shared, module_path
+from projcore.engine.making import parameter_names
+from projcore.engine.names import SettingNames
 from projcore.errors import StepError
 
 if TYPE_CHECKING:
-    from projcore.core.optimizer import Optimizer
+    from projcore.optimizer import Optimizer
 
 Facts = tuple[torch.Size, torch.dtype, torch.device]
 
@@ -37,6 +36,49 @@ def presence(
         else None
         for i, p in enumerate(parameters)
     ]
+
+
+class Roll:
+    """The parameters that take part, as they were when it was called.
+
+    Attributes:
+        members: Their places among all parameters.
+        dtypes: Their dtypes.
+    """
+
+    def __init__(self, facts: Sequence[Facts | None]) -> None:
+        self._count = len(facts)
+        self.members = [i for i, each in enumerate(facts) if each is not None]
+        self._others = [i for i, each in enumerate(facts) if each is None]
+        found = [each for each in facts if each is not None]
+        self._shapes = [shape for shape, _, _ in found]
+        self.dtypes = [dtype for _, dtype, _ in found]
+        self._devices = [device for _, _, device in found]
+
+    def pick(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Returns those of all parameters that take part."""
+        return [parameters[i] for i in self.members] if self._others else parameters
+
+    def holds(self, parameters: list[Tensor], sticky: bool) -> bool:
+        """Whether `presence` would return the same again.
+
+        Args:
+            parameters: All parameters.
+            sticky: Whether those that took part before stay, as there is state.
+        """
+        if len(parameters) != self._count:
+            return False
+        members = self.pick(parameters)
+        joined = any(
+            parameters[i].requires_grad or parameters[i].grad is not None for i in self._others
+        )
+        if joined or not (sticky or all(p.requires_grad for p in members)):
+            return False
+        return (
+            [p.shape for p in members] == self._shapes
+            and [p.dtype for p in members] == self.dtypes
+            and [p.device for p in members] == self._devices
+        )
 
 
 def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:
@@ -64,13 +106,13 @@ def follow(
             reset.
         ProjcoreError: If a module refuses the parameters as they are now.
     """
-    expected = [flatten(tree) for tree in outline(optimizer, groups)]
+    expected = optimizer.plan_of(groups).expected(len(now))
     if not any(optimizer.state.values()):
         return
     if len(before) > len(now):  # parameters were taken out: which is not known
         before = ()
     members = [i for i, facts in enumerate(before) if facts is not None and now[i] is not None]
-    earlier = [flatten(tree) for tree in outline(optimizer, groups, members=members)]
+    earlier = optimizer.plan_of(groups, members).expected(len(now))
     parameters = chain.from_iterable(group["params"] for group in groups)
     outgrown: dict[str, str] = {}  # paths, each with an entry that shows it
     for i, parameter in enumerate(parameters):
@@ -96,7 +138,7 @@ def follow(
 
 
 def _move_shared(
-    optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], expected: Sequence[Node]
+    optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]
 ) -> None:
     """Moves memory that belongs to a whole space to the parameter that is now its first."""
     parameters = chain.from_iterable(group["params"] for group in groups)

@@ -1,0 +1,40 @@
+"""What modules, chains and projections are recognized by, where torch must not be imported.
+
+Their classes are in `projcore.core`, which imports torch. Specs and the registry stand below it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:
+    from projcore.core.chain import Chain
+    from projcore.core.module import Module
+    from projcore.core.projection import ProjectionBase
+
+
+class AnyModule:
+    """Base of `projcore.Module`."""
+
+
+class AnyChain(AnyModule):
+    """Base of `projcore.Chain`."""
+
+
+class AnyProjection(AnyModule):
+    """Base of `projcore.ProjectionBase`."""
+
+
+def is_module(value: object) -> TypeGuard[Module]:
+    """Whether a value is a module."""
+    return isinstance(value, AnyModule)
+
+
+def is_chain(value: object) -> TypeGuard[Chain]:
+    """Whether a value is a chain."""
+    return isinstance(value, AnyChain)
+
+
+def is_projection(value: object) -> TypeGuard[ProjectionBase]:
+    """Whether a value is a projection."""
+    return isinstance(value, AnyProjection)

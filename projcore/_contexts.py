@@ -1,0 +1,50 @@
+"""What plans and objectives know of the optimizer that they are for; the engine derives from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from projcore.core.objective import Objective, Planned
+    from projcore.core.settings import Settings
+    from projcore.core.state import State
+
+
+class Context(ABC):
+    """What a plan knows of its optimizer.
+
+    Attributes:
+        parameter_names: The name of each of the optimizer's parameters, None for one without.
+        absent: See `Space.absent`.
+    """
+
+    parameter_names: Sequence[str | None]
+    absent: Sequence[tuple[str | None, Tensor, int]] | None = ()
+
+    @abstractmethod
+    def settings(self, path: str, group: Hashable) -> Settings:
+        """Returns the settings of the module at a position, for tensors of a group."""
+
+
+class StepContext(ABC):
+    """What every objective of a step has in common.
+
+    Attributes:
+        changed: Whether state may have been replaced, and not only written in place.
+    """
+
+    changed: bool = False
+
+    @abstractmethod
+    def settings(self, path: str, group: Hashable) -> Settings:
+        """Returns the settings of the module at a position, for tensors of a group."""
+
+    @abstractmethod
+    def run(
+        self, plan: Planned, update: list[Tensor], objective: Objective, state: State
+    ) -> list[Tensor]:
+        """Runs a part of a plan; see `Objective.run`."""

@@ -1,0 +1,93 @@
+"""Where state is kept: in a tree of dicts for each parameter, that mirrors the tree of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from projcore._bases import is_projection
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from projcore.core.module import Module
+
+SHARED = "shared"
+
+Tree = dict[str, Any]
+Home = tuple[int, tuple[str, ...]]  # a tree, and the keys that lead to a node of it
+
+
+class Trees:
+    """The nodes of one module in the trees of a space.
+
+    Args:
+        trees: The state of each parameter, as nested dicts.
+        homes: Where each tensor's dict is; by default each tree's own.
+        anchor: Where ``shared`` is.
+        path: Position of the module in the tree, for example ``"1/modules/0"``.
+    """
+
+    __slots__ = ("_anchor", "_homes", "nodes", "path", "trees")
+
+    def __init__(
+        self,
+        trees: Sequence[Tree],
+        homes: Sequence[Home] | None = None,
+        anchor: Home = (0, ()),
+        path: str = "",
+    ) -> None:
+        self.path = path
+        self.trees = trees
+        self._homes = [(i, ()) for i in range(len(trees))] if homes is None else homes
+        self._anchor = anchor
+        self.nodes = [find_node(trees, home) for home in self._homes]
+
+    def inside(self, name: str, origins: Sequence[Sequence[int]], path: str) -> Self:
+        """Returns the state of a space whose tensor `j` is made from the tensors ``origins[j]``.
+
+        It is kept with the first of these; where several share it, they are told apart by number.
+        """
+        used: dict[int, int] = {}
+        homes = []
+        for first, *_ in origins:
+            count = used.get(first, 0)
+            used[first] = count + 1
+            homes.append(below(self._homes[first], f"{name}:{count}" if count else name))
+        return type(self)(self.trees, homes, below(self._anchor, name), path)
+
+    def over(self, trees: Sequence[Tree]) -> Self:
+        """Returns the state at the same places of other trees."""
+        return type(self)(trees, self._homes, self._anchor, self.path)
+
+    def entries(self) -> Iterator[tuple[int, str, Tree]]:
+        """Yields each tensor's tree, the prefix of its keys when flat, and its dict."""
+        for (tree, keys), node in zip(self._homes, self.nodes, strict=True):
+            yield tree, "".join(f"{key}/" for key in keys), node
+
+
+def below(home: Home, name: str) -> Home:
+    """Returns the place of the child of that name."""
+    return home[0], (*home[1], name)
+
+
+def find_node(trees: Sequence[Tree], home: Home) -> Tree:
+    """Returns the dict at a place; it is made if there is none."""
+    node = trees[home[0]]
+    for key in home[1]:
+        node = node.setdefault(key, {})
+    return node
+
+
+def find_entry(module: Module, node: Mapping[str, Any], kind: str) -> Any:
+    """Returns the first entry of a kind, of a module or its children in the same space, or None."""
+    for name, found in module.kinds.items():
+        if found == kind and name in node:
+            return node[name]
+    if is_projection(module):
+        return None
+    for name, child in module.children.items():
+        inside = find_entry(child, node.get(name, {}), kind)
+        if inside is not None:
+            return inside
+    return None

@@ -1,0 +1,88 @@
+"""Spaces: what is known of a list of tensors before there are values."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from projcore._contexts import Context
+from projcore._views import among
+from projcore.core.settings import Settings
+from projcore.core.state import State
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A list of tensors that a module is planned for, with the state that it keeps for them.
+
+    Attributes:
+        template: Tensors without storage that have the shapes and dtypes.
+        groups: The parameter group of each tensor, or a tuple of those that it is made from.
+        sources: Of each tensor, the indices of the optimizer's parameters that it is made from.
+        state: The module's state for these tensors.
+        context: What is known of the optimizer.
+        batch_dims: How many leading dimensions of each tensor index independent tensors.
+        active: Indices of the tensors that have a gradient, or None if all have.
+        places: The place of each tensor in the space of the step, of which these may be some.
+    """
+
+    template: Sequence[Tensor]
+    groups: Sequence[Hashable]
+    sources: Sequence[tuple[int, ...]]
+    state: State
+    context: Context = field(repr=False)
+    batch_dims: int = 0
+    active: Sequence[int] | None = None
+    places: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            object.__setattr__(self, "places", range(len(self.template)))
+
+    def __len__(self) -> int:
+        return len(self.template)
+
+    @property
+    def path(self) -> str:
+        """The position of the module."""
+        return self.state.path
+
+    @property
+    def names(self) -> list[str | None]:
+        """The name of the parameter that each tensor is made from; None without, or of several."""
+        names = self.context.parameter_names
+        return [names[source[0]] if len(source) == 1 else None for source in self.sources]
+
+    @property
+    def absent(self) -> Sequence[tuple[str | None, Tensor, int]] | None:
+        """The parameters that are frozen and so in no space, as triples.
+
+        Of each the name, a tensor without storage that has its shape and dtype, and the group. None
+        if there are lazy parameters, whose shapes are not known yet.
+        """
+        return self.context.absent
+
+    def settings(self) -> list[Settings]:
+        """Returns the settings of the module, for each tensor.
+
+        The plan is made anew when one that was read has changed.
+        """
+        return [self.context.settings(self.path, group) for group in self.groups]
+
+    def child(self, name: str) -> Space:
+        """Returns the same tensors for the child of that name."""
+        return replace(self, state=self.state.child(name))
+
+    def select(self, indices: Sequence[int]) -> Space:
+        """Returns some of the tensors."""
+        return replace(
+            self,
+            template=[self.template[i] for i in indices],
+            groups=[self.groups[i] for i in indices],
+            sources=[self.sources[i] for i in indices],
+            state=self.state.select(indices),
+            active=among(self.active, indices),
+            places=[self.places[i] for i in indices],
+        )

@@ -1,0 +1,181 @@
+"""Writing parameters and state: all or none."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore._checks import check_writable
+from projcore.core.state import Node
+from projcore.core.writer import Write
+from projcore.engine.flat import flatten, unflatten
+from projcore.errors import StepError
+
+Later = Callable[[], "Sequence[Write | Later]"]
+
+# The target of what writes no parameter, and so may be repeated however far it came.
+NOTHING = torch.empty(0, device="cpu")
+
+
+class Store:
+    """The state of parameters as modules see it, beside what is saved.
+
+    Args:
+        saved: The state as it is saved, ``optimizer.state``: of each parameter, entries under flat
+            names.
+        parameters: The parameters.
+        key: For which gradients it is used.
+        copied: Whether modules get copies; of an entry given by its name, if it says so.
+    """
+
+    def __init__(
+        self,
+        saved: MutableMapping[Tensor, dict[str, Any]],
+        parameters: Sequence[Tensor],
+        key: Any = None,
+        copied: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.key = key
+        self.trees: list[Node] = []
+        self._saved = saved
+        self._parameters = parameters
+        self._flat = [saved.get(parameter) for parameter in parameters]
+        self._note()
+        for entries in self._flat:
+            found = entries or {}
+            if copied is not None:
+                found = {
+                    key: value.clone() if isinstance(value, Tensor) and copied(key) else value
+                    for key, value in found.items()
+                }
+            self.trees.append(unflatten(found))
+
+    def is_current(self, parameters: Sequence[Tensor], key: Any) -> bool:
+        """Whether it is for these, and nobody else has put other entries where state is saved."""
+        if key != self.key or len(parameters) != len(self._flat):
+            return False
+        flat = list(map(self._saved.get, parameters))
+        if not all(map(is_, flat, self._flat)):
+            return False
+        found = [entries for entries in flat if entries is not None]
+        values = chain.from_iterable(map(dict.values, found))
+        return sum(map(len, found)) == len(self._known) and all(map(is_, values, self._known))
+
+    def save(self) -> None:
+        """Puts the state as it is now where it is saved, an entry for every parameter if any."""
+        flat = [flatten(tree) for tree in self.trees]
+        if not any(flat) and not any(self._flat):
+            return
+        for i, (parameter, entries) in enumerate(zip(self._parameters, flat, strict=True)):
+            live = self._flat[i]
+            if live is None:
+                live = self._flat[i] = self._saved[parameter]
+            replace_entries(live, entries)
+        self._note()
+
+    def _note(self) -> None:
+        """Notes what is saved now."""
+        self._known = [value for entries in self._flat for value in (entries or {}).values()]
+
+
+def replace_entries(live: dict[str, Any], entries: dict[str, Any]) -> None:
+    """Makes a dict hold other entries. It stays the same dict, so that state dicts show them."""
+    live.update(entries)
+    if len(live) > len(entries):
+        for key in live.keys() - entries.keys():
+            del live[key]
+
+
+def subtract(
+    parameters: Sequence[Tensor], update: Sequence[Tensor], active: Sequence[int] | None
+) -> list[Write]:
+    """Returns the one operation that subtracts an update from all parameters that have one."""
+    chosen = active if active is not None else range(len(update))
+    targets, tensors = [parameters[i] for i in chosen], [update[i] for i in chosen]
+    check_writable(targets, tensors)
+    return [Write(targets[0], lambda: torch._foreach_sub_(targets, tensors))]
+
+
+def run_writes(writes: Sequence[Write | Later], finish: Callable[[], None]) -> None:
+    """Writes all parameters, or none of them, whatever is raised on the way; then finishes.
+
+    What comes in the middle, once a parameter is written, as interrupts may, waits until the rest
+    are written and ``finish`` was called. Then the first of it is raised.
+
+    Args:
+        writes: The operations; or functions that make some of them when it is their turn, so that
+            what these need is not there before, nor after.
+        finish: What is done at last.
+
+    Raises:
+        StepError: If an operation failed in the middle, and again when it was tried once more.
+    """
+    queue = deque([*writes, Write(NOTHING, finish)])
+    done = 0
+    waiting: BaseException | None = None
+    while queue:
+        each = queue.popleft()
+        if isinstance(each, Write):
+            waiting = _run(each, done, waiting)
+            done += 1
+        else:
+            made: list[Write | Later] = []
+            waiting = _run(Write(NOTHING, partial(_make, each, made)), done, waiting)
+            queue.extendleft(reversed(made))
+    if waiting is not None:
+        raise waiting
+
+
+def _make(later: Later, made: list[Write | Later]) -> None:
+    made[:] = later()
+
+
+def _run(write: Write, done: int, waiting: BaseException | None) -> BaseException | None:
+    """Runs an operation, again if need be; returns what was raised first."""
+    target, run, has_written = write
+    version, failures = target._version, 0
+    while True:
+        try:
+            run()
+            return waiting
+        except BaseException as error:
+            # If so, it was raised behind the operation.
+            written = has_written() if has_written else target._version != version
+            if not done and not written:
+                raise
+            failures += isinstance(error, Exception)
+            if failures == 2 and not written:
+                raise _torn(done, error) from error
+            waiting = waiting or error
+            if written:
+                return waiting
+
+
+def _torn(done: int, error: BaseException) -> StepError:
+    return StepError(
+        f"Of the operations that write parameters, {done} had run when the next one failed twice: "
+        f"{error}. A "
+        "step writes all or none, which was not possible. Load the last checkpoint."
+    )
+
+
+def make_buckets(
+    parameters: Sequence[Tensor], indices: Sequence[int], size: int
+) -> list[list[int]]:
+    """Splits parameters, given by index, into runs of at most so many bytes, or of one."""
+    buckets: list[list[int]] = []
+    left = 0
+    for i in indices:
+        if not buckets or parameters[i].nbytes > left:
+            buckets.append([])
+            left = size
+        buckets[-1].append(i)
+        left -= parameters[i].nbytes
+    return buckets

@@ -1,0 +1,144 @@
+"""How a region ends where its tensors are the parameters: what runs, and then what writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from projcore.core.space import Space
+from projcore.core.writer import Blend, Write
+from projcore.engine.blended import blended
+from projcore.engine.commit import NOTHING, Later
+from projcore.engine.nodes import Call, Frame, Node, Observe
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a region ends where its tensors are the parameters: what runs, and then what writes.
+
+    Attributes:
+        space: The tensors.
+        nodes: What runs first.
+        folded: Affine calls, which become the numbers by which the rest is subtracted.
+        writers: Nodes that write the parameters of their tensors themselves.
+        observers: What looks at the parameters when they are written.
+        factor: A call by whose factor the update is multiplied in the blocks.
+        blocks: The same for some tensors after the other, in place of folded and writers.
+        later: Whether all that is left to do, as a block, may be done when it is its turn.
+    """
+
+    space: Space
+    nodes: tuple[Node, ...]
+    folded: tuple[Call, ...] = ()
+    writers: tuple[Node, ...] = ()
+    observers: tuple[Observe, ...] = ()
+    factor: Call | None = None
+    blocks: tuple[Ending, ...] = ()
+    later: bool = False
+
+    def writes(
+        self, frame: Frame, targets: list[Tensor], outer: Sequence[Blend] | None = None
+    ) -> list[Write | Later]:
+        """Runs all but what writes, and returns that.
+
+        Args:
+            frame: The update, and the facts.
+            targets: The tensors that are written.
+            outer: By what numbers the result is subtracted; as it is by default.
+        """
+        for node in self.nodes:
+            node.run(frame)
+        made: list[Write | Later] = []
+        if self.blocks:
+            factor = None if self.factor is None else self.factor.factor(frame)
+            for block in self.blocks:
+                writes = partial(block.as_block, frame, targets, outer, factor)
+                made += [writes] if block.later else writes()
+        else:
+            blends = self._blends(frame, len(targets), outer)
+            for node in self.writers:
+                made += node.writes(frame, targets, blends)
+            update, rest = frame.update, self.rest
+            made += blended(
+                [targets[i] for i in rest], [update[i] for i in rest], [blends[i] for i in rest]
+            )
+        return made + [_observation(node, frame, targets) for node in self.observers]
+
+    def as_block(
+        self,
+        frame: Frame,
+        targets: Sequence[Tensor],
+        outer: Sequence[Blend] | None,
+        factor: Tensor | None,
+    ) -> list[Write | Later]:
+        """Returns what writes some of the tensors of a frame."""
+        places = self.space.places
+        update = [frame.update[i] for i in places]
+        if factor is not None:
+            update = multiplied(update, factor)
+        return self.writes(
+            Frame(update, frame.objective.select(places, self.space)),
+            [targets[i] for i in places],
+            None if outer is None else [outer[i] for i in places],
+        )
+
+    @cached_property
+    def rest(self) -> Sequence[int]:
+        """The tensors that no writer writes."""
+        active = self.space.active
+        left = set(range(len(self.space)) if active is None else active)
+        for node in self.writers:
+            left.difference_update(node.where)
+        return sorted(left)
+
+    def _blends(self, frame: Frame, count: int, outer: Sequence[Blend] | None) -> Sequence[Blend]:
+        blends: list[Blend] = [Blend()] * count
+        for call in self.folded:
+            pairs = call.coefficients(frame)
+            if len(pairs) == count and _uniform(pairs) and _uniform(blends):
+                blends = [_after(blends[0], *pairs[0])] * count
+            else:
+                for i, pair in zip(call.where, pairs, strict=True):
+                    blends[i] = _after(blends[i], *pair)
+        if outer is None:
+            return blends
+        if not self.folded:
+            return outer
+        return [_after(one, *other) for one, other in zip(blends, outer, strict=True)]
+
+
+def _after(blend: Blend, a: float, b: float) -> Blend:
+    """Returns a blend followed by the affine map ``a * u + b * p``."""
+    return Blend(a * blend.scale, a * blend.decay + b)
+
+
+def _uniform(pairs: Sequence[tuple[float, float]]) -> bool:
+    return pairs.count(pairs[0]) == len(pairs)
+
+
+def multiplied(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
+    """Returns all tensors, on whatever devices, multiplied by one number."""
+    if all(tensor.device == factor.device for tensor in tensors):
+        made: Sequence[Tensor] = torch._foreach_mul(tensors, factor)
+    else:
+        made = [tensor * factor.to(tensor.device) for tensor in tensors]
+    return [  # a 0-d tensor times a number of more bits has more bits
+        each if each.dtype == tensor.dtype else each.to(tensor.dtype)
+        for each, tensor in zip(made, tensors, strict=True)
+    ]
+
+
+def _observation(node: Observe, frame: Frame, targets: Sequence[Tensor]) -> Write:
+    look = node.prepared(frame, [targets[i] for i in node.where])
+    states = [node.site.state.nodes[i] for i in node.members]
+    seen = [value for each in states for value in each.values() if isinstance(value, Tensor)]
+    versions = [tensor._version for tensor in seen]
+
+    def has_looked() -> bool:
+        return versions != [tensor._version for tensor in seen]
+
+    return Write(NOTHING, look, has_looked)

@@ -1,0 +1,233 @@
+"""The facts in the space of the parameters, and what all objectives of a step share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore._contexts import Context, StepContext
+from projcore.core.objective import Evaluation, Objective, Planned
+from projcore.core.settings import Settings
+from projcore.core.space import Space
+from projcore.core.state import Node, State
+from projcore.engine.names import SettingNames
+from projcore.engine.plan import Builder, add_rate
+from projcore.engine.region import Region
+from projcore.errors import StepError
+from projcore.values import common
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+class LiveSettings(StepContext):
+    """The settings as groups have them in this step, and the plans of parts that modules run.
+
+    Args:
+        names: Which key holds which setting.
+        groups: The parameter groups.
+        passes: By which passes parts are planned.
+        parts: The parts that were planned in steps before.
+    """
+
+    def __init__(
+        self,
+        names: SettingNames,
+        groups: Groups,
+        passes: frozenset[str] = frozenset(),
+        parts: dict[Any, Region] | None = None,
+    ) -> None:
+        self._names = names
+        self._groups = groups
+        self._passes = passes
+        self._parts = {} if parts is None else parts
+        self._found: dict[tuple[str, Hashable], Settings] = {}
+
+    def settings(self, path: str, group: Hashable) -> Settings:
+        key = (path, group)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._look_up(path, group)
+        return found
+
+    def _look_up(self, path: str, group: Any) -> Settings:
+        if isinstance(group, tuple):
+            every = [self.settings(path, each) for each in group]
+            return common(f"The module at {path!r}", every)
+        values = self._groups[group]
+        return {name: values[key] for name, key in self._names.keys.get(path, {}).items()}
+
+    def run(
+        self, plan: Planned, update: list[Tensor], objective: Objective, state: State
+    ) -> list[Tensor]:
+        space = objective.space
+        active = None if space.active is None else tuple(space.active)
+        shapes = tuple(tensor.shape for tensor in objective.template)
+        key = (state.path, tuple(space.sources), active, shapes)
+        region = self._parts.get(key)
+        if region is None:
+            scratch: list[Node] = [{} for _ in state.trees]
+            template = [torch.empty_like(tensor, device="meta") for tensor in objective.template]
+            space = replace(space, template=template, state=state.over(scratch))
+            region = self._parts[key] = Builder(self._passes).region(space, plan)
+            if self._names.rate_is_factor and any(node.comes_last for node in region.nodes):
+                add_rate(region.nodes, region.space)
+        region.bind(state.trees)
+        return region.run(update, objective)
+
+
+class Known(Context):
+    """What a plan knows of an optimizer; it notes which settings were read.
+
+    Attributes:
+        reads: The keys of groups that were read.
+    """
+
+    def __init__(
+        self,
+        names: SettingNames,
+        groups: Groups,
+        parameter_names: Sequence[str | None],
+        absent: Sequence[tuple[str | None, Tensor, int]] | None,
+    ) -> None:
+        self.parameter_names = parameter_names
+        self.absent = absent
+        self.reads: set[str] = set()
+        self._names = names
+        self._live = LiveSettings(names, groups)
+
+    def settings(self, path: str, group: Hashable) -> Settings:
+        return Noted(self._live.settings(path, group), self._names.keys.get(path, {}), self.reads)
+
+
+class Noted(Mapping[str, Any]):
+    """Settings that note which of them were read."""
+
+    def __init__(self, settings: Settings, keys: Mapping[str, str], reads: set[str]) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._reads = reads
+
+    def __getitem__(self, name: str) -> Any:
+        self._reads.add(self._keys[name])
+        return self._settings[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings)
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
+
+class RootObjective(Objective):
+    """The facts in the space of the parameters themselves."""
+
+    def __init__(
+        self,
+        space: Space,
+        context: StepContext,
+        parameters: Sequence[Tensor],
+        grads: list[Tensor],
+        loss: Tensor | None = None,
+        closure: Callable[..., Any] | None = None,
+    ) -> None:
+        self.space = space
+        self.context = context
+        self._template: list[Tensor] | None = None
+        self._parameters = parameters
+        self._grads = grads
+        self._loss = loss
+        self._closure = closure
+        self._origin: list[Tensor] | None = None
+
+    @property
+    def template(self) -> list[Tensor]:  # type: ignore[override]
+        if self._template is None:
+            self._template = [parameter.detach() for parameter in self._parameters]
+        return self._template
+
+    @property
+    def params(self) -> list[Tensor]:
+        return self.template
+
+    @property
+    def grads(self) -> list[Tensor]:
+        return self._grads
+
+    @property
+    def loss(self) -> Tensor | None:
+        return self._loss
+
+    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+        if self._closure is None:
+            raise StepError(
+                "A module evaluates the loss, but step() was given no closure. Pass a function "
+                "that computes the loss and its gradients: optimizer.step(closure)."
+            )
+        active = self.active if self.active is not None else range(len(self._parameters))
+        parameters = [self._parameters[i] for i in active]
+        if self._origin is None:
+            self._origin = [parameter.detach().clone() for parameter in parameters]
+        kept = [parameter.grad for parameter in self._parameters]
+        try:
+            for parameter in self._parameters:
+                parameter.grad = None  # so that the closure cannot add to what a module still reads
+            torch._foreach_copy_(parameters, [point[i] for i in active])
+            loss = call_closure(self._closure, backward)
+            grads = [parameter.grad for parameter in self._parameters]
+        finally:
+            try:
+                torch._foreach_copy_(parameters, self._origin)
+            except BaseException:  # a parameter must not stay at a trial point, whatever comes
+                torch._foreach_copy_(parameters, self._origin)
+                raise
+            finally:
+                for parameter, grad in zip(self._parameters, kept, strict=True):
+                    parameter.grad = grad
+        if not backward:
+            return loss, None
+        return loss, fill_zeros(self._parameters, grads)
+
+
+def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
+    """Evaluates a closure as torch does; one that takes ``backward`` is told if it is wanted."""
+    arguments = {} if backward or not takes_backward(closure) else {"backward": False}
+    with torch.enable_grad():
+        loss = closure(**arguments)
+    return as_loss(loss)
+
+
+def as_loss(value: object) -> Tensor:
+    """Returns what a closure returned as a 0-d tensor; raises unless it is one real number."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach().reshape(())
+    if isinstance(value, (int, float)):
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+    given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise StepError(
+        f"The closure returned {given}. A module needs the loss, which is one real number. "
+        "Add `return loss` to it, and reduce the loss, for example by its mean."
+    )
+
+
+def takes_backward(closure: Callable[..., Any]) -> bool:
+    """Whether a closure has a parameter ``backward``."""
+    try:
+        return "backward" in signature(closure).parameters
+    except (TypeError, ValueError):  # no signature to be had, as for some built-in callables
+        return False
+
+
+def fill_zeros(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """Replaces missing gradients by zeros that take no memory; those on a graph are detached."""
+    # A list is looked through in half the time.
+    if not any([grad is None or grad.requires_grad for grad in grads]):  # noqa: C419
+        return list(grads)  # type: ignore[arg-type]
+    return [
+        parameter.detach().new_zeros(()).expand(parameter.shape) if grad is None else grad.detach()
+        for parameter, grad in zip(parameters, grads, strict=True)
+    ]

@@ -1,0 +1,410 @@
+"""The nodes of a plan: what one step does, one after the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from projcore._checks import check_result
+from projcore.core.module import Module, Observer, Transform
+from projcore.core.objective import Objective
+from projcore.core.settings import Settings
+from projcore.core.space import Space
+from projcore.core.state import Node as Entries
+from projcore.core.writer import Blend, Write, Writer
+from projcore.engine.blended import blended
+from projcore.engine.commit import Later
+from projcore.engine.fetch import facts
+from projcore.engine.half import has_half, in_float32
+from projcore.errors import ContractError
+
+
+class Frame(NamedTuple):
+    """A run of a region: the update so far, which nodes replace tensor by tensor, and the facts."""
+
+    update: list[Tensor]
+    objective: Objective
+
+
+class Node(ABC):
+    """Something that a plan does to some of the tensors of a region.
+
+    Attributes:
+        module: What does it.
+        where: The tensors that it does it to, by their places in the region.
+    """
+
+    module: Module
+    site: Site
+    where: Sequence[int]
+
+    @abstractmethod
+    def run(self, frame: Frame) -> None:
+        """Replaces tensors of the update."""
+
+    @abstractmethod
+    def remember(self, objective: Objective) -> None:
+        """Creates state where there is none yet; `objective` is of the whole region."""
+
+    @abstractmethod
+    def bind(self, trees: Sequence[Entries]) -> None:
+        """Has it work on the state at the same places of other trees."""
+
+    def writes(
+        self, frame: Frame, targets: Sequence[Tensor], blends: Sequence[Blend]
+    ) -> list[Write | Later]:
+        """Returns what writes the parameters, in place of `run`; for nodes that can."""
+        raise NotImplementedError
+
+    @property
+    def can_write(self) -> bool:
+        """Whether it may write parameters, as far as is known before there are values."""
+        return False
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether `writes` or `coefficients` may be called again until the result has run."""
+        return False
+
+    @property
+    def writes_directly(self) -> bool:
+        """Whether, as is known after a step, `writes` makes no update."""
+        return False
+
+    @property
+    def owns(self) -> bool:
+        """Whether what it writes are tensors of its own, which are the parameters."""
+        return False
+
+    def part(self, index: Mapping[int, int]) -> Node | None:
+        """Returns the same for some of the tensors of the region, if it can be split.
+
+        Args:
+            index: Of each of these, by its place in the region, the place among them.
+        """
+        return None
+
+    def regions(self) -> Iterator[Any]:
+        """Yields the regions inside."""
+        yield from ()
+
+    @property
+    def comes_last(self) -> bool:
+        """Whether its result must reach the parameters as it is."""
+        return any(node.comes_last for region in self.regions() for node in region.nodes)
+
+    def sides(self, old: Objective, new: Objective, places: Sequence[int]) -> Any:
+        """Returns the ways in from two spaces outside; None if it is the same space inside."""
+        return None
+
+
+class Site:
+    """A module at a position on the tensors of a space, with its state for them."""
+
+    def __init__(self, module: Module, space: Space, whole: bool) -> None:
+        self.module = module
+        self.space = space
+        self.whole = whole  # whether these are all tensors of the region
+        self.state = space.state
+        self.ready = False
+
+    def bind(self, trees: Sequence[Entries]) -> None:
+        self.state = self.space.state.over(trees)
+        self.ready = False
+
+    def select(self, objective: Objective) -> Objective:
+        """Returns the objective, which is of the region, for the tensors of this space."""
+        return objective if self.whole else objective.select(self.space.places, self.space)
+
+    def remember(self, objective: Objective) -> None:
+        """Creates state where there is none yet."""
+        if self.ready and (all(self.state.nodes) or not self.keeps):
+            return
+        self.module.remember(self.select(objective), self.state)
+        self.ready = True
+        objective.context.changed = True
+
+    def parts(self) -> Iterable[tuple[Hashable | None, list[int]]]:
+        """Yields which tensors go into one call: those with a gradient, split by group.
+
+        A module of scope ``"all"`` gets all in one call.
+        """
+        space = self.space
+        active = range(len(space)) if space.active is None else space.active
+        if self.module.scope == "all":
+            return [(None, list(active))]
+        found: dict[Hashable, list[int]] = {}
+        for i in active:
+            found.setdefault(space.groups[i], []).append(i)
+        return found.items() or [(0, [])]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the module has state of its own; it may be made by others than `init`."""
+        return type(self.module).init is not Module.init or bool(self.module.kinds)
+
+    def part(self, index: Mapping[int, int]) -> Site:
+        """Returns the module on some of the tensors; see `Node.part`."""
+        chosen = [k for k, place in enumerate(self.space.places) if place in index]
+        space = self.space.select(chosen)
+        space = replace(space, places=[index[place] for place in space.places])
+        return Site(self.module, space, whole=len(chosen) == len(index))
+
+
+class Call(Node):
+    """``update[where] = module.apply(update[where], ...)``: the tensors of one group, or all."""
+
+    def __init__(
+        self,
+        site: Site,
+        members: Sequence[int],
+        group: Hashable | None,
+        path: str | None = None,
+    ) -> None:
+        assert isinstance(site.module, Transform)
+        self.module: Transform = site.module
+        self.site = site
+        self.path = site.space.path if path is None else path
+        self.members = members  # of the site's space, those that have a gradient
+        self.group = group  # None if they may be of several
+        self.where = [site.space.places[i] for i in members]
+        self.groups = [site.space.groups[i] for i in members]
+        self.extra = self.module.named("apply", batch_dims=site.space.batch_dims)
+        self.states = [site.state.nodes[i] for i in members]
+        self.every = site.whole and len(self.where) == len(site.space)
+        self._writer: Writer | str | None = None
+
+    @property
+    def can_write(self) -> bool:
+        own = type(self.module).writer is not Transform.writer
+        return own and self.module.scope != "all"
+
+    @property
+    def repeatable(self) -> bool:
+        writer = self._writer
+        return not self.site.keeps or (isinstance(writer, Writer) and writer.repeatable)
+
+    @property
+    def writes_directly(self) -> bool:
+        return isinstance(self._writer, Writer)
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether the module multiplies all elements by one number."""
+        return has_factor(self.module)
+
+    def factor(self, frame: Frame) -> Tensor | None:
+        """Returns that number."""
+        update, *others = self.arguments(frame)
+        if has_half(update):
+            update = [tensor.float() for tensor in update]
+        return self.module.common_factor(update, *others)
+
+    def part(self, index: Mapping[int, int]) -> Node | None:
+        if self.module.scope == "all":
+            return None
+        site = self.site.part(index)
+        own = [k for k, group in enumerate(site.space.groups) if group == self.group]
+        active = site.space.active
+        return Call(site, [k for k in own if active is None or k in active], self.group, self.path)
+
+    def bind(self, trees: Sequence[Entries]) -> None:
+        self.site.bind(trees)
+        self.states = [self.site.state.nodes[i] for i in self.members]
+        self._writer = None
+
+    def remember(self, objective: Objective) -> None:
+        self.site.remember(objective)
+
+    def settings(self, objective: Objective) -> list[Settings]:
+        """Returns the settings of each tensor."""
+        context = objective.context
+        if self.group is not None:
+            return [context.settings(self.path, self.group)] * len(self.where)
+        return [context.settings(self.path, group) for group in self.groups]
+
+    def arguments(self, frame: Frame) -> tuple[Any, ...]:
+        """Returns the arguments of `apply`."""
+        objective = frame.objective
+        self.site.remember(objective)
+        params, grads, loss = facts(self.module.needs, objective)
+        return (
+            self.pick(frame.update),
+            None if params is None else self.pick(params),
+            None if grads is None else self.pick(grads),
+            loss,
+            self.states,
+            self.settings(objective),
+        )
+
+    def pick(self, tensors: Sequence[Any]) -> list[Any]:
+        """Returns those of a region's tensors that it works on, as a new list."""
+        return list(tensors) if self.every else [tensors[i] for i in self.where]
+
+    def run(self, frame: Frame) -> None:
+        update, arguments = frame.update, self.arguments(frame)
+        if not self.where:
+            return
+        given = arguments[0]
+        result = self.result(arguments)
+        frame.objective.context.changed |= self.site.keeps or any(self.states)
+        for i, before, tensor in zip(self.where, given, result, strict=True):
+            if tensor.dtype is not before.dtype:
+                tensor = _as_given(self.module, before, tensor)
+            update[i] = tensor
+
+    def result(self, arguments: tuple[Any, ...]) -> list[Tensor]:
+        """Returns what `apply` does; for float16 it is still in float32."""
+        apply = self.module.apply
+        if has_half(arguments[0]):
+            result = in_float32(apply, *arguments, **self.extra)
+        else:
+            result = list(apply(*arguments, **self.extra))
+        check_result(self.module, arguments[0], result)
+        return result
+
+    def coefficients(self, frame: Frame) -> list[tuple[float, float]]:
+        """Does the step of an affine module without an update."""
+        self.site.remember(frame.objective)
+        if not self.where:
+            return []
+        frame.objective.context.changed |= self.site.keeps
+        pairs = self.module.coefficients(self.states, self.settings(frame.objective))
+        assert pairs is not None
+        return pairs
+
+    def writes(
+        self, frame: Frame, targets: Sequence[Tensor], blends: Sequence[Blend]
+    ) -> list[Write | Later]:
+        arguments = self.arguments(frame)
+        if not self.where:
+            return []
+        some, how = self.pick(targets), self.pick(blends)
+        if self._writer is None:
+            frame.objective.context.changed = True  # it may have put its state together
+        writer = self.writer(some)
+        if isinstance(writer, str):
+            frame.objective.context.changed = True
+            return [*blended(some, self.result(arguments), how)]
+        return [*writer(some, how, *arguments)]
+
+    def writer(self, targets: list[Tensor]) -> Writer | str:
+        """Returns what writes parameters; asked for once."""
+        if self._writer is None and has_half(targets):
+            self._writer = "float16 is computed in float32"
+        elif self._writer is None:
+            self._writer = self.module.writer(targets) or "it has none"
+        return self._writer
+
+
+def has_factor(module: Module) -> bool:
+    """Whether a module multiplies all elements by one number; see `Transform.common_factor`."""
+    if not isinstance(module, Transform) or module.scope != "all":
+        return False
+    if (
+        type(module).init is not Module.init
+        or type(module).common_factor is Transform.common_factor
+    ):
+        return False
+    return module.common_factor([], None, None, None, [], [module.defaults]) is not None
+
+
+def _as_given(module: Module, given: Tensor, tensor: Tensor) -> Tensor:
+    """Returns a result in the dtype that the update had.
+
+    A 0-d tensor times a 0-d setting of more bits has more bits than the tensor had.
+    """
+    if tensor.is_complex() and not given.is_complex():
+        raise ContractError(
+            f"{type(module).__name__} returned a complex tensor for a real one. A module keeps the "
+            "numbers real. Correct its apply."
+        )
+    return tensor.to(given.dtype)
+
+
+class Step(Node):
+    """``update[where] = module.step(update[where], objective, state)``: the general way.
+
+    Args:
+        module: What is run.
+        space: On what.
+        whole: Whether these are all tensors of the region.
+        inside: The regions of children that it runs on the same tensors.
+    """
+
+    def __init__(
+        self, module: Module, space: Space, whole: bool, inside: Sequence[Any] = ()
+    ) -> None:
+        self.module = module
+        self.site = Site(module, space, whole)
+        self.where = space.places
+        self._inside = inside
+
+    def bind(self, trees: Sequence[Entries]) -> None:
+        self.site.bind(trees)
+        for region in self._inside:
+            region.bind(trees)
+
+    def regions(self) -> Iterator[Any]:
+        yield from self._inside
+
+    def remember(self, objective: Objective) -> None:
+        chosen = self.site.select(objective)
+        self.module.remember(chosen, self.site.state)
+        for region in self._inside:
+            region.remember(chosen)
+
+    def run(self, frame: Frame) -> None:
+        update = frame.update
+        frame.objective.context.changed = True
+        self.remember(frame.objective)
+        part = [update[i] for i in self.where]
+        objective = self.site.select(frame.objective)
+        result = self.module.step(part, objective, self.site.state)
+        check_result(self.module, part, result)
+        for i, tensor in zip(self.where, result, strict=True):
+            update[i] = tensor
+
+
+class Observe(Node):
+    """``module.observe(params)``, once they are written; of one group."""
+
+    def __init__(self, site: Site, members: Sequence[int], group: Hashable) -> None:
+        assert isinstance(site.module, Observer)
+        self.module: Observer = site.module
+        self.site = site
+        self.members = members
+        self.group = group
+        self.where = [site.space.places[i] for i in members]
+
+    @property
+    def comes_last(self) -> bool:
+        return True
+
+    def bind(self, trees: Sequence[Entries]) -> None:
+        self.site.bind(trees)
+
+    def remember(self, objective: Objective) -> None:
+        self.site.remember(objective)
+
+    def run(self, frame: Frame) -> None:
+        """Looks at the point that the update leads to, where the parameters are not at hand."""
+        params = frame.objective.params
+        points = torch._foreach_sub(
+            [params[i] for i in self.where], [frame.update[i] for i in self.where]
+        )
+        self.prepared(frame, list(points))()
+
+    def prepared(self, frame: Frame, points: list[Tensor]) -> partial[None]:
+        """Returns what looks at points; all that may fail before they are there has happened."""
+        self.site.remember(frame.objective)
+        frame.objective.context.changed = True
+        settings = frame.objective.context.settings(self.site.space.path, self.group)
+        states = [self.site.state.nodes[i] for i in self.members]
+        return partial(self.module.observe, points, states, [settings] * len(points))

@@ -1,0 +1,1 @@
+"""Passes: functions that rewrite how a region ends. Every subset gives the same result."""

@@ -1,0 +1,25 @@
+"""Affine calls that are last for their tensors become numbers of what writes the parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from projcore.engine.ending import Ending
+from projcore.engine.nodes import Call
+from projcore.engine.passes.last import is_last
+
+
+def fold(ending: Ending) -> Ending:
+    """Folds ``u -> a * u + b * p``, from the end, as often as there is such a call."""
+    nodes, folded = list(ending.nodes), list(ending.folded)
+    for k in reversed(range(len(nodes))):
+        node = nodes[k]
+        if isinstance(node, Call) and is_affine(node) and is_last(nodes, k):
+            folded.insert(0, node)
+            del nodes[k]
+    return replace(ending, nodes=tuple(nodes), folded=tuple(folded))
+
+
+def is_affine(call: Call) -> bool:
+    """Whether a module has coefficients: if it returns any for no tensors."""
+    return call.module.coefficients([], [call.site.module.defaults]) is not None

@@ -1,0 +1,18 @@
+"""Nodes that are last for their tensors, and can write parameters themselves, do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from projcore.engine.ending import Ending
+from projcore.engine.passes.last import is_last
+
+
+def fuse(ending: Ending) -> Ending:
+    """Takes nodes that can write out of those that run first."""
+    nodes, writers = list(ending.nodes), list(ending.writers)
+    for k in reversed(range(len(nodes))):
+        if nodes[k].can_write and is_last([*nodes, *writers], k):
+            writers.insert(0, nodes[k])
+            del nodes[k]
+    return replace(ending, nodes=tuple(nodes), writers=tuple(writers))

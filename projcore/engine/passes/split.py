@@ -1,0 +1,88 @@
+"""Nodes that work on each tensor by itself run on a few tensors after the other.
+
+So what they need beside the state is small, and stays in the cache between them. A number by which
+all tensors are multiplied first, as a clipped norm makes it, is multiplied block by block, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from projcore.engine.ending import Ending
+from projcore.engine.nodes import Call, Node
+
+# Elements in a block, or one tensor: a few lists of so many fit a cache (measured: benchmarks/).
+BLOCK = 1 << 18
+
+
+def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
+    """Splits what comes last into blocks, if that spares anything."""
+    nodes = list(ending.nodes)
+    last = [*ending.folded, *ending.writers]
+    if not all(t.is_cpu for t in targets) or any(node.part({}) is None for node in last):
+        return ending
+    tail: list[Node] = []
+    while nodes and nodes[-1].part({}) is not None:
+        tail.insert(0, nodes.pop())
+    factor = None
+    if nodes and _is_factor_of_all(nodes[-1], ending):
+        factor = nodes.pop()
+    blocks = runs(targets, ending.space.active)
+    if len(blocks) < 2 or not (tail or factor or not all(map(_is_direct, ending.writers))):
+        return ending
+    later = not tail and all(node.repeatable for node in last)
+    made = []
+    for places in blocks:
+        index = {place: k for k, place in enumerate(places)}
+        block = Ending(
+            replace(ending.space.select(places), places=places),
+            nodes=_parts(tail, index),
+            folded=_parts(ending.folded, index),
+            writers=_parts(ending.writers, index),
+        )
+        made.append(replace(block, later=later and not block.rest))
+    assert factor is None or isinstance(factor, Call)
+    return Ending(
+        ending.space,
+        tuple(nodes),
+        observers=ending.observers,
+        factor=factor,
+        blocks=tuple(made),
+    )
+
+
+def _is_factor_of_all(node: Node, ending: Ending) -> bool:
+    """Whether a node multiplies all tensors that have a gradient by one number."""
+    if not (isinstance(node, Call) and node.has_factor):
+        return False
+    active = ending.space.active
+    return set(node.where) == set(range(len(ending.space)) if active is None else active)
+
+
+def _is_direct(node: Node) -> bool:
+    """Whether a node writes parameters, rather than make their update or write other tensors."""
+    return node.writes_directly and not node.owns
+
+
+def runs(targets: Sequence[Tensor], active: Sequence[int] | None) -> list[list[int]]:
+    """Returns the places of tensors that make a block together."""
+    found: list[list[int]] = []
+    left = 0
+    for i in range(len(targets)) if active is None else active:
+        size = targets[i].numel()
+        if not found or size > left:
+            found.append([])
+            left = BLOCK
+        found[-1].append(i)
+        left -= size
+    return found
+
+
+def _parts(nodes: Sequence[Node], index: Mapping[int, int]) -> tuple[Any, ...]:
+    """Returns nodes for some of the tensors, without those that have none of these."""
+    parts = [node.part(index) for node in nodes]
+    return tuple(part for part in parts if part is not None and part.where)

@@ -1,0 +1,107 @@
+"""Regions: the nodes that run in one space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from projcore.core.objective import Objective
+from projcore.core.space import Space
+from projcore.core.state import Node as Entries
+from projcore.core.state import State
+from projcore.core.writer import Blend, Write
+from projcore.engine.commit import Later
+from projcore.engine.ending import Ending
+from projcore.engine.nodes import Frame, Node, Observe
+from projcore.engine.passes.fold import fold
+from projcore.engine.passes.fuse import fuse
+from projcore.engine.passes.split import split
+
+REWRITES = {"fold": fold, "fuse": fuse}
+
+
+class Region:
+    """The nodes that run in one space.
+
+    Attributes:
+        space: The tensors.
+        nodes: What runs, in order.
+        passes: The names of the passes that may rewrite how it ends.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        nodes: list[Node],
+        notes: list[tuple[State, str, Sequence[float]]],
+        passes: frozenset[str],
+    ) -> None:
+        self.space = space
+        self.nodes = nodes
+        self.passes = passes
+        self._notes = notes  # state that follows from the plan
+        self._trees: Sequence[Entries] = space.state.trees
+        self._ending: Ending | None = None
+        self._runs = 0
+
+    @property
+    def ending(self) -> Ending:
+        """What runs and what writes, where the tensors of the region are the parameters."""
+        if self._ending is None:
+            observers = [node for node in self.nodes if isinstance(node, Observe)]
+            others = [node for node in self.nodes if not isinstance(node, Observe)]
+            ending = Ending(self.space, tuple(others), observers=tuple(observers))
+            for name, rewrite in REWRITES.items():
+                if name in self.passes:
+                    ending = rewrite(ending)
+            self._ending = ending
+        return self._ending
+
+    def run(self, update: list[Tensor], objective: Objective) -> list[Tensor]:
+        """Runs all nodes; returns the update."""
+        frame = Frame(list(update), objective)
+        for node in self.nodes:
+            node.run(frame)
+        return frame.update
+
+    def writes(
+        self, frame: Frame, targets: list[Tensor], outer: Sequence[Blend] | None = None
+    ) -> list[Write | Later]:
+        """Runs all nodes up to the writing of the parameters; see `Ending.writes`."""
+        self._runs += 1
+        if self._runs == 2 and "split" in self.passes:  # what writes, and how, is known by now
+            self._ending = split(self.ending, targets)
+            self._bind_blocks()
+        return self.ending.writes(frame, targets, outer)
+
+    def remember(self, objective: Objective) -> None:
+        """Creates the state of all nodes where there is none yet."""
+        for node in self.nodes:
+            node.remember(objective)
+
+    def bind(self, trees: Sequence[Entries]) -> None:
+        """Has all nodes work on the state at the same places of other trees."""
+        self._trees = trees
+        for node in self.nodes:
+            node.bind(trees)
+        self._bind_blocks()
+        self.renote()
+
+    def _bind_blocks(self) -> None:
+        for block in self._ending.blocks if self._ending is not None else ():
+            for node in (*block.nodes, *block.folded, *block.writers):
+                node.bind(self._trees)
+
+    def renote(self) -> None:
+        """Puts state that follows from the plan where it was removed."""
+        for state, name, values in self._notes:
+            for node, value in zip(state.over(self._trees).nodes, values, strict=True):
+                node[name] = value
+
+    def walk(self) -> Iterator[Node]:
+        """Yields all nodes, of the regions inside too."""
+        for node in self.nodes:
+            yield node
+            for region in node.regions():
+                yield from region.walk()

@@ -1,0 +1,35 @@
+"""What holds of a module and of all that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from projcore.core.module import Module
+
+
+def tree(module: Module) -> Iterator[Module]:
+    """Yields a module, and then its children with theirs."""
+    yield module
+    for child in module.children.values():
+        yield from tree(child)
+
+
+def is_traceable(module: Module) -> bool:
+    """Whether a module and its children are traceable."""
+    return all(each.traceable and "closure" not in each.needs for each in tree(module))
+
+
+def is_zeroth_order(module: Module) -> bool:
+    """Whether a module or one of its children is zeroth-order."""
+    return any(each.zeroth_order for each in tree(module))
+
+
+def first_unsharded(module: Module) -> Module | None:
+    """Returns the first of a module and its children that needs parameters whole, or None."""
+    return next((each for each in tree(module) if not _takes_shards(each)), None)
+
+
+def _takes_shards(module: Module) -> bool:
+    if module.sharded is not None:
+        return module.sharded
+    return "element" in (module.scope, module.total_scope)  # of a layout, the latter is narrower

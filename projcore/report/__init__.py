@@ -1,0 +1,1 @@
+"""Reports that read the plan: what runs where, and what the state takes."""

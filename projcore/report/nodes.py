@@ -1,0 +1,181 @@
+"""The nodes of a plan as text: what a step does, one line after the other.
+
+* ``run X``: `X` makes a new update. The nodes inside a projection are indented below it.
+* ``write X by K``: `X` writes the parameters itself, by the kernel `K`, in place of an update.
+* ``write X by its update``: it has no writer for these tensors, for the reason that follows.
+* ``write from X``: the projection `X` writes the parameters from the inner update.
+* ``write through X``: the nodes inside the projection `X` write the parameters, or the tensors that
+  it keeps in their place.
+* ``write the update``: the update is subtracted from the parameters.
+* ``folded: X``: `X` is no pass over the update, but a number by which it is subtracted.
+* ``observe X``: `X` looks at the parameters once they are written.
+* ``in blocks``: the indented nodes run on a few tensors after the other, from the second step on.
+  ``factor of X`` is computed before, and the update is multiplied by it in the blocks.
+
+``on 0, 2`` are places of tensors, where these are not all of the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from projcore.engine.ending import Ending
+from projcore.engine.half import has_half
+from projcore.engine.inside import Crossing, Inside
+from projcore.engine.nodes import Call, Node, Observe
+from projcore.engine.passes import split as splitting
+from projcore.engine.plan import Rate
+from projcore.engine.region import Region
+from projcore.engine.sketch import Sketch
+
+FEW = 4  # places that are listed, and lines that differ in these alone
+
+
+class Line(NamedTuple):
+    """A line, and those indented below it.
+
+    Attributes:
+        head: Up to the places.
+        where: The places of its tensors.
+        tail: After the places.
+        below: The lines of a region inside.
+    """
+
+    head: str
+    where: Sequence[int]
+    tail: str = ""
+    below: tuple[str, ...] = ()
+
+
+def step_lines(region: Region, targets: Sequence[Tensor]) -> Iterator[str]:
+    """Yields the lines of a region that writes the tensors of its space.
+
+    It asks the nodes of the region what writes these, so the plan must be one that is not run.
+
+    Args:
+        region: The region.
+        targets: The tensors that are written: the parameters, or views of them.
+    """
+    ending = region.ending
+    writers = [_writer_line(node, targets, ending) for node in ending.writers]
+    count = len(region.space)
+    cut = splitting.split(ending, targets) if "split" in region.passes else ending
+    yield from _shown(map(_run_line, cut.nodes), count)
+    if cut.factor is not None:
+        yield f"factor of {name_of(cut.factor)}{_on(cut.factor.where, count)}"
+    nodes = ending.nodes[len(cut.nodes) + (cut.factor is not None) :] if cut.blocks else ()
+    lines = [*map(_run_line, nodes), *writers]
+    if ending.rest:
+        lines.append(Line("write the update", ending.rest, _folded(ending, ending.rest)))
+    if cut.blocks:
+        yield f"in {len(cut.blocks)} blocks, of up to {splitting.BLOCK:,} elements or one tensor"
+        yield from _indented(_shown(lines, count))
+    else:
+        yield from _shown(lines, count)
+    yield from _shown(map(_run_line, ending.observers), count)
+
+
+def update_lines(region: Region) -> Iterator[str]:
+    """Yields the lines of a region that makes an update."""
+    return _shown(map(_run_line, region.nodes), len(region.space))
+
+
+def name_of(node: Node) -> str:
+    """The name of a node's module, without its arguments."""
+    if isinstance(node.module, Rate):
+        return "group lr"
+    return str(node.module).partition("(")[0].lower()
+
+
+def _run_line(node: Node) -> Line:
+    below = [line for region in node.regions() for line in update_lines(region)]
+    if isinstance(node, Inside) and node.region is None:
+        below = ["known after the first step"]
+    verb = "observe" if isinstance(node, Observe) else "run"
+    return Line(f"{verb} {name_of(node)}", node.where, below=tuple(_indented(below)))
+
+
+def _writer_line(node: Node, targets: Sequence[Tensor], ending: Ending) -> Line:
+    own, folded = [targets[i] for i in node.where], _folded(ending, node.where)
+    if isinstance(node, Inside):
+        return _projection_line(node, own, folded)
+    assert isinstance(node, Call)
+    writer = node.writer(own)
+    if own and own[0].dtype is torch.float16 and has_half(own):
+        writer = "float16 is computed in float32"
+    how = f"its update ({writer})" if isinstance(writer, str) else writer.kernel
+    return Line(f"write {name_of(node)}", node.where, f" by {how}{folded}")
+
+
+def _projection_line(node: Inside, targets: list[Tensor], folded: str) -> Line:
+    name, region = name_of(node), node.region
+    if region is None:
+        return Line(f"write {name}", node.where, folded, ("  known after the first step",))
+    crossing = Crossing(node, Sketch(node.space))
+    inside = node.targets_inside(crossing, targets)
+    if inside is not None:
+        made = step_lines(region, with_storage(inside, targets))
+        return Line(f"write through {name}", node.where, folded, tuple(_indented(made)))
+    below = tuple(_indented(update_lines(region)))
+    writer = node.writer(targets)
+    if not isinstance(writer, str):
+        return Line(f"write from {name}", node.where, folded, below)
+    if not node.projection.overrides("writer"):
+        writer = "project makes copies"
+    return Line(f"write {name}", node.where, f" by its update ({writer}){folded}", below)
+
+
+def with_storage(tensors: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """Returns tensors as they will be in a step, for those without storage.
+
+    A projection keeps these in its state, so there are none before the first step. All of a dtype
+    share their storage.
+    """
+    buffers: dict[torch.dtype, Tensor] = {}
+    for tensor in tensors:
+        if tensor.is_meta:
+            found = buffers.get(tensor.dtype)
+            if found is None or found.numel() < tensor.numel():
+                made = torch.empty(tensor.numel(), dtype=tensor.dtype, device=params[0].device)
+                buffers[tensor.dtype] = made
+    return [
+        buffers[tensor.dtype][: tensor.numel()].view(tensor.shape) if tensor.is_meta else tensor
+        for tensor in tensors
+    ]
+
+
+def _folded(ending: Ending, where: Iterable[int]) -> str:
+    places = set(where)
+    calls = [call for call in ending.folded if not places.isdisjoint(call.where)]
+    names = dict.fromkeys(map(name_of, calls))
+    return f"; folded: {', '.join(names)}" if names else ""
+
+
+def _shown(lines: Iterable[Line], count: int) -> Iterator[str]:
+    """Yields lines as text; of many that differ in their tensors alone, one."""
+    for _, alike in groupby(lines, key=lambda line: line._replace(where=())):
+        same = list(alike)
+        if len(same) > FEW:
+            every = [i for line in same for i in line.where]
+            tail = f" in {len(same)} calls{same[0].tail}"
+            same = [same[0]._replace(where=every, tail=tail)]
+        for line in same:
+            yield f"{line.head}{_on(line.where, count)}{line.tail}"
+            yield from line.below
+
+
+def _on(where: Sequence[int], count: int) -> str:
+    if len(where) == count:
+        return ""
+    if len(where) > FEW:
+        return f" on {len(where)} of {count} tensors"
+    return f" on {', '.join(map(str, where))}"
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    yield from (f"  {line}" for line in lines)
