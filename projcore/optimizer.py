@@ -64,13 +64,13 @@ class Optimizer(torch.optim.Optimizer):
         params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         compile: Whether to run the step through `torch.compile`. The first step, which creates the
-            memory, runs eagerly, and so do all steps if a module is not traceable, as one that
+            state, runs eagerly, and so do all steps if a module is not traceable, as one that
             evaluates the loss, whose loop depends on what it finds. `describe` says which it is.
         bucket_bytes: Computes and writes so many bytes of parameters at a time, or one parameter
             if it is larger, so that what a step needs beside its state is small, and stays in the
             cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
             in the middle of a step the buckets before it are written, and the rest is not. The
-            first step, which creates the memory, is whole.
+            first step, which creates the state, is whole.
         nonfinite: What a gradient with Inf or NaN, or such a loss where a module reads it, does to
             a step. With ``"raise"`` the step raises `NonFiniteError`, which names the parameter,
             and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either way nothing
@@ -264,7 +264,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ArgumentError: If a bad value was written into a group, or a setting was removed.
             StepError: If a closure is needed and there is none, a gradient cannot be used, or a
-                parameter has another shape, dtype or device than its memory was created for.
+                parameter has another shape, dtype or device than its state was created for.
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
                 Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
         """
@@ -344,12 +344,12 @@ class Optimizer(torch.optim.Optimizer):
         self._reset_plan()
 
     def _forget_plans(self) -> None:
-        """Has plans made anew, as when something has changed that they depend on."""
+        """Drops all plans, as when something has changed that they depend on."""
         self._plans = {}
         self._store = None
 
     def _plan_now(self, key: Any, **options: Any) -> Plan:
-        """Returns the plan of this step, which is made anew when it does not hold any more."""
+        """Returns the plan of this step, which is made again when it no longer holds."""
         if key not in self._plans and len(self._plans) >= PLANS:
             self._plans.clear()
         plans = self._plans.setdefault(key, {})
@@ -504,7 +504,7 @@ class Optimizer(torch.optim.Optimizer):
                 key,
                 lambda name: checkpoint.kind_of(self._names, name) != "history",
             )
-        # Plans of other gradients have bound the same state, and may have put it together anew.
+        # Plans of other gradients have bound the same state, and may have packed it again.
         if self._store is not None and self._store.is_current(parameters, key):
             return self._store
         return Store(self.state, parameters, key)
@@ -533,7 +533,7 @@ class Optimizer(torch.optim.Optimizer):
         return all_parameters(self.param_groups)
 
     def _present(self, parameters: list[Tensor]) -> list[Facts | None]:
-        """Tells which parameters take part; those that memory was made for stay."""
+        """Tells which parameters take part; those that have state stay."""
         known = self.state and len(self._presence) <= len(parameters)  # if none was taken out
         return presence(parameters, self._presence if known else ())
 
@@ -544,7 +544,7 @@ class Optimizer(torch.optim.Optimizer):
         self._reset_plan()
 
     def _note_presence(self, present: list[Facts | None]) -> None:
-        """Notes which parameters memory is for; the groups say it too, for checkpoints."""
+        """Notes which parameters have state; the groups say it too, for checkpoints."""
         self._presence = present
         self._roll = Roll(present)
         facts = iter(present)
@@ -553,7 +553,7 @@ class Optimizer(torch.optim.Optimizer):
             group[SIGNATURE] = checkpoint.signature(self.module, absent)
 
     def _reset_plan(self) -> None:
-        """Forgets what was compiled; the next step runs eagerly and creates missing memory."""
+        """Forgets what was compiled; the next step runs eagerly and creates missing state."""
         self._warm = False
         self._compiled = None
         self._forget_plans()
@@ -565,7 +565,7 @@ class Optimizer(torch.optim.Optimizer):
         self._device_types = [kind for kind in kinds if is_autocast_available(kind)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the memory and the groups, in torch's form; all of it tensors and plain values.
+        """Returns the state and the groups, in torch's form; all of it tensors and plain values.
 
         With the groups goes what `load_state_dict` compares.
         """
@@ -574,7 +574,7 @@ class Optimizer(torch.optim.Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads memory and settings saved with `state_dict`; dtypes stay as saved.
+        """Loads state and settings saved with `state_dict`; dtypes stay as saved.
 
         Everything is checked before anything changes.
 

@@ -1352,8 +1352,8 @@ PLUGINS = [
         "adam-fused-count",
         "The fused kernel corrects Adam's moments as in the step before.",
         ADAPTIVE + "src/projcore_adaptive/_fused.py",
-        before="torch.tensor(float(count) if bias_correction else math.inf,",
-        after="torch.tensor(float(count + 1) if bias_correction else math.inf,",
+        before="steps[0].fill_(count if bias_correction else math.inf)",
+        after="steps[0].fill_(count + 1 if bias_correction else math.inf)",
         tests=(ADAPTIVE + "tests/test_fused.py::test_it_is_what_the_operations_one_by_one_give",),
     ),
     Breakage(

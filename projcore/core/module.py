@@ -40,8 +40,8 @@ class Planner(ABC):
     def step(self, module: Module, space: Space, runs: Sequence[Planned] = ()) -> None:
         """Has a module run: its `apply` if it is a `Transform`, else its `step`.
 
-        `runs` are the plans that its `step` runs by `Objective.run`, so that their state is known
-        from the start.
+        `runs` are the plans that its `step` runs by `Objective.run`; their state is then known
+        before the first step.
         """
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Planner(ABC):
 class Module(Constructed, Hooks, ABC):
     """A step of an optimizer: settings and children, fixed when built; it holds no tensors.
 
-    One module may stand at several positions and serve several optimizers, because its memory is
+    One module may stand at several positions and serve several optimizers, because its state is
     kept by them (`State`) and this step's facts are handed in (`Objective`). It prints as its spec.
 
     Attributes:
@@ -68,7 +68,7 @@ class Module(Constructed, Hooks, ABC):
             (``"tensor"``) or all tensors (``"all"``, the safe default).
         needs: The facts it reads beside the update: ``"params"``, ``"grads"``, ``"loss"``,
             ``"closure"``. Checked when it is put inside a projection.
-        kinds: How each entry of its memory changes under a change of basis: ``"first"`` like a
+        kinds: How each entry of its state changes under a change of basis: ``"first"`` like a
             vector, ``"second"`` like the diagonal of a covariance, ``"covariance"``, ``"history"``
             (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"fixed"`` (a number that
             follows from recipe and parameter: kept, and a checkpoint with another is rejected),
@@ -76,7 +76,7 @@ class Module(Constructed, Hooks, ABC):
         sharded: Whether it is correct for parameters that are sharded over processes, each of which
             holds a part (torch's `DTensor`). None, the default: if its scope is ``"element"``.
         traceable: Whether its step makes one graph for `torch.compile`. One that branches in Python
-            on its memory, or evaluates the loss, does not, and then all steps run eagerly.
+            on its state, or evaluates the loss, does not, and then all steps run eagerly.
         zeroth_order: It makes its update from losses alone: parameters that require a gradient
             and were given none take part, with the gradient zero.
         arguments: The constructor's arguments that differ from their defaults, by name.
@@ -116,7 +116,7 @@ class Module(Constructed, Hooks, ABC):
         return objective.run(self.plan, update, state)
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        """Returns the memory to begin with, for a tensor of this shape, dtype and device.
+        """Returns the initial state, for a tensor of this shape, dtype and device.
 
         It gets those of these arguments that it names: ``batch_dims``, the number of leading
         dimensions that index independent tensors; and, of a projection, ``index``, the place of the
@@ -171,7 +171,7 @@ class Transform(Module):
     of scope ``"element"`` or ``"tensor"`` gets, in one call, only tensors that share their
     settings: ``settings[0]`` holds for all. One of scope ``"all"`` gets all tensors, and finds the
     value that they agree on with `projcore.common`. Instead of float16, in tensors, facts and
-    memory, it gets float32 copies; what it returns and remembers is rounded.
+    state, it gets float32 copies; what it returns and remembers is rounded.
     """
 
     @abstractmethod

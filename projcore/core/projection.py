@@ -173,7 +173,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         new_states: list[Node],
         settings: list[Settings],
     ) -> Iterable[Tensor] | None:
-        r"""Returns memory of that kind in the new basis, or None if it cannot be carried over.
+        r"""Returns state of that kind in the new basis, or None if it cannot be carried over.
 
         By default ``"first"`` moves as :math:`U_{new}^\top U_{old} m`, and ``"second"`` as the
         absolute value of that, which is rough: signed weights may cancel and leave a variance

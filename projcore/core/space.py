@@ -67,7 +67,7 @@ class Space:
     def settings(self) -> list[Settings]:
         """Returns the settings of the module, for each tensor.
 
-        The plan is made anew when one that was read has changed.
+        The optimizer is planned again when one that was read has changed.
         """
         return [self.context.settings(self.path, group) for group in self.groups]
 

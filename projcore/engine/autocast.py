@@ -17,7 +17,7 @@ def run_without_autocast(
 ) -> None:
     """Calls ``run(closure)`` with autocast off, and the closure inside with autocast as it is now.
 
-    Under autocast, products of an optimizer's float32 memory would be rounded to bfloat16.
+    Under autocast, products of an optimizer's float32 state would be rounded to bfloat16.
     """
     active = [kind for kind in device_types if torch.is_autocast_enabled(kind)]
     if not active:

@@ -46,10 +46,10 @@ def read_absent(signature: str) -> set[int]:
 
 
 def complete(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Makes the groups of a state dict plain, and adds the shapes that its memory does not show.
+    """Makes the groups of a state dict plain, and adds the shapes that its state does not show.
 
-    Memory inside a projection may have one shape for parameters of several. So where there is such
-    memory, the shapes of parameters are noted of which no entry has the parameter's own; of a
+    State inside a projection may have one shape for parameters of several. So where there is such
+    state, the shapes of parameters are noted of which no entry has the parameter's own; of a
     sharded one, the whole.
     """
     saved, memory = state_dict["param_groups"], state_dict["state"]
@@ -90,7 +90,7 @@ def _shape(parameter: Tensor) -> str:
 def read(
     optimizer: Optimizer, names: SettingNames, state_dict: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]], list[int]]:
-    """Returns groups and memory of a saved state dict, as copies, and who took part; or raises."""
+    """Returns groups and state of a saved state dict, as copies, and who took part; or raises."""
     for key, kind in (("state", Mapping), ("param_groups", list)):
         if not isinstance(state_dict, Mapping) or not isinstance(state_dict.get(key), kind):
             raise CheckpointError(
@@ -209,10 +209,10 @@ def _reorder(
     expected: Sequence[Mapping[str, Any]],
     lines: Sequence[Row],
 ) -> None:
-    """Moves memory of a whole space to the parameter that is now the first of it.
+    """Moves state of a whole space to the parameter that is now the first of it.
 
     Raises:
-        CheckpointError: If there is memory of tensors that parameters were merged into, in order.
+        CheckpointError: If there is state of tensors that parameters were merged into, in order.
     """
     merging = {row.path for row in lines if any(len(source) > 1 for source in row.sources)}
     merging |= {row.path for row in lines if not row.shapes}  # not known before the first step
@@ -220,7 +220,7 @@ def _reorder(
         for key in list(entries):
             path = module_path(key)
             above = {path[:at] for at, sign in enumerate(path) if sign == "/"}
-            # The memory of a projection itself belongs to the tensors outside of it.
+            # The state of a projection itself belongs to the tensors outside of it.
             inside = isinstance(names.modules.get(path), ProjectionBase)
             target = next((j for j, entry in enumerate(expected) if key in entry), i)
             if path in merging and (not inside or above & merging):
@@ -236,7 +236,7 @@ def _reorder(
 def _check_shapes(
     saved: Sequence[Mapping[str, Any]], places: Sequence[int], parameters: Sequence[Tensor]
 ) -> None:
-    """Raises if memory was saved for parameters of other shapes; see `complete`."""
+    """Raises if state was saved for parameters of other shapes; see `complete`."""
     left = list(places)
     for group in saved:
         here, left = left[: len(group["params"])], left[len(group["params"]) :]
@@ -313,7 +313,7 @@ def _check_complete(i: int, entries: Mapping[str, Any], expected: Mapping[str, A
 def _check_anchors(
     parameters: list[Tensor], state: Mapping[Tensor, Any], expected: list[dict[str, Any]]
 ) -> None:
-    """Raises if memory of a merged space was lost with its first parameter."""
+    """Raises if state of a merged space was lost with its first parameter."""
     kept = {module_path(key) for entries in state.values() for key in entries}
     for i, (parameter, entries) in enumerate(zip(parameters, expected, strict=True)):
         lost = sorted({module_path(key) for key in entries} - kept)

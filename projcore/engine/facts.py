@@ -22,6 +22,7 @@ from projcore.errors import StepError
 from projcore.values import common
 
 Groups = Sequence[Mapping[str, Any]]
+PARTS = 64  # how many plans of parts are kept
 
 
 class LiveSettings(StepContext):
@@ -70,6 +71,8 @@ class LiveSettings(StepContext):
         key = (state.path, tuple(space.sources), active, shapes)
         region = self._parts.get(key)
         if region is None:
+            if len(self._parts) >= PARTS:  # as with other gradients missing in every step
+                self._parts.clear()
             scratch: list[Node] = [{} for _ in state.trees]
             template = [torch.empty_like(tensor, device="meta") for tensor in objective.template]
             space = replace(space, template=template, state=state.over(scratch))

@@ -32,7 +32,7 @@ def in_float32(
     settings: list[Settings],
     **extra: Any,
 ) -> list[Tensor]:
-    """Applies a transform to copies; returns its result, in float32, and rounds its memory."""
+    """Applies a transform to copies; returns its result, in float32, and rounds its state."""
     copies = [{name: _wide(value) for name, value in node.items()} for node in states]
     nodes = [dict(node) for node in copies]
     facts = (None if each is None else [_wide(t) for t in each] for each in (params, grads))

@@ -227,7 +227,7 @@ class Inside(Node):
         return crossing, ProjectedObjective(crossing, projected, region.space), update, projected
 
     def _region(self, projected: list[Tensor]) -> Region:
-        """Returns what runs inside; planned anew if shapes there are not as planned."""
+        """Returns what runs inside; planned again if shapes there are not as planned."""
         if self.region is None or _shapes(projected) != self._shapes:
             self.plan(projected)
         assert self.region is not None

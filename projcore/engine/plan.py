@@ -32,7 +32,7 @@ class Builder(Planner):
     """Collects the nodes of a region, as the modules name them.
 
     Args:
-        passes: What may be rewritten: ``"hoist"``, ``"fold"``, ``"fuse"``.
+        passes: What may be rewritten, some of `PASSES`.
         around: The projection that the region is inside of, if there is one that is linear.
         building: As of `make_plan`.
     """

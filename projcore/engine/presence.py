@@ -1,4 +1,4 @@
-"""Which parameters take part in a step, and what becomes of memory when these change."""
+"""Which parameters take part in a step, and what becomes of state when these change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def presence(
     """Returns shape, dtype and device of each parameter that takes part, None for the others.
 
     A parameter takes part if it requires a gradient or has one, or took part before. One that is
-    frozen from the start is in no space and has no memory. A lazy one joins once it has a shape.
+    frozen from the start is in no space and has no state. A lazy one joins once it has a shape.
     """
     took_part = {i for i, facts in enumerate(before) if facts is not None}
     return [
@@ -97,7 +97,7 @@ def follow(
     before: Sequence[Facts | None],
     now: Sequence[Facts | None],
 ) -> None:
-    """Resets the memory of modules whose space has changed, as that of a vector by a new group.
+    """Resets the state of modules whose space has changed, as that of a vector by a new group.
 
     ``before`` and ``now`` are the `presence` of the parameters; ``before`` may be shorter.
 
@@ -123,7 +123,7 @@ def follow(
         for key, value in expected[i].items():
             if key in live and not _goes_on(names, key, live[key], value, old, facts):
                 outgrown.setdefault(module_path(key), key)
-        if old is not None:  # memory of a merged space may have to be kept with another parameter
+        if old is not None:  # state of a merged space may have to be kept with another parameter
             for key in expected[i].keys() ^ earlier[i].keys():
                 if not is_shared(key):
                     outgrown.setdefault(module_path(key), key)
@@ -140,7 +140,7 @@ def follow(
 def _move_shared(
     optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Moves memory that belongs to a whole space to the parameter that is now its first."""
+    """Moves state that belongs to a whole space to the parameter that is now its first."""
     parameters = chain.from_iterable(group["params"] for group in groups)
     first = {
         key: parameter

@@ -28,7 +28,7 @@ def sets_step_size(module: Module) -> bool | None:
 
 
 def _is_factor(module: Module) -> bool:
-    """Whether it multiplies the update by a number that is its own, as of no memory."""
+    """Whether it multiplies the update by a number that is its own, and keeps no state."""
     stateless = type(module).init is Module.init
     return (
         isinstance(module, Transform)

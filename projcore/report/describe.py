@@ -1,4 +1,4 @@
-"""Describes an optimizer before it runs: its plan, the shapes inside, the memory to come."""
+"""Describes an optimizer before it runs: its plan, the shapes inside, the state to come."""
 
 from __future__ import annotations
 

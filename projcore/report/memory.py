@@ -1,4 +1,4 @@
-"""What an optimizer's memory takes, by component: counted, or foretold before the first step."""
+"""What an optimizer's state takes, by component: counted, or foretold before the first step."""
 
 from __future__ import annotations
 

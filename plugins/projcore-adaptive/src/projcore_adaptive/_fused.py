@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -64,9 +64,10 @@ def fused_direction(
     The kernel steps parameters that are zero, with a learning rate of -1.
     """
     result = [torch.zeros_like(tensor) for tensor in tensors]
-    for count, places in _alike(tensors, steps, [None] * len(steps)):
+    for count, places in _alike(tensors, steps):
         p, u, m, v = ([x[i] for i in places] for x in (result, tensors, exp_avgs, exp_avg_sqs))
-        _kernel(p, u, m, v, count, terms, lr=-1.0)()
+        step = torch.zeros((), device="cpu")
+        _kernel((p, u, m, v, [], [step] * len(p)), count, terms, Blend(scale=-1.0))()
     return result
 
 
@@ -93,8 +94,7 @@ class Bound:
         # zero, tells that it has run.
         self._extra = torch.zeros(4, dtype=targets[0].dtype, device="cpu")
         self._one = torch.ones((), dtype=targets[0].dtype, device="cpu")
-        self._step = torch.zeros((), device="cpu")
-        self._steps = [self._step] * (len(targets) + 1)
+        self._steps = [torch.zeros((), device="cpu")] * (len(targets) + 1)
 
     def count(self) -> int | None:
         """Returns the count that all share; None if somebody has changed one."""
@@ -108,29 +108,16 @@ class Bound:
 
         Until that has run, it may be called again.
         """
-        beta1, beta2, eps, eps_mode, bias_correction = terms
-        if bias_correction and eps_mode == "hat":
-            eps = eps / (1 - beta2**count) ** 0.5
-        # Of infinitely many steps the corrections are 1.
-        self._step.fill_(count if bias_correction else math.inf)
         param, flag, second, largest = self._extra.zero_().unbind()
-        scale, decay = blend
-        run = partial(
-            torch._fused_adamw_,
+        lists = (
             [*targets, param],
             [*tensors, self._one],
             [*self.exp_avgs, flag],
             [*self.exp_avg_sqs, second],
             [*self.max_exp_avg_sqs, largest] if self.amsgrad else [],
             self._steps,
-            lr=scale,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=decay / scale if decay else 0.0,
-            eps=eps,
-            amsgrad=self.amsgrad,
-            maximize=False,
         )
+        run = _kernel(lists, count, terms, blend)
         finish = partial(self._run, run, targets, count)
         return Write(targets[0], finish, partial(bool, flag))
 
@@ -142,56 +129,51 @@ class Bound:
 
 def bind(targets: list[Tensor], states: list[Any], places: list[int]) -> list[Bound]:
     """Returns tensors by count and dtype, as the kernel takes them."""
-    counts = [int(state["step"]) for state in states]
-    found: dict[tuple[int, torch.dtype], list[int]] = {}
-    for i, (count, target) in enumerate(zip(counts, targets, strict=True)):
-        found.setdefault((count, target.dtype), []).append(i)
     return [
         Bound([targets[i] for i in some], [states[i] for i in some], [places[i] for i in some])
-        for some in found.values()
+        for _, some in _alike(targets, [state["step"] for state in states])
     ]
 
 
 def _kernel(
-    targets: list[Tensor],
-    tensors: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    count: int,
-    terms: Terms,
-    lr: float,
-    weight_decay: float = 0.0,
+    lists: tuple[list[Tensor], ...], count: int, terms: Terms, blend: Blend
 ) -> partial[object]:
+    """Returns the call of the kernel.
+
+    Args:
+        lists: Parameters, gradients, both moments, the largest second moments or none, and the
+            counts, which share one tensor; it is set here.
+        count: The count of this step.
+        terms: As said.
+        blend: How parameters take the update; the kernel multiplies the decay by the scale.
+    """
     beta1, beta2, eps, eps_mode, bias_correction = terms
     if bias_correction and eps_mode == "hat":
         eps = eps / (1 - beta2**count) ** 0.5
+    *_, largest, steps = lists
     # Of infinitely many steps the corrections are 1.
-    step = torch.tensor(float(count) if bias_correction else math.inf, device="cpu")
-    fixed: dict[str, Any] = {"amsgrad": False, "maximize": False}
+    steps[0].fill_(count if bias_correction else math.inf)
+    scale, decay = blend
     return partial(
         torch._fused_adamw_,
-        targets,
-        tensors,
-        exp_avgs,
-        exp_avg_sqs,
-        [],
-        [step] * len(targets),
-        lr=lr,
+        *lists,
+        lr=scale,
         beta1=beta1,
         beta2=beta2,
-        weight_decay=weight_decay,
+        weight_decay=decay / scale if decay else 0.0,
         eps=eps,
-        **fixed,
+        amsgrad=bool(largest),
+        maximize=False,
     )
 
 
-def _alike(
-    tensors: list[Tensor], steps: list[Tensor], keys: Sequence[Hashable]
-) -> Iterator[tuple[int, list[int]]]:
-    """Yields counts of steps, with the places of tensors that share it, their dtype and a key."""
+def _alike(tensors: list[Tensor], steps: list[Tensor]) -> Iterator[tuple[int, list[int]]]:
+    """Yields counts of steps, with the places of tensors that share it and their dtype."""
+    if not tensors:
+        return
     counts = torch.stack(steps).tolist()
-    places: dict[tuple[int, torch.dtype, Hashable], list[int]] = {}
-    for i, (count, tensor, key) in enumerate(zip(counts, tensors, keys, strict=True)):
-        places.setdefault((int(count), tensor.dtype, key), []).append(i)
-    for (count, _, _), found in places.items():
+    places: dict[tuple[int, torch.dtype], list[int]] = {}
+    for i, (count, tensor) in enumerate(zip(counts, tensors, strict=True)):
+        places.setdefault((int(count), tensor.dtype), []).append(i)
+    for (count, _), found in places.items():
         yield count, found
