@@ -133,14 +133,24 @@ class Inside(Node):
 
     def part(self, index: Mapping[int, int]) -> Node | None:
         projection = self.projection
-        if projection.scope == "all" or projection.geometry == "linear" or self.region is None:
+        if projection.scope == "all":
             return None
-        if any(node.part({}) is None for node in self.region.nodes):
+        chosen = [k for k, place in enumerate(self.where) if place in index]
+        region = None if self.region is None else self.region.part(chosen)
+        if region is None and (self.region is not None or projection.total_scope == "all"):
             return None
         site = self.site.part(index)
         node = Inside(projection, site.space, site.whole, self._plan_inside)
-        node.prepare()
+        node.origins = [[k] for k in range(len(chosen))]
+        node.region = region
+        node._shapes = [self._shapes[k] for k in chosen] if region is not None else []
+        node._owns = self._owns
         return node
+
+    @property
+    def fits_blocks(self) -> bool:
+        # Linear projections take matrices of one shape together.
+        return self.projection.geometry != "linear" and super().fits_blocks
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)

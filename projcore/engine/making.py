@@ -38,6 +38,7 @@ class Plan:
         reads: The values of settings on which the plan depends, by group and key.
         labels: For `Optimizer.describe`: what modules that choose said of their tensors.
         store: The state that its nodes work on.
+        remembers: Whether its nodes have been asked for state that is not there yet.
         parts: Regions that modules run by themselves, as they are planned when first run.
     """
 
@@ -48,6 +49,27 @@ class Plan:
     labels: list[tuple[Space, Sequence[str]]]
     parts: dict[Any, Region] = field(default_factory=dict)
     store: Store | None = None
+    remembers: bool = False
+    _blocks: dict[tuple[int, ...], Region] = field(default_factory=dict)
+
+    def block(self, places: Sequence[int]) -> Region:
+        """Returns what runs on some of the parameters alone."""
+        key = tuple(places)
+        if key not in self._blocks:
+            region = self.region.part(places)
+            assert region is not None, "a module of scope 'all' was let through"
+            if self.store is not None:
+                region.bind(self.store.trees)
+            self._blocks[key] = region
+        return self._blocks[key]
+
+    def bind(self, store: Store) -> None:
+        """Has all that runs work on this state."""
+        if self.store is not store:
+            for region in (self.region, *self._blocks.values()):
+                region.bind(store.trees)
+            self.store = store
+            self.remembers = False
 
     def expected(self, count: int) -> list[dict[str, Any]]:
         """Returns the state that modules will keep for each of so many parameters, flat."""
@@ -72,7 +94,6 @@ def make_plan(
     members: Sequence[int],
     passes: frozenset[str],
     active: Sequence[int] | None = None,
-    chosen: Sequence[int] | None = None,
     building: bool = False,
 ) -> Plan:
     """Plans a step, on tensors without storage.
@@ -87,7 +108,6 @@ def make_plan(
         members: The places of the parameters that take part.
         passes: What may be rewritten.
         active: Which of the members have a gradient; None for all.
-        chosen: Which of the members to plan for; None for all.
         building: Whether an optimizer is being built, so that a rule that holds for no tensor, or
             a projection that applies to none, is an error.
     """
@@ -115,8 +135,6 @@ def make_plan(
         context=known,
         active=active,
     )
-    if chosen is not None:
-        space = space.select(chosen)
     builder = Builder(passes, building=building)
 
     def plan(planner: Planner, space: Space) -> None:

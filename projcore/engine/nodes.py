@@ -90,6 +90,11 @@ class Node(ABC):
         """
         return None
 
+    @property
+    def fits_blocks(self) -> bool:
+        """Whether it can be split, and loses nothing by having few tensors at a time."""
+        return self.part({}) is not None
+
     def regions(self) -> Iterator[Any]:
         """Yields the regions inside."""
         yield from ()
@@ -143,6 +148,11 @@ class Site:
         for i in active:
             found.setdefault(space.groups[i], []).append(i)
         return found.items() or [(0, [])]
+
+    def of_group(self, group: Hashable | None) -> list[int]:
+        """Returns which tensors of a group have a gradient."""
+        active = range(len(self.space)) if self.space.active is None else self.space.active
+        return [i for i in active if self.space.groups[i] == group]
 
     @property
     def keeps(self) -> bool:
@@ -210,9 +220,7 @@ class Call(Node):
         if self.module.scope == "all":
             return None
         site = self.site.part(index)
-        own = [k for k, group in enumerate(site.space.groups) if group == self.group]
-        active = site.space.active
-        return Call(site, [k for k in own if active is None or k in active], self.group, self.path)
+        return Call(site, site.of_group(self.group), self.group, self.path)
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
@@ -346,6 +354,16 @@ class Step(Node):
         self.where = space.places
         self._inside = inside
 
+    def part(self, index: Mapping[int, int]) -> Node | None:
+        if self.module.scope == "all":
+            return None
+        site = self.site.part(index)
+        chosen = [k for k, place in enumerate(self.where) if place in index]
+        inside = [region.part(chosen) for region in self._inside]
+        if None in inside:
+            return None
+        return Step(self.module, site.space, site.whole, inside)
+
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
         for region in self._inside:
@@ -386,6 +404,10 @@ class Observe(Node):
     @property
     def comes_last(self) -> bool:
         return True
+
+    def part(self, index: Mapping[int, int]) -> Node | None:
+        site = self.site.part(index)
+        return Observe(site, site.of_group(self.group), self.group)
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
