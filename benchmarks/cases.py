@@ -36,7 +36,7 @@ class Case:
         model: Whose parameters it is measured on, where there is room for it.
     """
 
-    make: Callable[[Named, int, int], torch.optim.Optimizer]
+    make: Callable[[Named, int, int], Optimizer]
     dtype: torch.dtype = torch.float32
     periodic: bool = False
     model: Llama = LARGE
@@ -65,9 +65,8 @@ def recipe(name: str, share: int | None = None, periodic: bool = True, **setting
 def in_buckets(case: Case, size: int) -> Case:
     """Returns the case in buckets of so many bytes."""
 
-    def make(named: Named, width: int, period: int) -> torch.optim.Optimizer:
+    def make(named: Named, width: int, period: int) -> Optimizer:
         optimizer = case.make(named, width, period)
-        assert isinstance(optimizer, Optimizer)
         optimizer.bucket_bytes = size
         return optimizer
 

@@ -10,9 +10,9 @@ dispatched. What it counts follows from the code alone, and is the same on every
     fresh memory cost none. A launch may be several kernels: a foreach operator starts one for each
     20 million numbers or so, a sort or an SVD starts many.
 *syncs*
-    Reads of a number from the device, for which the host waits until all work before it is done:
-    `item`, `bool`, `tolist`, blocking copies to the CPU, and the operators that look at the error
-    code of a factorization (`eigh`, `svd`), which also happens inside of these.
+    Reads from the device, for which the host waits until all work before them is done: `item`,
+    `bool`, `tolist`, copies to the CPU (but those that are ``non_blocking`` and go to pinned
+    memory), the error codes that `eigh` and `svd` look at; and waits for a stream.
 *copies*
     Tensors copied between CPU and device, either way. A copy to the device that is not
     ``non_blocking`` lets the host wait as well, and counts as a copy only.
@@ -41,6 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.launches import fake_cuda
+from tests.launches.fake_cuda import is_pinned
 
 aten = torch.ops.aten
 
@@ -123,13 +124,15 @@ class Counting(TorchDispatchMode):
             if any(tensor.is_cuda for tensor in given):
                 self.syncs[f"{name} {_place()}"] += 1
             return
-        crossing = _crossing(packet, args, kwargs, given, made)
+        crossing = [pair for pair in _copied(packet, args, given, made) if _crosses(*pair)]
         if crossing:
-            self.copies[f"{name} {_place()}"] += crossing
-            if packet in COPIES and given[-1].is_cuda and not kwargs.get("non_blocking"):
-                self.syncs[f"{name} {_place()}"] += crossing
-            if packet in COPIES:
-                return
+            self.copies[f"{name} {_place()}"] += len(crossing)
+        if crossing and packet in COPIES:
+            blocking = not _bound(func, args, kwargs).get("non_blocking")
+            to_cpu = [blocking or not is_pinned(target) for target, _ in crossing if target.is_cpu]
+            if any(to_cpu):
+                self.syncs[f"{name} {_place()}"] += sum(to_cpu)
+            return
         if func.is_view or packet in FREE or name.startswith(EMPTY):
             return
         if not any(tensor.is_cuda for tensor in (*given, *made)):
@@ -161,23 +164,19 @@ class Counting(TorchDispatchMode):
         self._live -= size
 
 
-def _crossing(
-    packet: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    given: Sequence[Tensor],
-    made: Sequence[Tensor],
-) -> int:
-    """Returns how many tensors the operator takes from the CPU to the device or back."""
+def _copied(
+    packet: Any, args: tuple[Any, ...], given: Sequence[Tensor], made: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Returns pairs of a tensor that is written or indexed, and one that is copied for that."""
     if packet is aten._to_copy:
-        return _crosses(given[0], made[0])
+        return [(made[0], given[0])]
     if packet is aten.copy_:
-        return _crosses(args[0], args[1])
+        return [(args[0], args[1])]
     if packet is aten._foreach_copy_:
-        return sum(map(_crosses, *args[:2]))
+        return list(zip(*args[:2], strict=True))
     if packet in INDEXED:
-        return sum(_crosses(args[0], index) for index in _tensors(args[1]))
-    return 0
+        return [(args[0], index) for index in _tensors(args[1])]
+    return []
 
 
 def _crosses(one: Tensor, other: Tensor) -> bool:
@@ -190,8 +189,7 @@ def fast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     That is ``can_use_fast_route`` of torch's ``ATen/native/ForeachUtils.h``.
     """
     name = func.overloadpacket.__name__
-    names = [each.name for each in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = _bound(func, args, kwargs)
     given.pop("state_steps", None)  # of fused operators; one number for each tensor
     lists = [each for each in map(_tensors, filter(_is_list, given.values())) if each]
     scalars = [each for each in given.values() if isinstance(each, Tensor) and each.is_cuda]
@@ -207,6 +205,12 @@ def fast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         and all(tensor.device == first.device and _dense(tensor) for tensor in chain(*lists))
         and all(len({_layout(tensor) for tensor in row}) == 1 for row in zip(*lists, strict=True))
     )
+
+
+def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments by name."""
+    names = [each.name for each in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _is_list(argument: Any) -> bool:

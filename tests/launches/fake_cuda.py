@@ -10,6 +10,7 @@ the rest, and it is added here:
   itself on a machine without a device.
 * *The index of the device.* That guard does not know the current device, so ``"cuda"`` is taken for
   ``"cuda:0"`` wherever it is an argument.
+* *Streams*, but only the current one, which can be waited for.
 * *Generators* of CUDA, which must be used with tensors of CUDA, as in a build that has them.
 * *Shapes* of the results of a few operators, which torch does not derive.
 * *Addresses.* Fake tensors have none; two tensors have the same here if they share memory.
@@ -54,6 +55,8 @@ def fake_cuda() -> Iterator[None]:
         stack.enter_context(nullcontext() if torch.backends.cuda.is_built() else _guarded())
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         stack.enter_context(mock.patch.object(torch.UntypedStorage, "data_ptr", _address))
+        stack.enter_context(mock.patch.multiple(torch.accelerator, **ACCELERATOR))
+        stack.enter_context(mock.patch.object(torch.cuda, "synchronize", _wait))
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", _list))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_Answers())
@@ -83,6 +86,25 @@ def _guarded() -> Iterator[None]:
         yield
     finally:
         guards[cuda] = before
+
+
+def _wait(device: object = None) -> None:
+    """Waits for the device, as whoever reads a number from it does."""
+    torch.empty((), device="cuda:0").item()
+
+
+class _Stream:
+    """The stream of the device: the order in which it works."""
+
+    def synchronize(self) -> None:
+        _wait()
+
+
+ACCELERATOR: dict[str, Callable[..., Any]] = {
+    "is_available": lambda: True,
+    "current_stream": lambda device=None: _Stream(),
+    "synchronize": _wait,
+}
 
 
 class _Generator(torch.Generator):
@@ -141,7 +163,21 @@ class _Answers(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.overloadpacket is aten.any:
             result.trouble = True
+        if kwargs.get("pin_memory") or (
+            func is aten._to_copy.default and kwargs.get("non_blocking")
+        ):
+            _pin(result)
         return result
+
+
+def _pin(tensor: Tensor) -> Tensor:
+    tensor.untyped_storage().pinned = True
+    return tensor
+
+
+def is_pinned(tensor: Tensor) -> bool:
+    """Says whether a tensor of the CPU is in pinned memory."""
+    return hasattr(tensor.untyped_storage(), "pinned")
 
 
 def _number(tensor: Tensor) -> bool | int | float | complex:
@@ -167,5 +203,5 @@ def _geqrf(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 SHAPES: dict[Any, Callable[..., Any]] = {
     aten.geqrf.default: _geqrf,
-    aten._pin_memory.default: lambda tensor, device=None: torch.empty_like(tensor),
+    aten._pin_memory.default: lambda tensor, device=None: _pin(torch.empty_like(tensor)),
 }

@@ -70,6 +70,7 @@ SYNCS: dict[str, tuple[Run, Counts]] = {
     "a condition": (lambda x: 1 if x[0, 0] else 2, Counts(0, 1, 0, 0)),
     "tolist": (lambda x: x.tolist(), Counts(0, 1, 0, 0)),
     "equal": (lambda x: torch.equal(x, x), Counts(0, 1, 0, 0)),
+    "synchronize": (lambda x: torch.cuda.synchronize(), Counts(0, 1, 0, 4)),
     "item of the CPU": (lambda x: cpu(x)[0, 0].item(), Counts(0, 0, 0, 0)),
     "tolist of the CPU": (lambda x: cpu(x).tolist(), Counts(0, 0, 0, 0)),
     "eigh": (lambda x: torch.linalg.eigh(square(x)), Counts(1, 1, 0, 4 * (24 * 24 + 24))),
@@ -80,12 +81,27 @@ SYNCS: dict[str, tuple[Run, Counts]] = {
         Counts(1, 0, 0, 4 * 24 * 24 + 4),
     ),
 }
+
+
+def offloaded(matrix: Tensor) -> None:
+    """Goes to pinned memory and back, and waits once."""
+    there = [torch.empty_like(matrix, device="cpu", pin_memory=True) for _ in range(2)]
+    torch._foreach_copy_(there, [matrix, matrix], non_blocking=True)
+    torch.accelerator.current_stream(matrix.device).synchronize()
+    matrix.copy_(there[0], non_blocking=True)
+
+
 COPIES: dict[str, tuple[Run, Counts]] = {
     "to the CPU": (lambda x: x.cpu(), Counts(0, 1, 1, 0)),
     "to the CPU, without waiting": (
         lambda x: x.to("cpu", non_blocking=True),
         Counts(0, 0, 1, 0),
     ),
+    "to memory of the CPU that is not pinned, without waiting": (
+        lambda x: torch._foreach_copy_([cpu(x), cpu(x)], [x, x], True),
+        Counts(0, 2, 2, 0),
+    ),
+    "to pinned memory and back": (offloaded, Counts(0, 1, 3, 4)),
     "from the CPU": (lambda x: cpu(x).cuda(), Counts(0, 0, 1, BYTES)),
     "from the CPU, to a device without index": (
         lambda x: cpu(x).to("cuda"),
