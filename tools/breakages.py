@@ -1028,8 +1028,8 @@ ENGINE_BREAKAGES = [
         "adam-first-targets",
         "The fused kernel writes the memory that parameters had in the first step.",
         ADAPTIVE + "src/projcore_adaptive/_fused.py",
-        before="[*targets, param],",
-        after='[*self.__dict__.setdefault("targets", targets), param],',
+        before="_kernel((targets, tensors, *memory)",
+        after='_kernel((self.__dict__.setdefault("targets", targets), tensors, *memory)',
         tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
     ),
     Breakage(
@@ -1044,16 +1044,16 @@ ENGINE_BREAKAGES = [
         "adam-flag",
         "A kernel that failed is taken to have run.",
         ADAPTIVE + "src/projcore_adaptive/_fused.py",
-        before="self._extra.zero_().unbind()",
-        after="self._extra.unbind()",
+        before="ran: list[object] = []",
+        after='ran: list[object] = self.__dict__.setdefault("ran", [])',
         tests=(TEST_ENGINE + "::test_a_write_that_fails_in_the_middle_is_made_good",),
     ),
     Breakage(
         "adam-written",
         "It is not seen that the fused kernel has run.",
         ADAPTIVE + "src/projcore_adaptive/_fused.py",
-        before="Write(targets[0], finish, partial(bool, flag))",
-        after="Write(targets[0], finish)",
+        before="Write(targets[0], run, partial(bool, ran))",
+        after="Write(targets[0], run)",
         tests=(
             ADAPTIVE
             + "tests/test_fused.py::test_an_interrupt_behind_the_kernel_does_not_repeat_it",
@@ -1074,6 +1074,24 @@ ENGINE_BREAKAGES = [
         before="        torch.autograd.graph.increment_version(targets)\n",
         after="",
         tests=("tests/kernel/test_folding.py::test_autograd_sees_that_parameters_were_written",),
+    ),
+    Breakage(
+        "adam-devices",
+        "One call of the fused kernel gets tensors of several devices.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="places.setdefault((int(count), tensor.dtype, tensor.device), [])",
+        after="places.setdefault((int(count), tensor.dtype, torch.device('cpu')), [])",
+        tests=(
+            ADAPTIVE + "tests/test_fused.py::test_each_device_has_a_call_and_a_count_of_its_own",
+        ),
+    ),
+    Breakage(
+        "adam-accelerators",
+        "Fused Adam is used on the CPU alone.",
+        ADAPTIVE + "src/projcore_adaptive/_fused.py",
+        before="return device_type in _get_fused_kernels_supported_devices()",
+        after='return device_type == "cpu"',
+        tests=(ADAPTIVE + "tests/test_fused.py::test_a_step_on_an_accelerator_is_two_launches",),
     ),
 ]
 
@@ -1424,8 +1442,8 @@ PLUGINS = [
         "adam-fused-count",
         "The fused kernel corrects Adam's moments as in the step before.",
         ADAPTIVE + "src/projcore_adaptive/_fused.py",
-        before="steps[0].fill_(count if bias_correction else math.inf)",
-        after="steps[0].fill_(count + 1 if bias_correction else math.inf)",
+        before="return count if self.bias_correction else math.inf",
+        after="return count + 1 if self.bias_correction else math.inf",
         tests=(ADAPTIVE + "tests/test_fused.py::test_it_is_what_the_operations_one_by_one_give",),
     ),
     Breakage(
