@@ -1473,6 +1473,25 @@ PLUGINS = [
         tests=(ADAPTIVE + "tests/test_muon.py::test_200_steps",),
     ),
     Breakage(
+        "muon-tall",
+        "A tall matrix in a batch of wide ones comes back as if it were wide.",
+        ADAPTIVE + "src/projcore_adaptive/orthogonalize.py",
+        before="(part.mT if rows > columns else part).reshape(tensor.shape)",
+        after="part.reshape(tensor.shape)",
+        tests=(ADAPTIVE + "tests/test_muon.py::test_matrices_of_equal_shape_are_one_batch",),
+    ),
+    Breakage(
+        "muon-one-by-one",
+        "Matrices of equal shape are orthogonalized one by one on accelerators.",
+        ADAPTIVE + "src/projcore_adaptive/orthogonalize.py",
+        before="BATCH = 1 << 29",
+        after="BATCH = 1",
+        tests=(
+            ADAPTIVE + "tests/test_muon.py"
+            "::test_launches_on_an_accelerator_do_not_grow_with_the_number_of_matrices",
+        ),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
