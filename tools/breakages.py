@@ -194,7 +194,7 @@ KERNEL = [
         ENGINE + "inside.py",
         before=(
             "        view.nbytes == target.nbytes\n"
-            "        and view.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()\n"
+            "        and view.untyped_storage()._cdata == target.untyped_storage()._cdata\n"
         ),
         after="        view.shape == target.shape\n",
         tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
@@ -1251,17 +1251,37 @@ PLUGINS = [
         "master-rounded",
         "Master copies are rounded to the dtype of the parameters in every step.",
         CAST + "src/projcore_cast/to.py",
-        before='state["master"] = state["master"] - update',
-        after='state["master"] = (state["master"] - update).to(param.dtype).to(update.dtype)',
+        before='state["master"] = master',
+        after='state["master"] = master.bfloat16().to(master.dtype)',
         tests=("tests/ecosystem/test_master_weights.py::test_it_moves_as_the_float32_run_rounds",),
     ),
     Breakage(
         "master-stale",
         "A parameter that was changed from outside is put back by its master copy.",
         CAST + "src/projcore_cast/to.py",
-        before="return torch.where((rounded == cast) | (cast != cast), master, cast)",
-        after="return master",
+        before="torch._foreach_addcmul_(bits, factors, as_integers(fresh))",
+        after="torch._foreach_addcmul_(bits, factors, bits)",
         tests=("tests/ecosystem/test_master_weights.py::test_a_change_from_outside_is_honoured",),
+    ),
+    Breakage(
+        "offload-unread",
+        "The CPU reads what an accelerator still copies.",
+        CAST + "src/projcore_cast/_convert.py",
+        before="        _wait(source)\n",
+        after="",
+        tests=(
+            CAST + "tests/test_convert.py::test_an_offload_waits_once_and_before_anything_is_read",
+        ),
+    ),
+    Breakage(
+        "offload-pageable",
+        "An accelerator copies from memory that may be written before it has.",
+        CAST + "src/projcore_cast/_convert.py",
+        before="tensors = _copied(tensors, [_pinned(tensor, wanted.dtype) for tensor in tensors])",
+        after="pass",
+        tests=(
+            CAST + "tests/test_convert.py::test_an_offload_waits_once_and_before_anything_is_read",
+        ),
     ),
     Breakage(
         "pairs-askew",

@@ -286,7 +286,9 @@ class Inside(Node):
         own = crossing.targets(targets)
         if own is None and self.projection.geometry != "linear":
             views = crossing.down(targets, "params")
-            if not self.projection.overrides("combine") and _share(views, targets):
+            # A `combine` beside `targets` is for where the step is not written; see there.
+            combines = self.projection.overrides("combine")
+            if (self.projection.overrides("targets") or not combines) and _share(views, targets):
                 own = views
         self._writes_through = own is not None
         return own
@@ -621,6 +623,6 @@ def _share(views: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
     """Whether tensors inside are views of those outside, element by element."""
     return all(
         view.nbytes == target.nbytes
-        and view.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
+        and view.untyped_storage()._cdata == target.untyped_storage()._cdata
         for view, target in zip(views, targets, strict=True)
     )
