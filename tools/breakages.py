@@ -1277,7 +1277,7 @@ PLUGINS = [
         "offload-pageable",
         "An accelerator copies from memory that may be written before it has.",
         CAST + "src/projcore_cast/_convert.py",
-        before="tensors = _copied(tensors, [_pinned(tensor, wanted.dtype) for tensor in tensors])",
+        before="tensors = _copied(tensors, [_pinned(tensor, dtype) for tensor in tensors])",
         after="pass",
         tests=(
             CAST + "tests/test_convert.py::test_an_offload_waits_once_and_before_anything_is_read",
@@ -1559,6 +1559,14 @@ PLUGINS = [
         before='return [(1.0, scalar(settings[0]["weight_decay"]))] * len(states)',
         after='return [(1.0, -scalar(settings[0]["weight_decay"]))] * len(states)',
         tests=(BASIC + "tests/test_sgd.py::test_decay_is_coupled_or_decoupled_by_its_place",),
+    ),
+    Breakage(
+        "norm-one-kind",
+        "Of parameters of several kinds, the norm is that of the first.",
+        BASIC + "src/projcore_basic/_norms.py",
+        before="    if len(parts) == 1:\n",
+        after="    if parts:\n",
+        tests=(BASIC + "tests/test_kinds.py::test_the_norm_of_all_is_that_of_one_vector",),
     ),
     Breakage(
         "clip-lengthens",

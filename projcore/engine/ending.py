@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import torch
 from torch import Tensor
 
 from projcore.core.space import Space
@@ -14,6 +13,7 @@ from projcore.core.writer import Blend, Write
 from projcore.engine.blended import blended
 from projcore.engine.commit import NOTHING, Later
 from projcore.engine.nodes import Call, Frame, Node, Observe
+from projcore.ops import times
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Ending:
         places = self.space.places
         update = [frame.update[i] for i in places]
         if factor is not None:
-            update = multiplied(update, factor)
+            update = times(update, factor)
         return self.writes(
             Frame(update, frame.objective.select(places, self.space)),
             [targets[i] for i in places],
@@ -118,18 +118,6 @@ def _after(blend: Blend, a: float, b: float) -> Blend:
 
 def _uniform(pairs: Sequence[tuple[float, float]]) -> bool:
     return pairs.count(pairs[0]) == len(pairs)
-
-
-def multiplied(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
-    """Returns all tensors, on whatever devices, multiplied by one number."""
-    if all(tensor.device == factor.device for tensor in tensors):
-        made: Sequence[Tensor] = torch._foreach_mul(tensors, factor)
-    else:
-        made = [tensor * factor.to(tensor.device) for tensor in tensors]
-    return [  # a 0-d tensor times a number of more bits has more bits
-        each if each.dtype == tensor.dtype else each.to(tensor.dtype)
-        for each, tensor in zip(made, tensors, strict=True)
-    ]
 
 
 def _observation(node: Observe, frame: Frame, targets: Sequence[Tensor]) -> Write:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,16 +25,12 @@ COPIED_AS_LISTS = frozenset(
 )
 
 
-class Format(NamedTuple):
-    """A dtype and a device."""
+Format = tuple[torch.dtype, torch.device]
 
-    dtype: torch.dtype
-    device: torch.device
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> Format:
-        """Returns those of a tensor."""
-        return cls(tensor.dtype, tensor.device)
+def format_of(tensor: Tensor) -> Format:
+    """Returns the dtype and the device of a tensor."""
+    return tensor.dtype, tensor.device
 
 
 def convert(tensors: list[Tensor], formats: list[Format]) -> list[Tensor]:
@@ -47,9 +42,10 @@ def convert(tensors: list[Tensor], formats: list[Format]) -> list[Tensor]:
     results = list(tensors)
     pairs: dict[Hashable, list[int]] = {}
     for i, (tensor, wanted) in enumerate(zip(tensors, formats, strict=True)):
-        if Format.of(tensor) != wanted:
-            mesh = getattr(tensor, "device_mesh", None)  # of a sharded tensor
-            pairs.setdefault((mesh, Format.of(tensor), wanted), []).append(i)
+        given = tensor.dtype, tensor.device
+        if given != wanted:
+            mesh = None if type(tensor) is Tensor else getattr(tensor, "device_mesh", None)
+            pairs.setdefault((given, wanted, mesh), []).append(i)
     for places in pairs.values():
         copies = _converted([tensors[i] for i in places], formats[places[0]])
         for i, copy in zip(places, copies, strict=True):
@@ -59,22 +55,22 @@ def convert(tensors: list[Tensor], formats: list[Format]) -> list[Tensor]:
 
 def _converted(tensors: list[Tensor], wanted: Format) -> list[Tensor]:
     """Returns copies of tensors of one format in another; the CPU does the casts of an offload."""
-    source = tensors[0].device
+    source, (dtype, device) = tensors[0].device, wanted
     if any(tensor.requires_grad for tensor in tensors):  # copies of lists have no derivative
-        return [tensor.to(wanted.device, wanted.dtype) for tensor in tensors]
-    if source == wanted.device:
-        return cast(tensors, wanted.dtype)
-    if wanted.device.type == "cpu":
+        return [tensor.to(device, dtype) for tensor in tensors]
+    if source == device:
+        return cast(tensors, dtype)
+    if device.type == "cpu":
         arrived = _copied(tensors, [_pinned(tensor, tensor.dtype) for tensor in tensors])
         _wait(source)
-        return cast(arrived, wanted.dtype)
+        return cast(arrived, dtype)
     if source.type == "cpu":
         # The accelerator reads the source later, so that is memory that nobody else writes; once
         # it is freed, torch's allocator keeps it until it was read.
-        tensors = _copied(tensors, [_pinned(tensor, wanted.dtype) for tensor in tensors])
+        tensors = _copied(tensors, [_pinned(tensor, dtype) for tensor in tensors])
     return _copied(
         tensors,
-        [torch.empty_like(each, dtype=wanted.dtype, device=wanted.device) for each in tensors],
+        [torch.empty_like(each, dtype=dtype, device=device) for each in tensors],
     )
 
 

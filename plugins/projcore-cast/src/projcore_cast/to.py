@@ -11,7 +11,7 @@ from torch import Tensor
 from projcore import Module, Node, ProjectionBase, Settings, as_module
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import as_real
-from projcore_cast._convert import Format, convert
+from projcore_cast._convert import convert, format_of
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -152,27 +152,29 @@ class To(ProjectionBase):
         masters = list(torch._foreach_sub([state["master"] for state in states], result))
         for state, master in zip(states, masters, strict=True):
             state["master"] = master
-        rounded = convert(cast_back(masters, params), list(map(Format.of, masters)))
+        rounded = convert(cast_back(masters, params), list(map(format_of, masters)))
         updates = list(torch._foreach_sub(self._cast(params), rounded))
         return convert(
             updates,
-            [Format(update.dtype, p.device) for update, p in zip(updates, params, strict=True)],
+            [(update.dtype, p.device) for update, p in zip(updates, params, strict=True)],
         )
 
     def _cast(self, tensors: list[Tensor]) -> list[Tensor]:
         """Returns tensors in the dtype and on the device inside."""
-        # A device such as "cuda" has an index when something is there.
-        device = None if self.device is None else torch.empty(0, device=self.device).device
-        return convert(tensors, [self._format(tensor, device) for tensor in tensors])
-
-    def _format(self, tensor: Tensor, device: torch.device | None) -> Format:
-        dtype = self.dtype or tensor.dtype
-        if tensor.is_complex() and not dtype.is_complex:
-            raise ArgumentError(
-                f"To(dtype={dtype}) was given a complex tensor of shape {tuple(tensor.shape)}. Its "
-                "imaginary part would be lost. Use ViewAsReal([To(...)])."
-            )
-        return Format(dtype, tensor.device if device is None or tensor.is_meta else device)
+        dtype, device = self.dtype, self.device
+        if dtype is not None and not dtype.is_complex:
+            for tensor in tensors:
+                if tensor.is_complex():
+                    raise ArgumentError(
+                        f"To(dtype={dtype}) was given a complex tensor of shape "
+                        f"{tuple(tensor.shape)}. Its imaginary part would be lost. Use "
+                        "ViewAsReal([To(...)])."
+                    )
+        if device is not None:  # one such as "cuda" has an index when something is there
+            device = torch.empty(0, device=device).device
+        if any(tensor.is_meta for tensor in tensors):  # without storage, they are nowhere
+            device = None
+        return convert(tensors, [(dtype or t.dtype, device or t.device) for t in tensors])
 
 
 def take_over_(masters: list[Tensor], params: list[Tensor]) -> None:
@@ -186,16 +188,25 @@ def take_over_(masters: list[Tensor], params: list[Tensor]) -> None:
         for master, param in zip(masters, params, strict=True)
     ]
     masters, params = as_real(masters), as_real(params)
+    formats = [(param.dtype, master.device) for master, param in zip(masters, params, strict=True)]
+    params = convert(params, formats)
+    rounded, given = as_integers(convert(masters, formats)), as_integers(params)
+    if all(map(can_look, given)) and all(map(torch.equal, rounded, given)):
+        return
     bits = as_integers(masters)
-    rounded = as_integers(convert(masters, list(map(Format.of, params))))
-    differences = list(torch._foreach_sub(rounded, as_integers(params)))  # 0 where they agree
-    del rounded
-    differ = convert(differences, [Format(torch.bool, tensor.device) for tensor in differences])
+    differences = list(torch._foreach_sub(rounded, given))
+    del rounded  # some of these lists are as large as the masters
+    differ = convert(differences, [(torch.bool, tensor.device) for tensor in differences])
     del differences
-    factors = convert(differ, list(map(Format.of, bits)))
+    factors = convert(differ, list(map(format_of, bits)))
     torch._foreach_addcmul_(bits, factors, bits, value=-1)
-    fresh = convert(params, list(map(Format.of, masters)))
+    fresh = convert(params, list(map(format_of, masters)))
     torch._foreach_addcmul_(bits, factors, as_integers(fresh))
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether one may branch on values: they are there, and nobody has to be waited for."""
+    return type(tensor) is Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
 
 
 def cast_back(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
@@ -204,7 +215,7 @@ def cast_back(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
         tensor if param.is_complex() or not tensor.is_complex() else tensor.real
         for tensor, param in zip(tensors, params, strict=True)
     ]
-    return convert(real, list(map(Format.of, params)))
+    return convert(real, list(map(format_of, params)))
 
 
 def as_integers(tensors: list[Tensor]) -> list[Tensor]:
