@@ -120,8 +120,8 @@ class Module(Constructed, Hooks, ABC):
         """Returns the initial state, for a tensor of this shape, dtype and device.
 
         It gets those of these arguments that it names: ``batch_dims``, the number of leading
-        dimensions that index independent tensors; and, of a projection, ``index``, the place of the
-        first parameter that the tensor is made from.
+        dimensions that index independent tensors; and, of a projection, ``key``, the number by
+        which the tensor is told apart (`Space.keys`).
 
         A count is best a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
         float64 on the CPU (seen with torch 2.13).

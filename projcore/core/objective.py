@@ -51,11 +51,6 @@ class Objective(ABC):
         return self.space.batch_dims
 
     @property
-    def sources(self) -> Sequence[tuple[int, ...]]:
-        """Of each tensor, the indices of the optimizer's parameters that it is made from."""
-        return self.space.sources
-
-    @property
     def names(self) -> list[str | None]:
         """The name of the parameter that each tensor is made from; None without, or of several."""
         return self.space.names

@@ -21,6 +21,9 @@ class Space:
         template: Tensors without storage that have the shapes and dtypes.
         groups: The parameter group of each tensor, or a tuple of those that it is made from.
         sources: Of each tensor, the indices of the optimizer's parameters that it is made from.
+        keys: A number for each tensor by which to tell it apart, as seeds do. It follows from the
+            name of its parameter, or without one from its place among all parameters of the
+            optimizer; so it is the same whatever other tensors stand beside it.
         state: The module's state for these tensors.
         context: What is known of the optimizer.
         batch_dims: How many leading dimensions of each tensor index independent tensors.
@@ -31,6 +34,7 @@ class Space:
     template: Sequence[Tensor]
     groups: Sequence[Hashable]
     sources: Sequence[tuple[int, ...]]
+    keys: Sequence[int]
     state: State
     context: Context = field(repr=False)
     batch_dims: int = 0
@@ -82,6 +86,7 @@ class Space:
             template=[self.template[i] for i in indices],
             groups=[self.groups[i] for i in indices],
             sources=[self.sources[i] for i in indices],
+            keys=[self.keys[i] for i in indices],
             state=self.state.select(indices),
             active=among(self.active, indices),
             places=[self.places[i] for i in indices],

@@ -73,7 +73,7 @@ class LiveSettings(StepContext):
         space = objective.space
         active = None if space.active is None else tuple(space.active)
         shapes = tuple(tensor.shape for tensor in objective.template)
-        key = (state.path, tuple(space.sources), active, shapes)
+        key = (state.path, tuple(space.sources), tuple(space.keys), active, shapes)
         region = self._parts.get(key)
         if region is None:
             if len(self._parts) >= PARTS:  # as with other gradients missing in every step

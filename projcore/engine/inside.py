@@ -19,6 +19,7 @@ from projcore.core.writer import Blend, Write
 from projcore.engine.blended import blended
 from projcore.engine.commit import Later
 from projcore.engine.fetch import facts
+from projcore.engine.keys import keys_inside
 from projcore.engine.nodes import Frame, Node, Site, why_untraceable
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
@@ -93,6 +94,7 @@ class Inside(Node):
             template=[torch.empty_like(tensor, device="meta") for tensor in template],
             groups=[_merged(outer.groups, origin) for origin in origins],
             sources=[_merged_sources(outer.sources, origin) for origin in origins],
+            keys=keys_inside(outer.keys, origins),
             state=self.site.state.inside(name, origins, path),
             context=outer.context,
             batch_dims=self.batch_dims,
@@ -375,7 +377,7 @@ class Crossing:
         begun: dict[int, Entries] = {}
         for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
             if not own_entries(node):
-                extra = self.projection.named("init", index=self.objective.sources[i][0])
+                extra = self.projection.named("init", key=self.objective.space.keys[i])
                 begun[i] = self.projection.init(self.objective.template[i], values, **extra)
         nodes = self.state.nodes
         moved = [i for i, made in begun.items() if made and has_inside(nodes[i])]

@@ -19,6 +19,7 @@ from projcore.engine.facts import Known, LiveSettings
 from projcore.engine.flat import flatten
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
+from projcore.engine.keys import key_of
 from projcore.engine.names import SettingNames
 from projcore.engine.nodes import Call, Node
 from projcore.engine.plan import Builder, Rate, add_rate
@@ -109,6 +110,7 @@ def make_plan(
         template=[without_storage[i] for i in members],
         groups=[numbers[i] for i in members],
         sources=[(i,) for i in members],
+        keys=[key_of(i, called[i]) for i in members],
         state=State(trees),
         context=known,
         active=active,

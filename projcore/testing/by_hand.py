@@ -78,12 +78,12 @@ def train_by_hand(
         params = problem.point()
         grads = [p.grad for p in problem.params if p.grad is not None]
         matrix = torch.eye(flat(params).numel(), dtype=torch.float64)
-        inner_params, inner_grads, numbers = params, grads, list(range(len(params)))
+        inner_params, inner_grads, keys = params, grads, list(range(len(params)))
         for i, projection in enumerate(projections):
             if len(maps) == i:
-                maps.append(Map(projection, inner_params, numbers))
+                maps.append(Map(projection, inner_params, keys))
             maps[i].learn(inner_grads, inner_params, inner_grads, loss)
-            numbers = maps[i].numbers_inside()
+            keys = maps[i].keys_inside()
             matrix = matrix @ maps[i].matrix()
             inner_params = maps[i].project(inner_params, "params")
             inner_grads = maps[i].project(inner_grads, "grads")

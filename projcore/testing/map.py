@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from projcore import Current, Node, ProjectionBase, Settings
+from projcore.engine.keys import keys_inside
 from projcore.testing.law import NotApplicable
 from projcore.testing.problem import flat, shaped
 
@@ -27,8 +28,7 @@ class Map:
     Args:
         projection: The projection.
         like: Tensors of the shapes and dtypes of the space outside.
-        numbers: Of each, the number of the first parameter that it is made from; by default they
-            are the parameters themselves.
+        keys: The number by which each is told apart; by default its place.
 
     Attributes:
         states: The projection's memory, one dict for each tensor that it applies to.
@@ -39,37 +39,37 @@ class Map:
         self,
         projection: ProjectionBase,
         like: Sequence[Tensor],
-        numbers: Sequence[int] | None = None,
+        keys: Sequence[int] | None = None,
     ) -> None:
         self.scratch: dict[str, Any] = {}
         self.projection = projection
         self.like = list(like)
-        self.numbers = list(range(len(like))) if numbers is None else list(numbers)
+        self.keys = list(range(len(like))) if keys is None else list(keys)
         defaults: Settings = projection.defaults
         self.applied = [i for i, t in enumerate(like) if projection.applies(t, defaults)]
         if not self.applied:
             raise NotApplicable("it applies to none of the tensors of this check")
         self.settings: list[Settings] = [defaults] * len(self.applied)
         self.states: list[Node] = [
-            dict(projection.init(like[i], defaults, **self._numbered(i))) for i in self.applied
+            dict(projection.init(like[i], defaults, **self._keyed(i))) for i in self.applied
         ]
         self.facts: tuple[list[Tensor], list[Tensor] | None, Tensor | None]
         self.facts = ([torch.full_like(like[i], torch.nan) for i in self.applied], None, None)
         self.inside: list[Tensor] = []
 
-    def _numbered(self, i: int) -> dict[str, int]:
-        """The keyword ``index`` of an `init` that takes it."""
-        return self.projection.named("init", index=self.numbers[i])
+    def _keyed(self, i: int) -> dict[str, int]:
+        """The keyword ``key`` of an `init` that takes it."""
+        return self.projection.named("init", key=self.keys[i])
 
-    def numbers_inside(self) -> list[int]:
-        """Returns, of each tensor inside, the number of the first parameter it is made from."""
+    def keys_inside(self) -> list[int]:
+        """Returns the numbers by which the tensors inside are told apart."""
         if self.projection.scope != "all":
-            return self.numbers
+            return self.keys
         count = len(self.inside) - len(self.like) + len(self.applied)
         origins = self.projection.origins(self.pick(self.like), self.states, self.settings, count)
-        chosen = [self.numbers[i] for i in self.applied]
-        passing = [number for i, number in enumerate(self.numbers) if i not in self.applied]
-        return [min(chosen[i] for i in origin) for origin in origins] + passing
+        chosen = [self.keys[i] for i in self.applied]
+        passing = [key for i, key in enumerate(self.keys) if i not in self.applied]
+        return keys_inside(chosen, origins) + passing
 
     def learn(
         self,
@@ -167,7 +167,7 @@ class Map:
             return self._columns()
         known = _FIXED.setdefault(self.projection, {})
         space = tuple((tensor.shape, tensor.dtype) for tensor in self.like)
-        given = (space, tuple(self.numbers))
+        given = (space, tuple(self.keys))
         if given not in known:
             known[given] = self._columns()
         return known[given]

@@ -142,10 +142,10 @@ class Subspace(ProjectionBase):
         shape = matrix_shape(tensor.shape, settings["folding"])
         return shape is not None and settings["rank"] is not None
 
-    def init(self, tensor: Tensor, settings: Settings, index: int = 0) -> dict[str, Any]:
+    def init(self, tensor: Tensor, settings: Settings, key: int = 0) -> dict[str, Any]:
         shape = self._shape(tensor, settings)
         rank = self.number(settings["rank"], shape)
-        node: dict[str, Any] = {"step": 0, "index": index, "pending": 1}
+        node: dict[str, Any] = {"step": 0, "index": key, "pending": 1}
         if self._refolded(settings):
             node["refolded"] = 1
         for end in compressed(shape, self.options.side):
