@@ -23,7 +23,7 @@ from projcore.engine.arguments import (
 )
 from projcore.engine.autocast import run_without_autocast
 from projcore.engine.commit import Store, make_buckets, run_writes
-from projcore.engine.compiler import Compiler, as_compiler
+from projcore.engine.compiler import COMPILED, Compiler, as_compiler
 from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
 from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
@@ -352,6 +352,8 @@ class Optimizer(torch.optim.Optimizer):
         plan = plans.get(chosen)
         if plan is None or not plan.holds(self.param_groups):
             plan = plans[chosen] = self.plan_of(self.param_groups, **options)
+            if len(self._plans) <= COMPILED:
+                plan.compiler = self._compiler
         return plan
 
     def _update(self, loss: Tensor | None, closure: Callable[..., Any] | None) -> None:
@@ -430,7 +432,7 @@ class Optimizer(torch.optim.Optimizer):
             region.bind(store.trees)
             plan.store = store
         live = LiveSettings(
-            self._names, self.param_groups, region.passes, plan.parts, self._compiler
+            self._names, self.param_groups, region.passes, plan.parts, plan.compiler
         )
         objective = RootObjective(region.space, live, parameters, grads, loss, closure)
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from projcore.errors import ArgumentError, ArgumentTypeError
 
+COMPILED = 8  # plans of other gradients that are compiled; the limit is that of torch.compile
 LOGGER = logging.getLogger("projcore")
 
 

@@ -16,7 +16,7 @@ from projcore.core.objective import Evaluation, Objective, Planned
 from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node, State
-from projcore.engine.compiler import Compiler
+from projcore.engine.compiler import COMPILED, Compiler
 from projcore.engine.names import SettingNames
 from projcore.engine.plan import Builder, add_rate
 from projcore.engine.region import Region
@@ -81,7 +81,8 @@ class LiveSettings(StepContext):
             scratch: list[Node] = [{} for _ in state.trees]
             template = [torch.empty_like(tensor, device="meta") for tensor in objective.template]
             space = replace(space, template=template, state=state.over(scratch))
-            region = self._parts[key] = Builder(self._passes).region(space, plan)
+            passes = self._passes - {"trace"} if len(self._parts) >= COMPILED else self._passes
+            region = self._parts[key] = Builder(passes).region(space, plan)
             if self._names.rate_is_factor and any(node.comes_last for node in region.nodes):
                 add_rate(region.nodes, region.space)
         region.bind(state.trees)

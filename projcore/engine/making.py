@@ -15,6 +15,7 @@ from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.state import State
 from projcore.engine.commit import Store
+from projcore.engine.compiler import Compiler
 from projcore.engine.facts import Known, LiveSettings
 from projcore.engine.flat import flatten
 from projcore.engine.inside import Inside
@@ -38,6 +39,7 @@ class Plan:
         reads: The values of settings on which the plan depends, by group and key.
         labels: For `Optimizer.describe`: what modules that choose said of their tensors.
         store: The state that its nodes work on.
+        compiler: What compiles its runs of nodes; None if it runs in Python.
         parts: Regions that modules run by themselves, as they are planned when first run.
     """
 
@@ -48,6 +50,7 @@ class Plan:
     labels: list[tuple[Space, Sequence[str]]]
     parts: dict[Any, Region] = field(default_factory=dict)
     store: Store | None = None
+    compiler: Compiler | None = None
 
     def expected(self, count: int) -> list[dict[str, Any]]:
         """Returns the state that modules will keep for each of so many parameters, flat."""

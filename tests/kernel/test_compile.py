@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore import Optimizer, ProjectionBase, Transform, common
+from projcore.engine.compiler import COMPILED
 from projcore.modules import (
     LBFGS,
     LR,
@@ -221,6 +223,19 @@ def test_missing_gradients_and_late_groups(make: Any, run: Any, backend: Countin
         optimizer.add_param_group({"params": make((2, 5), dtype=torch.float32), "lr": 0.01})
         run(optimizer, range(5, 8))
     close(compiled, eager)
+
+
+def test_many_sets_of_gradients_are_not_compiled_for_ever(
+    make: Any, run: Any, backend: Counting
+) -> None:
+    """Of ten plans, each of which runs three times, eight are compiled."""
+    sets = list(combinations(range(5), 2))
+    compiled, eager = pair("bare", make)
+    for optimizer in (compiled, eager):
+        optimizer.add_param_group({"params": make((2,), (2,), dtype=torch.float32)})
+        run(optimizer, range(30), lambda step: sets[step % 10])
+    close(compiled, eager)
+    assert len(backend.graphs) == COMPILED
 
 
 def test_a_step_without_any_gradient(make: Any, run: Any, backend: Counting) -> None:

@@ -106,8 +106,9 @@ class Traced(Node):
         """Does all that is to be done in Python; returns whether the rest is left."""
         for node in self.nodes:
             node.begin(frame)
-        if self._has_run and self.where and all(node.is_settled for node in self.nodes):
-            return True
+        compiles = frame.objective.context.compiler is not None
+        if compiles and self._has_run and all(node.is_settled for node in self.nodes):
+            return bool(self.where)
         self._has_run = True
         whole = frame._replace(whole=True)
         for node in self.nodes:
