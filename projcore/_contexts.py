@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from projcore.core.objective import Objective, Planned
     from projcore.core.settings import Settings
     from projcore.core.state import State
+    from projcore.engine.compiler import Compiler
 
 
 class Context(ABC):
@@ -35,9 +36,11 @@ class StepContext(ABC):
 
     Attributes:
         changed: Whether state may have been replaced, and not only written in place.
+        compiler: What compiles; None in an eager step.
     """
 
     changed: bool = False
+    compiler: Compiler | None = None
 
     @abstractmethod
     def settings(self, path: str, group: Hashable) -> Settings:
@@ -48,3 +51,7 @@ class StepContext(ABC):
         self, plan: Planned, update: list[Tensor], objective: Objective, state: State
     ) -> list[Tensor]:
         """Runs a part of a plan; see `Objective.run`."""
+
+    @abstractmethod
+    def traced(self) -> StepContext:
+        """Returns one for a trace, in which 0-d tensors stand for numbers."""

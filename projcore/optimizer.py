@@ -24,7 +24,8 @@ from projcore.engine.arguments import (
 )
 from projcore.engine.autocast import run_without_autocast
 from projcore.engine.backward import InBackward, check_scope
-from projcore.engine.commit import Store, make_buckets, run_writes, subtract
+from projcore.engine.commit import Store, make_buckets, run_writes
+from projcore.engine.compiler import COMPILED, Compiler, as_compiler
 from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
 from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
@@ -34,7 +35,7 @@ from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size
 from projcore.engine.region import Region
-from projcore.engine.tree import is_traceable, is_zeroth_order
+from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
     NonFiniteError,
@@ -65,9 +66,12 @@ class Optimizer(torch.optim.Optimizer):
     Args:
         params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
-        compile: Whether to run the step through `torch.compile`. The first step, which creates the
-            state, runs eagerly, and so do all steps if a module is not traceable, as one that
-            evaluates the loss, whose loop depends on what it finds. `describe` says which it is.
+        compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
+            ``{"mode": "max-autotune"}``. Modules that follow each other become one graph; what
+            depends on values, as a line search or a projection that refreshes its map, runs in
+            Python before it or between two. `describe` says what is what, and why. The first step,
+            which creates the state, runs in Python. The second compiles, and may take minutes: the
+            logger ``projcore`` tells it at the level INFO.
         bucket_bytes: Computes and writes so many bytes of parameters at a time, or one parameter
             if it is larger, so that what a step needs beside its state is small, and stays in the
             cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
@@ -106,7 +110,7 @@ class Optimizer(torch.optim.Optimizer):
         self,
         params: ParamsT,
         *modules: Module | str | Mapping[str, Any] | Sequence[Any],
-        compile: bool = False,
+        compile: bool | Mapping[str, Any] = False,
         bucket_bytes: int | None = None,
         nonfinite: Nonfinite = "allow",
         in_backward: bool = False,
@@ -117,7 +121,8 @@ class Optimizer(torch.optim.Optimizer):
                 "'adam()', 'lr(0.001)'."
             )
         self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
-        self.compile = compile
+        self.compile = dict(compile) if isinstance(compile, Mapping) else compile
+        self._compiler: Compiler | None = as_compiler(self.compile)
         self._backward: InBackward | None = None
         self.bucket_bytes = bucket_bytes
         if nonfinite not in get_args(Nonfinite):
@@ -127,10 +132,8 @@ class Optimizer(torch.optim.Optimizer):
             )
         self.nonfinite: Nonfinite = nonfinite
         self._warm: bool
-        self._compiled: Any
         self._plans: dict[tuple[int, ...] | None, Plan]
         self._store: Store | None
-        self._scalars: dict[tuple[Any, ...], Tensor]
         self._presence: list[Facts | None] = []
         self._checked: list[Sequence[Any]]
         self._passes = PASSES
@@ -239,11 +242,6 @@ class Optimizer(torch.optim.Optimizer):
         return self._needs
 
     @property
-    def compiles(self) -> bool:
-        """Whether steps are compiled: if asked for, and all modules are traceable."""
-        return self.compile and is_traceable(self.module)
-
-    @property
     def bucket_bytes(self) -> int | None:
         """How many bytes of parameters a step takes at a time; None for all. It may be set."""
         return self._bucket_bytes
@@ -281,7 +279,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_parts(self, given: str, does: str) -> None:
         """Raises if a step cannot be taken in parts."""
-        if self.compile:
+        if self._compiler is not None:
             raise ArgumentError(
                 f"Optimizer({given}) {does}, but compile=True compiles the step of all. Leave out "
                 "one of the two."
@@ -405,9 +403,7 @@ class Optimizer(torch.optim.Optimizer):
         if members is None:
             present = self._present(all_parameters(groups))
             members = [i for i, facts in enumerate(present) if facts is not None]
-        passes = self._passes
-        if self.compiles:  # the compiler fuses; a writer's counts, views of one tensor, hinder it
-            passes = passes - {"fuse", "split"}
+        passes = self._passes if self._compiler is None else self._passes | {"trace"}
         return make_plan(self.module, self._names, groups, members, passes, active, building)
 
     def _use_passes(self, passes: frozenset[str]) -> None:
@@ -428,6 +424,8 @@ class Optimizer(torch.optim.Optimizer):
             if len(self._plans) >= PLANS:
                 self._plans.clear()
             plan = self._plans[key] = self.plan_of(self.param_groups, active=active)
+            if len(self._plans) <= COMPILED:
+                plan.compiler = self._compiler
         return plan
 
     def _update(self, loss: Tensor | None, closure: Callable[..., Any] | None) -> None:
@@ -445,10 +443,7 @@ class Optimizer(torch.optim.Optimizer):
             self._check_finite(grads, loss)
         plan, store = self._prepare(parameters, active)
         try:
-            if self.compiles and self._warm:
-                self._run_compiled(plan, parameters, grads)
-                store.save()
-            elif self.bucket_bytes is None or not self._warm:
+            if self.bucket_bytes is None or not self._warm:
                 self._run(plan, plan.region, parameters, grads, loss, closure)
             else:
                 self._run_buckets(plan, active, parameters, grads, loss)
@@ -524,7 +519,9 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Computes a step, of all or of the parameters at some places, and then writes it."""
         assert plan.store is not None
-        live = LiveSettings(self._names, self.param_groups, self._passes, plan.parts)
+        live = LiveSettings(
+            self._names, self.param_groups, region.passes, plan.parts, plan.compiler
+        )
         objective = RootObjective(region.space, live, parameters, grads, loss, closure)
         try:
             writes = region.writes(Frame(list(grads), objective), list(parameters))
@@ -569,15 +566,6 @@ class Optimizer(torch.optim.Optimizer):
                     "leave out bucket_bytes, so that a step is whole or not at all."
                 ) from error
 
-    def _run_compiled(self, plan: Plan, parameters: list[Tensor], grads: list[Tensor]) -> None:
-        if not plan.remembers:
-            live = LiveSettings(self._names, self.param_groups)
-            plan.region.remember(RootObjective(plan.region.space, live, parameters, grads))
-            plan.remembers = True
-        if self._compiled is None:
-            self._compiled = torch.compile(_compute_and_write)
-        self._compiled(plan.region, self._names, self._tensor_groups(), parameters, grads)
-
     def _current_store(self, parameters: Sequence[Tensor], key: Any) -> Store:
         """Returns the state that a step works on.
 
@@ -596,26 +584,6 @@ class Optimizer(torch.optim.Optimizer):
         if self._store is not None and self._store.is_current(parameters, key):
             return self._store
         return Store(self.state, parameters, key)
-
-    def _tensor_groups(self) -> list[dict[str, Any]]:
-        """Returns the groups with 0-d tensors for floats, so that a change recompiles nothing."""
-        groups: list[dict[str, Any]] = [{} for _ in self.param_groups]
-        for key in self._names.defaults:
-            values = [group[key] for group in self.param_groups]
-            for i, value in enumerate(values):
-                first = next((j for j in range(i) if values[j] is value or values[j] == value), i)
-                shared = groups[first].get(key)  # groups of equal value share its tensor
-                groups[i][key] = self._as_tensor((i, key), value) if first == i else shared
-        return groups
-
-    def _as_tensor(self, key: tuple[Any, ...], value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(self._as_tensor((*key, i), item) for i, item in enumerate(value))
-        if not isinstance(value, float):
-            return value
-        if key not in self._scalars:
-            self._scalars[key] = torch.zeros((), dtype=torch.float64, device="cpu")
-        return self._scalars[key].fill_(value)
 
     def _parameters(self) -> list[Tensor]:
         return all_parameters(self.param_groups)
@@ -645,9 +613,8 @@ class Optimizer(torch.optim.Optimizer):
         self._warm = False
         if self._backward is not None:
             self._backward.reset(self._parameters())
-        self._compiled = None
+        self._compiler = as_compiler(self.compile)
         self._forget_plans()
-        self._scalars = {}
         self._checked = []  # the next step checks all settings
         self._needs = self.module.total_needs  # not asked of all modules in every step
         self._zeroth_order = is_zeroth_order(self.module)
@@ -755,17 +722,3 @@ def _finish(live: LiveSettings, save: Callable[[], None]) -> None:
 
 def _key(active: Sequence[int] | None) -> Any:
     return None if active is None else tuple(active)
-
-
-def _compute_and_write(
-    region: Region,
-    names: SettingNames,
-    groups: list[dict[str, Any]],
-    parameters: list[Tensor],
-    grads: list[Tensor],
-) -> None:
-    """Computes and writes a step, in one graph."""
-    objective = RootObjective(region.space, LiveSettings(names, groups), parameters, grads)
-    update = region.run(grads, objective)
-    for write in subtract(parameters, update, objective.active):
-        write.run()

@@ -143,16 +143,17 @@ KERNEL = [
         ENGINE + "inside.py",
         before=(
             "        crossing.refresh(update)\n"
-            "        if self.projection.project_update:\n"
-            '            projected = crossing.down(update, "update")\n'
-            "        else:\n"
-            '            projected = crossing.down(objective.grads, "grads")\n'
+            "        return crossing, update\n\n"
+            "    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor])"
+            " -> None:\n"
+            '        """Runs what is inside."""\n'
+            "        inner, projected = self._enter(crossing, update)\n"
         ),
         after=(
-            "        if self.projection.project_update:\n"
-            '            projected = crossing.down(update, "update")\n'
-            "        else:\n"
-            '            projected = crossing.down(objective.grads, "grads")\n'
+            "        return crossing, update\n\n"
+            "    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor])"
+            " -> None:\n"
+            "        inner, projected = self._enter(crossing, update)\n"
             "        crossing.refresh(update)\n"
         ),
         tests=(
@@ -302,7 +303,7 @@ KERNEL = [
     Breakage(
         "compile-settings",
         "A learning rate is a constant of the compiled step.",
-        "projcore/optimizer.py",
+        ENGINE + "compiler.py",
         before=("        if not isinstance(value, float):\n            return value\n"),
         after="        return value\n",
         tests=("tests/kernel/test_compile.py::test_one_graph_compiled_once",),

@@ -64,7 +64,8 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
             cannot represent, where the others evaluate it at ``unproject(z)``.
         batch_dims: How many leading dimensions of each tensor that `project` returns index
             independent tensors. For scope ``"all"``.
-        traceable: As of every module; with a `refresh` of its own it is not, unless it says so.
+        traceable: Whether `project`, `unproject` and `combine` make one graph for `torch.compile`.
+            `refresh` and `receive` run in Python before, and may branch on values.
         on_refresh: What happens to state inside when `refresh` changes the map: ``"keep"``,
             ``"reset"``, or ``"transport"``.
         chain: The modules inside.
@@ -76,11 +77,6 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
     geometry: ClassVar[Geometry] = "linear"
     batch_dims: int = 0
     on_refresh: OnRefresh = "keep"
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "refresh" in vars(cls) and "traceable" not in vars(cls):
-            cls.traceable = False  # as a rule it branches on a count
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -15,6 +16,7 @@ from projcore.core.objective import Evaluation, Objective, Planned
 from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node, State
+from projcore.engine.compiler import COMPILED, Compiler
 from projcore.engine.names import SettingNames
 from projcore.engine.plan import Builder, add_rate
 from projcore.engine.region import Region
@@ -33,6 +35,7 @@ class LiveSettings(StepContext):
         groups: The parameter groups.
         passes: By which passes parts are planned.
         parts: The parts that were planned in steps before.
+        compiler: What compiles; None in an eager step.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class LiveSettings(StepContext):
         groups: Groups,
         passes: frozenset[str] = frozenset(),
         parts: dict[Any, Region] | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         self._names = names
         self._groups = groups
         self._passes = passes
         self._parts = {} if parts is None else parts
+        self.compiler = compiler
         self._found: dict[tuple[str, Hashable], Settings] = {}
 
     def settings(self, path: str, group: Hashable) -> Settings:
@@ -76,11 +81,28 @@ class LiveSettings(StepContext):
             scratch: list[Node] = [{} for _ in state.trees]
             template = [torch.empty_like(tensor, device="meta") for tensor in objective.template]
             space = replace(space, template=template, state=state.over(scratch))
-            region = self._parts[key] = Builder(self._passes).region(space, plan)
+            passes = self._passes - {"trace"} if len(self._parts) >= COMPILED else self._passes
+            region = self._parts[key] = Builder(passes).region(space, plan)
             if self._names.rate_is_factor and any(node.comes_last for node in region.nodes):
                 add_rate(region.nodes, region.space)
         region.bind(state.trees)
         return region.run(update, objective)
+
+    @cached_property
+    def _numbers(self) -> Groups:
+        """The groups with 0-d tensors for numbers."""
+        assert self.compiler is not None
+        return self.compiler.groups(self._groups, list(self._names.defaults))
+
+    def traced(self) -> LiveSettings:
+        return TracedSettings(self._names, self._numbers)
+
+
+class TracedSettings(LiveSettings):
+    """The settings in a trace, where what is looked up is not kept: it would be an effect."""
+
+    def settings(self, path: str, group: Hashable) -> Settings:
+        return self._look_up(path, group)
 
 
 class Known(Context):

@@ -20,7 +20,7 @@ from projcore.engine.blended import blended
 from projcore.engine.commit import Later
 from projcore.engine.fetch import facts
 from projcore.engine.keys import keys_inside
-from projcore.engine.nodes import Frame, Node, Site
+from projcore.engine.nodes import Frame, Node, Site, why_untraceable
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
 from projcore.engine.transport import change_map, clear_inside, has_inside, is_wide, own_entries
@@ -158,6 +158,38 @@ class Inside(Node):
             self.region.bind(trees)
 
     @property
+    def untraceable(self) -> str:
+        if self.region is None:
+            return "shapes inside depend on values"
+        own = why_untraceable(self.projection)
+        if own:
+            return own
+        parted = any(node.untraceable or node.begins for node in self.region.nodes)
+        return "not all that it runs inside is traced" if parted else ""
+
+    @property
+    def begins(self) -> bool:
+        return self.projection.overrides("refresh") or self.projection.overrides("receive")
+
+    def begin(self, frame: Frame) -> None:
+        if self.site.ready and not self.begins:
+            return
+        _, update = self._learn(frame)
+        for i, tensor in zip(self.where, update, strict=True):
+            frame.update[i] = tensor
+
+    def finish(self, frame: Frame) -> None:
+        crossing = Crossing(self, self.site.select(frame.objective))
+        self._cross(frame, crossing, [frame.update[i] for i in self.where])
+
+    @property
+    def is_settled(self) -> bool:
+        region = self.region
+        if region is None or (self.projection.overrides("init") and not self.site.ready):
+            return False
+        return all(node.is_settled for node in region.nodes)
+
+    @property
     def owns(self) -> bool:
         return self._owns
 
@@ -214,29 +246,37 @@ class Inside(Node):
         self.region.remember(ProjectedObjective(crossing, list(template), self.region.space))
 
     def run(self, frame: Frame) -> None:
-        crossing, inner, given, projected = self._enter(frame)
-        region = self._region(projected)
-        result = region.run(projected, inner)
-        done = crossing.combine(given, projected, result)
-        check_result(self.module, given, done)
+        self._cross(frame, *self._learn(frame))
+
+    def _learn(self, frame: Frame) -> tuple[Crossing, list[Tensor]]:
+        """Receives the update, and has the projection learn its map, by which it then crosses."""
+        objective = self.site.select(frame.objective)
+        objective.context.changed |= self._keeps
+        crossing = Crossing(self, objective)
+        self.site.ready = True
+        update = crossing.receive([frame.update[i] for i in self.where])
+        crossing.refresh(update)
+        return crossing, update
+
+    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor]) -> None:
+        """Runs what is inside."""
+        inner, projected = self._enter(crossing, update)
+        result = self._region(projected).run(projected, inner, frame.whole)
+        done = crossing.combine(update, projected, result)
+        check_result(self.module, update, done)
         for i, tensor in zip(self.where, done, strict=True):
             frame.update[i] = tensor
 
     def _enter(
-        self, frame: Frame
-    ) -> tuple[Crossing, ProjectedObjective, list[Tensor], list[Tensor]]:
-        """Takes the update in: returns it as it was and as it is inside, with the facts there."""
-        objective = self.site.select(frame.objective)
-        objective.context.changed |= self._keeps
-        crossing = Crossing(self, objective)
-        update = crossing.receive([frame.update[i] for i in self.where])
-        crossing.refresh(update)
+        self, crossing: Crossing, update: list[Tensor]
+    ) -> tuple[ProjectedObjective, list[Tensor]]:
+        """Takes the update in: returns it as it is inside, with the facts there."""
         if self.projection.project_update:
             projected = crossing.down(update, "update")
         else:
-            projected = crossing.down(objective.grads, "grads")
+            projected = crossing.down(crossing.objective.grads, "grads")
         region = self._region(projected)
-        return crossing, ProjectedObjective(crossing, projected, region.space), update, projected
+        return ProjectedObjective(crossing, projected, region.space), projected
 
     def _region(self, projected: list[Tensor]) -> Region:
         """Returns what runs inside; planned again if shapes there are not as planned."""
@@ -249,7 +289,8 @@ class Inside(Node):
         self, frame: Frame, targets: Sequence[Tensor], blends: Sequence[Blend]
     ) -> list[Write | Later]:
         some, how = [targets[i] for i in self.where], [blends[i] for i in self.where]
-        crossing, inner, update, projected = self._enter(frame)
+        crossing, update = self._learn(frame)
+        inner, projected = self._enter(crossing, update)
         region = self._region(projected)
         through = self.targets_inside(crossing, some)
         if through is not None:
@@ -313,7 +354,8 @@ class Crossing:
         self.states = [state.nodes[i] for i in self.applied]
         self.settings: list[Settings] = [settings[i] for i in self.applied]
         self.scratch: dict[str, Any] = {}
-        self._begin()
+        if not torch.compiler.is_compiling():  # then all is there: see `Inside.is_settled`
+            self._begin()
 
     @property
     def count(self) -> int:

@@ -15,6 +15,7 @@ from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.state import State
 from projcore.engine.commit import Store
+from projcore.engine.compiler import Compiler
 from projcore.engine.facts import Known, LiveSettings
 from projcore.engine.flat import flatten
 from projcore.engine.inside import Inside
@@ -38,7 +39,7 @@ class Plan:
         reads: The values of settings on which the plan depends, by group and key.
         labels: For `Optimizer.describe`: what modules that choose said of their tensors.
         store: The state that its nodes work on.
-        remembers: Whether its nodes have been asked for state that is not there yet.
+        compiler: What compiles its runs of nodes; None if it runs in Python.
         parts: Regions that modules run by themselves, as they are planned when first run.
     """
 
@@ -49,7 +50,7 @@ class Plan:
     labels: list[tuple[Space, Sequence[str]]]
     parts: dict[Any, Region] = field(default_factory=dict)
     store: Store | None = None
-    remembers: bool = False
+    compiler: Compiler | None = None
     _blocks: dict[tuple[int, ...], Region] = field(default_factory=dict)
 
     def block(self, places: Sequence[int]) -> Region:
@@ -69,7 +70,6 @@ class Plan:
             for region in (self.region, *self._blocks.values()):
                 region.bind(store.trees)
             self.store = store
-            self.remembers = False
 
     def expected(self, count: int) -> list[dict[str, Any]]:
         """Returns the state that modules will keep for each of so many parameters, flat."""

@@ -22,14 +22,22 @@ from projcore.engine.blended import blended
 from projcore.engine.commit import Later
 from projcore.engine.fetch import facts
 from projcore.engine.half import has_half, in_float32
+from projcore.engine.tree import tree
 from projcore.errors import ContractError
 
 
 class Frame(NamedTuple):
-    """A run of a region: the update so far, which nodes replace tensor by tensor, and the facts."""
+    """A run of a region: the update so far, which nodes replace tensor by tensor, and the facts.
+
+    Attributes:
+        update: The update.
+        objective: The facts.
+        whole: Whether regions inside are part of a run that is traced, and have none of their own.
+    """
 
     update: list[Tensor]
     objective: Objective
+    whole: bool = False
 
 
 class Node(ABC):
@@ -47,6 +55,28 @@ class Node(ABC):
     @abstractmethod
     def run(self, frame: Frame) -> None:
         """Replaces tensors of the update."""
+
+    @property
+    def untraceable(self) -> str:
+        """Why it runs in Python in compiled steps; empty if it can be traced."""
+        return ""
+
+    @property
+    def begins(self) -> bool:
+        """Whether `begin` does something."""
+        return False
+
+    def begin(self, frame: Frame) -> None:  # noqa: B027 (most nodes have nothing to do)
+        """Does what comes first in `run`, and is not traced."""
+
+    def finish(self, frame: Frame) -> None:
+        """Does the rest of `run`."""
+        self.run(frame)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is all state that `finish` needs."""
+        return self.site.is_settled
 
     @abstractmethod
     def remember(self, objective: Objective) -> None:
@@ -126,6 +156,14 @@ class Site:
     def select(self, objective: Objective) -> Objective:
         """Returns the objective, which is of the region, for the tensors of this space."""
         return objective if self.whole else objective.select(self.space.places, self.space)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether `remember` has nothing to do."""
+        if self.keeps and not all(self.state.nodes):
+            return False
+        self.ready = self.ready or type(self.module).remember is Module.remember
+        return self.ready
 
     def remember(self, objective: Objective) -> None:
         """Creates state where there is none yet."""
@@ -222,6 +260,10 @@ class Call(Node):
         site = self.site.part(index)
         return Call(site, site.of_group(self.group), self.group, self.path)
 
+    @property
+    def untraceable(self) -> str:
+        return why_untraceable(self.module)
+
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
         self.states = [self.site.state.nodes[i] for i in self.members]
@@ -311,6 +353,13 @@ class Call(Node):
         return self._writer
 
 
+def why_untraceable(module: Module) -> str:
+    """Why a module, beside those that it runs, is not traced; empty if it can be."""
+    if "closure" in module.needs:
+        return "it evaluates the loss"
+    return "" if module.traceable else "it is not traceable"
+
+
 def has_factor(module: Module) -> bool:
     """Whether a module multiplies all elements by one number; see `Transform.common_factor`."""
     if not isinstance(module, Transform) or module.scope != "all":
@@ -364,6 +413,12 @@ class Step(Node):
             return None
         return Step(self.module, site.space, site.whole, inside)
 
+    @property
+    def untraceable(self) -> str:
+        if self._inside:
+            return "it runs modules itself"
+        return next(filter(None, map(why_untraceable, tree(self.module))), "")
+
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
         for region in self._inside:
@@ -408,6 +463,10 @@ class Observe(Node):
     def part(self, index: Mapping[int, int]) -> Node | None:
         site = self.site.part(index)
         return Observe(site, site.of_group(self.group), self.group)
+
+    @property
+    def untraceable(self) -> str:
+        return "it looks at the parameters"
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)

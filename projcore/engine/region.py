@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from projcore.engine.nodes import Frame, Node, Observe
 from projcore.engine.passes.fold import fold
 from projcore.engine.passes.fuse import fuse
 from projcore.engine.passes.split import split
+from projcore.engine.passes.trace import trace, traced
 
-REWRITES = {"fold": fold, "fuse": fuse}
+REWRITES = {"trace": trace, "fold": fold, "fuse": fuse}
 
 
 class Region:
@@ -68,10 +70,15 @@ class Region:
             self._ending = ending
         return self._ending
 
-    def run(self, update: list[Tensor], objective: Objective) -> list[Tensor]:
-        """Runs all nodes; returns the update."""
-        frame = Frame(list(update), objective)
-        for node in self.nodes:
+    @cached_property
+    def runs(self) -> Sequence[Node]:
+        """The nodes, those that can be traced in runs if the step is compiled."""
+        return traced(self.nodes) if "trace" in self.passes else self.nodes
+
+    def run(self, update: list[Tensor], objective: Objective, whole: bool = False) -> list[Tensor]:
+        """Runs all nodes; returns the update. For `whole`, see `Frame`."""
+        frame = Frame(list(update), objective, whole)
+        for node in self.nodes if whole else self.runs:
             node.run(frame)
         return frame.update
 

@@ -14,11 +14,6 @@ def tree(module: Module) -> Iterator[Module]:
         yield from tree(child)
 
 
-def is_traceable(module: Module) -> bool:
-    """Whether a module and its children are traceable."""
-    return all(each.traceable and "closure" not in each.needs for each in tree(module))
-
-
 def is_zeroth_order(module: Module) -> bool:
     """Whether a module or one of its children is zeroth-order."""
     return any(each.zeroth_order for each in tree(module))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from projcore.engine.making import Plan, Row, parameter_names, rows
-from projcore.report.nodes import step_lines, update_lines
+from projcore.report.nodes import step_lines
 
 if TYPE_CHECKING:
     from projcore.optimizer import Optimizer
@@ -57,9 +57,7 @@ def describe(optimizer: Optimizer) -> str:
     for row in lines:
         depth = row.path.count("/modules/")
         table.append((row.path, "  " * depth + head(row), _shapes(row.shapes)))
-    mode = "compiled" if optimizer.compiles else "eager"
-    if optimizer.compile and not optimizer.compiles:
-        mode += f", because of {_untraceable(optimizer)}"
+    mode = "eager" if optimizer.compile is False else "compiled"
     if optimizer.bucket_bytes is not None:
         mode += f", in buckets of {optimizer.bucket_bytes:,} bytes"
     nodes = "\n".join([f"Steps run {mode}:", *_nodes(optimizer, plan, everything)])
@@ -69,11 +67,8 @@ def describe(optimizer: Optimizer) -> str:
 @torch.no_grad()
 def _nodes(optimizer: Optimizer, plan: Plan, parameters: Sequence[Tensor]) -> list[str]:
     """The lines of the nodes, indented."""
-    if optimizer.compiles:
-        lines = [*update_lines(plan.region), "write the update"]
-    else:
-        lines = [*step_lines(plan.region, [parameters[i].detach() for i in plan.members])]
-    return [f"  {line}" for line in lines]
+    targets = [parameters[i].detach() for i in plan.members]
+    return [f"  {line}" for line in step_lines(plan.region, targets)]
 
 
 def _routes(lines: Sequence[Row], index: int) -> str:
@@ -101,17 +96,6 @@ def _without_empty(table: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Leaves out the columns in which there is nothing but the header."""
     kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
     return [tuple(row[i] for i in kept) for row in table]
-
-
-def _untraceable(optimizer: Optimizer) -> str:
-    """The modules that are not traceable themselves, beside what they run inside."""
-    modules = optimizer._names.modules.values()
-    reasons = {
-        f"{type(each).__name__}, which {'evaluates the loss' if closure else 'branches'}"
-        for each in modules
-        if (closure := "closure" in each.needs) or not each.traceable
-    }
-    return " and ".join(sorted(reasons))
 
 
 def count_bytes(memory: Mapping[str, Any]) -> int:

@@ -9,6 +9,8 @@
 * ``write the update``: the update is subtracted from the parameters.
 * ``folded: X``: `X` is no pass over the update, but a number by which it is subtracted.
 * ``observe X``: `X` looks at the parameters once they are written.
+* ``compiled``: the indented nodes run in one graph. ``begin X`` is what `X` does in Python before
+  it, as to refresh its map; other nodes run ``in Python``, for the reason that follows.
 * ``in blocks``: the indented nodes run on a few tensors after the other, from the second step on.
   ``factor of X`` is computed before, and the update is multiplied by it in the blocks.
 
@@ -29,6 +31,7 @@ from projcore.engine.half import has_half
 from projcore.engine.inside import Crossing, Inside
 from projcore.engine.nodes import Call, Node, Observe
 from projcore.engine.passes import split as splitting
+from projcore.engine.passes.trace import Traced
 from projcore.engine.plan import Rate
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
@@ -62,14 +65,14 @@ def step_lines(region: Region, targets: Sequence[Tensor]) -> Iterator[str]:
         targets: The tensors that are written: the parameters, or views of them.
     """
     ending = region.ending
-    writers = [_writer_line(node, targets, ending) for node in ending.writers]
+    writers = [line for node in ending.writers for line in _writer_lines(node, targets, region)]
     count = len(region.space)
     cut = splitting.split(ending, targets) if "split" in region.passes else ending
-    yield from _shown(map(_run_line, cut.nodes), count)
+    yield from _shown(_run_lines(cut.nodes, region), count)
     if cut.factor is not None:
         yield f"factor of {name_of(cut.factor)}{_on(cut.factor.where, count)}"
     nodes = ending.nodes[len(cut.nodes) + (cut.factor is not None) :] if cut.blocks else ()
-    lines = [*map(_run_line, nodes), *writers]
+    lines = [*_run_lines(nodes, region), *writers]
     if ending.rest:
         lines.append(Line("write the update", ending.rest, _folded(ending, ending.rest)))
     if cut.blocks:
@@ -77,12 +80,13 @@ def step_lines(region: Region, targets: Sequence[Tensor]) -> Iterator[str]:
         yield from _indented(_shown(lines, count))
     else:
         yield from _shown(lines, count)
-    yield from _shown(map(_run_line, ending.observers), count)
+    yield from _shown(_run_lines(ending.observers, region), count)
 
 
-def update_lines(region: Region) -> Iterator[str]:
-    """Yields the lines of a region that makes an update."""
-    return _shown(map(_run_line, region.nodes), len(region.space))
+def update_lines(region: Region, traced: bool = False) -> Iterator[str]:
+    """Yields the lines of a region that makes an update, in a graph or not."""
+    nodes = region.nodes if traced else region.runs
+    return _shown(_run_lines(nodes, region, traced), len(region.space))
 
 
 def name_of(node: Node) -> str:
@@ -92,12 +96,40 @@ def name_of(node: Node) -> str:
     return str(node.module).partition("(")[0].lower()
 
 
-def _run_line(node: Node) -> Line:
-    below = [line for region in node.regions() for line in update_lines(region)]
-    if isinstance(node, Inside) and node.region is None:
-        below = ["known after the first step"]
-    verb = "observe" if isinstance(node, Observe) else "run"
-    return Line(f"{verb} {name_of(node)}", node.where, below=tuple(_indented(below)))
+def _run_lines(nodes: Iterable[Node], region: Region, traced: bool = False) -> Iterator[Line]:
+    for node in nodes:
+        if isinstance(node, Traced):
+            yield from _compiled_lines(node, region)
+            continue
+        below = [line for inner in node.regions() for line in update_lines(inner, traced)]
+        if isinstance(node, Inside) and node.region is None:
+            below = ["known after the first step"]
+        verb = "observe" if isinstance(node, Observe) else "run"
+        tail = "" if traced else _in_python(node, region)
+        yield Line(f"{verb} {name_of(node)}", node.where, tail, tuple(_indented(below)))
+
+
+def _compiled_lines(run: Traced, region: Region, last: Sequence[str] = ()) -> Iterator[Line]:
+    for node in run.nodes:
+        if node.begins:
+            yield Line(f"begin {name_of(node)}", node.where, " in Python")
+    count = len(region.space)
+    below = [*_shown(_run_lines(run.nodes, region, traced=True), count), *last]
+    yield Line("compiled", range(count), below=tuple(_indented(below)))
+
+
+def _in_python(node: Node, region: Region) -> str:
+    """Why a node of a compiled step is not compiled."""
+    why = node.untraceable if "trace" in region.passes else ""
+    return f" in Python ({why})" if why else ""
+
+
+def _writer_lines(node: Node, targets: Sequence[Tensor], region: Region) -> Iterator[Line]:
+    if isinstance(node, Traced):
+        yield from _compiled_lines(node, region, ["write the update"])
+    else:
+        line = _writer_line(node, targets, region.ending)
+        yield line._replace(tail=f"{_in_python(node, region)}{line.tail}")
 
 
 def _writer_line(node: Node, targets: Sequence[Tensor], ending: Ending) -> Line:

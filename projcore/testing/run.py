@@ -24,7 +24,7 @@ def make_optimizer(
     modules: Sequence[Module],
     passes: frozenset[str] = PASSES,
     groups: Any = None,
-    compile: bool = False,
+    compile: Any = False,
 ) -> Optimizer:
     """Returns an optimizer whose plans are rewritten by some of the passes.
 

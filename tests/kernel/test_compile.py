@@ -1,9 +1,12 @@
-"""compile=True: one graph without breaks, compiled once, equal to eager."""
+"""compile=True: runs of nodes in one graph each, compiled once, equal to eager."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Optimizer, Transform, common
+from projcore import Optimizer, ProjectionBase, Transform, common
+from projcore.engine.compiler import COMPILED
 from projcore.modules import (
     LBFGS,
     LR,
@@ -20,10 +24,12 @@ from projcore.modules import (
     ClipNorm,
     ClipValue,
     HeavyBall,
+    PolyakAveraging,
+    Route,
     Sign,
     WeightDecay,
 )
-from projcore.projections import ScalarProjection, To, VectorProjection
+from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 
 pytestmark = [
     pytest.mark.long,
@@ -47,7 +53,7 @@ def backend(monkeypatch: Any) -> Iterator[Counting]:
     """Compiles with a backend that counts, and fails at a break of the graph."""
     counting, compiler = Counting(), torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend=counting, fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(compiler, backend=counting, fullgraph=True))
     yield counting
     torch._dynamo.reset()
 
@@ -57,7 +63,7 @@ def lenient(monkeypatch: Any) -> Iterator[None]:
     """Compiles with torch's simplest backend; what it cannot trace runs as it is."""
     compiler = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager"))
+    monkeypatch.setattr(torch, "compile", partial(compiler, backend="eager"))
     with torch._dynamo.config.patch(recompile_limit=2):
         yield
     torch._dynamo.reset()
@@ -219,6 +225,19 @@ def test_missing_gradients_and_late_groups(make: Any, run: Any, backend: Countin
     close(compiled, eager)
 
 
+def test_many_sets_of_gradients_are_not_compiled_for_ever(
+    make: Any, run: Any, backend: Counting
+) -> None:
+    """Of ten plans, each of which runs three times, eight are compiled."""
+    sets = list(combinations(range(5), 2))
+    compiled, eager = pair("bare", make)
+    for optimizer in (compiled, eager):
+        optimizer.add_param_group({"params": make((2,), (2,), dtype=torch.float32)})
+        run(optimizer, range(30), lambda step: sets[step % 10])
+    close(compiled, eager)
+    assert len(backend.graphs) == COMPILED
+
+
 def test_a_step_without_any_gradient(make: Any, run: Any, backend: Counting) -> None:
     compiled, eager = pair("adam in a vector", make)
     for optimizer in (compiled, eager):
@@ -249,25 +268,25 @@ def test_a_new_closure_at_each_step(make: Any, backend: Counting) -> None:
 
 
 @pytest.mark.parametrize(
-    "chain",
+    ("chain", "graphs"),
     [
-        lambda: [VectorProjection([LBFGS(), Backtracking()])],
-        lambda: [ClipValue(10.0), VectorProjection([Backtracking(0.1)]), HeavyBall(0.5)],
+        (lambda: [VectorProjection([LBFGS(), Backtracking()])], 0),
+        (lambda: [ClipValue(10.0), VectorProjection([Backtracking(0.1)]), HeavyBall(0.5)], 2),
+        (lambda: [ViewAsReal([Adam(), Backtracking()]), ClipNorm(0.1), LR(0.5)], 2),
+        (lambda: [To([Adam(), Backtracking()], "float64", master=True)], 1),
     ],
 )
-def test_closure_modules_run_eagerly(chain: Any, make: Any, backend: Counting) -> None:
-    """Their loops depend on what they find."""
+def test_line_searches_run_in_python(chain: Any, graphs: int, make: Any, backend: Counting) -> None:
+    """Their loops depend on what they find; what is before and behind them is compiled."""
     results = []
     for compiled in (True, False):
-        params = make((3, 2), (4,), (), dtype=torch.float64)
-        optimizer = Optimizer(params, *chain(), compile=compiled)
-        assert not optimizer.compiles
+        optimizer = Optimizer(make((3, 2), (4,), dtype=torch.float32), *chain(), compile=compiled)
         for _ in range(6):
-            optimizer.step(closure_of(params))
-        results.append(params)
-        assert ("which evaluates the loss" in optimizer.describe()) == compiled
-    assert all(map(torch.equal, *results))
-    assert not backend.graphs
+            optimizer.step(closure_of(params_of(optimizer)))
+        results.append(optimizer)
+        assert ("in Python (it evaluates the loss)" in optimizer.describe()) == compiled
+    close(*results)
+    assert len(backend.graphs) == graphs
 
 
 class EverySecond(Transform):
@@ -284,13 +303,241 @@ class EverySecond(Transform):
         return tensors if states[0]["step"] % 2 else [torch.zeros_like(t) for t in tensors]
 
 
-def test_what_is_not_traceable_runs_eagerly(make: Any, run: Any, backend: Counting) -> None:
-    params = make((3, 2), (4,))
-    optimizer = Optimizer(params, VectorProjection([EverySecond()]), compile=True)
+def test_what_is_not_traceable_runs_in_python(make: Any, run: Any, backend: Counting) -> None:
+    results = []
+    for compiled in (True, False):
+        params = make((3, 2), (4,), dtype=torch.float32)
+        chain = [HeavyBall(0.9), VectorProjection([Wide(0.5), EverySecond(), Adam()]), LR(0.1)]
+        optimizer = Optimizer(params, *chain, compile=compiled)
+        run(optimizer, range(6))
+        results.append(optimizer)
+    close(*results)
+    assert len(backend.graphs) == 3
+    assert nodes_of(results[0]) == [
+        "compiled",
+        "  run heavy_ball",
+        "run vector in Python (not all that it runs inside is traced)",
+        "  compiled",
+        "    run wide",
+        "  run everysecond in Python (it is not traceable)",
+        "compiled",
+        "  run adam",
+        "  run lr",
+        "  write the update",
+    ]
+
+
+def nodes_of(optimizer: Optimizer) -> list[str]:
+    head, *lines = optimizer.describe().split("\n\n")[2].splitlines()
+    assert head == "Steps run compiled:"
+    return [line.removeprefix("  ") for line in lines]
+
+
+class Turn(ProjectionBase):
+    """Swaps the rows of matrices, in another way every third step, which it finds out in Python."""
+
+    kinds = {"order": "fixed", "step": "scalar"}
+    scope = "tensor"
+
+    def __init__(self, modules: Any, on_refresh: Any = "transport") -> None:
+        self.on_refresh = on_refresh
+        super().__init__(modules)
+
+    def applies(self, tensor: Tensor, settings: Any) -> bool:
+        return tensor.ndim >= 2
+
+    def init(self, tensor: Tensor, settings: Any) -> dict[str, Any]:
+        return {"step": 0, "order": torch.arange(tensor.shape[0])}
+
+    def refresh(self, states: list[Any]) -> list[Any] | None:  # type: ignore[override]
+        due = states[0]["step"] % 3 == 0
+        for state in states:
+            state["step"] += 1
+        return [{"order": state["order"].roll(1)} for state in states] if due else None
+
+    def project(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        return [x[state["order"]] for x, state in zip(tensors, facts[3], strict=True)]
+
+    def unproject(self, projected_tensors: Any, *facts: Any) -> list[Tensor]:
+        pairs = zip(projected_tensors, facts[3], strict=True)
+        return [x[state["order"].argsort()] for x, state in pairs]
+
+
+TURNED: dict[str, tuple[Callable[[], list[Any]], int]] = {
+    "alone": (lambda: [Turn([Adam()])], 1),
+    "behind another": (lambda: [HeavyBall(0.9), Turn([Adam()]), WeightDecay(0.1), LR(0.1)], 2),
+    "nested": (lambda: [Turn([HeavyBall(0.9), Turn([Adam()]), LR(0.5)]), LR(0.1)], 2),
+    "in a vector": (lambda: [ToMatrix([Turn([Adam()])]), LR(0.1)], 1),
+    "reset": (lambda: [Turn([Adam()], on_refresh="reset"), LR(0.1)], 1),
+    "with another inside": (lambda: [Turn([VectorProjection([ClipNorm(1.0), Adam()])])], 1),
+}
+
+
+class ToMatrix(ProjectionBase):
+    """Makes one matrix of all tensors, of rows of two elements."""
+
+    geometry = "layout"
+
+    def project(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        return [torch.cat([tensor.reshape(-1) for tensor in tensors]).view(-1, 2)]
+
+    def unproject(self, projected_tensors: Any, params: list[Tensor], *facts: Any) -> list[Tensor]:
+        (flat,) = projected_tensors
+        parts = flat.reshape(-1).split([param.numel() for param in params])
+        return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_a_refresh_runs_in_python(name: str, make: Any, run: Any, backend: Counting) -> None:
+    """And so what it decides by counts and settings, for which nothing is compiled again."""
+    chain, graphs = TURNED[name]
+    results = []
+    for compiled in (True, False):
+        params = make((3, 2), (4,), (2, 2), dtype=torch.float32)
+        optimizer = Optimizer(params, *chain(), compile=compiled)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+        for step in range(20):
+            run(optimizer, range(step, step + 1))
+            schedule.step()
+        results.append(optimizer)
+    close(*results)
+    assert len(backend.graphs) == graphs
+
+
+def test_refreshes_of_other_tensors_come_first(make: Any, run: Any, backend: Counting) -> None:
+    """So projections that stand side by side are in one graph."""
+    params = make((3, 2), (1, 4, 3), (4,), dtype=torch.float32)
+    route = Route({"ndim==2": [Turn([Adam()])], "ndim==3": [Turn([Sign()])], "*": [Adam()]})
+    optimizer = Optimizer(params, route, LR(0.1), compile=True)
+    run(optimizer, range(8))
+    assert len(backend.graphs) == 1
+    assert nodes_of(optimizer)[:3] == [
+        "begin turn on 0 in Python",
+        "begin turn on 1 in Python",
+        "compiled",
+    ]
+
+
+def test_observers_look_in_python(make: Any, run: Any, backend: Counting) -> None:
+    results = []
+    for compiled in (True, False):
+        params = make((3, 2), (4,), dtype=torch.float32)
+        chain = [ClipNorm(1.0), Adam(), LR(0.1), PolyakAveraging()]
+        optimizer = Optimizer(params, *chain, compile=compiled)
+        run(optimizer, range(6))
+        results.append(optimizer)
+    close(*results)
+    assert len(backend.graphs) == 1
+    assert "observe polyak_averaging in Python (it looks at the parameters)" in nodes_of(results[0])
+
+
+def test_affine_modules_alone_are_not_compiled(make: Any, run: Any, backend: Counting) -> None:
+    """They are numbers by which the update is subtracted."""
+    chain = [VectorProjection([EverySecond()]), WeightDecay(0.1), LR(0.1)]
+    optimizer = Optimizer(make(), *chain, compile=True)
     run(optimizer, range(4))
-    assert not optimizer.compiles
-    assert "eager, because of EverySecond, which branches" in optimizer.describe()
     assert not backend.graphs
+    assert nodes_of(optimizer)[-1] == "write the update; folded: weight_decay, lr"
+
+
+def test_options_are_those_of_torch(make: Any, run: Any) -> None:
+    torch._dynamo.reset()
+    counting = Counting()
+    options = {"backend": counting, "fullgraph": True}
+    optimizer = Optimizer(make(), *CHAINS["clipped"](), compile=options)
+    run(optimizer, range(3))
+    assert len(counting.graphs) == 1
+    options["backend"] = None
+    assert optimizer.compile == {"backend": counting, "fullgraph": True}
+    torch._dynamo.reset()
+
+
+def test_options_are_kept_by_copies(make: Any, run: Any) -> None:
+    optimizer = Optimizer(make(), *CHAINS["clipped"](), compile={"backend": "eager"})
+    run(optimizer, range(2))
+    other = pickle.loads(pickle.dumps(optimizer))
+    assert other.compile == {"backend": "eager"}
+    run(other, range(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ("max-autotune", TypeError, r"compile='max-autotune'\) was given a str\. It is True, or"),
+        (None, TypeError, "was given a NoneType"),
+        (1, TypeError, "was given a int"),
+        ({"backend": "nonsense"}, ValueError, "'nonsense'.*which rejects them.*Correct them"),
+        ({"modus": "default"}, ValueError, "modus"),
+        ({"mode": "fastest"}, ValueError, "fastest"),
+    ],
+)
+def test_bad_options(given: Any, error: type[Exception], text: str, make: Any) -> None:
+    with pytest.raises(error, match=f"(?s){text}"):
+        Optimizer(make(), *CHAINS["bare adam"](), compile=given)
+
+
+def test_it_says_once_that_it_compiles(
+    make: Any, run: Any, backend: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="projcore")
+    chain = [ClipNorm(1.0), VectorProjection([EverySecond()]), Adam(), LR(0.1)]
+    optimizer = Optimizer(make(), *chain, compile=True)
+    run(optimizer, range(1))
+    assert not caplog.messages
+    run(optimizer, range(1, 4))
+    assert len(backend.graphs) == 2
+    (message,) = caplog.messages
+    assert "torch.compile" in message
+
+
+def test_resuming_in_the_other_mode(make: Any, run: Any, backend: Counting) -> None:
+    """What one saves, the other loads."""
+    eager = pair("clipped", make)[1]
+    run(eager, range(9))
+    first, other = pair("clipped", make)
+    run(first, range(3))
+    for step in (3, 6):
+        with torch.no_grad():
+            for mine, theirs in zip(params_of(other), params_of(first), strict=True):
+                mine.copy_(theirs)
+        other.load_state_dict(first.state_dict())
+        run(other, range(step, step + 3))
+        first, other = other, first
+    close(first, eager)
+
+
+class Fails(Transform):
+    """Raises when it is told to, in Python or in a trace."""
+
+    scope = "element"
+    now = False
+
+    def __init__(self, traceable: bool) -> None:
+        super().__init__()
+        self.traceable = traceable
+
+    def apply(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        if self.now:
+            raise ValueError("on purpose")
+        return tensors
+
+
+@pytest.mark.parametrize("traceable", [False, True])
+def test_a_step_that_fails_writes_no_parameter(
+    traceable: bool, make: Any, run: Any, feed: Any, snapshot: Any, lenient: None
+) -> None:
+    fails = Fails(traceable)
+    optimizer = Optimizer(make(), ClipNorm(1.0), fails, Adam(), LR(0.1), compile=True)
+    run(optimizer, range(3))
+    feed(params_of(optimizer), 3)
+    before = snapshot(optimizer)
+    fails.now = True
+    with pytest.raises((ValueError, torch._dynamo.exc.TorchDynamoException)):
+        optimizer.step()
+    assert all(map(torch.equal, params_of(optimizer), before["params"]))
+    fails.now = False
+    optimizer.step()
+    assert not any(map(torch.equal, params_of(optimizer), before["params"]))
 
 
 def test_copies_compile_for_themselves(make: Any, run: Any, backend: Counting) -> None:

@@ -128,9 +128,10 @@ def test_the_nodes_of_a_step_are_printed(make: Any) -> None:
     ]
     assert nodes_of(make(), Adam(), LR(1.0), compile=True) == [
         "Steps run compiled:",
-        "  run adam",
-        "  run lr",
-        "  write the update",
+        "  compiled",
+        "    run adam",
+        "    run lr",
+        "    write the update",
     ]
 
 

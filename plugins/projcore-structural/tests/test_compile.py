@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_one_graph(projection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     torch._dynamo.reset()
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend=backend, fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(compiler, backend=backend, fullgraph=True))
     compiled = train(projection, compile=True)
     torch._dynamo.reset()
     assert len(graphs) == 1

@@ -334,7 +334,7 @@ def test_one_graph() -> None:
     compiler = torch.compile
     torch._dynamo.reset()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda f: compiler(f, backend=backend, fullgraph=True))
+        patch.setattr(torch, "compile", partial(compiler, backend=backend, fullgraph=True))
         compiled = Optimizer(twin.named_parameters(), Route(routes), compile=True)
         actual = train(twin, compiled)
     torch._dynamo.reset()

@@ -14,7 +14,7 @@ def fold(ending: Ending) -> Ending:
     nodes, folded = list(ending.nodes), list(ending.folded)
     for k in reversed(range(len(nodes))):
         node = nodes[k]
-        if isinstance(node, Call) and is_affine(node) and is_last(nodes, k):
+        if isinstance(node, Call) and is_affine(node) and is_last([*nodes, *ending.writers], k):
             folded.insert(0, node)
             del nodes[k]
     return replace(ending, nodes=tuple(nodes), folded=tuple(folded))

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
-from unittest import mock
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from projcore.engine.tree import is_traceable
-from projcore.testing.law import NotApplicable, ensure_close, law
+from projcore.testing.law import ensure, ensure_close, law
 from projcore.testing.problem import make_problem
-from projcore.testing.run import make_optimizer, take_steps, train
+from projcore.testing.run import make_optimizer, remembered, take_steps
 from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-6
 STEPS = 4
 SHAPES = ((4, 3), (5,))
+MEND = (
+    "Do not branch on the value of a tensor or of a setting that is a number, or declare "
+    "traceable = False."
+)
 
 
 @law(slow=True)
 def compiled(subject: Subject) -> None:
-    """``Optimizer(..., compile=True)`` leads where the eager one leads, to 1e-6."""
-    if not all(is_traceable(module) for module in subject.chain()):
-        raise NotApplicable("it is not traceable, and runs eagerly")
-    eager = train(make_problem(SHAPES), subject.chain(), STEPS)
+    """``Optimizer(..., compile=True)`` leads where the eager one leads, to 1e-6, with its state."""
+    point, state = _run(subject)
     torch.compiler.reset()
-    problem = make_problem(SHAPES)
-    optimizer = make_optimizer(problem, subject.chain(), compile=True)
-    one_graph = partial(torch.compile, fullgraph=True)  # so that a break of the graph is an error
-    with warnings.catch_warnings(), mock.patch.object(torch, "compile", one_graph):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
-        actual = take_steps(problem, optimizer, STEPS)
-    ensure_close(
-        actual,
-        eager,
-        TOLERANCE,
-        "Compiled, a step leads elsewhere",
-        "Do not branch on the value of a tensor or of a setting that is a number.",
-    )
+        # A break of the graph is an error.
+        compiled_point, compiled_state = _run(subject, {"fullgraph": True})
+    ensure_close(compiled_point, point, TOLERANCE, "Compiled, a step leads elsewhere", MEND)
+    for mine, expected in zip(compiled_state, state, strict=True):
+        ensure(mine.keys() == expected.keys(), "Compiled, a step keeps other state.", MEND)
+        found, wanted = (
+            [torch.as_tensor(each[key]) for key in sorted(each)] for each in (mine, expected)
+        )
+        ensure_close(found, wanted, TOLERANCE, "Compiled, a step keeps other state", MEND)
+
+
+def _run(subject: Subject, compile: Any = False) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    problem = make_problem(SHAPES)
+    optimizer = make_optimizer(problem, subject.chain(), compile=compile)
+    return take_steps(problem, optimizer, STEPS), remembered(optimizer)

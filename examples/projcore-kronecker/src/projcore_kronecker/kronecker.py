@@ -64,7 +64,6 @@ class Kronecker(ProjectionBase):
 
     scope = "tensor"
     on_refresh = "transport"
-    traceable = False  # refresh branches on the count of steps
 
     def __init__(
         self,

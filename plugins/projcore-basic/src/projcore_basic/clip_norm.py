@@ -45,7 +45,7 @@ class ClipNorm(Transform):
         nonfinite: What is done where a norm is Inf or NaN: nothing (``"allow"``), an error
             (``"raise"``), or the step is left out, with nothing changed (``"skip"``). Fixed.
             Modules before it may have changed their memory by then, so put it first. It costs
-            nothing but a wait for the device; then steps are not compiled.
+            nothing but a wait for the device; then it is not compiled.
 
     Raises:
         ArgumentError: If ``max_norm`` or ``norm_type`` is out of range, or parameter groups

@@ -31,7 +31,7 @@ class ClipValue(Transform):
         nonfinite: What is done about Inf and NaN: nothing (``"allow"``), so that Inf becomes
             :math:`c` and NaN stays; an error (``"raise"``); or the step is left out, with nothing
             changed (``"skip"``). Fixed. Modules before it may have changed their memory by then,
-            so put it first. Then it takes all tensors at once, and steps are not compiled.
+            so put it first. Then it takes all tensors at once, and is not compiled.
 
     Raises:
         ArgumentError: If ``clip_value`` is out of range, or ``nonfinite`` is unknown; or parameter

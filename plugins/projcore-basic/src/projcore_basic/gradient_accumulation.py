@@ -53,7 +53,7 @@ class GradientAccumulation(Module):
         ArgumentTypeError: If ``period`` is no whole number.
 
     Cost: memory of one tensor, two if modules read the gradient; a pass over it at each step. Not
-    compiled.
+    compiled, but for the modules inside.
 
     Example:
         >>> from projcore import Optimizer

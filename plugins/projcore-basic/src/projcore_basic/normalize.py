@@ -75,7 +75,7 @@ class Normalize(Transform):
             zeros of finite elements and NaN of infinite ones; an error (``"raise"``); or the step
             is left out, with nothing changed (``"skip"``). Fixed. Modules before it may have
             changed their memory by then, so put it first. It costs nothing but a wait for the
-            device; then steps are not compiled.
+            device; then it is not compiled.
 
     Raises:
         ArgumentError: If ``ord`` or ``eps`` is out of range, ``nonfinite`` is unknown, or ``dim``

@@ -54,7 +54,7 @@ class TorchOptim(Transform):
         ArgumentTypeError: If it is not such a class.
 
     Cost: memory as the class has; each step makes an optimizer (tens of microseconds) and copies of
-    the parameters and the update. A chain that holds it is not compiled.
+    the parameters and the update. Not compiled.
 
     Hooks that are registered for all optimizers (`register_optimizer_step_post_hook` of
     `torch.optim.optimizer`) are called for the optimizer that holds this module, not for the one

@@ -61,7 +61,6 @@ class To(ProjectionBase):
 
     scope = "element"
     geometry = "pointwise"
-    traceable = True
     kinds = {"master": "opaque"}
 
     def __init__(

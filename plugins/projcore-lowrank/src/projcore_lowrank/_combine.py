@@ -119,6 +119,11 @@ def apollo_mini(given: Given) -> tuple[list[Parts], list[Tensor]]:
 RULES = {"fira": fira, "apollo": apollo, "apollo_mini": apollo_mini}
 
 
+def is_factor(factor: float | Tensor) -> bool:
+    """Whether multiplying by a factor changes anything; a tensor, as in a trace, may."""
+    return isinstance(factor, Tensor) or factor != 1
+
+
 def signs(tensor: Tensor) -> Tensor:
     """Returns the sign of each element; NaN of one that is not finite, so that it shows."""
     return tensor.sgn().add_(tensor, alpha=0)  # zero times Inf or NaN is NaN

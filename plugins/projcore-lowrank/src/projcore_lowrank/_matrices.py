@@ -13,19 +13,27 @@ Folding = Literal["fold", "last2"]
 Rank = int | float | None
 
 
-@lru_cache(maxsize=4096)  # asked for several times a step
 def matrix_shape(shape: torch.Size, folding: Folding) -> tuple[int, ...] | None:
     """Returns the shape of a tensor as a matrix, or a batch of them; None if it is a vector.
 
     Sides of length 1 are left out. What has more than two others is folded to ``(first, rest)``,
     or is a batch of ``(last but one, last)``.
     """
+    if torch.compiler.is_compiling():  # the compiler warns of caches
+        return _matrix_shape(shape, folding)
+    return _known_shape(shape, folding)
+
+
+def _matrix_shape(shape: torch.Size, folding: Folding) -> tuple[int, ...] | None:
     sides = [side for side in shape if side != 1]
     if len(sides) < 2 or 0 in sides:
         return None
     if folding == "last2":
         return tuple(sides)
     return sides[0], torch.Size(sides[1:]).numel()
+
+
+_known_shape = lru_cache(maxsize=4096)(_matrix_shape)  # asked for several times a step
 
 
 def compressed(shape: tuple[int, ...], side: Side) -> tuple[Literal["left", "right"], ...]:

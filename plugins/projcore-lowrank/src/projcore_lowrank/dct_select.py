@@ -94,6 +94,8 @@ class DCTSelect(Chosen):
         Makhoul, 1980, https://doi.org/10.1109/TASSP.1980.1163351.
     """
 
+    traceable = False  # the tables are kept in caches
+
     def __init__(
         self,
         modules: Any,

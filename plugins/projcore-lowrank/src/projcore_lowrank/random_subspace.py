@@ -155,6 +155,7 @@ class RandomSubspace(Subspace):
         self.seed = seed
         self.seeds = chain
         self.store = store
+        self.traceable = store  # drawing is not traced
         options = Options(
             rank=rank,
             period=period,

@@ -108,7 +108,6 @@ class SOAPRotation(ProjectionBase):
 
     scope = "tensor"
     on_refresh = "transport"
-    traceable = False  # refresh branches on the count of steps
 
     def __init__(
         self,

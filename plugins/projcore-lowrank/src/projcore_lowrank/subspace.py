@@ -39,7 +39,6 @@ class Subspace(ProjectionBase):
     """
 
     scope = "tensor"
-    traceable = False
     periodic: bool = True
     kinds = {
         "step": "scalar",
@@ -471,13 +470,15 @@ class Subspace(ProjectionBase):
         update = None
         if parts.low is not None:
             update = self._up(parts.low, state)
-            if parts.scale != 1:
+            if _combine.is_factor(parts.scale):
                 update.mul_(parts.scale)
         if parts.factor is not None:
             scaled = full * parts.factor
             update = scaled if update is None else update.add_(scaled)
         assert update is not None
-        if parts.signs:
+        if isinstance(parts.signs, Tensor):
+            update = update + _combine.signs(self.rest(full, low, state)) * parts.signs
+        elif parts.signs:
             update.add_(_combine.signs(self.rest(full, low, state)), alpha=parts.signs)
         return update
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from projcore import Current, Kind, Node, OnRefresh, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, NonFiniteError
+from projcore_lowrank._combine import is_factor
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank._subspace import dominant
 
@@ -92,7 +93,6 @@ class Tucker(ProjectionBase):
 
     scope = "tensor"
     kinds = {"step": "scalar", "pending": "scalar"}
-    traceable = False  # refresh branches on the count of steps
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class Tucker(ProjectionBase):
     ) -> list[Tensor]:
         full = self.unproject(result, params, grads, loss, states, settings, "update")
         return [
-            tensor if values["scale"] == 1 else tensor * values["scale"]
+            tensor * values["scale"] if is_factor(values["scale"]) else tensor
             for tensor, values in zip(full, settings, strict=True)
         ]
 

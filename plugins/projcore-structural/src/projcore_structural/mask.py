@@ -54,7 +54,6 @@ class Mask(ProjectionBase):
 
     scope = "tensor"
     kinds = {"index": "opaque"}
-    traceable = True
 
     def __init__(
         self,

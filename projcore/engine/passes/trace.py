@@ -1,0 +1,198 @@
+"""The longest runs of nodes that can be traced become one compiled function each.
+
+What cannot be traced stays in Python between them. What a node does in Python before (`Node.begin`,
+as a projection that refreshes its map) is done before its run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from projcore._contexts import StepContext
+from projcore.core.objective import Evaluation, Objective
+from projcore.core.space import Space
+from projcore.core.state import Node as Entries
+from projcore.core.writer import Blend, Write
+from projcore.engine.blended import blended
+from projcore.engine.commit import Later, subtract
+from projcore.engine.ending import Ending
+from projcore.engine.nodes import Call, Frame, Node
+from projcore.engine.passes.fold import is_affine
+
+
+def trace(ending: Ending) -> Ending:
+    """Traces runs of nodes; the last, if nothing follows it, writes the parameters as well."""
+    nodes = traced(ending.nodes)
+    last = nodes[-1] if nodes else None
+    # Affine calls alone become numbers of what writes, which takes no pass.
+    if not isinstance(last, Traced) or all(_folds(node) for node in last.nodes):
+        left = last.nodes if isinstance(last, Traced) else nodes[-1:]
+        return replace(ending, nodes=(*nodes[:-1], *left))
+    active = ending.space.active
+    last.where = range(len(ending.space)) if active is None else active
+    return replace(ending, nodes=tuple(nodes[:-1]), writers=(last,))
+
+
+def traced(nodes: Sequence[Node]) -> list[Node]:
+    """Returns nodes with traced runs in the place of those that can be traced."""
+    found: list[Node] = []
+    run: list[Node] = []
+    for node in nodes:
+        late = node.begins and any(not set(node.where).isdisjoint(other.where) for other in run)
+        if run and (late or node.untraceable):
+            found.append(Traced(run))
+            run = []
+        if node.untraceable:
+            found.append(node)
+        else:
+            run.append(node)
+    return [*found, Traced(run)] if run else found
+
+
+def _folds(node: Node) -> bool:
+    return isinstance(node, Call) and is_affine(node)
+
+
+class Traced(Node):
+    """A run of nodes, as one compiled function.
+
+    It runs in Python the first time, and whenever there is state to be created.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = nodes
+        self.where = sorted({place for node in nodes for place in node.where})
+        self.needs = frozenset().union(*(node.module.total_needs for node in nodes))
+        self._has_run = False
+        self._compiled: Callable[..., list[Tensor]] | None = None
+
+    def bind(self, trees: Sequence[Entries]) -> None:
+        for node in self.nodes:
+            node.bind(trees)
+
+    def remember(self, objective: Objective) -> None:
+        for node in self.nodes:
+            node.remember(objective)
+
+    def run(self, frame: Frame) -> None:
+        if self._begin(frame):
+            self._replace(frame)
+
+    def writes(
+        self, frame: Frame, targets: Sequence[Tensor], blends: Sequence[Blend]
+    ) -> list[Write | Later]:
+        if self._begin(frame):
+            if blends.count(Blend()) == len(blends):
+                return [Write(targets[self.where[0]], partial(self._call, frame, targets))]
+            self._replace(frame)
+        return [
+            *blended(
+                [targets[i] for i in self.where],
+                [frame.update[i] for i in self.where],
+                [blends[i] for i in self.where],
+            )
+        ]
+
+    def _replace(self, frame: Frame) -> None:
+        """Runs the nodes in one graph, and takes the update that they make."""
+        for i, tensor in zip(self.where, self._call(frame), strict=True):
+            frame.update[i] = tensor
+
+    def _begin(self, frame: Frame) -> bool:
+        """Does all that is to be done in Python; returns whether the rest is left."""
+        for node in self.nodes:
+            node.begin(frame)
+        compiles = frame.objective.context.compiler is not None
+        if compiles and self._has_run and all(node.is_settled for node in self.nodes):
+            return bool(self.where)
+        self._has_run = True
+        whole = frame._replace(whole=True)
+        for node in self.nodes:
+            node.finish(whole)
+        return False
+
+    def _call(self, frame: Frame, targets: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Runs the nodes in one graph; with targets, it writes these."""
+        objective = frame.objective
+        context = objective.context
+        if self._compiled is None:
+            assert context.compiler is not None
+            self._compiled = context.compiler(_run)
+        context.changed = True
+        return self._compiled(
+            self.nodes,
+            self.where,
+            objective.space,
+            context.traced(),
+            frame.update,
+            objective.template if targets is None else targets,
+            objective.params if targets is None and "params" in self.needs else None,
+            objective.grads if "grads" in self.needs else None,
+            objective.loss if "loss" in self.needs else None,
+            targets is not None,
+        )
+
+
+def _run(
+    nodes: Sequence[Node],
+    where: Sequence[int],
+    space: Space,
+    context: StepContext,
+    update: Sequence[Tensor],
+    template: Sequence[Tensor],
+    params: list[Tensor] | None,
+    grads: list[Tensor] | None,
+    loss: Tensor | None,
+    writes: bool,
+) -> list[Tensor]:
+    """Runs nodes; what is traced. If it writes, the template is of what is written."""
+    placeholders = [tensor.detach() for tensor in template]
+    facts = Facts(space, context, placeholders, params, grads, loss)
+    frame = Frame(list(update), facts, whole=True)
+    for node in nodes:
+        node.finish(frame)
+    if not writes:
+        return [frame.update[i] for i in where]
+    for write in subtract(template, frame.update, space.active):
+        write.run()
+    return []
+
+
+class Facts(Objective):
+    """The facts of a step as tensors, and nothing to evaluate."""
+
+    def __init__(
+        self,
+        space: Space,
+        context: StepContext,
+        template: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+    ) -> None:
+        self.space = space
+        self.context = context
+        self.template = template
+        self._params = template if params is None else params
+        self._grads = grads
+        self._loss = loss
+
+    @property
+    def params(self) -> list[Tensor]:
+        return self._params
+
+    @property
+    def grads(self) -> list[Tensor]:
+        assert self._grads is not None
+        return self._grads
+
+    @property
+    def loss(self) -> Tensor | None:
+        return self._loss
+
+    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+        raise NotImplementedError("nothing is evaluated in a trace")
