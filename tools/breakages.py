@@ -240,8 +240,8 @@ KERNEL = [
         "blend-sign",
         "Weight decay that is folded into the write makes parameters grow.",
         ENGINE + "blended.py",
-        before="tensors = list(torch._foreach_add(tensors, decays))",
-        after="tensors = list(torch._foreach_sub(tensors, decays))",
+        before="update = list(torch._foreach_add(update, decays))",
+        after="update = list(torch._foreach_sub(update, decays))",
         tests=(
             "tests/kernel/test_folding.py::test_a_step_is_what_its_modules_say_one_after_the_other",
         ),
@@ -906,6 +906,14 @@ ENGINE_BREAKAGES = [
         tests=("tests/kernel/test_keys.py",),
     ),
     Breakage(
+        "formats-in-one-call",
+        "A call gets tensors of several dtypes and devices, which torch takes one by one.",
+        ENGINE + "blended.py",
+        before="found.setdefault((space.formats[i], space.template[i].dtype), [])",
+        after="found.setdefault(None, [])",
+        tests=("tests/kernel/test_formats.py",),
+    ),
+    Breakage(
         "part-of-step",
         "A module that plans its own step gets all tensors in the part that is of some.",
         ENGINE + "nodes.py",
@@ -917,8 +925,8 @@ ENGINE_BREAKAGES = [
         "part-forgets-observers",
         "What looks at the parameters is left out of parts.",
         ENGINE + "nodes.py",
-        before="return Observe(site, site.of_group(self.group), self.group)",
-        after="return Observe(site, [], self.group)",
+        before="return Observe(*self.site.with_members(self.where, index), self.group)",
+        after="return Observe(self.site.part(index), [], self.group)",
         tests=("tests/kernel/test_in_backward.py",),
     ),
     Breakage(
@@ -981,8 +989,8 @@ ENGINE_BREAKAGES = [
         "inside-passing-twice",
         "What passes a projection is written twice.",
         ENGINE + "inside.py",
-        before="passing = sorted(_chosen(self.passing, self.space.active))",
-        after="passing = sorted(2 * _chosen(self.passing, self.space.active))",
+        before="*blended(some, result, how, self._alike(self.passing)),",
+        after="*2 * blended(some, result, how, self._alike(self.passing)),",
         tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
     ),
     Breakage(

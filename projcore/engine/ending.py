@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore.core.space import Space
 from projcore.core.writer import Blend, Write
-from projcore.engine.blended import blended
+from projcore.engine.blended import alike, blended
 from projcore.engine.commit import NOTHING, Later
 from projcore.engine.nodes import Call, Frame, Node, Observe
 from projcore.ops import times
@@ -62,10 +62,7 @@ class Ending:
             blends = self._blends(frame, len(targets), outer)
             for node in self.writers:
                 made += node.writes(frame, targets, blends)
-            update, rest = frame.update, self.rest
-            made += blended(
-                [targets[i] for i in rest], [update[i] for i in rest], [blends[i] for i in rest]
-            )
+            made += blended(targets, frame.update, blends, self._rest_alike)
         return made + [_observation(node, frame, targets) for node in self.observers]
 
     def as_block(
@@ -94,6 +91,10 @@ class Ending:
         for node in self.writers:
             left.difference_update(node.where)
         return sorted(left)
+
+    @cached_property
+    def _rest_alike(self) -> list[list[int]]:
+        return alike(self.space, self.rest)
 
     def _blends(self, frame: Frame, count: int, outer: Sequence[Blend] | None) -> Sequence[Blend]:
         blends: list[Blend] = [Blend()] * count

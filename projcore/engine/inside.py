@@ -16,7 +16,7 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write
-from projcore.engine.blended import blended
+from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
 from projcore.engine.fetch import facts
 from projcore.engine.keys import keys_inside
@@ -95,6 +95,7 @@ class Inside(Node):
             groups=[_merged(outer.groups, origin) for origin in origins],
             sources=[_merged_sources(outer.sources, origin) for origin in origins],
             keys=keys_inside(outer.keys, origins),
+            formats=[outer.formats[origin[0]] for origin in origins],
             state=self.site.state.inside(name, origins, path),
             context=outer.context,
             batch_dims=self.batch_dims,
@@ -301,16 +302,15 @@ class Inside(Node):
         if isinstance(writer, str):
             done = crossing.combine(update, projected, result)
             check_result(self.module, update, done)
-            return [*blended(some, done, how)]
-        passing = sorted(_chosen(self.passing, self.space.active))
+            return [*blended(some, done, how, self._alike(range(len(some))))]
         return [
-            *blended(
-                [some[i] for i in passing],
-                [result[i] for i in passing],
-                [how[i] for i in passing],
-            ),
+            *blended(some, result, how, self._alike(self.passing)),
             *crossing.writes(writer, some, how, update, projected, result),
         ]
+
+    def _alike(self, indices: Sequence[int]) -> list[list[int]]:
+        """Returns which of some tensors have a gradient, in lists that torch takes together."""
+        return alike(self.space, _chosen(indices, self.space.active))
 
     @property
     def can_write(self) -> bool:

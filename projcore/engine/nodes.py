@@ -18,7 +18,7 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write, Writer
-from projcore.engine.blended import blended
+from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
 from projcore.engine.fetch import facts
 from projcore.engine.half import has_half, in_float32
@@ -174,7 +174,7 @@ class Site:
         objective.context.changed = True
 
     def parts(self) -> Iterable[tuple[Hashable | None, list[int]]]:
-        """Yields which tensors go into one call: those with a gradient, split by group.
+        """Yields which tensors go into one call: those with a gradient, of one group and format.
 
         A module of scope ``"all"`` gets all in one call.
         """
@@ -185,12 +185,8 @@ class Site:
         found: dict[Hashable, list[int]] = {}
         for i in active:
             found.setdefault(space.groups[i], []).append(i)
-        return found.items() or [(0, [])]
-
-    def of_group(self, group: Hashable | None) -> list[int]:
-        """Returns which tensors of a group have a gradient."""
-        active = range(len(self.space)) if self.space.active is None else self.space.active
-        return [i for i in active if self.space.groups[i] == group]
+        pairs = [(group, each) for group, all_ in found.items() for each in alike(space, all_)]
+        return pairs or [(0, [])]
 
     @property
     def keeps(self) -> bool:
@@ -203,6 +199,14 @@ class Site:
         space = self.space.select(chosen)
         space = replace(space, places=[index[place] for place in space.places])
         return Site(self.module, space, whole=len(chosen) == len(index))
+
+    def with_members(
+        self, where: Sequence[int], index: Mapping[int, int]
+    ) -> tuple[Site, list[int]]:
+        """Returns the same, and which of its tensors are at some places of the region."""
+        site = self.part(index)
+        own = {index[place] for place in where if place in index}
+        return site, [k for k, place in enumerate(site.space.places) if place in own]
 
 
 class Call(Node):
@@ -257,8 +261,7 @@ class Call(Node):
     def part(self, index: Mapping[int, int]) -> Node | None:
         if self.module.scope == "all":
             return None
-        site = self.site.part(index)
-        return Call(site, site.of_group(self.group), self.group, self.path)
+        return Call(*self.site.with_members(self.where, index), self.group, self.path)
 
     @property
     def untraceable(self) -> str:
@@ -461,8 +464,7 @@ class Observe(Node):
         return True
 
     def part(self, index: Mapping[int, int]) -> Node | None:
-        site = self.site.part(index)
-        return Observe(site, site.of_group(self.group), self.group)
+        return Observe(*self.site.with_members(self.where, index), self.group)
 
     @property
     def untraceable(self) -> str:
