@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/ready
 PARITY := .venv-parity
 
-.PHONY: help install demo test test-all sabotage lint format bench parity bench-parity docs wheels clean
+.PHONY: help install demo test test-all sabotage lint format bench bench-gpu parity bench-parity docs wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     ruff, ruff-format, mypy, and import-linter: who may import whom"
 	@echo "make format   let ruff mend what it can"
 	@echo "make bench    time steps, chains, refreshes and transforms against torch and scipy"
+	@echo "make bench-gpu  time chains and recipes on a GPU against torch's fused AdamW"
 	@echo "make parity   compare the recipes with their authors' packages, in an environment of its own"
 	@echo "make bench-parity  time them against these, in the same environment"
 	@echo "make docs     write the pages that follow from the code, and build the site in site/"
@@ -69,6 +70,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/lowrank.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/transforms.py
+
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 parity: $(PARITY)/ready
 	OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest -c parity/pytest.ini parity $(ARGS)

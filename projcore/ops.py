@@ -7,7 +7,7 @@ functions take only numbers, and here is what takes either.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -18,8 +18,10 @@ from projcore.errors import ArgumentError
 __all__ = [
     "add_scaled",
     "add_squares_",
+    "alike",
     "as_given",
     "as_real",
+    "by_kind",
     "fill_where",
     "lerp",
     "lerp_",
@@ -29,6 +31,8 @@ __all__ = [
     "refuse_complex",
     "require_choice",
     "signs",
+    "times",
+    "unsharded",
 ]
 
 
@@ -165,6 +169,57 @@ def norm_over(tensor: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
         return tensor.abs().sum(dims, keepdim=True)
     result: Tensor = torch.linalg.vector_norm(tensor, order, dims, keepdim=True)
     return result
+
+
+def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Returns the places of tensors that torch's ``_foreach`` functions take together.
+
+    They are of one dtype, on one device, and all of one mesh (`DTensor`) or not sharded.
+
+    Example:
+        >>> alike([torch.zeros(1), torch.zeros(1).double(), torch.zeros(2)])
+        [[0, 2], [1]]
+    """
+    places: dict[Hashable, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        mesh = getattr(tensor, "device_mesh", None)
+        places.setdefault((tensor.dtype, tensor.device, mesh), []).append(i)
+    return list(places.values())
+
+
+def by_kind(
+    function: Callable[[list[Tensor]], Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> list[Tensor]:
+    """Returns what a function makes of tensors, which it gets as lists of those that are alike.
+
+    Example:
+        >>> by_kind(torch._foreach_neg, [torch.ones(1), torch.ones(1).double()])
+        [tensor([-1.]), tensor([-1.], dtype=torch.float64)]
+    """
+    kinds = alike(tensors)
+    if len(kinds) == 1:
+        return list(function(list(tensors)))
+    results: list[Any] = [None] * len(tensors)
+    for places in kinds:
+        for i, result in zip(places, function([tensors[i] for i in places]), strict=True):
+            results[i] = result
+    return results
+
+
+def times(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
+    """Returns tensors, also on several devices, multiplied by one number, in their own dtypes."""
+
+    def multiplied(some: list[Tensor]) -> list[Tensor]:
+        made = torch._foreach_mul(some, factor.to(some[0].device))
+        dtype = some[0].dtype  # a 0-d tensor times a number of more bits has more bits
+        return [each if each.dtype == dtype else each.to(dtype) for each in made]
+
+    return by_kind(multiplied, tensors)
+
+
+def unsharded(tensor: Any) -> Any:
+    """Returns a sharded tensor (`DTensor`) put together from its shards; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _item_norms(tensor: Tensor, order: float, batch_dims: int) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,7 @@ from projcore.engine.arguments import (
     check_sharding,
 )
 from projcore.engine.autocast import run_without_autocast
+from projcore.engine.backward import InBackward, check_scope
 from projcore.engine.commit import Store, make_buckets, run_writes
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
 from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
@@ -32,6 +34,7 @@ from projcore.engine.nodes import Frame
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size
+from projcore.engine.region import Region
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
@@ -79,6 +82,13 @@ class Optimizer(torch.optim.Optimizer):
             and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either way nothing
             has changed. That costs one reduction over the gradients, and on an accelerator a wait
             for it. With ``"allow"`` (the default) the step is taken as it is.
+        in_backward: Takes the step of each parameter in the backward pass, as soon as its gradient
+            is complete, and frees the gradient: so there are never all gradients at a time. Then
+            `step` only finishes the step, and must still be called. The result is the same. For
+            modules of scope ``"element"`` or ``"tensor"``, and one backward pass for each step; the
+            others, to accumulate gradients, are run in the context `accumulating`. The price: after
+            an exception in a backward pass some parameters have had their step. Sharded parameters
+            (FSDP2) are stepped when their gradients are reduced.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
@@ -103,6 +113,7 @@ class Optimizer(torch.optim.Optimizer):
         compile: bool | Mapping[str, Any] = False,
         bucket_bytes: int | None = None,
         nonfinite: Nonfinite = "allow",
+        in_backward: bool = False,
     ) -> None:
         if not modules:
             raise ArgumentError(
@@ -112,6 +123,7 @@ class Optimizer(torch.optim.Optimizer):
         self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
         self.compile = dict(compile) if isinstance(compile, Mapping) else compile
         self._compiler: Compiler | None = as_compiler(self.compile)
+        self._backward: InBackward | None = None
         self.bucket_bytes = bucket_bytes
         if nonfinite not in get_args(Nonfinite):
             raise ArgumentError(
@@ -120,7 +132,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         self.nonfinite: Nonfinite = nonfinite
         self._warm: bool
-        self._plans: dict[Any, dict[tuple[int, ...], Plan]]
+        self._plans: dict[tuple[int, ...] | None, Plan]
         self._store: Store | None
         self._presence: list[Facts | None] = []
         self._checked: list[Sequence[Any]]
@@ -143,6 +155,7 @@ class Optimizer(torch.optim.Optimizer):
         self._reset_plan()
         self.plan_of(self.param_groups, building=True)
         self._built = True
+        self.in_backward = in_backward
         self._warn_of_step_size()
 
     def _make_names(self) -> None:
@@ -237,14 +250,77 @@ class Optimizer(torch.optim.Optimizer):
     def bucket_bytes(self, value: int | None) -> None:
         if value is not None:
             require("Optimizer", "bucket_bytes", value, minimum=1)
-            wide = [each for each in self.module.modules if each.total_scope == "all"]
-            if wide or self._compiler is not None:
-                why = f"{wide[0]} needs them all at once" if wide else "compile=True fuses them"
-                raise ArgumentError(
-                    f"Optimizer(bucket_bytes={value}) takes some parameters at a time, but {why}. "
-                    "Leave out one of the two."
-                )
+            self._check_parts(f"bucket_bytes={value}", "takes some parameters at a time")
         self._bucket_bytes = value
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether parameters have their step during the backward pass. It may be set."""
+        return self._backward is not None
+
+    @in_backward.setter
+    def in_backward(self, value: bool) -> None:
+        if value == self.in_backward:
+            return
+        if self._backward is not None:
+            self._backward.follow([])
+            self._backward = None
+            return
+        self._check_parts("in_backward=True", "takes one parameter at a time")
+        if self.nonfinite != "allow" or self.bucket_bytes is not None:
+            other = "bucket_bytes" if self.nonfinite == "allow" else f"nonfinite={self.nonfinite!r}"
+            why = "takes more at a time" if self.nonfinite == "allow" else "looks at all gradients"
+            raise ArgumentError(
+                f"Optimizer(in_backward=True) takes one parameter at a time, but {other} {why}. "
+                "Leave out one of the two."
+            )
+        self._backward = InBackward(self)
+        self._backward.follow(self._parameters())
+
+    def _check_parts(self, given: str, does: str) -> None:
+        """Raises if a step cannot be taken in parts."""
+        if self._compiler is not None:
+            raise ArgumentError(
+                f"Optimizer({given}) {does}, but compile=True compiles the step of all. Leave out "
+                "one of the two."
+            )
+        check_scope(self.module, f"Optimizer({given}) {does}")
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Has backward passes add to the gradients, and no step taken in them.
+
+        For `in_backward`: run all backward passes of a step but the last in this context.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.zeros(1))
+            >>> optimizer = Optimizer([weight], "lr(1.0)", in_backward=True)
+            >>> with optimizer.accumulating():
+            ...     weight.sum().backward()
+            >>> weight.sum().backward()
+            >>> optimizer.step()
+            >>> weight.item()
+            -2.0
+        """
+        if self._backward is None:
+            yield
+            return
+        before, self._backward.waits = self._backward.waits, True
+        try:
+            yield
+        finally:
+            self._backward.waits = before
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """`torch.amp.GradScaler` asks for this before a step."""
+        if self.in_backward:
+            raise StepError(
+                "GradScaler was given an optimizer with in_backward=True, which took its step with "
+                "gradients that were scaled. Load the last checkpoint, and train in bfloat16, "
+                "which needs no scaling, or leave out in_backward."
+            )
+        return False
 
     @torch.no_grad()
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
@@ -321,7 +397,6 @@ class Optimizer(torch.optim.Optimizer):
         groups: Sequence[Mapping[str, Any]],
         members: Sequence[int] | None = None,
         active: Sequence[int] | None = None,
-        chosen: Sequence[int] | None = None,
         building: bool = False,
     ) -> Plan:
         """Plans steps for groups; see `make_plan`. Members are those that take part now."""
@@ -329,9 +404,7 @@ class Optimizer(torch.optim.Optimizer):
             present = self._present(all_parameters(groups))
             members = [i for i, facts in enumerate(present) if facts is not None]
         passes = self._passes if self._compiler is None else self._passes | {"trace"}
-        return make_plan(
-            self.module, self._names, groups, members, passes, active, chosen, building
-        )
+        return make_plan(self.module, self._names, groups, members, passes, active, building)
 
     def _use_passes(self, passes: frozenset[str]) -> None:
         """Has plans rewritten by some of the passes only; all make the same step."""
@@ -343,47 +416,66 @@ class Optimizer(torch.optim.Optimizer):
         self._plans = {}
         self._store = None
 
-    def _plan_now(self, key: Any, **options: Any) -> Plan:
+    def _plan_now(self, active: Sequence[int] | None) -> Plan:
         """Returns the plan of this step, which is made again when it no longer holds."""
-        if key not in self._plans and len(self._plans) >= PLANS:
-            self._plans.clear()
-        plans = self._plans.setdefault(key, {})
-        chosen = tuple(options.get("chosen") or ())
-        plan = plans.get(chosen)
+        key = _key(active)
+        plan = self._plans.get(key)
         if plan is None or not plan.holds(self.param_groups):
-            plan = plans[chosen] = self.plan_of(self.param_groups, **options)
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = self.plan_of(self.param_groups, active=active)
             if len(self._plans) <= COMPILED:
                 plan.compiler = self._compiler
         return plan
 
     def _update(self, loss: Tensor | None, closure: Callable[..., Any] | None) -> None:
+        if self._backward is not None:
+            self._backward.finish(self)
+        parameters = self._members()
+        given = [parameter.grad for parameter in parameters]
+        active = self._active(parameters, given)
+        if active is not None and not active:
+            return
+        if not _usable(given, self._roll.dtypes):
+            check_gradients(parameters, self._called)
+        grads = fill_zeros(parameters, given)
+        if self.nonfinite != "allow":
+            self._check_finite(grads, loss)
+        plan, store = self._prepare(parameters, active)
+        try:
+            if self.bucket_bytes is None or not self._warm:
+                self._run(plan, plan.region, parameters, grads, loss, closure)
+            else:
+                self._run_buckets(plan, active, parameters, grads, loss)
+                store.settle()
+        except BaseException:
+            self._store = None  # modules may have changed what is not to be saved
+            raise
+        self._warm = True
+
+    def _prepare(
+        self, parameters: list[Tensor], active: Sequence[int] | None = None
+    ) -> tuple[Plan, Store]:
+        """Returns the plan of this step, and the state that it works on."""
+        plan = self._plan_now(active)
+        self._store = self._current_store(parameters, _key(active))
+        plan.bind(self._store)
+        return plan, self._store
+
+    def _members(self) -> list[Tensor]:
+        """Returns the parameters that take part, and adapts to those that joined or changed."""
         everything = self._parameters()
         if not self._roll.holds(everything, sticky=bool(self.state)):
             present = self._present(everything)
             if present != self._presence:
                 self._follow(present)
-        parameters = self._roll.pick(everything)
-        given = [parameter.grad for parameter in parameters]
-        active = self._active(parameters, given)
-        if active is not None and not active:
-            return
-        called = partial(_called, self.param_groups, self._roll.members)
-        if not _usable(given, self._roll.dtypes):
-            check_gradients(parameters, called)
-        grads = fill_zeros(parameters, given)
-        if self.nonfinite != "allow":
-            self._check_finite(grads, loss, called)
-        self._store = store = self._current_store(parameters, _key(active))
-        facts = (parameters, grads, loss, closure)
-        try:
-            if self.bucket_bytes is None or not self._warm:
-                self._run(store, self._plan_now(_key(active), active=active), *facts)
-            else:
-                self._run_buckets(store, active, *facts)
-        except BaseException:
-            self._store = None  # modules may have changed what is not to be saved
-            raise
-        self._warm = True
+        return self._roll.pick(everything)
+
+    def _called(self, i: int) -> str:
+        """What a parameter that takes part is called: by its name, or its place among all."""
+        place = self._roll.members[i]
+        name = parameter_names(self.param_groups)[place]
+        return str(place) if name is None else repr(name)
 
     def _active(
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
@@ -399,9 +491,7 @@ class Optimizer(torch.optim.Optimizer):
         ]
         return None if len(found) == len(grads) else found
 
-    def _check_finite(
-        self, grads: list[Tensor], loss: Tensor | None, called: Callable[[int], str]
-    ) -> None:
+    def _check_finite(self, grads: list[Tensor], loss: Tensor | None) -> None:
         """Raises if the loss or a gradient has Inf or NaN."""
         bad = first_nonfinite(grads if loss is None else [*grads, loss])
         if bad is None:
@@ -409,7 +499,7 @@ class Optimizer(torch.optim.Optimizer):
         given = "The loss"
         if bad < len(grads):
             shape = tuple(grads[bad].shape)
-            given = f"The gradient of parameter {called(bad)}, of shape {shape},"
+            given = f"The gradient of parameter {self._called(bad)}, of shape {shape},"
         raise NonFiniteError(
             f"{given} has Inf or NaN, and the optimizer was built with nonfinite='raise'. Nothing "
             "has changed. Find out where it comes from, for example with "
@@ -419,18 +509,16 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run(
         self,
-        store: Store,
         plan: Plan,
+        region: Region,
         parameters: Sequence[Tensor],
         grads: list[Tensor],
-        loss: Tensor | None,
-        closure: Callable[..., Any] | None,
+        loss: Tensor | None = None,
+        closure: Callable[..., Any] | None = None,
+        places: Sequence[int] | None = None,
     ) -> None:
-        """Computes a step, and then writes it."""
-        region = plan.region
-        if plan.store is not store:
-            region.bind(store.trees)
-            plan.store = store
+        """Computes a step, of all or of the parameters at some places, and then writes it."""
+        assert plan.store is not None
         live = LiveSettings(
             self._names, self.param_groups, region.passes, plan.parts, plan.compiler
         )
@@ -439,25 +527,36 @@ class Optimizer(torch.optim.Optimizer):
             writes = region.writes(Frame(list(grads), objective), list(parameters))
         except NonFiniteError as error:
             raise located(error, objective) from error
-        run_writes(writes, partial(_finish, store, live))
+        store = plan.store
+        save = store.save if places is None else partial(store.save_some, places)
+        run_writes(writes, partial(_finish, live, save))
+
+    def _run_block(
+        self,
+        plan: Plan,
+        places: Sequence[int],
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        loss: Tensor | None = None,
+    ) -> None:
+        """Computes and writes the step of the parameters at some places."""
+        some = [parameters[i] for i in places], [grads[i] for i in places]
+        self._run(plan, plan.block(places), *some, loss, places=places)
 
     def _run_buckets(
         self,
-        store: Store,
+        plan: Plan,
         active: list[int] | None,
         parameters: list[Tensor],
         grads: list[Tensor],
         loss: Tensor | None,
-        closure: Callable[..., Any] | None,
     ) -> None:
         assert self.bucket_bytes is not None
         awake = range(len(parameters)) if active is None else active
         buckets = make_buckets(parameters, awake, self.bucket_bytes)
         for done, bucket in enumerate(buckets):
-            plan = self._plan_now(_key(active), active=active, chosen=bucket)
-            some = [parameters[i] for i in bucket], [grads[i] for i in bucket]
             try:
-                self._run(store, plan, *some, loss, closure)
+                self._run_block(plan, bucket, parameters, grads, loss)
             except Exception as error:
                 if not done:
                     raise
@@ -512,6 +611,8 @@ class Optimizer(torch.optim.Optimizer):
     def _reset_plan(self) -> None:
         """Forgets what was compiled; the next step runs eagerly and creates missing state."""
         self._warm = False
+        if self._backward is not None:
+            self._backward.reset(self._parameters())
         self._compiler = as_compiler(self.compile)
         self._forget_plans()
         self._checked = []  # the next step checks all settings
@@ -563,12 +664,22 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {
             name: getattr(self, name)
-            for name in ("module", "compile", "_bucket_bytes", "_passes", "nonfinite")
+            for name in (
+                "module",
+                "compile",
+                "_bucket_bytes",
+                "_passes",
+                "nonfinite",
+                "in_backward",
+            )
         }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"nonfinite": "allow", "_passes": PASSES, **state})
+        state = {"nonfinite": "allow", "_passes": PASSES, **state}
+        in_backward = state.pop("in_backward", False)
+        self._backward = None
+        super().__setstate__(state)
         self._make_names()
         self._foreign.update(*map(self._names.foreign, self.param_groups))
         self._built = True
@@ -581,6 +692,7 @@ class Optimizer(torch.optim.Optimizer):
         self._presence = of_members(self._parameters(), [i for i, present in numbered if present])
         self._roll = Roll(self._presence)
         self._reset_plan()
+        self.in_backward = in_backward
 
     def __str__(self) -> str:
         modules = self.module.modules
@@ -602,16 +714,10 @@ def _usable(grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> bo
         return False
 
 
-def _called(groups: Sequence[Mapping[str, Any]], places: Sequence[int], i: int) -> str:
-    """What a parameter that takes part is called: by its name, or by its place among all."""
-    name = parameter_names(groups)[places[i]]
-    return str(places[i]) if name is None else repr(name)
-
-
-def _finish(store: Store, live: LiveSettings) -> None:
+def _finish(live: LiveSettings, save: Callable[[], None]) -> None:
     """Keeps the state, if any was replaced."""
     if live.changed:
-        store.save()
+        save()
 
 
 def _key(active: Sequence[int] | None) -> Any:

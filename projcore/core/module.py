@@ -120,8 +120,8 @@ class Module(Constructed, Hooks, ABC):
         """Returns the initial state, for a tensor of this shape, dtype and device.
 
         It gets those of these arguments that it names: ``batch_dims``, the number of leading
-        dimensions that index independent tensors; and, of a projection, ``key``, the number by
-        which the tensor is told apart (`Space.keys`).
+        dimensions that index independent tensors; and ``key``, the number by which the tensor is
+        told apart (`Space.keys`).
 
         A count is best a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
         float64 on the CPU (seen with torch 2.13).
@@ -133,10 +133,11 @@ class Module(Constructed, Hooks, ABC):
 
         Called before each step; override it where state is not made tensor by tensor.
         """
-        settings = objective.settings(state.path)
-        extra = self.named("init", batch_dims=objective.batch_dims)
-        for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True):
+        settings, keys = objective.settings(state.path), objective.space.keys
+        facts = zip(state.nodes, objective.template, settings, keys, strict=True)
+        for node, tensor, values, key in facts:
             if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
+                extra = self.named("init", batch_dims=objective.batch_dims, key=key)
                 node.update(self.init(tensor, values, **extra))
         return settings
 

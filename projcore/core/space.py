@@ -24,6 +24,7 @@ class Space:
         keys: A number for each tensor by which to tell it apart, as seeds do. It follows from the
             name of its parameter, or without one from its place among all parameters of the
             optimizer; so it is the same whatever other tensors stand beside it.
+        formats: Device and mesh of each: torch takes those in one list for which they are equal.
         state: The module's state for these tensors.
         context: What is known of the optimizer.
         batch_dims: How many leading dimensions of each tensor index independent tensors.
@@ -35,6 +36,7 @@ class Space:
     groups: Sequence[Hashable]
     sources: Sequence[tuple[int, ...]]
     keys: Sequence[int]
+    formats: Sequence[Hashable]
     state: State
     context: Context = field(repr=False)
     batch_dims: int = 0
@@ -87,6 +89,7 @@ class Space:
             groups=[self.groups[i] for i in indices],
             sources=[self.sources[i] for i in indices],
             keys=[self.keys[i] for i in indices],
+            formats=[self.formats[i] for i in indices],
             state=self.state.select(indices),
             active=among(self.active, indices),
             places=[self.places[i] for i in indices],

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from projcore._checks import check_writable
+from projcore.core.space import Space
 from projcore.core.writer import Blend, Write
 
 
+def alike(space: Space, indices: Iterable[int]) -> list[list[int]]:
+    """Splits tensors of a space, given by index, into those that torch takes in one list."""
+    found: dict[Hashable, list[int]] = {}
+    for i in indices:
+        found.setdefault((space.formats[i], space.template[i].dtype), []).append(i)
+    return list(found.values())
+
+
 def blended(
-    targets: Sequence[Tensor], update: Sequence[Tensor], blends: Sequence[Blend]
+    targets: Sequence[Tensor],
+    update: Sequence[Tensor],
+    blends: Sequence[Blend],
+    together: Sequence[Sequence[int]] | None = None,
 ) -> list[Write]:
-    """Returns the one operation by which parameters take an update; none if there are none."""
-    if not targets:
-        return []
+    """Returns the operations by which parameters take an update, one for those that are alike.
+
+    Args:
+        targets: The parameters.
+        update: The update.
+        blends: How each takes it.
+        together: Which of them take it, in the lists that torch takes; by default all, in one.
+    """
+    if together is None:
+        together = [range(len(targets))] if targets else []
+    return [
+        _blended([targets[i] for i in some], [update[i] for i in some], [blends[i] for i in some])
+        for some in together
+    ]
+
+
+def _blended(targets: list[Tensor], update: list[Tensor], blends: list[Blend]) -> Write:
     check_writable(targets, update)
-    some, tensors, alpha = list(targets), list(update), 1.0
+    alpha = 1.0
     if len(set(blends)) == 1 and not blends[0].decay:
         alpha = blends[0].scale
     else:
-        tensors = list(torch._foreach_mul(tensors, [blend.scale for blend in blends]))
+        update = list(torch._foreach_mul(update, [blend.scale for blend in blends]))
         if any(blend.decay for blend in blends):
-            decays = torch._foreach_mul(some, [blend.decay for blend in blends])
-            tensors = list(torch._foreach_add(tensors, decays))
-    return [Write(some[0], partial(torch._foreach_sub_, some, tensors, alpha=alpha))]
+            decays = torch._foreach_mul(targets, [blend.decay for blend in blends])
+            update = list(torch._foreach_add(update, decays))
+    return Write(targets[0], partial(torch._foreach_sub_, targets, update, alpha=alpha))

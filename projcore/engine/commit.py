@@ -73,15 +73,30 @@ class Store:
         flat = [flatten(tree) for tree in self.trees]
         if not any(flat) and not any(self._flat):
             return
-        for i, (parameter, entries) in enumerate(zip(self._parameters, flat, strict=True)):
-            live = self._flat[i]
-            if live is None:
-                live = self._flat[i] = self._saved[parameter]
-            replace_entries(live, entries)
+        for i, entries in enumerate(flat):
+            self._save(i, entries)
         self._note()
+
+    def save_some(self, places: Sequence[int]) -> None:
+        """Saves the state of some of the parameters; `settle` is called before the step ends."""
+        for i in places:
+            self._save(i, flatten(self.trees[i]))
+        self._settled = False
+
+    def settle(self) -> None:
+        """Ends a step in which the state was saved bit by bit."""
+        if not self._settled:
+            self._note()
+
+    def _save(self, i: int, entries: dict[str, Any]) -> None:
+        live = self._flat[i]
+        if live is None:
+            live = self._flat[i] = self._saved[self._parameters[i]]
+        replace_entries(live, entries)
 
     def _note(self) -> None:
         """Notes what is saved now."""
+        self._settled = True
         self._known = [value for entries in self._flat for value in (entries or {}).values()]
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import torch
 from torch import Tensor
 
 from projcore.core.space import Space
 from projcore.core.writer import Blend, Write
-from projcore.engine.blended import blended
+from projcore.engine.blended import alike, blended
 from projcore.engine.commit import NOTHING, Later
 from projcore.engine.nodes import Call, Frame, Node, Observe
+from projcore.ops import times
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ class Ending:
             blends = self._blends(frame, len(targets), outer)
             for node in self.writers:
                 made += node.writes(frame, targets, blends)
-            update, rest = frame.update, self.rest
-            made += blended(
-                [targets[i] for i in rest], [update[i] for i in rest], [blends[i] for i in rest]
-            )
+            made += blended(targets, frame.update, blends, self._rest_alike)
         return made + [_observation(node, frame, targets) for node in self.observers]
 
     def as_block(
@@ -79,7 +76,7 @@ class Ending:
         places = self.space.places
         update = [frame.update[i] for i in places]
         if factor is not None:
-            update = multiplied(update, factor)
+            update = times(update, factor)
         return self.writes(
             Frame(update, frame.objective.select(places, self.space)),
             [targets[i] for i in places],
@@ -94,6 +91,10 @@ class Ending:
         for node in self.writers:
             left.difference_update(node.where)
         return sorted(left)
+
+    @cached_property
+    def _rest_alike(self) -> list[list[int]]:
+        return alike(self.space, self.rest)
 
     def _blends(self, frame: Frame, count: int, outer: Sequence[Blend] | None) -> Sequence[Blend]:
         blends: list[Blend] = [Blend()] * count
@@ -118,18 +119,6 @@ def _after(blend: Blend, a: float, b: float) -> Blend:
 
 def _uniform(pairs: Sequence[tuple[float, float]]) -> bool:
     return pairs.count(pairs[0]) == len(pairs)
-
-
-def multiplied(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
-    """Returns all tensors, on whatever devices, multiplied by one number."""
-    if all(tensor.device == factor.device for tensor in tensors):
-        made: Sequence[Tensor] = torch._foreach_mul(tensors, factor)
-    else:
-        made = [tensor * factor.to(tensor.device) for tensor in tensors]
-    return [  # a 0-d tensor times a number of more bits has more bits
-        each if each.dtype == tensor.dtype else each.to(tensor.dtype)
-        for each, tensor in zip(made, tensors, strict=True)
-    ]
 
 
 def _observation(node: Observe, frame: Frame, targets: Sequence[Tensor]) -> Write:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from projcore.core.objective import Objective
 from projcore.errors import NonFiniteError
+from projcore.ops import by_kind, unsharded
 
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
@@ -27,14 +27,11 @@ def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     if not places:
         return None
     some = [tensors[i] for i in places]
-    if len({hasattr(tensor, "full_tensor") for tensor in some}) == 1:
-        norms = [_whole(norm) for norm in torch._foreach_norm(some)]
-    else:  # torch takes no sharded tensors together with others
-        norms = [_whole(torch.linalg.vector_norm(tensor)) for tensor in some]
+    norms = [unsharded(norm) for norm in by_kind(torch._foreach_norm, some)]
     device = norms[0].device
     sums = torch.stack([norm.to(device, torch.float32) for norm in norms])
     for i, finite in zip(places, sums.isfinite().tolist(), strict=True):
-        if not finite and _whole(tensors[i].isfinite().logical_not().sum()):
+        if not finite and unsharded(tensors[i].isfinite().logical_not().sum()):
             return i
     return None
 
@@ -49,7 +46,3 @@ def located(error: NonFiniteError, objective: Objective) -> NonFiniteError:
     shape = tuple(objective.template[i].shape)
     text = f"{error} The gradient of parameter {which}, of shape {shape}, has Inf or NaN."
     return NonFiniteError(text, skip=error.skip)
-
-
-def _whole(tensor: Any) -> Any:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -16,7 +16,7 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write
-from projcore.engine.blended import blended
+from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
 from projcore.engine.fetch import facts
 from projcore.engine.keys import keys_inside
@@ -96,6 +96,7 @@ class Inside(Node):
             groups=[_merged(outer.groups, origin) for origin in origins],
             sources=[_merged_sources(outer.sources, origin) for origin in origins],
             keys=keys_inside(outer.keys, origins),
+            formats=[outer.formats[origin[0]] for origin in origins],
             state=self.site.state.inside(name, origins, path),
             context=outer.context,
             batch_dims=self.batch_dims,
@@ -134,14 +135,24 @@ class Inside(Node):
 
     def part(self, index: Mapping[int, int]) -> Node | None:
         projection = self.projection
-        if projection.scope == "all" or projection.geometry == "linear" or self.region is None:
+        if projection.scope == "all":
             return None
-        if any(node.part({}) is None for node in self.region.nodes):
+        chosen = [k for k, place in enumerate(self.where) if place in index]
+        region = None if self.region is None else self.region.part(chosen)
+        if region is None and (self.region is not None or projection.total_scope == "all"):
             return None
         site = self.site.part(index)
         node = Inside(projection, site.space, site.whole, self._plan_inside)
-        node.prepare()
+        node.origins = [[k] for k in range(len(chosen))]
+        node.region = region
+        node._shapes = [self._shapes[k] for k in chosen] if region is not None else []
+        node._owns = self._owns
         return node
+
+    @property
+    def fits_blocks(self) -> bool:
+        # Linear projections take matrices of one shape together.
+        return self.projection.geometry != "linear" and super().fits_blocks
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
@@ -297,16 +308,15 @@ class Inside(Node):
         if isinstance(writer, str):
             done = crossing.combine(update, projected, result)
             check_result(self.module, update, done)
-            return [*blended(some, done, how)]
-        passing = sorted(_chosen(self.passing, self.space.active))
+            return [*blended(some, done, how, self._alike(range(len(some))))]
         return [
-            *blended(
-                [some[i] for i in passing],
-                [result[i] for i in passing],
-                [how[i] for i in passing],
-            ),
+            *blended(some, result, how, self._alike(self.passing)),
             *crossing.writes(writer, some, how, update, projected, result),
         ]
+
+    def _alike(self, indices: Sequence[int]) -> list[list[int]]:
+        """Returns which of some tensors have a gradient, in lists that torch takes together."""
+        return alike(self.space, _chosen(indices, self.space.active))
 
     @property
     def can_write(self) -> bool:
@@ -323,7 +333,9 @@ class Inside(Node):
         own = crossing.targets(targets)
         if own is None and self.projection.geometry != "linear":
             views = crossing.down(targets, "params")
-            if not self.projection.overrides("combine") and _share(views, targets):
+            # A `combine` beside `targets` is for where the step is not written; see there.
+            combines = self.projection.overrides("combine")
+            if (self.projection.overrides("targets") or not combines) and _share(views, targets):
                 own = views
         self._writes_through = own is not None
         return own
@@ -666,6 +678,6 @@ def _share(views: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
     """Whether tensors inside are views of those outside, element by element."""
     return all(
         view.nbytes == target.nbytes
-        and view.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
+        and view.untyped_storage()._cdata == target.untyped_storage()._cdata
         for view, target in zip(views, targets, strict=True)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -51,6 +51,25 @@ class Plan:
     parts: dict[Any, Region] = field(default_factory=dict)
     store: Store | None = None
     compiler: Compiler | None = None
+    _blocks: dict[tuple[int, ...], Region] = field(default_factory=dict)
+
+    def block(self, places: Sequence[int]) -> Region:
+        """Returns what runs on some of the parameters alone."""
+        key = tuple(places)
+        if key not in self._blocks:
+            region = self.region.part(places)
+            assert region is not None, "a module of scope 'all' was let through"
+            if self.store is not None:
+                region.bind(self.store.trees)
+            self._blocks[key] = region
+        return self._blocks[key]
+
+    def bind(self, store: Store) -> None:
+        """Has all that runs work on this state."""
+        if self.store is not store:
+            for region in (self.region, *self._blocks.values()):
+                region.bind(store.trees)
+            self.store = store
 
     def expected(self, count: int) -> list[dict[str, Any]]:
         """Returns the state that modules will keep for each of so many parameters, flat."""
@@ -75,7 +94,6 @@ def make_plan(
     members: Sequence[int],
     passes: frozenset[str],
     active: Sequence[int] | None = None,
-    chosen: Sequence[int] | None = None,
     building: bool = False,
 ) -> Plan:
     """Plans a step, on tensors without storage.
@@ -90,7 +108,6 @@ def make_plan(
         members: The places of the parameters that take part.
         passes: What may be rewritten.
         active: Which of the members have a gradient; None for all.
-        chosen: Which of the members to plan for; None for all.
         building: Whether an optimizer is being built, so that a rule that holds for no tensor, or
             a projection that applies to none, is an error.
     """
@@ -114,12 +131,11 @@ def make_plan(
         groups=[numbers[i] for i in members],
         sources=[(i,) for i in members],
         keys=[key_of(i, called[i]) for i in members],
+        formats=[_format(parameters[i]) for i in members],
         state=State(trees),
         context=known,
         active=active,
     )
-    if chosen is not None:
-        space = space.select(chosen)
     builder = Builder(passes, building=building)
 
     def plan(planner: Planner, space: Space) -> None:
@@ -181,6 +197,10 @@ def _unknown(node: Node) -> bool:
     """Whether a module keeps state, and what is known only after the first step."""
     nodes = node.site.state.nodes
     return isinstance(node, Call) and node.site.keeps and not all(nodes)
+
+
+def _format(parameter: Tensor) -> Hashable:
+    return parameter.device, getattr(parameter, "device_mesh", None)
 
 
 def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[str | None]:

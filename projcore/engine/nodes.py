@@ -18,7 +18,7 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write, Writer
-from projcore.engine.blended import blended
+from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
 from projcore.engine.fetch import facts
 from projcore.engine.half import has_half, in_float32
@@ -120,6 +120,11 @@ class Node(ABC):
         """
         return None
 
+    @property
+    def fits_blocks(self) -> bool:
+        """Whether it can be split, and loses nothing by having few tensors at a time."""
+        return self.part({}) is not None
+
     def regions(self) -> Iterator[Any]:
         """Yields the regions inside."""
         yield from ()
@@ -169,7 +174,7 @@ class Site:
         objective.context.changed = True
 
     def parts(self) -> Iterable[tuple[Hashable | None, list[int]]]:
-        """Yields which tensors go into one call: those with a gradient, split by group.
+        """Yields which tensors go into one call: those with a gradient, of one group and format.
 
         A module of scope ``"all"`` gets all in one call.
         """
@@ -180,7 +185,8 @@ class Site:
         found: dict[Hashable, list[int]] = {}
         for i in active:
             found.setdefault(space.groups[i], []).append(i)
-        return found.items() or [(0, [])]
+        pairs = [(group, each) for group, all_ in found.items() for each in alike(space, all_)]
+        return pairs or [(0, [])]
 
     @property
     def keeps(self) -> bool:
@@ -193,6 +199,14 @@ class Site:
         space = self.space.select(chosen)
         space = replace(space, places=[index[place] for place in space.places])
         return Site(self.module, space, whole=len(chosen) == len(index))
+
+    def with_members(
+        self, where: Sequence[int], index: Mapping[int, int]
+    ) -> tuple[Site, list[int]]:
+        """Returns the same, and which of its tensors are at some places of the region."""
+        site = self.part(index)
+        own = {index[place] for place in where if place in index}
+        return site, [k for k, place in enumerate(site.space.places) if place in own]
 
 
 class Call(Node):
@@ -247,10 +261,7 @@ class Call(Node):
     def part(self, index: Mapping[int, int]) -> Node | None:
         if self.module.scope == "all":
             return None
-        site = self.site.part(index)
-        own = [k for k, group in enumerate(site.space.groups) if group == self.group]
-        active = site.space.active
-        return Call(site, [k for k in own if active is None or k in active], self.group, self.path)
+        return Call(*self.site.with_members(self.where, index), self.group, self.path)
 
     @property
     def untraceable(self) -> str:
@@ -395,6 +406,16 @@ class Step(Node):
         self.where = space.places
         self._inside = inside
 
+    def part(self, index: Mapping[int, int]) -> Node | None:
+        if self.module.scope == "all":
+            return None
+        site = self.site.part(index)
+        chosen = [k for k, place in enumerate(self.where) if place in index]
+        inside = [region.part(chosen) for region in self._inside]
+        if None in inside:
+            return None
+        return Step(self.module, site.space, site.whole, inside)
+
     @property
     def untraceable(self) -> str:
         if self._inside:
@@ -441,6 +462,9 @@ class Observe(Node):
     @property
     def comes_last(self) -> bool:
         return True
+
+    def part(self, index: Mapping[int, int]) -> Node | None:
+        return Observe(*self.site.with_members(self.where, index), self.group)
 
     @property
     def untraceable(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor
@@ -46,6 +47,15 @@ class Region:
         self._trees: Sequence[Entries] = space.state.trees
         self._ending: Ending | None = None
         self._runs = 0
+
+    def part(self, places: Sequence[int]) -> Region | None:
+        """Returns the same for some of the tensors; None if a node needs all of them at once."""
+        index = {place: k for k, place in enumerate(places)}
+        parts = [node.part(index) for node in self.nodes]
+        if None in parts:
+            return None
+        nodes = [node for node in parts if node is not None and node.where]
+        return Region(replace(self.space.select(places), places=()), nodes, [], self.passes)
 
     @property
     def ending(self) -> Ending:

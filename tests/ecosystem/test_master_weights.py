@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 
 from projcore import Chain, Optimizer, errors
+from projcore.engine.plan import PASSES
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 from projcore.testing.parts import Mix
@@ -28,10 +29,14 @@ def gradient(step: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Ten
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wrap", [lambda to: to, lambda to: VectorProjection([to])])
-def test_it_moves_as_the_float32_run_rounds(dtype: torch.dtype, wrap: Any) -> None:
+@pytest.mark.parametrize("passes", [PASSES, frozenset()], ids=["written", "update"])
+def test_it_moves_as_the_float32_run_rounds(
+    dtype: torch.dtype, wrap: Any, passes: frozenset[str]
+) -> None:
     param, wide = Parameter(torch.ones(3, dtype=dtype)), Parameter(torch.ones(3))
     frozen = Parameter(torch.ones(3, dtype=dtype))
     master = Optimizer([param], wrap(chain()))
+    master._use_passes(passes)
     reference = torch.optim.Adam([wide], lr=1e-4, foreach=False)
     without = Optimizer([frozen], To([Adam(), LR(1e-4)], "float32"))
     for step in range(200):

@@ -103,6 +103,10 @@ to([adam()], 'float64'); lr(0.1)
     write to by its update (project makes copies); folded: lr
       run adam
 
+to([adam(), lr(0.1)], None)
+    write through to
+      write adam by torch's fused Adam; folded: lr
+
 [bfloat16] to([adam(), lr(0.1)], 'float32', master=True)
     write through to
       write adam by torch's fused Adam; folded: lr

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from projcore import Module
+from projcore import Module, Optimizer
 from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
 
 Place = Callable[[Sequence[Module]], list[Module]]
@@ -114,3 +117,56 @@ def same() -> Callable[[Tensor, Tensor], None]:
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * size)
 
     return check
+
+
+class OnAccelerators(TorchDispatchMode):
+    """Keeps the operations on accelerators with their arguments; of fake tensors all counts are 1.
+
+    No value of a device may be read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[str, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        if not all(tensor.is_cpu for tensor in tensors):
+            assert name != "_local_scalar_dense"
+            views = any(
+                result.alias_info and not result.alias_info.is_write
+                for result in func._schema.returns
+            )
+            if not (views or name in ("device", "empty_like", "new_empty")):
+                self.calls.append((name, args, kwargs))
+        elif name == "_local_scalar_dense":
+            return 1
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def launches() -> Callable[..., list[tuple[str, Any, Any]]]:
+    """Takes two steps of fake parameters on accelerators; returns the operations of the second."""
+
+    def take(
+        *modules: Module,
+        shapes: Shapes = ((5, 7), (3,), (64,)),
+        devices: Sequence[str] = ("cuda",),
+    ) -> list[tuple[str, Any, Any]]:
+        mode = OnAccelerators()
+        with FakeTensorMode(), mode:
+            params = [
+                torch.nn.Parameter(torch.empty(shape, device=device))
+                for shape in shapes
+                for device in devices
+            ]
+            for param in params:
+                param.grad = torch.empty_like(param)
+            optimizer = Optimizer(params, *modules)
+            optimizer.step()
+            mode.calls.clear()
+            optimizer.step()
+        return mode.calls
+
+    return take

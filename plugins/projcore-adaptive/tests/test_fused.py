@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from projcore import Node, Optimizer, Settings, Transform
-from projcore.modules import LR, Adam, AdamW, BiasCorrection, WeightDecay
+from projcore.modules import LAMB, LR, Adam, AdamW, BiasCorrection, Route, WeightDecay
+from projcore.projections import ScalarProjection, VectorProjection
 from projcore_adaptive import _fused, adam
 from projcore_adaptive.adam import adam_update
+
+Launches = Callable[..., list[tuple[str, Any, Any]]]
 
 
 class Shift(Transform):
@@ -184,15 +188,54 @@ def test_an_interrupt_behind_the_kernel_does_not_repeat_it(monkeypatch: Any) -> 
     expected, params = problem(), problem()
     Optimizer(expected, Adam(), LR(0.1)).step()
 
-    def interrupted(self: Any, kernel: Any, targets: list[torch.Tensor], count: int) -> None:
-        self.counts.fill_(count)
-        kernel()
+    def interrupted(tensors: list[torch.Tensor]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_fused.Bound, "_run", interrupted)
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", interrupted)
     optimizer = Optimizer(params, Adam(), LR(0.1))
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()
     for one, two in zip(params, expected, strict=True):
         assert torch.equal(one, two)
     assert int(optimizer.state[params[0]]["0/step"]) == 1
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        (Adam(), LR(1e-3)),
+        (AdamW(), LR(1e-3)),
+        (Adam(amsgrad=True), WeightDecay(0.1), LR(1e-3)),
+        (VectorProjection([Adam()]), LR(1e-3)),
+        (ScalarProjection([Adam()]), LR(1e-3)),
+        (Route({"ndim>=1": [Adam()]}), LR(1e-3)),
+    ],
+    ids=str,
+)
+def test_a_step_on_an_accelerator_is_two_launches(modules: Any, launches: Launches) -> None:
+    assert [name for name, *_ in launches(*modules)] == ["fill_", "_fused_adamw_"]
+
+
+def test_each_device_has_a_call_and_a_count_of_its_own(launches: Launches) -> None:
+    calls = launches(AdamW(), LR(1e-3), devices=("cuda:0", "cuda:1"))
+    assert [name for name, *_ in calls] == ["fill_", "_fused_adamw_"] * 2
+    used = []
+    for (_, (filled, _), _), (_, lists, _) in zip(*[iter(calls)] * 2, strict=True):
+        params, *memory, largest, steps = lists
+        assert [len(each) for each in (params, *memory, largest, steps)] == [3, 3, 3, 3, 0, 3]
+        assert {each.device for each in (*params, *steps)} == {filled.device}
+        assert {id(each) for each in steps} == {id(filled)}  # the kernel only reads it
+        assert filled.dtype is torch.float32  # as which the kernel reads it
+        used.append(filled.device)
+    assert used == [torch.device("cuda:0"), torch.device("cuda:1")]
+
+
+def test_a_direction_on_an_accelerator_is_three_launches(launches: Launches) -> None:
+    names = [name for name, *_ in launches(LAMB(), LR(1e-3))]
+    assert names[:3] == ["_foreach_zero_", "fill_", "_fused_adamw_"]
+
+
+def test_a_device_without_the_kernel_is_not_given_to_it() -> None:
+    meta = torch.zeros(3, 4, device="meta")
+    assert not _fused.can_fuse(meta, meta)
+    assert not _fused.can_fuse(torch.zeros(3, 4), meta)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from projcore import Module, Optimizer
+from projcore import Module, Optimizer, Transform
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LR, HeavyBall, Muon, Orthogonalize, WeightDecay
 from projcore.projections import VectorProjection, ViewAsReal
 from projcore.testing.parts import Stack
+from projcore_adaptive import orthogonalize
 
 SHAPES = ((4, 3), (5, 2), (3, 3), (1, 4), (0, 2))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -23,6 +24,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "iteration": {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "eps": 0.5},
     "no momentum": {"momentum": 0.0},
 }
+
+
+class Same(Transform):
+    """Leaves the update as it is; not affine, so that nothing before it writes."""
+
+    scope = "element"
+
+    def apply(self, tensors: list[Tensor], *_: Any) -> list[Tensor]:
+        return tensors
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -269,9 +279,55 @@ def test_values_of_the_wrong_type(arguments: dict[str, Any]) -> None:
 def test_of_a_matrix_that_is_not_finite_all_is_nan(method: Any, bad: float) -> None:
     """And of the others of its batch nothing."""
     generator = torch.Generator().manual_seed(0)
+    module = Orthogonalize(method)
     batch = torch.randn(3, 4, 3, generator=generator)
-    expected = Orthogonalize(method).orthogonalizer(batch, 1, "fold")
+
+    def orthogonal() -> torch.Tensor:
+        return module.apply([batch], None, None, None, [{}], [{}], batch_dims=1)[0]
+
+    expected = orthogonal()
     batch[1, 2, 0] = bad
-    result = Orthogonalize(method).orthogonalizer(batch, 1, "fold")
+    result = orthogonal()
     assert result[1].isnan().all()
     torch.testing.assert_close(result[::2], expected[::2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("limit", [1, 30, 1 << 20])
+def test_matrices_of_equal_shape_are_one_batch(
+    limit: int, decay: float, nesterov: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that are equal when transposed, and with what follows, which is not uniform."""
+    monkeypatch.setattr(orthogonalize, "CPU_BATCH", limit)
+    shapes = [(3, 5), (5, 3), (4, 4), (3, 5), (2, 3, 5), (5, 3), (3, 1, 5)]
+    module = Muon(weight_decay=decay, nesterov=nesterov, dtype=None, flatten=True)
+    random = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
+    grads = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
+    together = [tensor.clone().requires_grad_() for tensor in start]
+    alone = [tensor.clone().requires_grad_() for tensor in start]
+    settings = [{"lr": 0.1 * i, "weight_decay": 0.1 * i} for i in range(1, 3)]
+    if not decay:
+        settings = [{"lr": each["lr"]} for each in settings]
+    parts = zip((together[:3], together[3:]), settings, strict=True)
+    groups = [{"params": params, **own} for params, own in parts]
+    optimizers = [Optimizer(groups, module, LR(0.1))]
+    for i, param in enumerate(alone):
+        group = {"params": [param], **settings[i > 2]}
+        optimizers.append(Optimizer([group], module, Same(), LR(0.1)))
+    for _ in range(3):
+        for param, other, grad in zip(together, alone, grads, strict=True):
+            param.grad, other.grad = grad, grad
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(together, alone, rtol=1e-13, atol=1e-13)
+
+
+def test_launches_on_an_accelerator_do_not_grow_with_the_number_of_matrices(
+    launches: Any,
+) -> None:
+    few = [name for name, *_ in launches(Muon(), LR(0.1), shapes=((4, 6),) * 2)]
+    many = [name for name, *_ in launches(Muon(), LR(0.1), shapes=((4, 6), (6, 4)) * 4)]
+    assert few == many
+    assert few.count("baddbmm") == 10

@@ -23,10 +23,10 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     """Splits what comes last into blocks, if that spares anything."""
     nodes = list(ending.nodes)
     last = [*ending.folded, *ending.writers]
-    if not all(t.is_cpu for t in targets) or any(node.part({}) is None for node in last):
+    if not all(t.is_cpu for t in targets) or not all(node.fits_blocks for node in last):
         return ending
     tail: list[Node] = []
-    while nodes and nodes[-1].part({}) is not None:
+    while nodes and nodes[-1].fits_blocks:
         tail.insert(0, nodes.pop())
     factor = None
     if nodes and _is_factor_of_all(nodes[-1], ending):

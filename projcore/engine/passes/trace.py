@@ -17,7 +17,7 @@ from projcore.core.objective import Evaluation, Objective
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write
-from projcore.engine.blended import blended
+from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later, subtract
 from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call, Frame, Node
@@ -34,6 +34,7 @@ def trace(ending: Ending) -> Ending:
         return replace(ending, nodes=(*nodes[:-1], *left))
     active = ending.space.active
     last.where = range(len(ending.space)) if active is None else active
+    last.together = alike(ending.space, last.where)
     return replace(ending, nodes=tuple(nodes[:-1]), writers=(last,))
 
 
@@ -67,6 +68,7 @@ class Traced(Node):
         self.nodes = nodes
         self.where = sorted({place for node in nodes for place in node.where})
         self.needs = frozenset().union(*(node.module.total_needs for node in nodes))
+        self.together: Sequence[Sequence[int]] = ()  # of where, if it writes
         self._has_run = False
         self._compiled: Callable[..., list[Tensor]] | None = None
 
@@ -89,13 +91,7 @@ class Traced(Node):
             if blends.count(Blend()) == len(blends):
                 return [Write(targets[self.where[0]], partial(self._call, frame, targets))]
             self._replace(frame)
-        return [
-            *blended(
-                [targets[i] for i in self.where],
-                [frame.update[i] for i in self.where],
-                [blends[i] for i in self.where],
-            )
-        ]
+        return [*blended(targets, frame.update, blends, self.together)]
 
     def _replace(self, frame: Frame) -> None:
         """Runs the nodes in one graph, and takes the update that they make."""

@@ -8,6 +8,7 @@ from projcore.testing.laws.batched import batched
 from projcore.testing.laws.compiled import compiled
 from projcore.testing.laws.composition import composition
 from projcore.testing.laws.frozen import frozen
+from projcore.testing.laws.in_parts import in_parts
 from projcore.testing.laws.inputs import inputs
 from projcore.testing.laws.invariance import invariance
 from projcore.testing.laws.memory import memory
@@ -36,6 +37,7 @@ LAWS: tuple[Law, ...] = (
     memory,
     frozen,
     passes,
+    in_parts,
     resume,
     side_effects,
     autocast,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from itertools import starmap
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from projcore import Blend, Write
 from projcore.ops import as_real
@@ -20,7 +23,8 @@ EpsMode = Literal["corrected", "hat"]
 FUSED = (torch.float32, torch.float64, torch.bfloat16)
 
 
-PLAIN = {Tensor, torch.nn.Parameter}
+# What is planned, or measured, with fake tensors is what runs with plain ones.
+PLAIN = {Tensor, torch.nn.Parameter, FakeTensor}
 
 
 class Terms(NamedTuple):
@@ -32,24 +36,38 @@ class Terms(NamedTuple):
     eps_mode: EpsMode
     bias_correction: bool
 
+    def corrected(self, count: int) -> float:
+        """Returns the count by which the kernel corrects the moments.
+
+        Of infinitely many steps the corrections are 1.
+        """
+        return count if self.bias_correction else math.inf
+
 
 def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
-    """Whether the kernel gives what it should: on the CPU, eagerly, for tensors without gaps.
+    """Whether the kernel gives what it should: eagerly, for tensors without gaps.
 
     They are of torch's own class: others, as `DTensor`, do not go with plain ones in one call. With
-    strides it mistakes elements, and of other shapes it writes past the end (torch 2.13).
+    strides it mistakes elements on the CPU, and of other shapes it writes past the end (torch
+    2.13); elsewhere it demands that shapes and strides agree.
     """
     if torch.compiler.is_compiling() or tensor.dtype not in FUSED:
         return False
-    if type(tensor) not in PLAIN:
+    if type(tensor) not in PLAIN or not has_kernel(tensor.device.type):
         return False
-    if not (tensor.is_cpu and tensor.is_contiguous()):
+    if not tensor.is_contiguous():
         return False
     for each in memory:
-        alike = each.is_cpu and each.dtype == tensor.dtype and each.shape == tensor.shape
-        if not (alike and each.is_contiguous()):
+        alike = each.device == tensor.device and each.dtype == tensor.dtype
+        if not (alike and each.shape == tensor.shape and each.is_contiguous()):
             return False
     return True
+
+
+@cache
+def has_kernel(device_type: str) -> bool:
+    """Whether torch has the kernel for devices of that type."""
+    return device_type in _get_fused_kernels_supported_devices()
 
 
 def fused_direction(
@@ -63,11 +81,12 @@ def fused_direction(
 
     The kernel steps parameters that are zero, with a learning rate of -1.
     """
-    result = [torch.zeros_like(tensor) for tensor in tensors]
+    result = [torch.empty_like(tensor) for tensor in tensors]
+    torch._foreach_zero_(result)
     for count, places in _alike(tensors, steps):
         p, u, m, v = ([x[i] for i in places] for x in (result, tensors, exp_avgs, exp_avg_sqs))
-        step = torch.zeros((), device="cpu")
-        _kernel((p, u, m, v, [], [step] * len(p)), count, terms, Blend(scale=-1.0))()
+        step = _step_tensor(p[0]).fill_(terms.corrected(count))
+        _kernel((p, u, m, v, []), step, count, terms, Blend(scale=-1.0))()
     return result
 
 
@@ -84,17 +103,13 @@ class Bound:
         self.places = places
         self.exp_avgs = as_real([state["exp_avg"] for state in states])
         self.exp_avg_sqs = as_real([state["exp_avg_sq"] for state in states])
-        self.amsgrad = "max_exp_avg_sq" in states[0]
-        largest = [state["max_exp_avg_sq"] for state in states] if self.amsgrad else []
+        amsgrad = "max_exp_avg_sq" in states[0]
+        largest = [state["max_exp_avg_sq"] for state in states] if amsgrad else []
         self.max_exp_avg_sqs = as_real(largest)
         self.counts = torch.stack([state["step"] for state in states])
         for state, count in zip(states, self.counts.unbind(), strict=True):
             state["step"] = count
-        # The kernel leaves versions as they are. One number more, whose moment it moves away from
-        # zero, tells that it has run.
-        self._extra = torch.zeros(4, dtype=targets[0].dtype, device="cpu")
-        self._one = torch.ones((), dtype=targets[0].dtype, device="cpu")
-        self._steps = [torch.zeros((), device="cpu")] * (len(targets) + 1)
+        self._step = _step_tensor(targets[0])
 
     def count(self) -> int | None:
         """Returns the count that all share; None if somebody has changed one."""
@@ -108,72 +123,77 @@ class Bound:
 
         Until that has run, it may be called again.
         """
-        param, flag, second, largest = self._extra.zero_().unbind()
-        lists = (
-            [*targets, param],
-            [*tensors, self._one],
-            [*self.exp_avgs, flag],
-            [*self.exp_avg_sqs, second],
-            [*self.max_exp_avg_sqs, largest] if self.amsgrad else [],
-            self._steps,
-        )
-        run = _kernel(lists, count, terms, blend)
-        finish = partial(self._run, run, targets, count)
-        return Write(targets[0], finish, partial(bool, flag))
+        memory = (self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
+        kernel = _kernel((targets, tensors, *memory), self._step, count, terms, blend)
+        ran: list[object] = []
 
-    def _run(self, kernel: Callable[[], object], targets: list[Tensor], count: int) -> None:
-        self.counts.fill_(count)
-        kernel()
+        def run() -> None:
+            self.counts.fill_(count)
+            self._step.fill_(terms.corrected(count))
+            self._run(kernel, targets, ran)
+
+        return Write(targets[0], run, partial(bool, ran))
+
+    def _run(self, kernel: Callable[[], object], targets: list[Tensor], ran: list[object]) -> None:
+        # The kernel leaves versions as they are. All of this line is C: no interrupt comes between
+        # the kernel and the note that it has run.
+        ran.extend(starmap(kernel, [()]))
         torch.autograd.graph.increment_version(targets)
 
 
 def bind(targets: list[Tensor], states: list[Any], places: list[int]) -> list[Bound]:
-    """Returns tensors by count and dtype, as the kernel takes them."""
+    """Returns tensors by count, dtype and device, as the kernel takes them."""
     return [
         Bound([targets[i] for i in some], [states[i] for i in some], [places[i] for i in some])
         for _, some in _alike(targets, [state["step"] for state in states])
     ]
 
 
+def _step_tensor(tensor: Tensor) -> Tensor:
+    """Returns a number beside a tensor, in which the kernel reads the count.
+
+    The counts of the state are on the CPU, where Python reads them without waiting for a device.
+    """
+    return torch.empty((), dtype=torch.float32, device=tensor.device)
+
+
 def _kernel(
-    lists: tuple[list[Tensor], ...], count: int, terms: Terms, blend: Blend
+    lists: tuple[list[Tensor], ...], step: Tensor, count: int, terms: Terms, blend: Blend
 ) -> partial[object]:
     """Returns the call of the kernel.
 
     Args:
-        lists: Parameters, gradients, both moments, the largest second moments or none, and the
-            counts, which share one tensor; it is set here.
+        lists: Parameters, gradients, both moments, and the largest second moments or none.
+        step: Holds the count, by then, for all of them: the kernel only reads it.
         count: The count of this step.
         terms: As said.
         blend: How parameters take the update; the kernel multiplies the decay by the scale.
     """
-    beta1, beta2, eps, eps_mode, bias_correction = terms
-    if bias_correction and eps_mode == "hat":
-        eps = eps / (1 - beta2**count) ** 0.5
-    *_, largest, steps = lists
-    # Of infinitely many steps the corrections are 1.
-    steps[0].fill_(count if bias_correction else math.inf)
+    eps = terms.eps
+    if terms.bias_correction and terms.eps_mode == "hat":
+        eps = eps / (1 - terms.beta2**count) ** 0.5
     scale, decay = blend
     return partial(
         torch._fused_adamw_,
         *lists,
+        [step] * len(lists[0]),
         lr=scale,
-        beta1=beta1,
-        beta2=beta2,
+        beta1=terms.beta1,
+        beta2=terms.beta2,
         weight_decay=decay / scale if decay else 0.0,
         eps=eps,
-        amsgrad=bool(largest),
+        amsgrad=bool(lists[4]),
         maximize=False,
     )
 
 
 def _alike(tensors: list[Tensor], steps: list[Tensor]) -> Iterator[tuple[int, list[int]]]:
-    """Yields counts of steps, with the places of tensors that share it and their dtype."""
+    """Yields counts of steps, with the places of tensors that share it, dtype and device."""
     if not tensors:
         return
     counts = torch.stack(steps).tolist()
-    places: dict[tuple[int, torch.dtype], list[int]] = {}
+    places: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
     for i, (count, tensor) in enumerate(zip(counts, tensors, strict=True)):
-        places.setdefault((int(count), tensor.dtype), []).append(i)
-    for (count, _), found in places.items():
+        places.setdefault((int(count), tensor.dtype, tensor.device), []).append(i)
+    for (count, *_), found in places.items():
         yield count, found

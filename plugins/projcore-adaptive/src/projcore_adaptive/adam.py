@@ -309,7 +309,7 @@ def adam_writer(
 ) -> Writer | str:
     """Returns what writes parameters by torch's fused kernel, or why nothing does."""
     if not any(map(can_fuse, as_real(targets))):
-        return "torch's fused Adam is used for contiguous tensors on the CPU"
+        return "torch's fused Adam takes contiguous tensors of devices that have it"
     return AdamWriter(eps_mode, bias_correction, decoupled)
 
 

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Blend, Node, Settings, Transform, Write, Writer, require, scalar
 from projcore.ops import lerp, lerp_, require_choice
 from projcore_adaptive.adam import decay_
 from projcore_adaptive.orthogonalize import (
     COEFFICIENTS,
+    Batch,
     Coefficients,
     Dtype,
     Folding,
@@ -131,16 +132,85 @@ class Muon(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        momentum = scalar(settings[0]["momentum"])
+        values = settings[0]
+        momentum = scalar(values["momentum"])
         buffers = [state["momentum_buffer"] for state in states]
         lerp_(buffers, tensors, 1 - momentum)
-        mixed = lerp(tensors, buffers, momentum) if self.nesterov else buffers
-        folding = settings[0]["folding"]
-        update = [self.orthogonalizer(tensor, batch_dims, folding) for tensor in mixed]
-        shapes = [self.orthogonalizer.shape(tensor, batch_dims, folding) for tensor in tensors]
-        factors = [adjustment(shape[-2], shape[-1], self.adjust_lr_fn) for shape in shapes]
-        update = list(torch._foreach_mul(update, factors))
-        if "weight_decay" in settings[0]:
+        update = list(tensors)
+        for batch in self.orthogonalizer.batches(tensors, batch_dims, values["folding"]):
+            results = self.direction(batch, [buffers[i] for i in batch.places], momentum)
+            for i, tensor in zip(batch.places, results, strict=True):
+                update[i] = tensor
+        if "weight_decay" in values:
             assert params is not None
-            decay_(update, params, scalar(settings[0]["weight_decay"]))
+            decay_(update, params, scalar(values["weight_decay"]))
         return update
+
+    def direction(
+        self, batch: Batch, buffers: list[Tensor], momentum: float | Tensor
+    ) -> list[Tensor]:
+        """Returns the update of a batch, from its momentum, as new tensors."""
+
+        def mixed(tensors: list[Tensor]) -> list[Tensor]:
+            return lerp(tensors, buffers, momentum) if self.nesterov else buffers
+
+        update = self.orthogonalizer(batch, mixed)
+        factors = [
+            adjustment(rows, columns, self.adjust_lr_fn) for *_, rows, columns in batch.shapes
+        ]
+        torch._foreach_mul_(update, factors)
+        return update
+
+    def writer(self, targets: list[Tensor]) -> Writer:
+        return MuonWriter(self)
+
+
+class MuonWriter(Writer):
+    """Writes parameters batch by batch, so that the update is never there as a whole.
+
+    Args:
+        muon: What makes the update.
+    """
+
+    kernel = "Muon, matrices of one shape after the other"
+    repeatable = False  # momentum moves when it is called
+
+    def __init__(self, muon: Muon) -> None:
+        self.muon = muon
+
+    def __call__(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        values = settings[0]
+        momentum = scalar(values["momentum"])
+        buffers = [state["momentum_buffer"] for state in states]
+        lerp_(buffers, tensors, 1 - momentum)
+        own = scalar(values.get("weight_decay", 0.0))
+
+        def write(batch: Batch) -> Write:
+            some = [targets[i] for i in batch.places]
+            moved = [buffers[i] for i in batch.places]
+            scales = [blends[i].scale for i in batch.places]
+            decays = [blends[i].decay + blends[i].scale * own for i in batch.places]
+
+            def run() -> None:
+                update = self.muon.direction(batch, moved, momentum)
+                torch._foreach_mul_(update, scales)
+                if decays.count(decays[0]) == len(decays):
+                    decay_(update, some, decays[0])
+                else:
+                    torch._foreach_add_(update, torch._foreach_mul(some, decays))
+                torch._foreach_sub_(some, update)
+
+            return Write(some[0], run)
+
+        batches = self.muon.orthogonalizer.batches(tensors, 0, values["folding"])
+        return [write(batch) for batch in batches]

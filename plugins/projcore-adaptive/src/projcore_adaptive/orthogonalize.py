@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -18,6 +21,12 @@ Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 Coefficients = tuple[float, float, float]
 COEFFICIENTS: Coefficients = (3.4445, -4.7750, 2.0315)  # Jordan's, steepest at 0
 
+# Elements in a batch of matrices, or one matrix. A batch spares launches, of which each is long
+# where matrices are large. On the CPU large ones are faster one by one (measured with one thread:
+# at 512 x 512 by a tenth), and elsewhere this bounds what a batch needs beside the state.
+CPU_BATCH = 1 << 16
+BATCH = 1 << 29
+
 
 def newton_schulz(matrices: Tensor, coefficients: Coefficients, steps: int, eps: float) -> Tensor:
     """Moves all singular values near 1, by a polynomial of degree 5 applied again and again.
@@ -25,15 +34,16 @@ def newton_schulz(matrices: Tensor, coefficients: Coefficients, steps: int, eps:
     Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``.
     """
     a, b, c = coefficients
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    x = x / norm.clamp(min=eps)  # no singular value is above 1
-    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return newton_schulz(matrices.mT, coefficients, steps, eps).mT
+    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    matrices = matrices / norm.clamp(min=eps)  # no singular value is above 1
+    multiply_add = torch.addmm if matrices.ndim == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.mT
-        x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        gram = matrices @ matrices.mT
+        gram = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        matrices = multiply_add(matrices, gram, matrices, beta=a)
+    return matrices
 
 
 def polar(matrices: Tensor) -> Tensor:
@@ -49,6 +59,51 @@ def polar(matrices: Tensor) -> Tensor:
     least = values[..., :1] * max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps
     result: Tensor = (u * (values > least).to(u.dtype).unsqueeze(-2)) @ vh
     return torch.where(finite, result, torch.nan).to(matrices.dtype)
+
+
+@dataclass
+class Batch:
+    """Tensors that are orthogonalized together.
+
+    Attributes:
+        places: Which they are.
+        tensors: The tensors, or others of their shapes and dtype.
+        shapes: The shape of each as a matrix, or as a batch of them.
+    """
+
+    places: list[int] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many elements they have together."""
+        return sum(tensor.numel() for tensor in self.tensors)
+
+    def join(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Returns the matrices as one tensor, tall ones transposed."""
+        if len(tensors) == 1:
+            return tensors[0].reshape(self.shapes[0]).to(dtype)
+        matrices: list[Tensor] = []
+        for tensor, (*_, rows, columns) in zip(tensors, self.shapes, strict=True):
+            stack = tensor.reshape(-1, rows, columns)
+            matrices += (stack.mT if rows > columns else stack).unbind()
+        joined = matrices[0].new_empty((len(matrices), *matrices[0].shape), dtype=dtype)
+        torch._foreach_copy_(list(joined.unbind()), matrices)
+        return joined
+
+    def separate(self, joined: Tensor) -> list[Tensor]:
+        """Undoes `join`; the tensors may be views of one."""
+        joined = joined.to(self.tensors[0].dtype)
+        if len(self.tensors) == 1:
+            return [joined.reshape(self.tensors[0].shape)]
+        counts = [math.prod(shape[:-2]) for shape in self.shapes]
+        return [
+            (part.mT if rows > columns else part).reshape(tensor.shape)
+            for part, tensor, (*_, rows, columns) in zip(
+                joined.split(counts), self.tensors, self.shapes, strict=True
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -110,16 +165,41 @@ class Orthogonalizer:
         columns = shape[1:].numel() if len(shape) > 1 else shape.numel()
         return (leading.numel(), rows, columns) if leading else (rows, columns)
 
-    def __call__(self, tensor: Tensor, batch_dims: int, folding: Folding) -> Tensor:
-        """Returns a tensor orthogonalized, in its own dtype."""
-        matrices = tensor.reshape(self.shape(tensor, batch_dims, folding))
+    def batches(self, tensors: list[Tensor], batch_dims: int, folding: Folding) -> list[Batch]:
+        """Returns tensors by the shape of their matrices, up to transposition; largest first."""
+        found: dict[object, list[Batch]] = {}
+        for i, tensor in enumerate(tensors):
+            shape = self.shape(tensor, batch_dims, folding)
+            made = found.setdefault((*sorted(shape[-2:]), tensor.dtype, tensor.device), [])
+            most = CPU_BATCH if tensor.device.type == "cpu" else BATCH
+            if not made or made[-1].size + tensor.numel() > most:
+                made.append(Batch())
+            made[-1].places.append(i)
+            made[-1].tensors.append(tensor)
+            made[-1].shapes.append(shape)
+        return sorted(chain(*found.values()), key=lambda batch: -batch.size)
+
+    def __call__(
+        self, batch: Batch, before: Callable[[list[Tensor]], list[Tensor]] = list
+    ) -> list[Tensor]:
+        """Returns the tensors of a batch orthogonalized, in their own dtype, as new tensors.
+
+        Args:
+            batch: The tensors.
+            before: What is done to them before. Its results are freed when they are joined.
+        """
+        dtype = batch.tensors[0].dtype
         if self.method == "svd":
-            result = polar(matrices)
+            result = polar(batch.join(before(batch.tensors), dtype))
         else:
-            dtype = tensor.dtype if self.dtype is None else getattr(torch, self.dtype)
-            matrices = matrices.to(dtype)
-            result = newton_schulz(matrices, self.ns_coefficients, self.ns_steps, self.eps)
-        return result.reshape(tensor.shape).to(tensor.dtype)
+            dtype = dtype if self.dtype is None else getattr(torch, self.dtype)
+            result = newton_schulz(  # what is joined has no other name, so that it can be freed
+                batch.join(before(batch.tensors), dtype),
+                self.ns_coefficients,
+                self.ns_steps,
+                self.eps,
+            )
+        return batch.separate(result)
 
 
 class Orthogonalize(Transform):
@@ -214,4 +294,9 @@ class Orthogonalize(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        return [self.orthogonalizer(tensor, batch_dims, self.folding) for tensor in tensors]
+        update = list(tensors)
+        for batch in self.orthogonalizer.batches(tensors, batch_dims, self.folding):
+            results = self.orthogonalizer(batch)
+            for i, tensor in zip(batch.places, results, strict=True):
+                update[i] = tensor
+        return update

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import first_nonfinite, require
 from projcore.errors import NonFiniteError
-from projcore.ops import norms
+from projcore.ops import alike, norms, unsharded
 
 Order = float | Literal["inf"]
 Nonfinite = Literal["allow", "raise", "skip"]
@@ -35,7 +35,19 @@ def as_order(owner: object, name: str, value: Order) -> float:
 
 
 def whole_norm(tensors: list[Tensor], order: float) -> Tensor:
-    """Returns the norm of all tensors together, a 0-d tensor, as torch's clip_grad_norm_ does."""
-    parts = [norm.to(tensors[0].device) for norm in norms(tensors, order=order)]
+    """Returns the norm of all tensors together, a 0-d tensor, as torch's clip_grad_norm_ does.
+
+    They may be on several devices, of several dtypes, and some of them sharded: then it is the norm
+    of the norms of each kind, on the device of the first.
+    """
+    parts: list[Tensor] = [
+        torch.linalg.vector_norm(
+            torch.stack(norms([tensors[i] for i in places], order=order)), order
+        )
+        for places in alike(tensors)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    parts = [unsharded(part).to(tensors[0].device) for part in parts]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(parts), order)
     return norm

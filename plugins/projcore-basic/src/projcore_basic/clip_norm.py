@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
-from projcore.ops import norms, require_choice
+from projcore.ops import norms, require_choice, times
 from projcore_basic._norms import (
     Nonfinite,
     Order,
@@ -19,16 +19,10 @@ from projcore_basic._norms import (
 TINY = 1e-6
 
 
-def multiply(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
-    """Multiplies all tensors, on whatever devices, by one number."""
-    if all(tensor.device == factor.device for tensor in tensors):
-        return list(torch._foreach_mul(tensors, factor))
-    return [tensor * factor.to(tensor.device) for tensor in tensors]
-
-
 def clip_each(tensors: list[Tensor], max_norm: float | Tensor, each: list[Tensor]) -> list[Tensor]:
     """Scales each tensor, or each item of it, by a factor of its own."""
-    factors = [(max_norm / (norm + TINY)).clamp(max=1.0) for norm in each]
+    inverses = torch._foreach_reciprocal(torch._foreach_add(each, TINY))
+    factors = torch._foreach_clamp_max(torch._foreach_mul(inverses, max_norm), 1.0)
     return list(torch._foreach_mul(tensors, factors))
 
 
@@ -128,4 +122,4 @@ class ClipNorm(Transform):
             return clip_each(tensors, settings[0]["max_norm"], each)
         factor = self.common_factor(tensors, params, grads, loss, states, settings)
         assert factor is not None
-        return multiply(tensors, factor)
+        return times(tensors, factor)

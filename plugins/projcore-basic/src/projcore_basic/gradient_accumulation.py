@@ -21,6 +21,7 @@ from projcore import (
     require,
 )
 from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.ops import alike
 
 INNER = "modules"
 
@@ -112,7 +113,7 @@ class GradientAccumulation(Module):
         sources = {"total": update}
         if "grads" in self.total_needs:
             sources["total_grad"] = objective.grads
-        result = [_zeros(tensor) for tensor in update]
+        result = _zeros(update)
         if due:
             full = {
                 name: self._full(name, tensors, due, nodes) for name, tensors in sources.items()
@@ -143,12 +144,17 @@ class GradientAccumulation(Module):
         totals = torch._foreach_add([nodes[i][name] for i in due], [tensors[i] for i in due])
         if self.mean:
             torch._foreach_div_(totals, [float(nodes[i]["count"] + 1) for i in due])
-        result = [_zeros(tensor) for tensor in tensors]
+        result = _zeros(tensors)
         for i, total in zip(due, totals, strict=True):
             result[i] = total
         return result
 
 
-def _zeros(tensor: Tensor) -> Tensor:
-    """Returns zeros of the shape of a tensor, which take no memory."""
-    return tensor.new_zeros(()).expand(tensor.shape)
+def _zeros(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns zeros of the shapes of tensors, which take no memory."""
+    result = list(tensors)
+    for places in alike(tensors):
+        zero = tensors[places[0]].new_zeros(())
+        for i in places:
+            result[i] = zero.expand(tensors[i].shape)
+    return result

@@ -22,9 +22,9 @@ class GradientNoise(Transform):
         \epsilon \sim \mathcal{N}\left(0, \frac{\eta}{(1 + t)^\gamma}\right)
 
     for each element by itself, and of complex numbers for each part. The noise is a function of
-    the seed, the step and the tensor's place, drawn from a generator of its own: torch's random
-    state is neither read nor changed, and what was saved resumes bitwise. Another kind of device
-    draws other numbers from the same seed.
+    the seed, the step and the parameter's name, or its place if it has none. It is drawn from a
+    generator of its own: torch's random state is neither read nor changed, and what was saved
+    resumes bitwise. Another kind of device draws other numbers from the same seed.
 
     Args:
         eta: :math:`\eta`, the variance at the first step, at least 0.
@@ -50,7 +50,7 @@ class GradientNoise(Transform):
 
     scope = "tensor"  # elements of one tensor share its generator
     traceable = False
-    kinds = {"step": "scalar", "stream": "scalar", "streams": "scalar"}
+    kinds = {"step": "scalar", "stream": "scalar"}
 
     def __init__(self, eta: float = 0.01, gamma: float = 0.55, seed: int = 0) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -70,12 +70,9 @@ class GradientNoise(Transform):
 
     def remember(self, objective: Objective, state: State) -> list[Settings]:
         settings = super().remember(objective, state)
-        for node in state.nodes:
+        for node, key in zip(state.nodes, objective.space.keys, strict=True):
             if "stream" not in node:
-                # Counted, because the place in the list may be one among some of the tensors.
-                place = state.shared.get("streams", 0)
-                node["stream"] = hashed(self.seed, state.path, place)
-                state.shared["streams"] = place + 1
+                node["stream"] = hashed(self.seed, state.path, key)
         return settings
 
     def apply(

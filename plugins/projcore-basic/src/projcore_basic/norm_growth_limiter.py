@@ -10,17 +10,24 @@ from projcore.ops import norms
 
 
 def limit_growth(
-    tensor: Tensor, previous: Tensor, gamma: float | Tensor, batch_dims: int
-) -> Tensor:
-    """Scales a tensor, or each item of it, and writes its new norm into `previous`."""
-    wide = tensor.to(_wide(tensor))
-    norm = norms([wide], batch_dims)[0].reshape(previous.shape)
+    tensors: list[Tensor], previous: list[Tensor], gamma: float | Tensor, batch_dims: int
+) -> list[Tensor]:
+    """Scales each tensor, or each item of it, and writes its new norm into `previous`."""
+    wide = [tensor.to(_wide(tensor)) for tensor in tensors]
+    norm = torch.cat([each.reshape(-1) for each in norms(wide, batch_dims)])
+    before = torch.cat([each.reshape(-1) for each in previous])
     # Nothing grows out of zero (or NaN), so a norm that is not above it limits nothing.
-    limited = torch.where(previous > 0, torch.minimum(norm, gamma * previous), norm)
+    limited = torch.where(before > 0, torch.minimum(norm, gamma * before), norm)
     factor = torch.where(norm > limited, limited / norm, 1.0)
-    previous.copy_(limited)
-    ones = (1,) * (tensor.ndim - batch_dims)
-    return (wide * factor.reshape(tensor.shape[:batch_dims] + ones)).to(tensor.dtype)
+    sizes = [each.numel() for each in previous]
+    kept = [new.reshape(old.shape) for new, old in zip(limited.split(sizes), previous, strict=True)]
+    torch._foreach_copy_(previous, kept)
+    factors = [
+        each.reshape(tensor.shape[:batch_dims] + (1,) * (tensor.ndim - batch_dims))
+        for each, tensor in zip(factor.split(sizes), tensors, strict=True)
+    ]
+    result = torch._foreach_mul(wide, factors)
+    return [each.to(tensor.dtype) for each, tensor in zip(result, tensors, strict=True)]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -88,8 +95,5 @@ class NormGrowthLimiter(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        gamma = settings[0]["gamma"]
-        return [
-            limit_growth(tensor, state["norm"], gamma, batch_dims)
-            for tensor, state in zip(tensors, states, strict=True)
-        ]
+        previous = [state["norm"] for state in states]
+        return limit_growth(tensors, previous, settings[0]["gamma"], batch_dims)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.ops import norm_over, norms, require_choice
+from projcore.ops import by_kind, norm_over, norms, require_choice
 from projcore_basic._norms import (
     Nonfinite,
     Order,
@@ -49,9 +49,12 @@ def places(ndim: int, dims: tuple[int, ...], batch_dims: int) -> tuple[int, ...]
     return tuple({batch_dims + dim % count for dim in dims})
 
 
-def _at_least(norm: Tensor, eps: float | Tensor) -> Tensor:
-    # The second bound is for dtypes such as float16, in which eps may be 0.
-    return norm.clamp_min(eps).clamp_min(torch.finfo(norm.dtype).tiny)
+def at_least(norms: list[Tensor], eps: float | Tensor) -> list[Tensor]:
+    """Returns norms, or the bound where they are below it."""
+    tiny = torch.finfo(norms[0].dtype).tiny  # for dtypes such as float16, in which eps may be 0
+    if isinstance(eps, Tensor):
+        return [norm.clamp_min(eps).clamp_min(tiny) for norm in norms]
+    return list(torch._foreach_clamp_min(norms, max(eps, tiny)))
 
 
 class Normalize(Transform):
@@ -135,13 +138,12 @@ class Normalize(Transform):
     ) -> list[Tensor]:
         if self.scope == "all":
             found = [whole_norm(tensors, self.order)]
-        elif self.dims is None:
+            refuse_nonfinite(self, found, self.nonfinite)
+            (norm,) = at_least(found, common(self, settings)["eps"])
+            return by_kind(lambda some: torch._foreach_div(some, norm.to(some[0].device)), tensors)
+        if self.dims is None:
             found = norms(tensors, batch_dims, self.order)
         else:
             found = slice_norms(tensors, self.order, self.dims, batch_dims)
         refuse_nonfinite(self, found, self.nonfinite)
-        eps = (settings[0] if self.scope == "tensor" else common(self, settings))["eps"]
-        bounded = [_at_least(norm, eps) for norm in found]
-        if self.scope == "all":
-            bounded = [bounded[0].to(tensor.device) for tensor in tensors]
-        return list(torch._foreach_div(tensors, bounded))
+        return list(torch._foreach_div(tensors, at_least(found, settings[0]["eps"])))

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from projcore import Module, Node, ProjectionBase, Settings, as_module
 from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.ops import as_real
+from projcore_cast._convert import convert, format_of
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class To(ProjectionBase):
@@ -21,8 +25,13 @@ class To(ProjectionBase):
     A parameter of few bits does not move under updates smaller than half its spacing: a bfloat16
     1.0 stays 1.0 under steps of 1e-4 forever. With ``master=True`` the copy in the projected dtype
     is the source of truth: it is kept and saved with the state, moves by the full update, and the
-    parameter is its rounding. A parameter that was changed from outside since the last step is
-    taken as it is. What follows would undo this, so it comes last: put `LR` inside.
+    parameter is its rounding. Elements that were changed from outside since the last step are taken
+    as they are: all are compared in each step, because torch does not count every change, such as
+    those through ``.data``. What follows would undo this, so it comes last: put `LR` inside.
+
+    With ``device="cpu"`` the state of parameters on an accelerator is kept in the memory of the
+    CPU, which also does the work inside. Gradients come over and updates go back through pinned
+    memory, each in one go.
 
     Args:
         modules: What to run on the cast tensors.
@@ -33,7 +42,10 @@ class To(ProjectionBase):
     Raises:
         ArgumentError: If it is no dtype of floating point or no device.
 
-    Cost: a copy in the new dtype of what crosses; with ``master``, one more that is kept.
+    Cost: a copy in the new dtype of what crosses; with ``master``, one more that is kept, and seven
+    operations on lists by which it is compared. Nothing waits for an accelerator, except that a
+    list that goes from there to the CPU is waited for, once. A cast to what tensors are already
+    costs nothing.
 
     Example:
         >>> from projcore import Optimizer
@@ -75,7 +87,8 @@ class To(ProjectionBase):
         if not self.master:
             return {}
         # Not a number, so that `refresh` takes the parameter itself.
-        return {"master": torch.full_like(self._cast(tensor), torch.nan)}
+        (cast,) = self._cast([tensor])
+        return {"master": torch.full_like(cast, torch.nan)}
 
     def refresh(  # type: ignore[override]  # it learns from no data
         self, params: list[Tensor], states: list[Node]
@@ -83,10 +96,8 @@ class To(ProjectionBase):
         """Takes over parameters that are not the rounding of their masters."""
         if not self.master:
             return
-        for state, param in zip(states, params, strict=True):
-            master = state["master"]
-            # The same again if nobody has changed the parameter, so a step that fails does no harm.
-            master.copy_(self._master_of(param, self._cast(param), master))
+        # The same again if nobody has changed a parameter, so a step that fails does no harm.
+        take_over_([state["master"] for state in states], params)
 
     def targets(
         self, params: list[Tensor], states: list[Node], settings: list[Settings]
@@ -103,14 +114,16 @@ class To(ProjectionBase):
         settings: list[Settings],
         current: str,
     ) -> list[Tensor]:
-        if self.master and current == "params":
-            return [
-                state["master"]
-                if tensor is param
-                else self._master_of(tensor, self._cast(tensor), state["master"])
-                for tensor, param, state in zip(tensors, params, states, strict=True)
-            ]
-        return [self._cast(tensor) for tensor in tensors]
+        if not self.master or current != "params":
+            return self._cast(tensors)
+        masters = [
+            state["master"] if tensor is param else state["master"].clone()
+            for tensor, param, state in zip(tensors, params, states, strict=True)
+        ]
+        others = [i for i, tensor in enumerate(tensors) if tensor is not params[i]]
+        if others:
+            take_over_([masters[i] for i in others], [tensors[i] for i in others])
+        return masters
 
     def unproject(
         self,
@@ -119,12 +132,7 @@ class To(ProjectionBase):
         *args: Any,
         **kwargs: Any,
     ) -> list[Tensor]:
-        return [
-            (tensor if param.is_complex() or not tensor.is_complex() else tensor.real).to(
-                param.device, param.dtype
-            )
-            for tensor, param in zip(projected_tensors, params, strict=True)
-        ]
+        return cast_back(list(projected_tensors), params)
 
     def combine(
         self,
@@ -140,27 +148,78 @@ class To(ProjectionBase):
         if not self.master:
             return self.unproject(result, params)
         # The update that takes a parameter to the rounding of its new master, exactly.
-        updates = []
-        for update, param, state in zip(result, params, states, strict=True):
-            state["master"] = state["master"] - update
-            rounded = state["master"].to(param.dtype).to(update.dtype)
-            updates.append((self._cast(param) - rounded).to(param.device))
-        return updates
+        masters = list(torch._foreach_sub([state["master"] for state in states], result))
+        for state, master in zip(states, masters, strict=True):
+            state["master"] = master
+        rounded = convert(cast_back(masters, params), list(map(format_of, masters)))
+        updates = list(torch._foreach_sub(self._cast(params), rounded))
+        return convert(
+            updates,
+            [(update.dtype, p.device) for update, p in zip(updates, params, strict=True)],
+        )
 
-    def _master_of(self, param: Tensor, cast: Tensor, master: Tensor) -> Tensor:
-        """Returns a master, or the parameter where that is not its rounding any more."""
-        rounded = master.to(param.dtype).to(master.dtype)
-        return torch.where((rounded == cast) | (cast != cast), master, cast)
+    def _cast(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Returns tensors in the dtype and on the device inside."""
+        dtype, device = self.dtype, self.device
+        if dtype is not None and not dtype.is_complex:
+            for tensor in tensors:
+                if tensor.is_complex():
+                    raise ArgumentError(
+                        f"To(dtype={dtype}) was given a complex tensor of shape "
+                        f"{tuple(tensor.shape)}. Its imaginary part would be lost. Use "
+                        "ViewAsReal([To(...)])."
+                    )
+        if device is not None:  # one such as "cuda" has an index when something is there
+            device = torch.empty(0, device=device).device
+        if any(tensor.is_meta for tensor in tensors):  # without storage, they are nowhere
+            device = None
+        return convert(tensors, [(dtype or t.dtype, device or t.device) for t in tensors])
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        dtype = self.dtype or tensor.dtype
-        if tensor.is_complex() and not dtype.is_complex:
-            raise ArgumentError(
-                f"To(dtype={dtype}) was given a complex tensor of shape {tuple(tensor.shape)}. Its "
-                "imaginary part would be lost. Use ViewAsReal([To(...)])."
-            )
-        device = tensor.device if tensor.is_meta else self.device
-        return tensor.to(device=device, dtype=dtype)
+
+def take_over_(masters: list[Tensor], params: list[Tensor]) -> None:
+    """Makes masters to the parameters, element by element, where these are not their roundings.
+
+    It works on bits: torch has no operation on lists of tensors that chooses among numbers, but
+    integers can be multiplied by 0 or 1 whatever numbers they stand for, Inf and NaN included.
+    """
+    masters = [
+        master.real if master.is_complex() and not param.is_complex() else master
+        for master, param in zip(masters, params, strict=True)
+    ]
+    masters, params = as_real(masters), as_real(params)
+    formats = [(param.dtype, master.device) for master, param in zip(masters, params, strict=True)]
+    params = convert(params, formats)
+    rounded, given = as_integers(convert(masters, formats)), as_integers(params)
+    if all(map(can_look, given)) and all(map(torch.equal, rounded, given)):
+        return
+    bits = as_integers(masters)
+    differences = list(torch._foreach_sub(rounded, given))
+    del rounded  # some of these lists are as large as the masters
+    differ = convert(differences, [(torch.bool, tensor.device) for tensor in differences])
+    del differences
+    factors = convert(differ, list(map(format_of, bits)))
+    torch._foreach_addcmul_(bits, factors, bits, value=-1)
+    fresh = convert(params, list(map(format_of, masters)))
+    torch._foreach_addcmul_(bits, factors, as_integers(fresh))
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether one may branch on values: they are there, and nobody has to be waited for."""
+    return type(tensor) is Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
+
+
+def cast_back(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    """Returns tensors as parameters are; of a complex tensor for a real one, the real part."""
+    real = [
+        tensor if param.is_complex() or not tensor.is_complex() else tensor.real
+        for tensor, param in zip(tensors, params, strict=True)
+    ]
+    return convert(real, list(map(format_of, params)))
+
+
+def as_integers(tensors: list[Tensor]) -> list[Tensor]:
+    """Views real tensors as integers of as many bits."""
+    return [tensor.view(INTEGERS[tensor.itemsize]) for tensor in tensors]
 
 
 def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:

@@ -1,0 +1,100 @@
+"""Lists of tensors in other dtypes and on other devices, by few operations and without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+# The dtypes that torch's `_foreach` kernels for accelerators copy from and to.
+COPIED_AS_LISTS = frozenset(
+    {
+        torch.bool,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex64,
+        torch.complex128,
+    }
+)
+
+
+Format = tuple[torch.dtype, torch.device]
+
+
+def format_of(tensor: Tensor) -> Format:
+    """Returns the dtype and the device of a tensor."""
+    return tensor.dtype, tensor.device
+
+
+def convert(tensors: list[Tensor], formats: list[Format]) -> list[Tensor]:
+    """Returns tensors in other formats; those that have theirs already, as they are.
+
+    Cost: one copy of a list for each pair of formats; from an accelerator to the CPU, one wait for
+    the accelerator, however many tensors there are, and in the other direction none.
+    """
+    results = list(tensors)
+    pairs: dict[Hashable, list[int]] = {}
+    for i, (tensor, wanted) in enumerate(zip(tensors, formats, strict=True)):
+        given = tensor.dtype, tensor.device
+        if given != wanted:
+            mesh = None if type(tensor) is Tensor else getattr(tensor, "device_mesh", None)
+            pairs.setdefault((given, wanted, mesh), []).append(i)
+    for places in pairs.values():
+        copies = _converted([tensors[i] for i in places], formats[places[0]])
+        for i, copy in zip(places, copies, strict=True):
+            results[i] = copy
+    return results
+
+
+def _converted(tensors: list[Tensor], wanted: Format) -> list[Tensor]:
+    """Returns copies of tensors of one format in another; the CPU does the casts of an offload."""
+    source, (dtype, device) = tensors[0].device, wanted
+    if any(tensor.requires_grad for tensor in tensors):  # copies of lists have no derivative
+        return [tensor.to(device, dtype) for tensor in tensors]
+    if source == device:
+        return cast(tensors, dtype)
+    if device.type == "cpu":
+        arrived = _copied(tensors, [_pinned(tensor, tensor.dtype) for tensor in tensors])
+        _wait(source)
+        return cast(arrived, dtype)
+    if source.type == "cpu":
+        # The accelerator reads the source later, so that is memory that nobody else writes; once
+        # it is freed, torch's allocator keeps it until it was read.
+        tensors = _copied(tensors, [_pinned(tensor, dtype) for tensor in tensors])
+    return _copied(
+        tensors,
+        [torch.empty_like(each, dtype=dtype, device=device) for each in tensors],
+    )
+
+
+def cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Returns tensors, all of one dtype, in another; in the same, as they are."""
+    if tensors[0].dtype == dtype:
+        return tensors
+    if not COPIED_AS_LISTS.issuperset((tensors[0].dtype, dtype)):
+        return [tensor.to(dtype) for tensor in tensors]
+    return _copied(tensors, [torch.empty_like(tensor, dtype=dtype) for tensor in tensors])
+
+
+def _copied(tensors: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
+    torch._foreach_copy_(targets, tensors, non_blocking=True)
+    return targets
+
+
+def _pinned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns an empty tensor on the CPU that an accelerator copies from and to by itself."""
+    pin = torch.accelerator.is_available()  # otherwise tensors only pretend to be on one
+    return torch.empty_like(tensor, dtype=dtype, device="cpu", pin_memory=pin)
+
+
+def _wait(device: torch.device) -> None:
+    """Waits until an accelerator has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.current_stream(device).synchronize()
