@@ -17,7 +17,17 @@ RENAMED = {  # old names of class attributes and methods, and what is there in t
     "spends": "nothing, as the plan decides it",
     "writes": "writer(targets)",
 }
-HOOKS = ("init", "apply", "refresh", "project", "combine", "receive", "targets", "writer")
+HOOKS = (
+    "init",
+    "apply",
+    "refresh",
+    "project",
+    "combine",
+    "receive",
+    "targets",
+    "writer",
+    "materialize",
+)
 
 
 class Hooks:

@@ -210,6 +210,17 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         """
         return tensors
 
+    def materialize(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> Sequence[Node]:
+        """Returns entries that are in ``states`` while tensors cross in a graph, and not saved.
+
+        For what no graph can make, such as random numbers, and `project` makes itself where there
+        are no such entries. Called in compiled steps alone, in Python, after `refresh`; ``tensors``
+        is the update. By default there are none.
+        """
+        return [{} for _ in states]
+
     def targets(
         self, params: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Tensor] | None:

@@ -69,6 +69,7 @@ class Inside(Node):
         hooks = ("init", "refresh", "receive", "combine", "targets", "writer")
         self._keeps = any(map(projection.overrides, hooks))
         self._owns = False
+        self._lent: Sequence[Sequence[str]] = ()  # entries that are there for a trace
 
     def check_applies(self) -> None:
         """Raises if the projection applies to no tensor at all."""
@@ -175,13 +176,18 @@ class Inside(Node):
     def begin(self, frame: Frame) -> None:
         if self.site.ready and not self.begins:
             return
-        _, update = self._learn(frame)
+        crossing, update = self._learn(frame)
+        if self.projection.overrides("materialize"):
+            self._lent = crossing.materialize(update)
         for i, tensor in zip(self.where, update, strict=True):
             frame.update[i] = tensor
 
     def finish(self, frame: Frame) -> None:
         crossing = Crossing(self, self.site.select(frame.objective))
         self._cross(frame, crossing, [frame.update[i] for i in self.where])
+        for state, names in zip(crossing.states, self._lent, strict=False):
+            for name in names:
+                del state[name]
 
     @property
     def is_settled(self) -> bool:
@@ -433,6 +439,13 @@ class Crossing:
         new = self.projection.call_refresh(tensors, *self.facts(), self.states, self.settings)
         if new is not None:
             change_map(self, update, list(new))
+
+    def materialize(self, update: list[Tensor]) -> list[list[str]]:
+        """Puts what cannot be traced into the state; returns the names of the entries."""
+        made = self.projection.materialize(self._pick(update), self.states, self.settings)
+        for state, entries in zip(self.states, made, strict=True):
+            state.update(entries)
+        return [list(entries) for entries in made]
 
     def down(
         self, tensors: Sequence[Tensor], current: Current, states: list[Entries] | None = None

@@ -225,9 +225,7 @@ def test_missing_gradients_and_late_groups(make: Any, run: Any, backend: Countin
     close(compiled, eager)
 
 
-def test_many_sets_of_gradients_are_not_compiled_for_ever(
-    make: Any, run: Any, backend: Counting
-) -> None:
+def test_many_sets_of_gradients(make: Any, run: Any, backend: Counting) -> None:
     """Of ten plans, each of which runs three times, eight are compiled."""
     sets = list(combinations(range(5), 2))
     compiled, eager = pair("bare", make)
@@ -402,6 +400,40 @@ def test_a_refresh_runs_in_python(name: str, make: Any, run: Any, backend: Count
         results.append(optimizer)
     close(*results)
     assert len(backend.graphs) == graphs
+
+
+class Drawn(Turn):
+    """Changes signs at random, by numbers that it draws when it needs them."""
+
+    def signs(self, tensor: Tensor, state: Any) -> Tensor:
+        if "signs" in state:
+            return state["signs"]
+        generator = torch.Generator().manual_seed(state["step"] // 3)
+        return (torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1).to(tensor.device)
+
+    def materialize(self, tensors: list[Tensor], states: Any, settings: Any) -> list[Any]:
+        pairs = zip(tensors, states, strict=True)
+        return [{"signs": self.signs(tensor, state)} for tensor, state in pairs]
+
+    def project(self, tensors: list[Tensor], *facts: Any) -> list[Tensor]:
+        return [self.signs(x, state) * x for x, state in zip(tensors, facts[3], strict=True)]
+
+    def unproject(self, projected_tensors: Any, *facts: Any) -> list[Tensor]:
+        return self.project(projected_tensors, *facts)
+
+
+@pytest.mark.parametrize("policy", ["keep", "transport", "reset"])
+def test_what_no_graph_can_make(policy: Any, make: Any, run: Any, backend: Counting) -> None:
+    """It is made in Python before the graph, and not kept."""
+    results = []
+    for compiled in (True, False):
+        params = make((3, 2), (4,), (2, 2), dtype=torch.float32)
+        optimizer = Optimizer(params, Drawn([Adam()], policy), LR(0.1), compile=compiled)
+        run(optimizer, range(10))
+        results.append(optimizer)
+    close(*results)
+    assert len(backend.graphs) == 1
+    assert nodes_of(results[0])[:3] == ["begin drawn in Python", "compiled", "  run drawn"]
 
 
 def test_refreshes_of_other_tensors_come_first(make: Any, run: Any, backend: Counting) -> None:

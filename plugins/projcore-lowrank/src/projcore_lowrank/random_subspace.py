@@ -91,7 +91,8 @@ class RandomSubspace(Subspace):
     order of 5% of the products' time on a CPU; with ``"orthonormal"`` a QR decomposition, which for
     a rank of ``s / 4`` takes about half their time or more. ``"srht"`` makes transforms of
     O(s l log s) instead, twice as many where `s` is no power of two. No memory beside that of the
-    modules, or ``s r`` elements with ``store=True``.
+    modules, or ``s r`` elements with ``store=True``, and for a moment in compiled steps, in which
+    each :math:`P` is drawn once. ``"srht"`` is not compiled, unless stored.
 
     Differs from GoLore: that begins with GaLore's bases, and changes to random ones for the last
     part of the training.
@@ -155,7 +156,7 @@ class RandomSubspace(Subspace):
         self.seed = seed
         self.seeds = chain
         self.store = store
-        self.traceable = store  # drawing is not traced
+        self.traceable = store or kind != "srht"  # that draws in every product
         options = Options(
             rank=rank,
             period=period,
@@ -202,9 +203,21 @@ class RandomSubspace(Subspace):
     def rank_of(self, state: Node) -> int:
         return int(state[self.ends(state)[0]].shape[1])
 
-    def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
-        kept: Tensor = state[end]
+    def materialize(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Node]:
         if self.store:
+            return [{} for _ in states]
+        likes = [self._as_multiplied(tensor.new_empty(0)) for tensor in tensors]
+        return [
+            {f"drawn_{end}": self.basis(state, end, like) for end in self.ends(state)}
+            for like, state in zip(likes, states, strict=True)
+        ]
+
+    def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
+        drawn = f"drawn_{end}"  # for a graph: see `materialize`
+        kept: Tensor = state[drawn if drawn in state else end]
+        if kept.ndim == 2:
             return kept if kept.dtype == like.dtype else kept.to(like.dtype)
         length, rank, _ = kept.shape
         return self._drawn(self._key(state, end), end, length, rank, like)

@@ -279,17 +279,21 @@ class Subspace(ProjectionBase):
 
     def _down(self, x: Tensor, state: Node) -> Tensor:
         dtype = x.dtype
-        x = x if self.compute_dtype is None else x.to(self.compute_dtype)
+        x = self._as_multiplied(x)
         for end in self.ends(state):
             x = self.down(x, state, end)
         return x if x.dtype == dtype else x.to(dtype)
 
     def _up(self, z: Tensor, state: Node) -> Tensor:
         dtype = z.dtype
-        z = z if self.compute_dtype is None else z.to(self.compute_dtype)
+        z = self._as_multiplied(z)
         for end in self.ends(state):
             z = self.up(z, state, end)
         return z if z.dtype == dtype else z.to(dtype)
+
+    def _as_multiplied(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor in the dtype in which it is multiplied with a basis."""
+        return tensor if self.compute_dtype is None else tensor.to(self.compute_dtype)
 
     def ends(self, state: Node) -> list[End]:
         """Returns the sides that a tensor with this memory is multiplied from."""
