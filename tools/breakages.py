@@ -32,6 +32,8 @@ class Breakage(NamedTuple):
 CORE = "projcore/core/"
 ENGINE = "projcore/engine/"
 TEST_ENGINE = "tests/kernel/test_engine.py"
+LAUNCHES = "tests/launches/"
+LAUNCHED = "test_a_step_asks_of_the_device_what_the_table_says"
 ADAPTIVE = "plugins/projcore-adaptive/"
 BASIC = "plugins/projcore-basic/"
 CAST = "plugins/projcore-cast/"
@@ -1610,6 +1612,14 @@ PLUGINS = [
         tests=(BASIC + "tests/test_kinds.py::test_the_norm_of_all_is_that_of_one_vector",),
     ),
     Breakage(
+        "clip-norm-waits",
+        "Clipping reads the norm, for which the host waits on a GPU.",
+        BASIC + "src/projcore_basic/clip_norm.py",
+        before="norm = whole_norm(tensors, self.order)",
+        after="norm = whole_norm(tensors, self.order).item() * torch.ones(())",
+        tests=(LAUNCHES + "test_table.py::" + LAUNCHED + "[clip_norm; adam(); lr]",),
+    ),
+    Breakage(
         "clip-lengthens",
         "Clipping makes short updates longer.",
         BASIC + "src/projcore_basic/clip_norm.py",
@@ -1755,4 +1765,31 @@ PLUGINS = [
     ),
 ]
 
-BREAKAGES = [*KERNEL, *ENGINE_BREAKAGES, *HOST, *KIT, *PLUGINS]
+COUNTER = [
+    Breakage(
+        "counter-dtypes",
+        "Lists of several dtypes are counted as if torch had a foreach kernel for them.",
+        LAUNCHES + "counting.py",
+        before="all(each == dtypes[0] for each in dtypes)",
+        after="True",
+        tests=(LAUNCHES + "test_counting.py::test_foreach",),
+    ),
+    Breakage(
+        "counter-pinned",
+        "A copy to ordinary memory is taken for one that nobody waits for.",
+        LAUNCHES + "counting.py",
+        before="blocking or not is_pinned(target)",
+        after="blocking",
+        tests=(LAUNCHES + "test_counting.py::test_copies",),
+    ),
+    Breakage(
+        "counter-freed",
+        "Memory that a step has given back is still counted.",
+        LAUNCHES + "counting.py",
+        before="self._live -= size",
+        after="pass",
+        tests=(LAUNCHES + "test_counting.py",),
+    ),
+]
+
+BREAKAGES = [*KERNEL, *ENGINE_BREAKAGES, *HOST, *KIT, *PLUGINS, *COUNTER]

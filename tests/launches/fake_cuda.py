@@ -133,7 +133,7 @@ class _Arguments(TorchFunctionMode):
             func, args = Tensor.to, (args[0], "cuda:0", *args[2:])
         generator = kwargs.pop("generator", None)
         result = func(*args, **kwargs)
-        if generator is not None and generator.device.type != result.device.type:
+        if generator is not None and result.device.type not in ("meta", generator.device.type):
             raise RuntimeError(
                 f"Expected a '{result.device.type}' device type for generator but found "
                 f"'{generator.device.type}'"

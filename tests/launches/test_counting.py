@@ -118,8 +118,8 @@ COPIES: dict[str, tuple[Run, Counts]] = {
 }
 
 
-def lists(*tensors: Tensor) -> list[list[Tensor]]:
-    return [[tensor, tensor.clone(memory_format=torch.preserve_format)] for tensor in tensors]
+def integers() -> list[Tensor]:
+    return [torch.empty(3, dtype=torch.int32, device="cuda") for _ in range(2)]
 
 
 def over(*dtypes: torch.dtype) -> Run:
@@ -173,10 +173,9 @@ FOREACH: dict[str, tuple[Run, int]] = {
     "columns, with gaps between them": (gaps, 2),
     "rows, without gaps": (rows, 1),
     "tensors that are broadcast": (lambda x: torch._foreach_mul_([x, x], [x[0], x[0]]), 2),
-    "integers": (
-        lambda x: torch._foreach_add_([torch.ones(3, dtype=torch.int32, device="cuda")] * 2, 1),
-        2,
-    ),
+    "integers": (lambda x: torch._foreach_mul(integers(), 2), 1),
+    "integers with a number of floating point": (lambda x: torch._foreach_mul(integers(), 1.5), 2),
+    "integers, divided": (lambda x: torch._foreach_div(integers(), 2), 2),
     "on the CPU": (lambda x: torch._foreach_add_([cpu(x), cpu(x)], 1), 0),
     "a fused optimizer": (fused, 1),
 }
