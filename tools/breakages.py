@@ -1294,8 +1294,8 @@ PLUGINS = [
         "master-rounded",
         "Master copies are rounded to the dtype of the parameters in every step.",
         CAST + "src/projcore_cast/to.py",
-        before='state["master"] = master',
-        after='state["master"] = master.bfloat16().to(master.dtype)',
+        before='state["master"] = state["master"] - update',
+        after='state["master"] = (state["master"] - update).bfloat16().to(update.dtype)',
         tests=("tests/ecosystem/test_master_weights.py::test_it_moves_as_the_float32_run_rounds",),
     ),
     Breakage(

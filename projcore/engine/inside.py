@@ -560,7 +560,7 @@ class Crossing:
     def copies(self, params: list[Tensor], targets: list[Tensor]) -> list[Write]:
         """Returns what makes parameters to what was written in their place."""
         chosen = _chosen(self.applied, self.objective.active)
-        if not chosen or not self.projection.overrides("targets"):
+        if not chosen or not self.node.owns:
             return []
         some, written = [params[i] for i in chosen], [targets[i] for i in chosen]
         return [Write(some[0], partial(torch._foreach_copy_, some, written))]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
@@ -70,7 +72,7 @@ def test_a_cast_is_what_torch_makes_of_each(source: torch.dtype, target: torch.d
         torch.ones(()).to(source).expand(2, 3),
     ]
     with Operations() as seen:
-        made = convert(tensors, [(target, CPU)] * len(tensors))
+        made = convert(tensors, (target, CPU))
     assert len(seen.work) == (source != target)
     for tensor, result in zip(tensors, made, strict=True):
         expected = tensor.to(target)
@@ -157,6 +159,32 @@ def test_masters_are_taken_over_bit_by_bit(wide: torch.dtype, narrow: torch.dtyp
     assert torch.equal(masters.view(integers), expected.view(integers))
     assert same.any()
     assert not same.all()
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_sharded_and_plain_parameters_may_be_cast_together(mesh: Any) -> None:
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    params = [torch.randn(4, dtype=dtype) for dtype in (torch.bfloat16, torch.float32) * 2]
+    mixed = [
+        distribute_tensor(param, mesh, [Shard(0)]) if i < 2 else param
+        for i, param in enumerate(params)
+    ]
+    cast = convert(mixed, (torch.float64, CPU))
+    assert [isinstance(each, DTensor) for each in cast] == [True, True, False, False]
+    masters = [torch.zeros_like(each) for each in cast]
+    masters[3].copy_(params[3].double() + 2.0**-60)
+    take_over_(masters, mixed)
+    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in masters]
+    assert all(map(torch.equal, whole, [param.double() for param in params]))
 
 
 class Accelerator:

@@ -33,12 +33,14 @@ def format_of(tensor: Tensor) -> Format:
     return tensor.dtype, tensor.device
 
 
-def convert(tensors: list[Tensor], formats: list[Format]) -> list[Tensor]:
-    """Returns tensors in other formats; those that have theirs already, as they are.
+def convert(tensors: list[Tensor], formats: Format | list[Format]) -> list[Tensor]:
+    """Returns tensors in other formats, or all in one; those that have it already, as they are.
 
     Cost: one copy of a list for each pair of formats; from an accelerator to the CPU, one wait for
     the accelerator, however many tensors there are, and in the other direction none.
     """
+    if isinstance(formats, tuple):
+        formats = [formats] * len(tensors)
     results = list(tensors)
     pairs: dict[Hashable, list[int]] = {}
     for i, (tensor, wanted) in enumerate(zip(tensors, formats, strict=True)):
@@ -84,8 +86,17 @@ def cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def _copied(tensors: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
-    torch._foreach_copy_(targets, tensors, non_blocking=True)
+    torch._foreach_copy_(shards(targets), shards(tensors), non_blocking=True)
     return targets
+
+
+def shards(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the parts of tensors that are here, if they are sharded; otherwise themselves.
+
+    Torch copies no lists of sharded ones (`DTensor`, torch 2.13).
+    """
+    sharded = hasattr(tensors[0], "to_local")
+    return [each.to_local() for each in tensors] if sharded else tensors  # type: ignore[attr-defined]
 
 
 def _pinned(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from projcore import Module, Node, ProjectionBase, Settings, as_module
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.ops import as_real
-from projcore_cast._convert import convert, format_of
+from projcore.ops import alike, as_real
+from projcore_cast._convert import convert, format_of, shards
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -148,11 +148,11 @@ class To(ProjectionBase):
         if not self.master:
             return self.unproject(result, params)
         # The update that takes a parameter to the rounding of its new master, exactly.
-        masters = list(torch._foreach_sub([state["master"] for state in states], result))
-        for state, master in zip(states, masters, strict=True):
-            state["master"] = master
+        for state, update in zip(states, result, strict=True):
+            state["master"] = state["master"] - update
+        masters = [state["master"] for state in states]
         rounded = convert(cast_back(masters, params), list(map(format_of, masters)))
-        updates = list(torch._foreach_sub(self._cast(params), rounded))
+        updates = [p - r for p, r in zip(self._cast(params), rounded, strict=True)]
         return convert(
             updates,
             [(update.dtype, p.device) for update, p in zip(updates, params, strict=True)],
@@ -177,29 +177,34 @@ class To(ProjectionBase):
 
 
 def take_over_(masters: list[Tensor], params: list[Tensor]) -> None:
-    """Makes masters to the parameters, element by element, where these are not their roundings.
+    """Makes masters to the parameters, element by element, where these are not their roundings."""
+    for places in alike(params):
+        some, theirs = [masters[i] for i in places], [params[i] for i in places]
+        _take_over_alike_(shards(some), shards(theirs))
+
+
+def _take_over_alike_(masters: list[Tensor], params: list[Tensor]) -> None:
+    """Does it for tensors that are alike.
 
     It works on bits: torch has no operation on lists of tensors that chooses among numbers, but
     integers can be multiplied by 0 or 1 whatever numbers they stand for, Inf and NaN included.
     """
-    masters = [
-        master.real if master.is_complex() and not param.is_complex() else master
-        for master, param in zip(masters, params, strict=True)
-    ]
+    if masters[0].is_complex() and not params[0].is_complex():
+        masters = [master.real for master in masters]
     masters, params = as_real(masters), as_real(params)
-    formats = [(param.dtype, master.device) for master, param in zip(masters, params, strict=True)]
-    params = convert(params, formats)
-    rounded, given = as_integers(convert(masters, formats)), as_integers(params)
+    bits, format_inside = as_integers(masters), format_of(masters[0])
+    here = (params[0].dtype, masters[0].device)
+    params = convert(params, here)
+    rounded, given = as_integers(convert(masters, here)), as_integers(params)
     if all(map(can_look, given)) and all(map(torch.equal, rounded, given)):
         return
-    bits = as_integers(masters)
     differences = list(torch._foreach_sub(rounded, given))
     del rounded  # some of these lists are as large as the masters
-    differ = convert(differences, [(torch.bool, tensor.device) for tensor in differences])
+    differ = convert(differences, (torch.bool, differences[0].device))
     del differences
-    factors = convert(differ, list(map(format_of, bits)))
+    factors = convert(differ, format_of(bits[0]))
     torch._foreach_addcmul_(bits, factors, bits, value=-1)
-    fresh = convert(params, list(map(format_of, masters)))
+    fresh = convert(params, format_inside)
     torch._foreach_addcmul_(bits, factors, as_integers(fresh))
 
 
