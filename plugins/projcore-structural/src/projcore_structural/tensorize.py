@@ -81,7 +81,9 @@ class Tensorize(ProjectionBase):
         for tensor in tensors:
             shape = sides(tensor.numel(), self.ndim, self.max_side)
             zeros = math.prod(shape) - tensor.numel()
-            flat = torch.nn.functional.pad(tensor.reshape(-1), (0, zeros))
+            flat = tensor.reshape(-1)
+            if zeros:
+                flat = torch.nn.functional.pad(flat, (0, zeros))
             result.append(flat.reshape(shape))
         return result
 
