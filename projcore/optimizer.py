@@ -336,12 +336,19 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             ArgumentError: If a bad value was written into a group, or a setting was removed.
-            StepError: If a closure is needed and there is none, a gradient cannot be used, or a
-                parameter has another shape, dtype or device than its state was created for.
+            StepError: If a closure is needed and there is none, a gradient cannot be used, a
+                parameter has another shape, dtype or device than its state was created for, or a
+                CUDA graph is being captured.
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
                 Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
+        if torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing():
+            raise StepError(
+                "step() was called while a CUDA graph is captured. It reads counts and settings on "
+                "the host, which the graph would repeat as they are now. Capture the forward and "
+                "backward pass alone, and call step() after the replay."
+            )
         if closure is None and wanted:
             raise StepError(
                 f"{self.module} needs {wanted}, but step() was given no closure. Pass a function "

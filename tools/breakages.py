@@ -69,16 +69,16 @@ KERNEL = [
         "resume-counts",
         "Counts of steps begin at zero after loading.",
         ENGINE + "checkpoint.py",
-        before="value.detach().clone()",
-        after="value.detach().clone().zero_()",
+        before="return value.detach().to(device, copy=True)",
+        after="return value.detach().to(device, copy=True).mul_(float(value.ndim > 0))",
         tests=("tests/kernel/test_state.py::test_loading_goes_on_as_if_never_stopped",),
     ),
     Breakage(
         "resume-dtypes",
         "Loading casts memory to the dtype of its parameter.",
         ENGINE + "checkpoint.py",
-        before=".to(parameter.device, copy=True)",
-        after=".to(parameter.device, parameter.dtype, copy=True)",
+        before=".to(device, copy=True)",
+        after=".to(device, parameter.dtype, copy=True)",
         tests=("tests/kernel/test_state.py::test_dtypes_stay_as_saved",),
     ),
     Breakage(
@@ -619,10 +619,8 @@ ENGINE_BREAKAGES = [
         "split-twice",
         "A tensor is in two blocks.",
         ENGINE + "passes/split.py",
-        before=("            found.append([])\n            left = BLOCK\n"),
-        after=(
-            "            found.append(found[-1][-1:] if found else [])\n            left = BLOCK\n"
-        ),
+        before="            found.append([])\n            left",
+        after="            found.append(found[-1][-1:] if found else [])\n            left",
         tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
     ),
     Breakage(
@@ -938,6 +936,22 @@ ENGINE_BREAKAGES = [
         before='crc32(f"{key}/{count}".encode()) if count else key',
         after="key",
         tests=("tests/kernel/test_keys.py",),
+    ),
+    Breakage(
+        "load-counts-stay",
+        "Counts stay on the device that a checkpoint was mapped to, and each costs a wait.",
+        ENGINE + "checkpoint.py",
+        before='device = parameter.device if like_parameter else torch.device("cpu")',
+        after="device = parameter.device if like_parameter else value.device",
+        tests=("tests/kernel/test_devices.py",),
+    ),
+    Breakage(
+        "load-offloaded",
+        "State of an offloaded parameter stays where its parameter is.",
+        ENGINE + "nodes.py",
+        before="node[key] = value.to(tensor.device)",
+        after="pass",
+        tests=("tests/kernel/test_devices.py",),
     ),
     Breakage(
         "formats-in-one-call",

@@ -8,6 +8,7 @@ from copy import deepcopy
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -129,7 +130,10 @@ def read(
     _check_shapes(given, places, parameters)
     _check_histories(names, found)
     state = {
-        parameters[i]: {key: _copy(value, parameters[i]) for key, value in found[i].items()}
+        parameters[i]: {
+            key: _copy(value, parameters[i], expected[i].get(key))
+            for key, value in found[i].items()
+        }
         for i in sorted(indices[saved] for saved in state_dict["state"])
     }
     if state:
@@ -406,12 +410,13 @@ def _check_entry(
         )
 
 
-def _copy(value: Any, parameter: Tensor) -> Any:
-    """Copies an entry, to the parameter's device if it is no count; its dtype stays."""
+def _copy(value: Any, parameter: Tensor, expected: Any) -> Any:
+    """Copies an entry to the parameter's device, and a count to the CPU; its dtype stays.
+
+    A count is read in every step, for which the host would have to wait for an accelerator.
+    """
     if not isinstance(value, Tensor):
         return value
-    return (
-        value.detach().clone()
-        if value.ndim == 0
-        else value.detach().to(parameter.device, copy=True)
-    )
+    like_parameter = expected.is_meta if isinstance(expected, Tensor) else value.ndim > 0
+    device = parameter.device if like_parameter else torch.device("cpu")
+    return value.detach().to(device, copy=True)

@@ -169,7 +169,9 @@ class Site:
         """Creates state where there is none yet."""
         if self.ready and (all(self.state.nodes) or not self.keeps):
             return
-        self.module.remember(self.select(objective), self.state)
+        chosen = self.select(objective)
+        self.module.remember(chosen, self.state)
+        _follow_devices(self.state.nodes, chosen.template)
         self.ready = True
         objective.context.changed = True
 
@@ -207,6 +209,19 @@ class Site:
         site = self.part(index)
         own = {index[place] for place in where if place in index}
         return site, [k for k, place in enumerate(site.space.places) if place in own]
+
+
+def _follow_devices(nodes: Sequence[Entries], template: Sequence[Tensor]) -> None:
+    """Moves state to its tensors, as that of an offloaded parameter, which was loaded elsewhere.
+
+    Counts stay on the CPU.
+    """
+    for node, tensor in zip(nodes, template, strict=True):
+        for key, value in node.items():
+            if not isinstance(value, Tensor) or not value.ndim or tensor.is_meta:
+                continue
+            if value.device != tensor.device:
+                node[key] = value.to(tensor.device)
 
 
 class Call(Node):

@@ -76,7 +76,8 @@ def step_lines(region: Region, targets: Sequence[Tensor]) -> Iterator[str]:
     if ending.rest:
         lines.append(Line("write the update", ending.rest, _folded(ending, ending.rest)))
     if cut.blocks:
-        yield f"in {len(cut.blocks)} blocks, of up to {splitting.BLOCK:,} elements or one tensor"
+        size = splitting.block_size(targets[0])
+        yield f"in {len(cut.blocks)} blocks, of up to {size:,} elements or one tensor"
         yield from _indented(_shown(lines, count))
     else:
         yield from _shown(lines, count)

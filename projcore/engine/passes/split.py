@@ -17,13 +17,15 @@ from projcore.engine.nodes import Call, Node
 
 # Elements in a block, or one tensor: a few lists of so many fit a cache (measured: benchmarks/).
 BLOCK = 1 << 18
+# On accelerators it is memory that is spared, and launches are dear.
+LARGE_BLOCK = 1 << 27
 
 
 def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     """Splits what comes last into blocks, if that spares anything."""
     nodes = list(ending.nodes)
     last = [*ending.folded, *ending.writers]
-    if not all(t.is_cpu for t in targets) or not all(node.fits_blocks for node in last):
+    if not all(node.fits_blocks for node in last):
         return ending
     tail: list[Node] = []
     while nodes and nodes[-1].fits_blocks:
@@ -68,6 +70,11 @@ def _is_direct(node: Node) -> bool:
     return node.writes_directly and not node.owns
 
 
+def block_size(target: Tensor) -> int:
+    """Returns how many elements a block has that begins with a tensor, if it has several."""
+    return BLOCK if target.is_cpu else LARGE_BLOCK
+
+
 def runs(targets: Sequence[Tensor], active: Sequence[int] | None) -> list[list[int]]:
     """Returns the places of tensors that make a block together."""
     found: list[list[int]] = []
@@ -76,7 +83,7 @@ def runs(targets: Sequence[Tensor], active: Sequence[int] | None) -> list[list[i
         size = targets[i].numel()
         if not found or size > left:
             found.append([])
-            left = BLOCK
+            left = block_size(targets[i])
         found[-1].append(i)
         left -= size
     return found
