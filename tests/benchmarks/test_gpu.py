@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ def bench(tmp_path: Path) -> Bench:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiles with torch's simplest backend."""
     torch.compiler.reset()
-    compiler: Any = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     yield
     torch.compiler.reset()
 
