@@ -1,7 +1,7 @@
 """Counts what an optimizer's step asks of a CUDA device, on a machine that has none.
 
 Under `fake_cuda` a step runs on tensors without numbers, and `Counting` sees each operator that is
-dispatched. What it counts follows from the code alone, and is the same on every machine:
+dispatched. What it counts follows from the code and torch's version, whatever the machine:
 
 *launches*
     Operators that start work on the device. A ``torch._foreach_*`` operator is one launch, as long
@@ -12,7 +12,8 @@ dispatched. What it counts follows from the code alone, and is the same on every
 *syncs*
     Reads from the device, for which the host waits until all work before them is done: `item`,
     `bool`, `tolist`, copies to the CPU (but those that are ``non_blocking`` and go to pinned
-    memory), the error codes that `eigh` and `svd` look at; and waits for a stream.
+    memory), writes where a mask says, the error codes that `eigh` and `svd` look at, and waits for
+    a stream. An operator whose result has a shape that depends on data is an error.
 *copies*
     Tensors copied between CPU and device, either way. A copy to the device that is not
     ``non_blocking`` lets the host wait as well, and counts as a copy only.
@@ -137,7 +138,7 @@ class Counting(TorchDispatchMode):
             return
         if not any(tensor.is_cuda for tensor in (*given, *made)):
             return
-        if packet in CHECKED:
+        if packet in CHECKED or (packet in INDEXED and _counts_places(*args[1:])):
             self.syncs[f"{name} {_place()}"] += 1
         if not name.startswith(("_foreach_", "_fused_")) or fast(func, args, kwargs):
             self.launches[name] += 1
@@ -205,6 +206,12 @@ def fast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         and all(tensor.device == first.device and _dense(tensor) for tensor in chain(*lists))
         and all(len({_layout(tensor) for tensor in row}) == 1 for row in zip(*lists, strict=True))
     )
+
+
+def _counts_places(indices: Sequence[Tensor | None], *values: Any) -> bool:
+    """Says whether the host must know at how many places a mask among the indices is True."""
+    masked = any(index.dtype == torch.bool for index in _tensors(indices))
+    return masked and any(each.is_cuda or each.numel() > 1 for each in _tensors(values))
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from tests.launches.counting import Counting, Counts
 from tests.launches.fake_cuda import AVAILABLE, fake_cuda
@@ -70,6 +71,14 @@ SYNCS: dict[str, tuple[Run, Counts]] = {
     "a condition": (lambda x: 1 if x[0, 0] else 2, Counts(0, 1, 0, 0)),
     "tolist": (lambda x: x.tolist(), Counts(0, 1, 0, 0)),
     "equal": (lambda x: torch.equal(x, x), Counts(0, 1, 0, 0)),
+    "writing where a mask says": (
+        lambda x: x.__setitem__(x > 0, x[0, :1]),
+        Counts(2, 1, 0, SIZE),
+    ),
+    "writing a number where a mask says": (
+        lambda x: x.__setitem__(x > 0, 2.0),
+        Counts(2, 0, 0, SIZE),
+    ),
     "synchronize": (lambda x: torch.cuda.synchronize(), Counts(0, 1, 0, 4)),
     "item of the CPU": (lambda x: cpu(x)[0, 0].item(), Counts(0, 0, 0, 0)),
     "tolist of the CPU": (lambda x: cpu(x).tolist(), Counts(0, 0, 0, 0)),
@@ -252,6 +261,12 @@ def test_numbers_that_are_read_say_that_all_is_well() -> None:
     assert matrix.sum().item() == 1.0
     assert matrix.to(torch.int64).tolist() == [[1, 1, 1], [1, 1, 1]]
     assert torch.tensor(5).item() == 5
+
+
+def test_a_shape_that_depends_on_data_is_an_error() -> None:
+    matrix = torch.empty(2, 3, device="cuda")
+    with Counting(), pytest.raises(DynamicOutputShapeException):
+        matrix[matrix > 0]
 
 
 def test_the_place_is_told() -> None:
