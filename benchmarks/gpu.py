@@ -29,6 +29,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -293,7 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds, refreshes, compile = arguments.rounds, arguments.refreshes, not arguments.no_compile
     results: dict[str, Result] = {}
     console.print(*facts.values(), sep=", ")
-    with Live(table, console=console):  # shows each row as soon as it is measured
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with current, Live(table, console=console):  # shows each row as soon as it is measured
         for name, case in CASES.items():
             if arguments.only not in name:
                 continue

@@ -90,6 +90,62 @@ def test_a_case_that_takes_too_much_memory(bench: Bench, monkeypatch: pytest.Mon
     assert result["ratio"] is None
 
 
+class Device:
+    """Stands for `torch.cuda` and its events, and writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.bytes = 100
+        self.most = 0
+
+    def Event(self, enable_timing: bool) -> Device:
+        assert enable_timing
+        return self
+
+    def record(self) -> None:
+        self.log.append("record")
+
+    def synchronize(self, device: object = None) -> None:
+        self.log.append("wait")
+
+    def elapsed_time(self, end: Device) -> float:
+        self.log.append("read")
+        return 1.5
+
+    def memory_allocated(self, device: object) -> int:
+        return self.bytes
+
+    def max_memory_allocated(self, device: object) -> int:
+        return self.most
+
+    def reset_peak_memory_stats(self, device: object) -> None:
+        self.most = self.bytes
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Device:
+    made = Device()
+    monkeypatch.setattr(torch, "cuda", made)
+    return made
+
+
+def test_events_of_the_device_enclose_what_is_timed(cuda: Device) -> None:
+    meter = Meter(torch.device("cuda"))
+    assert meter.milliseconds(lambda: cuda.log.append("run")) == 1.5
+    # Nothing of what came before is timed, and all work is done when the time is read.
+    assert cuda.log == ["wait", "record", "run", "record", "wait", "read"]
+
+
+def test_memory_of_the_device(cuda: Device) -> None:
+    def run() -> None:
+        cuda.bytes += 30
+        cuda.most = max(cuda.most, cuda.bytes)
+        cuda.bytes -= 20
+
+    meter = Meter(torch.device("cuda"))
+    assert [meter.peak(run) for _ in range(2)] == [30, 30]
+
+
 def test_svds_are_timed_once_for_each_shape() -> None:
     class Ones(Meter):
         runs = 0
