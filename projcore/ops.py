@@ -21,7 +21,10 @@ __all__ = [
     "alike",
     "as_given",
     "as_real",
+    "at_once",
     "by_kind",
+    "clamp_min_",
+    "copy_",
     "fill_where",
     "lerp",
     "lerp_",
@@ -121,6 +124,49 @@ def lerp(tensors: list[Tensor], ends: list[Tensor], weight: Any) -> list[Tensor]
         torch._foreach_mul_(step, weight)
         return list(torch._foreach_add(tensors, step))
     return list(torch._foreach_lerp(tensors, ends, weight))
+
+
+def clamp_min_(tensors: list[Tensor], bound: Any) -> None:
+    """Raises elements to a bound: ``t = max(t, b)``; there may be a bound for each."""
+    if _traced(bound):
+        bounds = bound if isinstance(bound, list) else [bound] * len(tensors)
+        for tensor, least in zip(tensors, bounds, strict=True):
+            tensor.clamp_(min=least)
+    else:
+        torch._foreach_clamp_min_(tensors, bound)
+
+
+def copy_(targets: list[Tensor], tensors: list[Tensor]) -> None:
+    """Copies tensors into others; torch has no ``_foreach_copy_`` of sharded ones."""
+    if any(hasattr(target, "placements") for target in targets):
+        for target, tensor in zip(targets, tensors, strict=True):
+            target.copy_(tensor)
+    else:
+        torch._foreach_copy_(targets, tensors)
+
+
+def at_once(function: Callable[..., Tensor], *lists: list[Tensor]) -> list[Tensor]:
+    """Returns an elementwise function of small tensors, such as norms, by one call for all.
+
+    Tensors at the same place of several lists have one shape. There is a call for each dtype and
+    device.
+
+    Example:
+        >>> zero, ones = torch.zeros(()), torch.ones(2)
+        >>> at_once(torch.maximum, [zero, ones], [zero + 1, ones - 1])
+        [tensor(1.), tensor([1., 1.])]
+    """
+    first = lists[0]
+    places: dict[object, list[int]] = {}
+    for i, tensor in enumerate(first):
+        places.setdefault((tensor.dtype, tensor.device), []).append(i)
+    result = list(first)
+    for some in places.values():
+        joined = [torch.cat([tensors[i].reshape(-1) for i in some]) for tensors in lists]
+        parts = function(*joined).split([first[i].numel() for i in some])
+        for i, part in zip(some, parts, strict=True):
+            result[i] = part.reshape(first[i].shape)
+    return result
 
 
 def fill_where(tensors: list[Tensor], flags: list[Any], value: float) -> list[Tensor]:

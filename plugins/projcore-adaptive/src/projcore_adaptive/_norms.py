@@ -14,13 +14,20 @@ def root_mean_squares(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
     return list(torch._foreach_div(norms(tensors, batch_dims), roots))
 
 
-def mean_squares(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Returns the means of squares along dimensions, which stay with size 1; 0 if these are empty.
+def mean_squares(tensors: list[Tensor], dims: list[tuple[int, ...]]) -> list[Tensor]:
+    """Returns means of squares along dimensions, which stay with size 1; 0 if these are empty.
 
-    By way of the norm, because squares would be a temporary as large as the tensor.
+    By way of norms, because squares would be temporaries as large as the tensors. Where there are
+    no dimensions, it is the squares.
     """
-    if not dims:
-        return tensor * tensor
-    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
-    count = max(1, tensor.numel() // max(1, norm.numel()))
-    return norm.square_().div_(count)
+    means = [
+        torch.linalg.vector_norm(tensor, dim=along, keepdim=True) if along else tensor.abs()
+        for tensor, along in zip(tensors, dims, strict=True)
+    ]
+    torch._foreach_mul_(means, means)
+    counts = [
+        max(1, tensor.numel() // max(1, mean.numel()))
+        for tensor, mean in zip(tensors, means, strict=True)
+    ]
+    torch._foreach_div_(means, counts)
+    return means

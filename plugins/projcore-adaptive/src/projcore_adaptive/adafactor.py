@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,40 +10,58 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
-from projcore.ops import lerp_, refuse_complex
+from projcore.ops import clamp_min_, copy_, lerp_, refuse_complex
 from projcore_adaptive._norms import mean_squares, root_mean_squares
 from projcore_adaptive.adam import decay_
 
 
-def factored_moment(
-    tensor: Tensor, row_var: Tensor, col_var: Tensor, weight: float | Tensor, eps: float | Tensor
-) -> Tensor:
-    """Moves the means of rows and columns towards those of squares; returns their product."""
-    lerp_([row_var], [mean_squares(tensor, (-1,))], weight)  # (..., m, 1)
-    lerp_([col_var], [mean_squares(tensor, (-2,))], weight)  # (..., 1, n)
-    return (row_var / row_var.mean(-2, keepdim=True).clamp(min=eps)) * col_var
-
-
-def full_moment(tensor: Tensor, variance: Tensor, weight: float | Tensor) -> Tensor:
-    """Moves the mean towards the squares, and returns a copy."""
-    lerp_([variance], [tensor * tensor], weight)
-    return variance.clone()
-
-
-def clipped_direction(
+def factored_direction(
     tensors: list[Tensor],
-    moments: list[Tensor],
+    row_vars: list[Tensor],
+    col_vars: list[Tensor],
+    weights: list[Any],
     eps: list[Any],
-    threshold: float | Tensor,
-    batch_dims: int,
 ) -> list[Tensor]:
-    """Returns ``u / max(sqrt(v), eps)``, scaled down where its RMS is above the threshold."""
-    scales = [
-        moment.clamp(min=each * each).rsqrt_() for moment, each in zip(moments, eps, strict=True)
-    ]
-    update = torch._foreach_mul(scales, tensors)
-    excess = torch._foreach_div(root_mean_squares(list(update), batch_dims), threshold)
-    return list(torch._foreach_div(update, [ratio.clamp(min=1) for ratio in excess]))
+    """Moves the means of rows and columns towards those of squares; divides by their products."""
+    lerp_(row_vars, mean_squares(tensors, [(-1,)] * len(tensors)), weights)  # (..., m, 1)
+    lerp_(col_vars, mean_squares(tensors, [(-2,)] * len(tensors)), weights)  # (..., 1, n)
+    means = [row_var.mean(-2, keepdim=True) for row_var in row_vars]
+    clamp_min_(means, eps)
+    moments = torch._foreach_mul(torch._foreach_div(row_vars, means), col_vars)
+    return quotients(tensors, list(moments), eps)
+
+
+def full_direction(
+    tensors: list[Tensor], variances: list[Tensor], weights: list[Any], eps: list[Any]
+) -> list[Tensor]:
+    """Moves the means towards the squares, and divides by them."""
+    moments = list(torch._foreach_mul(tensors, tensors))
+    lerp_(variances, moments, weights)
+    copy_(moments, variances)
+    return quotients(tensors, moments, eps)
+
+
+def quotients(tensors: list[Tensor], moments: list[Tensor], eps: list[Any]) -> list[Tensor]:
+    """Returns ``u / max(sqrt(v), eps)``, in the memory of the moments."""
+    clamp_min_(moments, [each * each for each in eps])
+    torch._foreach_rsqrt_(moments)
+    torch._foreach_mul_(moments, tensors)
+    return moments
+
+
+def excesses(update: list[Tensor], threshold: float | Tensor, batch_dims: int) -> list[Tensor]:
+    """Returns by what RMS of updates are above the threshold, as factors, at least 1."""
+    ratios = root_mean_squares(update, batch_dims)
+    torch._foreach_div_(ratios, threshold)
+    clamp_min_(ratios, 1.0)
+    return ratios
+
+
+# How a tensor is divided, by the entries of its state.
+FORMS: dict[tuple[str, ...], Callable[..., list[Tensor]]] = {
+    ("row_var", "col_var"): factored_direction,
+    ("variance",): full_direction,
+}
 
 
 class Adafactor(Transform):
@@ -86,7 +105,7 @@ class Adafactor(Transform):
             a tensor is complex.
         ArgumentTypeError: If ``eps`` is no pair.
 
-    Cost: memory of ``m + n`` numbers for a matrix, of one tensor for a vector. Eager, 9 passes over
+    Cost: memory of ``m + n`` numbers for a matrix, of one tensor for a vector. Eager, 8 passes over
     the update, and one over the parameters.
 
     Example:
@@ -166,23 +185,25 @@ class Adafactor(Transform):
         counts = [scalar(step) for step in steps]
         eps1, eps2 = (None if each is None else scalar(each) for each in values["eps"])
         eps = [torch.finfo(tensor.dtype).eps if eps1 is None else eps1 for tensor in tensors]
-        decay = scalar(values["beta2_decay"])
-        moments = [
-            full_moment(tensor, state["variance"], count**decay)
-            if "variance" in state
-            else factored_moment(tensor, state["row_var"], state["col_var"], count**decay, each)
-            for tensor, state, count, each in zip(tensors, states, counts, eps, strict=True)
-        ]
-        update = clipped_direction(tensors, moments, eps, scalar(values["d"]), batch_dims)
+        weights = [count ** scalar(values["beta2_decay"]) for count in counts]
+        update = list(tensors)
+        for names, direction in FORMS.items():
+            places = [i for i, state in enumerate(states) if names[0] in state]
+            if places:
+                given, *others = ([each[i] for i in places] for each in (tensors, weights, eps))
+                memory = ([states[i][name] for i in places] for name in names)
+                for i, tensor in zip(places, direction(given, *memory, *others), strict=True):
+                    update[i] = tensor
+        ratios = excesses(update, scalar(values["d"]), batch_dims)
         if "lr" not in values:
+            torch._foreach_div_(update, ratios)
             return update
         assert params is not None
         lr = scalar(values["lr"])
-        sizes = root_mean_squares(params, batch_dims)
-        lengths = [
-            size.clamp(min=eps2) * _smaller(lr, count**-0.5)
-            for size, count in zip(sizes, counts, strict=True)
-        ]
+        lengths = root_mean_squares(params, batch_dims)
+        clamp_min_(lengths, eps2)
+        torch._foreach_mul_(lengths, [_smaller(lr, count**-0.5) for count in counts])
+        torch._foreach_div_(lengths, ratios)
         torch._foreach_mul_(update, lengths)
         decay_(update, params, lr * scalar(values["weight_decay"]))
         return update

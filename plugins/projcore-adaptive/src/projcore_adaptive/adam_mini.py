@@ -106,9 +106,9 @@ class AdamMini(Transform):
         exp_avgs = [state["exp_avg"] for state in states]
         exp_avg_sqs = [state["exp_avg_sq"] for state in states]
         steps = [state["step"] for state in states]
-        means = [
-            mean_squares(tensor, block_dims(tensor, self.block, batch_dims)) for tensor in tensors
-        ]
+        means = mean_squares(
+            tensors, [block_dims(tensor, self.block, batch_dims) for tensor in tensors]
+        )
         torch._foreach_add_(steps, 1)
         lerp_(exp_avgs, tensors, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)  # not lerp: of Inf and Inf it is NaN

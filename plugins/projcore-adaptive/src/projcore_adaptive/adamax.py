@@ -26,6 +26,7 @@ def adamax_update(
     torch._foreach_add_(magnitudes, eps)
     torch._foreach_mul_(exp_infs, beta2)
     torch._foreach_maximum_(exp_infs, magnitudes)
+    del magnitudes  # its memory serves the result
     corrections = once([1 - beta1 ** scalar(step) for step in steps])
     return list(torch._foreach_div(exp_avgs, torch._foreach_mul(exp_infs, corrections)))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore.ops import add_squares_, as_given, as_real, fill_where, lerp_, once
+from projcore.ops import add_squares_, as_given, as_real, copy_, fill_where, lerp_, once
 from projcore_adaptive._betas import require_betas
 
 
@@ -27,20 +27,20 @@ def adan_update(
     differences = fill_where(
         list(torch._foreach_sub(tensors, previous)), [count == 1 for count in counts], 0.0
     )
-    for kept, tensor in zip(previous, tensors, strict=True):
-        kept.copy_(tensor)  # torch has no _foreach_copy_ of sharded tensors
+    copy_(previous, tensors)
     lerp_(exp_avgs, tensors, 1 - beta1)
     lerp_(exp_avg_diffs, differences, 1 - beta2)
     ahead = torch._foreach_mul(differences, beta2)
     torch._foreach_add_(ahead, tensors)
     torch._foreach_mul_(exp_avg_sqs, beta3)
     add_squares_(exp_avg_sqs, list(ahead), 1 - beta3)
-    denominators = torch._foreach_sqrt(exp_avg_sqs)
-    torch._foreach_mul_(denominators, once([(1 - beta3**count) ** -0.5 for count in counts]))
-    torch._foreach_add_(denominators, eps)
+    del differences, ahead  # their memory serves what follows
     update = torch._foreach_mul(exp_avgs, once([1 / (1 - beta1**count) for count in counts]))
     factors = once([beta2 / (1 - beta2**count) for count in counts])
     torch._foreach_add_(update, torch._foreach_mul(exp_avg_diffs, factors))
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_mul_(denominators, once([(1 - beta3**count) ** -0.5 for count in counts]))
+    torch._foreach_add_(denominators, eps)
     torch._foreach_div_(update, denominators)
     return list(update)
 

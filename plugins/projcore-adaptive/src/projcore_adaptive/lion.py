@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, scalar
-from projcore.ops import as_given, as_real, lerp_, signs
+from projcore.ops import as_given, as_real, lerp_
 from projcore_adaptive._betas import require_betas
 
 
@@ -16,14 +16,19 @@ def lion_update(
     beta1: float | Tensor,
     beta2: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the momentum in place; returns the sign of it mixed with the update, before that."""
+    """Updates the momentum in place; returns the sign of it mixed with the update, before that.
+
+    Where the momentum is not finite, neither was the mixture; the sign of that would be 0, 1 or -1.
+    """
     mixed = torch._foreach_mul(exp_avgs, beta1)
     lerp_(exp_avgs, tensors, 1 - beta2)
     if isinstance(beta1, Tensor):
         torch._foreach_add_(mixed, torch._foreach_mul(tensors, 1 - beta1))
     else:
         torch._foreach_add_(mixed, tensors, alpha=1 - beta1)
-    return signs(list(mixed))
+    torch._foreach_sign_(mixed)
+    torch._foreach_add_(mixed, exp_avgs, alpha=0)  # zero times Inf or NaN is NaN
+    return list(mixed)
 
 
 class Lion(Transform):

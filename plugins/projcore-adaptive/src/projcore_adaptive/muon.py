@@ -67,7 +67,8 @@ class Muon(Transform):
             complex.
         ArgumentTypeError: If ``ns_coefficients`` are not three, or ``ns_steps`` is no integer.
 
-    Cost: memory of one tensor; as `Orthogonalize`, and 4 passes.
+    Cost: memory of one tensor; as `Orthogonalize`, and 4 passes. Where only decay and `LR` follow,
+    parameters are written batch by batch, and its update is never there as a whole.
 
     Example:
         >>> from projcore import Optimizer
@@ -138,7 +139,8 @@ class Muon(Transform):
         lerp_(buffers, tensors, 1 - momentum)
         update = list(tensors)
         for batch in self.orthogonalizer.batches(tensors, batch_dims, values["folding"]):
-            results = self.direction(batch, [buffers[i] for i in batch.places], momentum)
+            moved = [buffers[i] for i in batch.places]
+            results = self.direction(batch, moved, momentum, [1.0] * len(moved))
             for i, tensor in zip(batch.places, results, strict=True):
                 update[i] = tensor
         if "weight_decay" in values:
@@ -147,16 +149,17 @@ class Muon(Transform):
         return update
 
     def direction(
-        self, batch: Batch, buffers: list[Tensor], momentum: float | Tensor
+        self, batch: Batch, buffers: list[Tensor], momentum: float | Tensor, scales: list[float]
     ) -> list[Tensor]:
-        """Returns the update of a batch, from its momentum, as new tensors."""
+        """Returns the update of a batch, from its momentum and scaled, as new tensors."""
 
         def mixed(tensors: list[Tensor]) -> list[Tensor]:
             return lerp(tensors, buffers, momentum) if self.nesterov else buffers
 
         update = self.orthogonalizer(batch, mixed)
         factors = [
-            adjustment(rows, columns, self.adjust_lr_fn) for *_, rows, columns in batch.shapes
+            adjustment(rows, columns, self.adjust_lr_fn) * scale
+            for (*_, rows, columns), scale in zip(batch.shapes, scales, strict=True)
         ]
         torch._foreach_mul_(update, factors)
         return update
@@ -202,8 +205,7 @@ class MuonWriter(Writer):
             decays = [blends[i].decay + blends[i].scale * own for i in batch.places]
 
             def run() -> None:
-                update = self.muon.direction(batch, moved, momentum)
-                torch._foreach_mul_(update, scales)
+                update = self.muon.direction(batch, moved, momentum, scales)
                 if decays.count(decays[0]) == len(decays):
                     decay_(update, some, decays[0])
                 else:

@@ -31,13 +31,13 @@ def nadam_update(
     lerp_(exp_avgs, tensors, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     add_squares_(exp_avg_sqs, tensors, 1 - beta2)
-    denominators = torch._foreach_sqrt(exp_avg_sqs)
-    torch._foreach_mul_(denominators, once([(1 - beta2**count) ** -0.5 for count in counts]))
-    torch._foreach_add_(denominators, eps)
     shares = [(1 - mu) / (1 - product) for mu, product in zip(now, products, strict=True)]
     ahead = [mu / (1 - product * mu) for mu, product in zip(following, products, strict=True)]
     numerators = torch._foreach_mul(tensors, once(shares))
     torch._foreach_add_(numerators, torch._foreach_mul(exp_avgs, once(ahead)))
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_mul_(denominators, once([(1 - beta2**count) ** -0.5 for count in counts]))
+    torch._foreach_add_(denominators, eps)
     torch._foreach_div_(numerators, denominators)
     return list(numerators), new_products
 

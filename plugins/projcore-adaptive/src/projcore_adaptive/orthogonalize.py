@@ -239,7 +239,9 @@ class Orthogonalize(Transform):
         ArgumentTypeError: If ``ns_coefficients`` are not three, or ``ns_steps`` is no integer.
 
     Cost: no memory. For a matrix of shape ``(m, n)``, :math:`m \le n`, O(m² n) operations: 5 steps
-    of Newton-Schulz are 15 matrix products, the SVD is slower, and much so on a GPU.
+    of Newton-Schulz are 15 matrix products, the SVD is slower, and much so on a GPU. Matrices of
+    equal shape, or that would be equal if some were transposed, are one batch; on the CPU, small
+    ones only.
 
     Example:
         >>> from projcore import Optimizer

@@ -34,7 +34,8 @@ def radam_update(
     torch._foreach_div_(denominators, once(list(factors)))
     denominators = fill_where(denominators, list(plain), 1.0)
     corrections = once([1 - beta1**count for count in counts])
-    return list(torch._foreach_div(exp_avgs, torch._foreach_mul(denominators, corrections)))
+    torch._foreach_mul_(denominators, corrections)
+    return list(torch._foreach_div(exp_avgs, denominators))
 
 
 def rectification(count: float | Tensor, beta2: float | Tensor) -> tuple[Any, Any]:

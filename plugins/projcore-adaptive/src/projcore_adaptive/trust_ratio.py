@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore.ops import norms
+from projcore.ops import at_once, norms
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive.adam import Adam, adam_direction, decay_, init_moments
 
 
 def ratios(numerators: list[Tensor], denominators: list[Tensor]) -> list[Tensor]:
     """Returns quotients of norms; 1 where one of the two is 0."""
-    return [
-        torch.where((above > 0) & (below > 0), above / below, torch.ones_like(below))
-        for above, below in zip(numerators, denominators, strict=True)
-    ]
+    return at_once(_ratio, numerators, denominators)
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where((above > 0) & (below > 0), above / below, 1.0)
 
 
 def trust_(update: list[Tensor], params: list[Tensor], batch_dims: int) -> list[Tensor]:

@@ -1,0 +1,45 @@
+"""Helpers of plugins on lists of tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from projcore.ops import at_once, clamp_min_, copy_
+
+
+def test_at_once_is_one_by_one() -> None:
+    """Whatever shapes and dtypes there are: none is converted to that of another."""
+    ones = [torch.tensor(3.0), torch.rand(2, 1, 1), torch.tensor(0.1).double(), torch.rand(0, 1)]
+    others = [torch.tensor(7.0), torch.rand(2, 1, 1), torch.tensor(0.3).double(), torch.rand(0, 1)]
+    calls = []
+
+    def quotient(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+        calls.append(above.dtype)
+        return above / below
+
+    result = at_once(quotient, ones, others)
+    assert calls == [torch.float32, torch.float64]
+    expected = [above / below for above, below in zip(ones, others, strict=True)]
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "bound", [0.5, [0.5, 2.0], torch.tensor(0.5), [torch.tensor(0.5), torch.tensor(2.0)]]
+)
+def test_clamp_takes_numbers_and_tensors(bound: object) -> None:
+    """One for all, or one for each; NaN stays."""
+    tensors = [torch.tensor([0.1, torch.nan, 1.0]), torch.tensor([1.0, 3.0])]
+    clamp_min_(tensors, bound)
+    low = 2.0 if isinstance(bound, list) else 1.0
+    expected = [torch.tensor([0.5, torch.nan, 1.0]), torch.tensor([low, 3.0])]
+    torch.testing.assert_close(tensors, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_copy_writes_in_place() -> None:
+    targets = [torch.zeros(2), torch.zeros(3, dtype=torch.float64)]
+    before = [target.data_ptr() for target in targets]
+    copy_(targets, [torch.ones(2), torch.full((3,), 2.0)])
+    assert [target.data_ptr() for target in targets] == before
+    assert targets[0].tolist() == [1.0, 1.0]
+    assert targets[1].tolist() == [2.0, 2.0, 2.0]
