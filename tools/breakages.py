@@ -1026,6 +1026,24 @@ ENGINE_BREAKAGES = [
         tests=("tests/kernel/test_buckets.py::test_a_step_in_buckets_is_bitwise_the_whole_step",),
     ),
     Breakage(
+        "inside-apart-decay",
+        "What is written in place of parameters in a cast loses the decay that follows it.",
+        ENGINE + "inside.py",
+        before="[Blend(-1.0, blends[i].decay) for i in chosen]",
+        after="[Blend(-1.0) for i in chosen]",
+        tests=(
+            CAST + "tests/test_convert.py::test_kernels_that_write_parameters_are_used_in_a_cast",
+        ),
+    ),
+    Breakage(
+        "inside-apart-reads",
+        "Modules in a cast that read the parameters which they write are given zeros.",
+        ENGINE + "inside.py",
+        before='or "params" in projection.chain.total_needs',
+        after="or False",
+        tests=("tests/kernel/test_chains_and_nodes.py::test_a_chain_becomes_these_nodes",),
+    ),
+    Breakage(
         "inside-copies",
         "Parameters do not follow their master copies.",
         ENGINE + "inside.py",

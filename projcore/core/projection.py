@@ -229,8 +229,10 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         For scope ``"element"`` or ``"tensor"``. Where modules inside come last, their step is
         subtracted from these, and then they are copied into the parameters, which have the same
         shapes. Override it where the parameters inside are kept, as master copies are, and
-        `combine` as well, for where the step is not written. By default there are none; but where
-        ``project(params)`` is views of the parameters, the kernel writes through them.
+        `combine` as well, for where the step is not written. By default, or if it returns None,
+        there are none; but unless the map is linear and no more, the kernel writes through
+        ``project(params)`` where these are views of the parameters, and otherwise has modules that
+        do not read parameters write zeros, of which `unproject` is added to the parameters.
         """
         return None
 

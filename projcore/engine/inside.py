@@ -18,9 +18,10 @@ from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write
 from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
+from projcore.engine.ending import Ending
 from projcore.engine.fetch import facts
 from projcore.engine.keys import keys_inside
-from projcore.engine.nodes import Frame, Node, Site, why_untraceable
+from projcore.engine.nodes import Call, Frame, Node, Site, why_untraceable
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
 from projcore.engine.transport import change_map, clear_inside, has_inside, is_wide, own_entries
@@ -65,6 +66,7 @@ class Inside(Node):
         self.region: Region | None = None
         self._shapes: Shapes = []
         self._writes_through: bool | None = None
+        self._apart: bool | None = None
         self._writer: Callable[..., list[Write]] | str | None = None
         hooks = ("init", "refresh", "receive", "combine", "targets", "writer")
         self._keeps = any(map(projection.overrides, hooks))
@@ -107,7 +109,7 @@ class Inside(Node):
         """Plans what runs inside, on tensors of these shapes."""
         self.region = self._plan_inside(self, tensors)
         self._shapes = _shapes(tensors)
-        self._writes_through = None
+        self._writes_through = self._apart = None
 
     def prepare(self) -> None:
         """Plans what runs inside, if that can be known before there are values."""
@@ -213,7 +215,9 @@ class Inside(Node):
     @property
     def repeatable(self) -> bool:
         region = self.region
-        if not self.owns or region is None or region.ending.nodes or region.ending.blocks:
+        if region is None or region.ending.nodes or region.ending.blocks:
+            return False
+        if not self.owns and not self._apart:
             return False
         return not region.ending.rest and all(
             node.repeatable for node in (*region.ending.folded, *region.ending.writers)
@@ -303,6 +307,10 @@ class Inside(Node):
         if through is not None:
             made = region.writes(Frame(list(projected), inner), through, how)
             return [*made, *crossing.copies(some, through)]
+        if self._apart is not False:
+            zeros = [torch.empty_like(tensor) for tensor in projected]
+            if self.writes_apart(zeros):
+                return self._write_apart(Frame(list(projected), inner), crossing, some, how, zeros)
         result = region.run(list(projected), inner)
         writer = self.writer(some)
         if isinstance(writer, str):
@@ -317,6 +325,53 @@ class Inside(Node):
     def _alike(self, indices: Sequence[int]) -> list[list[int]]:
         """Returns which of some tensors have a gradient, in lists that torch takes together."""
         return alike(self.space, _chosen(indices, self.space.active))
+
+    def writes_apart(self, inside: list[Tensor]) -> bool:
+        """Whether modules inside write zeros, and the parameters take what has become of these.
+
+        So kernels that write parameters themselves are used in a cast, too. They do to zeros what
+        they would do to the parameters, as long as they do not read them. Asked for once.
+        """
+        if self._apart is None:
+            self._apart = self._can_write_apart and all(
+                isinstance(node, Call)
+                and not isinstance(node.writer([inside[i] for i in node.where]), str)
+                for node in self._ending.writers
+            )
+        return self._apart
+
+    @property
+    def _can_write_apart(self) -> bool:
+        projection, ending = self.projection, self._ending
+        if projection.geometry == "linear" or "params" in projection.chain.total_needs:
+            return False
+        if projection.overrides("combine") and not projection.overrides("targets"):
+            return False
+        return bool(ending.writers) and not ending.rest and not ending.observers
+
+    @property
+    def _ending(self) -> Ending:
+        assert self.region is not None
+        return self.region.ending
+
+    def _write_apart(
+        self,
+        frame: Frame,
+        crossing: Crossing,
+        targets: list[Tensor],
+        blends: list[Blend],
+        zeros: list[Tensor],
+    ) -> list[Write | Later]:
+        assert self.region is not None
+        torch._foreach_zero_(zeros)
+        made = self.region.writes(frame, zeros, [Blend(blend.scale) for blend in blends])
+        takes = [Blend(-1.0, blend.decay) for blend in blends]
+        together = self._alike(range(len(targets)))
+
+        def take() -> list[Write]:
+            return blended(targets, crossing.up(zeros, "update"), takes, together)
+
+        return [*made, take]
 
     @property
     def can_write(self) -> bool:

@@ -4,6 +4,8 @@
 * ``write X by K``: `X` writes the parameters itself, by the kernel `K`, in place of an update.
 * ``write X by its update``: it has no writer for these tensors, for the reason that follows.
 * ``write from X``: the projection `X` writes the parameters from the inner update.
+* ``write X from zeros``: the nodes inside the projection `X` write zeros as if these were the
+  parameters, which then take what has become of them.
 * ``write through X``: the nodes inside the projection `X` write the parameters, or the tensors that
   it keeps in their place.
 * ``write the update``: the update is subtracted from the parameters.
@@ -154,6 +156,10 @@ def _projection_line(node: Inside, targets: list[Tensor], folded: str) -> Line:
     if inside is not None:
         made = step_lines(region, with_storage(inside, targets))
         return Line(f"write through {name}", node.where, folded, tuple(_indented(made)))
+    zeros = with_storage(list(region.space.template), targets)
+    if node.writes_apart(zeros):
+        made = step_lines(region, zeros)
+        return Line(f"write {name} from zeros", node.where, folded, tuple(_indented(made)))
     below = tuple(_indented(update_lines(region)))
     writer = node.writer(targets)
     if not isinstance(writer, str):

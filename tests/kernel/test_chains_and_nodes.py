@@ -95,13 +95,22 @@ vector([scalar([adam()])]); lr(0.1)
 # Inside projections that convert each element.
 
 to([adam(), lr(0.1)], 'float64')
-    write to by its update (project makes copies)
-      run adam
-      run lr
+    write to from zeros
+      write adam by torch's fused Adam; folded: lr
 
 to([adam()], 'float64'); lr(0.1)
-    write to by its update (project makes copies); folded: lr
-      run adam
+    write to from zeros; folded: lr
+      write adam by torch's fused Adam
+
+to([adamw(), lr(0.1)], 'float64')
+    write to by its update (project makes copies)
+      run adamw
+      run lr
+
+to([sign(), lr(0.1)], 'float64')
+    write to by its update (project makes copies)
+      run sign
+      run lr
 
 to([adam(), lr(0.1)], None)
     write through to

@@ -72,7 +72,7 @@ CHAINS: dict[str, tuple[Callable[[], list[Any]], bool]] = {
     "adam": (lambda: [Adam(), LR(0.1)], True),
     "vector": (lambda: [VectorProjection([ClipNorm(1.0), Adam(), LR(0.1)])], True),
     "scalar, merged": (lambda: [ScalarProjection([Adam(), ClipNorm(1.0)]), LR(0.1)], False),
-    "to": (lambda: [VectorProjection([To([Adam()], "float64")]), LR(0.1)], False),
+    "to": (lambda: [VectorProjection([To([Adam()], "float64")]), LR(0.1)], True),
     "master": (lambda: [To([LR(0.1)], "float64", master=True)], True),
     "adam, master": (
         lambda: [VectorProjection([To([Adam(), LR(0.1)], "float64", master=True)])],
@@ -96,7 +96,7 @@ CHAINS: dict[str, tuple[Callable[[], list[Any]], bool]] = {
 
 # Their steps write more than the parameters at once: once one is written, a fault waits for the
 # others, and is raised when the step is whole.
-SEVERAL_WRITES = {"master", "adam, master", "observed"}
+SEVERAL_WRITES = {"master", "adam, master", "observed", "to"}
 
 
 def begin(chain: str, steps: int) -> Optimizer:

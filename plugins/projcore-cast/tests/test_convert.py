@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from projcore import Optimizer
+from projcore.engine.plan import PASSES
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.projections import To
 from projcore_cast import _convert
@@ -263,3 +264,37 @@ def test_a_cast_that_changes_nothing_writes_through() -> None:
         other.step()
     assert any(name.startswith("_fused_adam") for name in seen.names)
     assert torch.equal(*params)
+
+
+@pytest.mark.parametrize("missing", [None, 1])
+@pytest.mark.parametrize(
+    ("chain", "dtype", "rtol"),
+    [
+        ("to([adam(), lr(0.1)], 'float64')", torch.float32, 1e-6),
+        ("to([adam()], 'float64'); weight_decay(0.1); lr(0.1)", torch.float32, 1e-6),
+        ("to([heavy_ball(0.5), adam(), scale(2.0)], 'float64'); lr(0.1)", torch.float32, 1e-6),
+        ("to([adam()], 'bfloat16'); lr(0.1)", torch.float32, 2**-5),
+        ("to([view_as_real([adam()]), lr(0.1)], 'complex128')", torch.complex64, 1e-6),
+    ],
+)
+def test_kernels_that_write_parameters_are_used_in_a_cast(
+    chain: str, dtype: torch.dtype, rtol: float, missing: int | None
+) -> None:
+    results = []
+    for passes in (PASSES, frozenset[str]()):
+        generator = torch.Generator().manual_seed(0)
+        params = [
+            Parameter(torch.randn(size, generator=generator, dtype=dtype)) for size in (3, 4, 5)
+        ]
+        optimizer = Optimizer(params, chain)
+        optimizer._use_passes(passes)
+        for step in range(4):
+            for i, param in enumerate(params):
+                grad = torch.randn(param.shape, generator=generator, dtype=dtype)
+                param.grad = None if i == missing and step > 1 else grad
+            with Operations() as seen:
+                optimizer.step()
+        assert any(name.startswith("_fused_adam") for name in seen.names)
+        state = [list(optimizer.state[param].values()) for param in params]
+        results.append(([param.detach() for param in params], state))
+    torch.testing.assert_close(*results, rtol=rtol, atol=rtol)
