@@ -618,7 +618,7 @@ class Crossing:
         if not chosen or not self.node.owns:
             return []
         some, written = [params[i] for i in chosen], [targets[i] for i in chosen]
-        return [Write(some[0], partial(torch._foreach_copy_, some, written))]
+        return [Write(some[0], partial(_copy_, some, written))]
 
     def projected(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Picks, of all tensors inside, those that were projected."""
@@ -692,6 +692,14 @@ class ProjectedObjective(Objective):
             full = crossing.up(point, "params")
         loss, grads = outer.evaluate(full, backward)
         return loss, None if grads is None else crossing.down(grads, "grads")
+
+
+def _copy_(targets: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    if any(hasattr(target, "device_mesh") for target in targets):  # torch 2.13 has no list of these
+        for target, tensor in zip(targets, tensors, strict=True):
+            target.copy_(tensor)
+    else:
+        torch._foreach_copy_(list(targets), list(tensors))
 
 
 def _shapes(tensors: Sequence[Tensor]) -> Shapes:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from projcore import Optimizer
 from projcore.engine.plan import PASSES
 from projcore.modules import LR, Adam, HeavyBall
+from projcore.ops import unsharded
 from projcore.projections import To
 from projcore_cast import _convert
 from projcore_cast._convert import convert, format_of
@@ -186,6 +187,23 @@ def test_sharded_and_plain_parameters_may_be_cast_together(mesh: Any) -> None:
     take_over_(masters, mixed)
     whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in masters]
     assert all(map(torch.equal, whole, [param.double() for param in params]))
+
+
+def test_sharded_parameters_have_masters(mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    results = []
+    for sharded in (False, True):
+        value = torch.linspace(-1, 1, 6).bfloat16()
+        values = distribute_tensor(value, mesh, [Shard(0)]) if sharded else value
+        param = Parameter(values)
+        optimizer = Optimizer([param], To([HeavyBall(0.5), LR(1e-3)], "float32", master=True))
+        for _ in range(3):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        state: list[Any] = [param.detach(), *optimizer.state[param].values()]
+        results.append([unsharded(each) for each in state])
+    assert all(map(torch.equal, *results))
 
 
 class Accelerator:
