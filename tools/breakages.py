@@ -1029,8 +1029,8 @@ ENGINE_BREAKAGES = [
         "inside-apart-decay",
         "What is written in place of parameters in a cast loses the decay that follows it.",
         ENGINE + "inside.py",
-        before="[Blend(-1.0, blends[i].decay) for i in chosen]",
-        after="[Blend(-1.0) for i in chosen]",
+        before="Blend(-1.0, blend.decay) for blend in blends",
+        after="Blend(-1.0) for blend in blends",
         tests=(
             CAST + "tests/test_convert.py::test_kernels_that_write_parameters_are_used_in_a_cast",
         ),
