@@ -71,6 +71,7 @@ class Inside(Node):
         hooks = ("init", "refresh", "receive", "combine", "targets", "writer")
         self._keeps = any(map(projection.overrides, hooks))
         self._owns = False
+        self._moves = False  # whether tensors inside are on another device, as a step has seen
         self._lent: Sequence[Sequence[str]] = ()  # entries that are there for a trace
 
     def check_applies(self) -> None:
@@ -153,8 +154,10 @@ class Inside(Node):
 
     @property
     def fits_blocks(self) -> bool:
-        # Linear projections take matrices of one shape together.
-        return self.projection.geometry != "linear" and super().fits_blocks
+        # Linear projections take matrices of one shape together, and what goes to another device
+        # and back does so with one wait.
+        together = self.projection.geometry == "linear" or self._moves
+        return not together and super().fits_blocks
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
@@ -286,6 +289,7 @@ class Inside(Node):
             projected = crossing.down(update, "update")
         else:
             projected = crossing.down(crossing.objective.grads, "grads")
+        self._moves = any(x.device != y.device for x, y in zip(projected[:1], update, strict=False))
         region = self._region(projected)
         return ProjectedObjective(crossing, projected, region.space), projected
 
