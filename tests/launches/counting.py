@@ -46,6 +46,7 @@ from tests.launches.fake_cuda import is_pinned
 
 aten = torch.ops.aten
 
+READS = {aten._local_scalar_dense, aten.equal, aten.allclose}
 COPIES = {aten._to_copy, aten.copy_, aten._foreach_copy_}
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 # No work on the device, though torch's schema does not call them views.
@@ -121,7 +122,7 @@ class Counting(TorchDispatchMode):
         made: Sequence[Tensor],
     ) -> None:
         packet, name = func.overloadpacket, func.overloadpacket.__name__
-        if packet is aten._local_scalar_dense or packet is aten.equal:
+        if packet in READS:
             if any(tensor.is_cuda for tensor in given):
                 self.syncs[f"{name} {_place()}"] += 1
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ SYNCS: dict[str, tuple[Run, Counts]] = {
         Counts(2, 0, 0, SIZE),
     ),
     "synchronize": (lambda x: torch.cuda.synchronize(), Counts(0, 1, 0, 4)),
+    "allclose": (lambda x: torch.allclose(x, x), Counts(0, 1, 0, 0)),
     "item of the CPU": (lambda x: cpu(x)[0, 0].item(), Counts(0, 0, 0, 0)),
     "tolist of the CPU": (lambda x: cpu(x).tolist(), Counts(0, 0, 0, 0)),
     "eigh": (lambda x: torch.linalg.eigh(square(x)), Counts(1, 1, 0, 4 * (24 * 24 + 24))),
@@ -214,16 +216,24 @@ def test_foreach(name: str) -> None:
     assert count(run)[:3] == (launches, 0, 0)
 
 
-def test_a_whole_step() -> None:
+STEPS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, int]]] = {
+    "adamw": (partial(torch.optim.AdamW, fused=True), {"_foreach_add_": 1, "_fused_adamw_": 1}),
+    "sgd": (partial(torch.optim.SGD, momentum=0.9, fused=True), {"_fused_sgd_": 1}),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_whole_step(name: str) -> None:
+    make, launches = STEPS[name]
     params = [torch.nn.Parameter(torch.empty(24, 32, device="cuda")) for _ in range(3)]
-    optimizer = torch.optim.AdamW(params, fused=True)
+    optimizer = make(params, lr=0.1)
     for param in params:
         param.grad = torch.empty_like(param)
     optimizer.step()  # makes the state
     with Counting() as counting:
         optimizer.step()
-    assert counting.counts == (2, 0, 0, 0)
-    assert counting.launches == {"_foreach_add_": 1, "_fused_adamw_": 1}
+    assert counting.counts == (sum(launches.values()), 0, 0, 0)
+    assert counting.launches == launches
 
 
 def test_memory_that_is_freed_is_not_counted_any_more() -> None:
