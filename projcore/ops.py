@@ -148,25 +148,17 @@ def copy_(targets: list[Tensor], tensors: list[Tensor]) -> None:
 def at_once(function: Callable[..., Tensor], *lists: list[Tensor]) -> list[Tensor]:
     """Returns an elementwise function of small tensors, such as norms, by one call for all.
 
-    Tensors at the same place of several lists have one shape. There is a call for each dtype and
-    device.
+    They are of one dtype and on one device, and have one shape where they are at the same place of
+    several lists.
 
     Example:
         >>> zero, ones = torch.zeros(()), torch.ones(2)
         >>> at_once(torch.maximum, [zero, ones], [zero + 1, ones - 1])
         [tensor(1.), tensor([1., 1.])]
     """
-    first = lists[0]
-    places: dict[object, list[int]] = {}
-    for i, tensor in enumerate(first):
-        places.setdefault((tensor.dtype, tensor.device), []).append(i)
-    result = list(first)
-    for some in places.values():
-        joined = [torch.cat([tensors[i].reshape(-1) for i in some]) for tensors in lists]
-        parts = function(*joined).split([first[i].numel() for i in some])
-        for i, part in zip(some, parts, strict=True):
-            result[i] = part.reshape(first[i].shape)
-    return result
+    joined = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in lists]
+    parts = function(*joined).split([tensor.numel() for tensor in lists[0]])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, lists[0], strict=True)]
 
 
 def fill_where(tensors: list[Tensor], flags: list[Any], value: float) -> list[Tensor]:

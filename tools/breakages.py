@@ -1568,12 +1568,12 @@ PLUGINS = [
         tests=(ADAPTIVE + "tests/test_lion.py::test_momentum_that_is_lost_shows",),
     ),
     Breakage(
-        "ops-at-once-dtypes",
-        "Norms of several dtypes are computed in one.",
+        "ops-at-once-order",
+        "What belongs to one tensor is given to another.",
         "projcore/ops.py",
-        before="places.setdefault((tensor.dtype, tensor.device), []).append(i)",
-        after="places.setdefault(None, []).append(i)",
-        tests=("tests/kernel/test_ops.py::test_at_once_is_one_by_one",),
+        before="parts = function(*joined).split([tensor.numel() for tensor in lists[0]])",
+        after="parts = function(*joined).flip(0).split([t.numel() for t in lists[0]])",
+        tests=("tests/kernel/test_ops.py::test_at_once_is_one_by_one_whatever_the_shapes",),
     ),
     Breakage(
         "adafactor-one-by-one",
