@@ -216,6 +216,66 @@ def test_a_step_on_an_accelerator_is_two_launches(modules: Any, launches: Launch
     assert [name for name, *_ in launches(*modules)] == ["fill_", "_fused_adamw_"]
 
 
+def formula(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    largest: list[torch.Tensor],
+    steps: list[torch.Tensor],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+    amsgrad: bool,
+    maximize: bool,
+) -> None:
+    """Computes by the words of the paper what the kernel is to compute from its arguments."""
+    assert (amsgrad, maximize) == (bool(largest), False)
+    for i, (p, u, m, v, step) in enumerate(
+        zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)
+    ):
+        m.mul_(beta1).add_(u, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(u, u, value=1 - beta2)
+        if amsgrad:
+            v = torch.maximum(largest[i], v, out=largest[i])
+        count = float(step)
+        root = (v / (1 - beta2**count)).sqrt().add_(eps)
+        p.mul_(1 - lr * weight_decay).sub_(m / (1 - beta1**count) / root * lr)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        (Adam(), WeightDecay(0.1), LR(1e-2)),
+        (AdamW(weight_decay=0.1, amsgrad=True), LR(1e-2)),
+        (Adam(eps_mode="hat"), LR(1e-2)),
+        (Adam(bias_correction=False), LR(1e-2)),
+        (LAMB(), LR(1e-2)),
+    ],
+    ids=str,
+)
+def test_any_kernel_of_that_formula_would_do(modules: Any, monkeypatch: Any) -> None:
+    """All that it needs is in its arguments, when it is called."""
+    results = []
+    for name, stand_in in (("can_fuse", lambda *_: False), ("_fused_adamw_", formula)):
+        params = [*problem(torch.float64), *problem(torch.float32)]
+        late, *others = params
+        optimizer = Optimizer([{"params": others}, {"params": [late], "lr": 0.1}], *modules)
+        late.grad, grad = None, late.grad
+        with monkeypatch.context() as patch:
+            patch.setattr(torch if name == "_fused_adamw_" else adam, name, stand_in)
+            for _ in range(4):
+                optimizer.step()
+                late.grad = grad  # so that its count is behind
+        results.append([param.detach() for param in params])
+    for mine, theirs in zip(*results, strict=True):
+        bound = 1e-6 if mine.dtype is torch.float32 else 1e-13
+        torch.testing.assert_close(mine, theirs, rtol=bound, atol=bound)
+
+
 def test_each_device_has_a_call_and_a_count_of_its_own(launches: Launches) -> None:
     calls = launches(AdamW(), LR(1e-3), devices=("cuda:0", "cuda:1"))
     assert [name for name, *_ in calls] == ["fill_", "_fused_adamw_"] * 2
