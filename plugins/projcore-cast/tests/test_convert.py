@@ -19,7 +19,7 @@ from projcore.engine.plan import PASSES
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.ops import unsharded
 from projcore.projections import To
-from projcore_cast import _convert
+from projcore_cast import _convert, to
 from projcore_cast._convert import convert, format_of
 from projcore_cast.to import take_over_
 
@@ -146,6 +146,15 @@ def test_masters_follow_whatever_changed_a_parameter() -> None:
     torch.testing.assert_close(step(), torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
+def test_masters_are_taken_over_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to, "RUN", 5)
+    params = [torch.randn(size).bfloat16() for size in (2, 3, 1, 9, 0, 2)]
+    assert to.runs([param.numel() for param in params]) == [[0, 1], [2], [3], [4, 5]]
+    masters = [torch.zeros_like(param, dtype=torch.float32) for param in params]
+    take_over_(masters, params)
+    assert all(map(torch.equal, masters, [param.float() for param in params]))
+
+
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64])
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16, torch.float32])
 def test_masters_are_taken_over_bit_by_bit(wide: torch.dtype, narrow: torch.dtype) -> None:
@@ -175,7 +184,8 @@ def mesh() -> Iterator[Any]:
 def test_sharded_and_plain_parameters_may_be_cast_together(mesh: Any) -> None:
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-    params = [torch.randn(4, dtype=dtype) for dtype in (torch.bfloat16, torch.float32) * 2]
+    dtypes = [torch.bfloat16, torch.float32] * 2
+    params = [torch.linspace(-1, 1, 4).to(dtype) for dtype in dtypes]
     mixed = [
         distribute_tensor(param, mesh, [Shard(0)]) if i < 2 else param
         for i, param in enumerate(params)
@@ -183,10 +193,12 @@ def test_sharded_and_plain_parameters_may_be_cast_together(mesh: Any) -> None:
     cast = convert(mixed, (torch.float64, CPU))
     assert [isinstance(each, DTensor) for each in cast] == [True, True, False, False]
     masters = [torch.zeros_like(each) for each in cast]
-    masters[3].copy_(params[3].double() + 2.0**-60)
+    kept = params[3].double() + 2.0**-40  # whose rounding the parameter is
+    masters[3].copy_(kept)
     take_over_(masters, mixed)
     whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in masters]
-    assert all(map(torch.equal, whole, [param.double() for param in params]))
+    expected = [*(param.double() for param in params[:3]), kept]
+    assert all(map(torch.equal, whole, expected))
 
 
 def test_sharded_parameters_have_masters(mesh: Any) -> None:

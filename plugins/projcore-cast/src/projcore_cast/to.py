@@ -13,6 +13,7 @@ from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import alike, as_real
 from projcore_cast._convert import convert, format_of, shards
 
+RUN = 1 << 27  # elements that are compared at once, for which about a gigabyte is needed
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -43,9 +44,9 @@ class To(ProjectionBase):
         ArgumentError: If it is no dtype of floating point or no device.
 
     Cost: a copy in the new dtype of what crosses; with ``master``, one more that is kept, and seven
-    operations on lists by which it is compared. Nothing waits for an accelerator, except that a
-    list that goes from there to the CPU is waited for, once. A cast to what tensors are already
-    costs nothing.
+    operations by which it is compared, for each run of 2**27 elements; on the CPU mostly two.
+    Nothing waits for an accelerator, except that a list that goes from there to the CPU is waited
+    for, once. A cast to what tensors are already costs nothing.
 
     Example:
         >>> from projcore import Optimizer
@@ -169,18 +170,19 @@ class To(ProjectionBase):
                         f"{tuple(tensor.shape)}. Its imaginary part would be lost. Use "
                         "ViewAsReal([To(...)])."
                     )
-        if device is not None:  # one such as "cuda" has an index when something is there
-            device = torch.empty(0, device=device).device
         if any(tensor.is_meta for tensor in tensors):  # without storage, they are nowhere
             device = None
+        if device is not None:  # one such as "cuda" has an index when something is there
+            device = torch.empty(0, device=device).device
         return convert(tensors, [(dtype or t.dtype, device or t.device) for t in tensors])
 
 
 def take_over_(masters: list[Tensor], params: list[Tensor]) -> None:
     """Makes masters to the parameters, element by element, where these are not their roundings."""
     for places in alike(params):
-        some, theirs = [masters[i] for i in places], [params[i] for i in places]
-        _take_over_alike_(shards(some), shards(theirs))
+        for run in runs([params[i].numel() for i in places]):
+            some, theirs = [masters[places[k]] for k in run], [params[places[k]] for k in run]
+            _take_over_alike_(shards(some), shards(theirs))
 
 
 def _take_over_alike_(masters: list[Tensor], params: list[Tensor]) -> None:
@@ -206,6 +208,19 @@ def _take_over_alike_(masters: list[Tensor], params: list[Tensor]) -> None:
     torch._foreach_addcmul_(bits, factors, bits, value=-1)
     fresh = convert(params, format_inside)
     torch._foreach_addcmul_(bits, factors, as_integers(fresh))
+
+
+def runs(sizes: list[int]) -> list[list[int]]:
+    """Returns the places of tensors of so many elements that are compared together."""
+    found: list[list[int]] = []
+    left = 0
+    for k, size in enumerate(sizes):
+        if not found or size > left:
+            found.append([])
+            left = RUN
+        found[-1].append(k)
+        left -= size
+    return found
 
 
 def can_look(tensor: Tensor) -> bool:
