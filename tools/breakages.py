@@ -1334,8 +1334,8 @@ PLUGINS = [
         "master-stale",
         "A parameter that was changed from outside is put back by its master copy.",
         CAST + "src/projcore_cast/to.py",
-        before="torch._foreach_addcmul_(bits, factors, as_integers(fresh))",
-        after="torch._foreach_addcmul_(bits, factors, bits)",
+        before="torch._foreach_add_(bits, factors)",
+        after="torch._foreach_add_(factors, bits)",
         tests=("tests/ecosystem/test_master_weights.py::test_a_change_from_outside_is_honoured",),
     ),
     Breakage(

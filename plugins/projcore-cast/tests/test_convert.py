@@ -278,8 +278,9 @@ def test_masters_on_an_accelerator_are_compared_without_waiting(
         masters = [torch.empty(3, device="cuda:0") for _ in range(count)]
         take_over_(masters, [torch.empty_like(each, dtype=torch.bfloat16) for each in masters])
     copy = "copy cuda cuda True"
-    addition = "_foreach_addcmul_"
-    assert seen.work == [copy, "_foreach_sub", copy, copy, addition, copy, addition]
+    compared = [copy, "_foreach_sub", copy]
+    taken_over = [copy, "_foreach_sub", copy, "_foreach_mul_", "_foreach_add_"]
+    assert seen.work == compared + taken_over
 
 
 def test_a_cast_that_changes_nothing_writes_through() -> None:

@@ -43,7 +43,7 @@ class To(ProjectionBase):
     Raises:
         ArgumentError: If it is no dtype of floating point or no device.
 
-    Cost: a copy in the new dtype of what crosses; with ``master``, one more that is kept, and seven
+    Cost: a copy in the new dtype of what crosses; with ``master``, one more that is kept, and eight
     operations by which it is compared, for each run of 2**27 elements; on the CPU mostly two.
     Nothing waits for an accelerator, except that a list that goes from there to the CPU is waited
     for, once. A cast to what tensors are already costs nothing.
@@ -204,10 +204,12 @@ def _take_over_alike_(masters: list[Tensor], params: list[Tensor]) -> None:
     del rounded  # some of these lists are as large as the masters
     differ = convert(differences, (torch.bool, differences[0].device))
     del differences
-    factors = convert(differ, format_of(bits[0]))
-    torch._foreach_addcmul_(bits, factors, bits, value=-1)
     fresh = convert(params, format_inside)
-    torch._foreach_addcmul_(bits, factors, as_integers(fresh))
+    changes = list(torch._foreach_sub(as_integers(fresh), bits))
+    del fresh
+    factors = convert(differ, format_of(bits[0]))
+    torch._foreach_mul_(factors, changes)
+    torch._foreach_add_(bits, factors)
 
 
 def runs(sizes: list[int]) -> list[list[int]]:
