@@ -121,9 +121,10 @@ class Optimizer(torch.optim.Optimizer):
                 "'adam()', 'lr(0.001)'."
             )
         self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
-        self.compile = dict(compile) if isinstance(compile, Mapping) else compile
-        self._compiler: Compiler | None = as_compiler(self.compile)
+        self._built = False
         self._backward: InBackward | None = None
+        self._bucket_bytes: int | None = None
+        self.compile = compile
         self.bucket_bytes = bucket_bytes
         if nonfinite not in get_args(Nonfinite):
             raise ArgumentError(
@@ -137,7 +138,6 @@ class Optimizer(torch.optim.Optimizer):
         self._presence: list[Facts | None] = []
         self._checked: list[Sequence[Any]]
         self._passes = PASSES
-        self._built = False
         self._make_names()
         groups = list(as_iterable(params))
         if not groups:
@@ -252,6 +252,25 @@ class Optimizer(torch.optim.Optimizer):
             require("Optimizer", "bucket_bytes", value, minimum=1)
             self._check_parts(f"bucket_bytes={value}", "takes some parameters at a time")
         self._bucket_bytes = value
+
+    @property
+    def compile(self) -> bool | Mapping[str, Any]:
+        """Whether steps are compiled, or with which options. It may be set."""
+        return self._compile
+
+    @compile.setter
+    def compile(self, value: bool | Mapping[str, Any]) -> None:
+        compiler = as_compiler(value)
+        if compiler is not None and (self.in_backward or self.bucket_bytes is not None):
+            other = "in_backward" if self.in_backward else "bucket_bytes"
+            raise ArgumentError(
+                f"Optimizer(compile={value!r}) compiles the step of all parameters, but {other} "
+                "takes some at a time. Leave out one of the two."
+            )
+        self._compile = dict(value) if isinstance(value, Mapping) else value
+        self._compiler: Compiler | None = compiler
+        if self._built:
+            self._forget_plans()
 
     @property
     def in_backward(self) -> bool:
@@ -620,7 +639,6 @@ class Optimizer(torch.optim.Optimizer):
         self._warm = False
         if self._backward is not None:
             self._backward.reset(self._parameters())
-        self._compiler = as_compiler(self.compile)
         self._forget_plans()
         self._checked = []  # the next step checks all settings
         self._needs = self.module.total_needs  # not asked of all modules in every step
@@ -684,9 +702,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {"nonfinite": "allow", "_passes": PASSES, **state}
-        in_backward = state.pop("in_backward", False)
+        in_backward, compile = state.pop("in_backward", False), state.pop("compile", False)
+        self._built = False
         self._backward = None
         super().__setstate__(state)
+        self.compile = compile
         self._make_names()
         self._foreign.update(*map(self._names.foreign, self.param_groups))
         self._built = True

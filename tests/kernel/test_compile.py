@@ -484,6 +484,30 @@ def test_options_are_those_of_torch(make: Any, run: Any) -> None:
     torch._dynamo.reset()
 
 
+def test_it_may_be_set_later(make: Any, run: Any, backend: Counting) -> None:
+    """As on what a recipe returns, with or without state."""
+    eager, other = pair("bare adam", make)[1], pair("bare adam", make)[1]
+    run(eager, range(9))
+    run(other, range(3))
+    other.compile = True
+    run(other, range(3, 6))
+    assert len(backend.graphs) == 1
+    other.compile = False
+    run(other, range(6, 9))
+    close(other, eager)
+    assert len(backend.graphs) == 1
+
+
+@pytest.mark.parametrize("part", [{"bucket_bytes": 100}, {"in_backward": True}])
+def test_it_may_not_be_set_where_steps_are_taken_in_parts(part: Any, make: Any) -> None:
+    optimizer = Optimizer(make(), *CHAINS["bare adam"](), **part)
+    with pytest.raises(ValueError, match=f"compile=True.*{min(part)} takes some at a time"):
+        optimizer.compile = True
+    assert not optimizer.compile
+    with pytest.raises(ValueError, match=f"{min(part)}=.*Leave out one"):
+        Optimizer(make(), *CHAINS["bare adam"](), compile=True, **part)
+
+
 def test_options_are_kept_by_copies(make: Any, run: Any) -> None:
     optimizer = Optimizer(make(), *CHAINS["clipped"](), compile={"backend": "eager"})
     run(optimizer, range(2))
