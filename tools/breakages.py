@@ -1419,9 +1419,9 @@ PLUGINS = [
     Breakage(
         "refresh-of-infinities",
         "Inf and NaN enter a basis.",
-        LOWRANK + "src/projcore_lowrank/subspace.py",
-        before="if bool(torch.stack(parts.aminmax()).isfinite().all()):",
-        after="if True:",
+        LOWRANK + "src/projcore_lowrank/_batches.py",
+        before="finite = extremes.view(-1, 2).isfinite().all(-1)",
+        after="finite = extremes.view(-1, 2).isfinite().all(-1).fill_(True)",
         tests=(LOWRANK + "tests/test_low_rank.py::test_infinite_gradients_never_enter_a_basis",),
     ),
     Breakage(
@@ -1444,7 +1444,7 @@ PLUGINS = [
         "growth-unlimited",
         "The norm of what Fira and APOLLO scale grows as it likes.",
         LOWRANK + "src/projcore_lowrank/_combine.py",
-        before="shrink = torch.where(now > allowed, allowed / now, 1.0)",
+        before="shrink = (allowed / now).clamp_(max=1.0)",
         after="shrink = torch.ones_like(now)",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
     ),
@@ -1484,8 +1484,8 @@ PLUGINS = [
         "ldadam-momentum",
         "What the momentum loses as the basis turns is only partly made good.",
         LOWRANK + "src/projcore_lowrank/ldadam.py",
-        before=".mul_(beta / (1 - beta)), moment",
-        after=".mul_(beta), moment",
+        before=".mul_(beta / (1 - beta))",
+        after=".mul_(beta)",
         tests=(LOWRANK + "tests/test_ldadam.py::test_it_is_the_published_method",),
     ),
     Breakage(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore_lowrank import recipes
-from projcore_lowrank._seeded import gaussian, mix, orthonormal, permutation
+from projcore_lowrank._seeded import choices, gaussian, mix, orthonormal
 from projcore_lowrank._subspace import dominant
 
 # Takes a gradient, gives the update without decay and learning rate.
@@ -247,8 +247,8 @@ def frugal(index: int, right: bool) -> Reference:
     for step in range(STEPS + 1):
         full = yield update  # handed over transposed, so its rows are the columns
         if step % PERIOD == 0:
-            order = permutation(mix(SEED, index, step // PERIOD), full.shape[0])
-            chosen = sorted(order[: round(0.4 * full.shape[0])].tolist())
+            count, key = round(0.4 * full.shape[0]), mix(SEED, index, step // PERIOD)
+            chosen = choices([key], count, full.shape[0])[0].tolist()
             moments = Moments((0.8, 0.95), 1e-8)  # begins anew, its count too
         basis = torch.eye(full.shape[0], dtype=full.dtype)[:, chosen]
         low = basis.T @ full

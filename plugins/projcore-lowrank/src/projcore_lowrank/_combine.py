@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from projcore import ops
+
 Rule = Literal["unproject", "residual", "sign", "fira", "apollo", "apollo_mini"]
 TINY = 1e-8  # beside the norm that is divided by; as in the authors' codes
 
@@ -34,19 +36,19 @@ class Parts(NamedTuple):
 class Given(NamedTuple):
     r"""What the rules go by, of matrices or batches of them that share a dtype and a device.
 
+    The matrices are called :math:`G`.
+
     Attributes:
-        full: :math:`G`.
-        outside: The norms of the channels of :math:`G`; for `apollo_mini` the squares of those of
-            its matrices; not used without ``gamma``, except by `fira`.
+        outside: The norms of the channels of :math:`G`; for `apollo_mini` those of the
+            matrices, as vectors; not used without ``gamma``, except by `fira`.
         projected: :math:`R`.
-        result: :math:`N`.
+        result: :math:`N`; for `apollo_mini` each by itself.
         dims: The dimension along which a channel lies.
         scales: :math:`\alpha`.
         gamma: How much the norm of what is scaled may grow; None for no limit.
-        previous: The norms before, for ``gamma``.
+        previous: The norms before, for ``gamma``: of each matrix, or of each batch that came so.
     """
 
-    full: list[Tensor]
     outside: list[Tensor]
     projected: list[Tensor]
     result: list[Tensor]
@@ -69,7 +71,7 @@ def fira(given: Given) -> tuple[list[Parts], list[Tensor]]:
     Returns:
         The parts of each update, and the new norms.
     """
-    full, outside, projected, result, dims, scales, gamma, previous = given
+    outside, projected, result, dims, scales, gamma, previous = given
     inside = norms(projected, dims)
     factors = quotients(norms(result, dims), inside)
     rest = torch._foreach_mul(inside, inside)
@@ -80,8 +82,8 @@ def fira(given: Given) -> tuple[list[Parts], list[Tensor]]:
     channels = list(torch._foreach_mul(rest, factors))
     if gamma is not None:
         shrink, previous = limit(matrix_norms(channels), gamma, previous)
-        factors = list(torch._foreach_mul(factors, _parted(shrink, full)))
-    factors = _like(factors, full)
+        factors = list(torch._foreach_mul(factors, _parted(shrink, result)))
+    factors = _like(factors, result)
     mixed = torch._foreach_addcmul(result, projected, factors, value=-1.0)
     low = [each.to(out.dtype) for each, out in zip(mixed, result, strict=True)]
     return [Parts(*each) for each in zip(low, scales, factors, strict=True)], previous
@@ -95,28 +97,33 @@ def apollo(given: Given) -> tuple[list[Parts], list[Tensor]]:
 
     with the norm of :math:`G \operatorname{diag}(\phi)` limited, before :math:`\alpha`.
     """
-    full, outside, projected, result, dims, scales, gamma, previous = given
+    outside, projected, result, dims, scales, gamma, previous = given
     factors = quotients(norms(result, dims), norms(projected, dims))
     if gamma is not None:
         channels = list(torch._foreach_mul(outside, factors))
         shrink, previous = limit(matrix_norms(channels), gamma, previous)
-        factors = list(torch._foreach_mul(factors, _parted(shrink, full)))
-    factors = _like(list(torch._foreach_mul(factors, scales)), full)
+        factors = list(torch._foreach_mul(factors, _parted(shrink, result)))
+    factors = _like(list(torch._foreach_mul(factors, scales)), result)
     return [Parts(factor=factor) for factor in factors], previous
 
 
 def apollo_mini(given: Given) -> tuple[list[Parts], list[Tensor]]:
     r"""Scales the full update as a whole: as `apollo`, where all of a matrix is one channel."""
-    full, outside, projected, result, _, scales, gamma, previous = given
+    outside, projected, result, _, scales, gamma, previous = given
     numbers = matrix_norms(result) / (matrix_norms(projected) + TINY)
     if gamma is not None:
-        shrink, previous = limit(roots(outside) * numbers, gamma, previous)
+        shrink, previous = limit(torch.cat(outside) * numbers, gamma, previous)
         numbers = numbers * shrink
-    factors = _like(list(torch._foreach_mul(_parted(numbers, full), scales)), full)
+    factors = _like(list(torch._foreach_mul(_parted(numbers, projected), scales)), projected)
     return [Parts(factor=factor) for factor in factors], previous
 
 
 RULES = {"fira": fira, "apollo": apollo, "apollo_mini": apollo_mini}
+
+
+def has_signs(parts: Parts) -> bool:
+    """Whether the signs of the residual are added; a tensor, as in a trace, may be any number."""
+    return isinstance(parts.signs, Tensor) or bool(parts.signs)
 
 
 def is_factor(factor: float | Tensor) -> bool:
@@ -124,9 +131,11 @@ def is_factor(factor: float | Tensor) -> bool:
     return isinstance(factor, Tensor) or factor != 1
 
 
-def signs(tensor: Tensor) -> Tensor:
+def signs(tensors: list[Tensor]) -> list[Tensor]:
     """Returns the sign of each element; NaN of one that is not finite, so that it shows."""
-    return tensor.sgn().add_(tensor, alpha=0)  # zero times Inf or NaN is NaN
+    if any(tensor.is_complex() for tensor in tensors):
+        return [tensor.sgn().add_(tensor, alpha=0) for tensor in tensors]
+    return ops.signs(tensors)
 
 
 def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
@@ -145,26 +154,22 @@ def _norm(tensor: Tensor, dim: int) -> Tensor:
 
 def matrix_norms(tensors: list[Tensor]) -> Tensor:
     """Returns the norm of each matrix, those of batches one after the other, as a vector."""
-    if all(tensor.ndim == 2 for tensor in tensors):
-        return torch.stack(torch._foreach_norm(_wide(tensors)))
-    return roots([squared_norms(tensor) for tensor in tensors])
+    matrices = [
+        matrix
+        for tensor in _wide(tensors)
+        for matrix in (tensor.flatten(0, -3).unbind() if tensor.ndim > 2 else (tensor,))
+    ]
+    return torch.stack(torch._foreach_norm(matrices))
 
 
-def squared_norms(tensor: Tensor) -> Tensor:
-    """Returns the square of the norm of a matrix, or of each of a batch."""
+def norms_of(tensor: Tensor) -> Tensor:
+    """Returns the norm of a matrix, or of each of a batch, as a vector."""
     (tensor,) = _wide([tensor])
     if tensor.ndim == 2 and tensor.is_contiguous() and not tensor.is_complex():
         flat = tensor.view(-1)
-        return torch.dot(flat, flat)  # for a large one the fastest on a CPU
+        return torch.dot(flat, flat).sqrt_().view(1)  # for a large one the fastest on a CPU
     norms: Tensor = torch.linalg.vector_norm(tensor, dim=(-2, -1))
-    return norms.square()
-
-
-def roots(squares: list[Tensor]) -> Tensor:
-    """Returns the root of each number, as a vector."""
-    if all(square.ndim == 0 for square in squares):
-        return torch.stack(squares).sqrt_()
-    return torch.cat([square.reshape(-1) for square in squares]).sqrt_()
+    return norms.view(-1)
 
 
 def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
@@ -186,8 +191,8 @@ def limit(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, li
         The factors, one for each matrix, and the norms that there are with them.
     """
     before = torch.cat([norm.view(-1) for norm in previous])
-    allowed = torch.where(before > 0, gamma * (before + TINY), now)
-    shrink = torch.where(now > allowed, allowed / now, 1.0)
+    allowed = torch.where(before > 0, gamma * (before + TINY), math.inf)
+    shrink = (allowed / now).clamp_(max=1.0)
     # Added to zero, so that each has memory of its own.
     return shrink, list(torch._foreach_add(_parted(now * shrink, previous), 0.0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import partial
 from typing import Any, Literal
 
@@ -11,18 +12,20 @@ from torch import Tensor
 from projcore import Blend, Node, OnRefresh, Settings, Write
 from projcore.errors import ArgumentError
 from projcore.ops import require_choice
-from projcore_lowrank._combine import Parts, Rule, signs
+from projcore_lowrank import _combine
+from projcore_lowrank._batches import batches, pick
+from projcore_lowrank._combine import Rule, has_signs, is_factor
 from projcore_lowrank._matrices import Folding, Rank, resolved_rank
 from projcore_lowrank._options import Nonfinite, Options, Second, Source
-from projcore_lowrank._seeded import gaussian, mix, permutation
+from projcore_lowrank._seeded import choices, gaussian, mix
 from projcore_lowrank.random_subspace import require_seed
-from projcore_lowrank.subspace import End, Subspace
+from projcore_lowrank.subspace import End, Made, Subspace
 
 Select = Literal["top", "random", "norm", "cyclic"]
 Axis = Literal["columns", "rows", "entries"]
 
-# Up to here a stable sort is fast and needs no word from the device; beyond, it takes several times
-# as long as the search for the least that is taken.
+# Up to here a stable sort is fast on a CPU; beyond, it takes several times as long as a search for
+# the least that is taken. That asks a device how many are equal, so there it is always a sort.
 SORTED = 1 << 16
 
 
@@ -42,9 +45,15 @@ class Chosen(Subspace):
     def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
         """Returns memory of the vectors that stay; of new ones it is zero."""
         before, now = old[end], new[end]
-        places = torch.searchsorted(before, now).clamp_(max=len(before) - 1)
-        stays = before.index_select(0, places) == now
+        places = torch.searchsorted(before, now).clamp_(max=before.shape[-1] - 1)
+        stays = before.gather(-1, places) == now
         dim = _dim(end)
+        if now.ndim > 1:
+            across = -2 if dim == -1 else -1
+            shape = [*tensor.shape]
+            shape[dim] = now.shape[-1]
+            found = tensor.gather(dim, places.unsqueeze(across).expand(shape))
+            return found.mul_(stays.unsqueeze(across))
         found = tensor.index_select(dim, places)
         return found.mul_(stays.unsqueeze(-1) if dim == -2 else stays)
 
@@ -208,23 +217,52 @@ class CoordinateSubspace(Chosen):
             "refreshes": 0,
         }
 
-    def _usable(self, tensor: Tensor) -> bool:
-        return self.select in ("random", "cyclic") or super()._usable(tensor)
+    def alike(self, tensor: Tensor, state: Node) -> Hashable:
+        return id(state)  # what is chosen is copied, matrix by matrix
+
+    def _usable(self, tensors: list[Tensor]) -> list[bool]:
+        if self.select in ("random", "cyclic"):
+            return [True] * len(tensors)
+        return super()._usable(tensors)
+
+    def learn_all(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Node]:
+        if self.select != "random":
+            return super().learn_all(tensors, states, settings)
+        (end,) = self.ends(states[0])
+        lengths = [state[f"{end}_length"] for state in states]
+        ranks = [
+            self.number(values["rank"], self._shape(tensor, values))
+            for tensor, values in zip(tensors, settings, strict=True)
+        ]
+        new: list[Any] = [None] * len(states)
+        for places in batches(tensors, list(zip(lengths, ranks, strict=True))):
+            first = places[0]
+            keys = [self._key(states[i]) for i in places]
+            drawn = choices(keys, ranks[first], lengths[first], tensors[first].device)
+            for i, indices in zip(places, drawn.unbind(), strict=True):
+                new[i] = {end: indices.clone(), "refreshes": states[i]["refreshes"] + 1}
+        return new
+
+    def _key(self, state: Node) -> int:
+        return mix(self.seed, state["index"], state["refreshes"])
 
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
         refreshes = state["refreshes"]
         length = state[f"{end}_length"]
-        key = mix(self.seed, state["index"], refreshes)
-        if self.select == "random":
-            indices = permutation(key, length, matrix.device)[:rank].sort().values
-        elif self.select == "cyclic":
+        if self.select == "cyclic":
             indices = torch.arange(rank, device=matrix.device).add_(refreshes * rank)
             indices = indices.remainder_(length).sort().values
         else:
             scores = norms_of(matrix)
             if self.select == "norm":
                 # The first of exponential clocks to ring, at rates that are the norms.
-                waits = gaussian(key, (length,), torch.complex64, matrix.device).abs().square()
+                waits = (
+                    gaussian(self._key(state), (length,), torch.complex64, matrix.device)
+                    .abs()
+                    .square()
+                )
                 waits = waits.clamp_(min=torch.finfo(waits.dtype).tiny)
                 scores = scores.log() - waits.log().to(scores.dtype)
             indices = largest(scores, rank)
@@ -260,23 +298,69 @@ class CoordinateSubspace(Chosen):
         (end,) = self.ends(state)
         return full.index_fill(_dim(end), state[end], 0)
 
-    def _update(self, full: Tensor, low: Tensor, parts: Parts, state: Node) -> Tensor:
-        if not parts.signs or parts.low is None:
-            return super()._update(full, low, parts, state)
+    def leave_(self, full: Tensor, low: Tensor, state: Node) -> None:
         (end,) = self.ends(state)
-        update = signs(full)
-        if parts.signs != 1:
-            update.mul_(parts.signs)
-        return update.index_copy_(_dim(end), state[end], parts.low * parts.scale)
+        full.index_fill_(_dim(end), state[end], 0)
 
-    def _write_parts(
-        self, view: Tensor, blend: Blend, full: Tensor, parts: Parts, state: Node
+    def _update(self, full: Tensor, made: Made, owned: bool = False) -> Tensor:
+        if not has_signs(made.parts):
+            return super()._update(full, made, owned)
+        return self._with_signs([full], [made])[0]
+
+    def _with_signs(self, full: list[Tensor], made: list[Made]) -> list[Tensor]:
+        """Returns updates, of matrices of one kind and with the same factors."""
+        _, scale, _, factor = made[0].parts
+        updates = _combine.signs(full)
+        if is_factor(factor):
+            torch._foreach_mul_(updates, factor)
+        lows = [each.parts.low for each in made if each.parts.low is not None]
+        if is_factor(scale):
+            lows = list(torch._foreach_mul(lows, scale))
+        for update, low, each in zip(updates, lows, made, strict=True):
+            (end,) = self.ends(each.batch.state)
+            update.index_copy_(_dim(end), each.batch.state[end], low)
+        return updates
+
+    def _write_all(
+        self, targets: list[Tensor], blends: list[Blend], full: list[Tensor], made: list[Made]
     ) -> list[Write]:
-        if parts.low is None or not blend.decay:
-            return super()._write_parts(view, blend, full, parts, state)
+        if self.options.combine != "sign":
+            return super()._write_all(targets, blends, full, made)
+        found = {each.batch.places[0]: each for each in made}
+        keys = [(*blend, *found[i].parts[1:]) for i, blend in enumerate(blends)]
+        operations = []
+        for places in batches(full, keys):
+            operations += self._write_signs(
+                pick(targets, places),
+                blends[places[0]],
+                pick(full, places),
+                [found[i] for i in places],
+            )
+        return operations
+
+    def _write_signs(
+        self, targets: list[Tensor], blend: Blend, full: list[Tensor], made: list[Made]
+    ) -> list[Write]:
+        """Returns what makes updates, now that their turn has come, and writes them."""
+
+        def write() -> None:
+            updates = [
+                update.reshape(target.shape)
+                for update, target in zip(self._with_signs(full, made), targets, strict=True)
+            ]
+            torch._foreach_sub_(targets, updates, alpha=blend.scale)
+
+        operations = [Write(targets[0], write)]
+        if blend.decay:
+            decay = partial(torch._foreach_mul_, targets, 1 - blend.decay)
+            operations.insert(0, Write(targets[0], decay))
+        return operations
+
+    def _write_parts(self, view: Tensor, blend: Blend, full: Tensor, made: Made) -> list[Write]:
+        if made.parts.low is None or not blend.decay:
+            return super()._write_parts(view, blend, full, made)
         decay = Write(view, partial(view.mul_, 1 - blend.decay))
-        rest = super()._write_parts(view, Blend(blend.scale), full, parts, state)
-        return [decay, *rest]
+        return [decay, *super()._write_parts(view, Blend(blend.scale), full, made)]
 
 
 def norms_of(matrix: Tensor) -> Tensor:
@@ -287,10 +371,13 @@ def norms_of(matrix: Tensor) -> Tensor:
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Returns where the largest of some numbers are, ascending; of equal ones, the first."""
-    if len(scores) <= SORTED:
-        order = scores.sort(descending=True, stable=True).indices
-        return order[:count].sort().values
+    """Returns where the largest of some numbers are, ascending; of equal ones, the first.
+
+    Of a batch, those of each of its rows.
+    """
+    if scores.shape[-1] <= SORTED or not scores.is_cpu:
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        return order[..., :count].sort(-1).values
     least = scores.kthvalue(len(scores) - count + 1).values
     above = (scores > least).nonzero().squeeze(1)
     equal = (scores == least).nonzero().squeeze(1)

@@ -155,15 +155,27 @@ class DCTSelect(Chosen):
             sizes = cosines_of(rows).abs_()
         if self.norm == 2:
             sizes.square_()
-        return {end: largest(sizes.flatten(0, -2).sum(0), rank)}
+        if state[end].ndim == 1:  # the matrices of one tensor share their frequencies
+            sizes = sizes.flatten(0, -2)
+        return {end: largest(sizes.sum(-2), rank)}
+
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> list[Node]:
+        return [
+            {end: self.basis(state, end, tensor) for end in self.ends(state)}
+            for state, tensor in zip(map(self.together, batches), like, strict=True)
+        ]
 
     def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
+        chosen = state[end]
+        if chosen.is_floating_point() or chosen.is_complex():  # it was made by `read`
+            made: Tensor = chosen.to(like.dtype)
+            return made
         length = state[f"{end}_length"]
         wide = torch.promote_types(like.dtype.to_real(), torch.float32)
         table = _cosines(length, wide, like.device)
-        steps = torch.arange(1, 2 * length, 2, device=like.device)  # 2i + 1
-        chosen = state[end]
-        basis = table.take(torch.outer(steps, chosen).remainder_(4 * length))
+        steps = torch.arange(1, 2 * length, 2, device=like.device).unsqueeze(-1)  # 2i + 1
+        chosen = chosen.unsqueeze(-2)
+        basis = table.take((steps * chosen).remainder_(4 * length))
         return basis.mul_(_factors(chosen, length, basis)).to(like.dtype)
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from projcore import Kind, Module, Node, ProjectionBase, Settings, require
 from projcore.errors import ArgumentTypeError
 from projcore.ops import require_choice
+from projcore_lowrank._batches import stacked
 from projcore_lowrank._matrices import Folding, Rank
 from projcore_lowrank._options import Options
 from projcore_lowrank._seeded import gaussian, mix
 from projcore_lowrank._subspace import orthonormalize
 from projcore_lowrank.low_rank import Learnt
-from projcore_lowrank.subspace import End, by_parts
+from projcore_lowrank.subspace import End, Projected, by_parts
 
 Betas = tuple[float, float]
 OneSide = Literal["std", "reverse_std", "left", "right"]
@@ -136,7 +137,7 @@ class LDAdam(Learnt):
         count = state["step"]
         if count == 0:
             return super().learn(end, rank, matrix, state, settings)
-        moment = self.memory_inside(state, "first") if self.rho else None
+        moment = state.get("moment") if self.rho else None
         weights = 1.0, 0.0
         if moment is not None:
             moment = moment if end == "left" else moment.mH
@@ -145,70 +146,68 @@ class LDAdam(Learnt):
         basis = turned(state[end], matrix, moment, weights, rank, seed)
         return {end: basis.to(matrix.dtype).contiguous()}
 
-    def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
-        node = super()._learnt(tensor, state, settings)
-        if self.options.error_feedback:
-            state["lost"] = self._lost_momentum(tensor, state, node)  # until `rest` takes it
+    @property
+    def follows_momentum(self) -> bool:
+        return True
+
+    def learnt(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
+        node = super().learnt(matrix, state, rank, settings)
+        moment, beta = state.get("moment"), self.betas[0]
+        if self.options.error_feedback and moment is not None and beta and state["step"]:
+            # Two factors of what of the momentum has no place any more.
+            (end,) = self.ends(node)
+            before, now = self.basis(state, end, matrix), self.basis(node, end, matrix)
+            lost = (before - now @ (now.mH @ before)).mul_(beta / (1 - beta))
+            node.update(lost=lost, moment=moment)
         return node
 
-    def _lost_momentum(self, tensor: Tensor, old: Node, new: Node) -> tuple[Tensor, Tensor] | None:
-        """Returns two factors of what of the momentum has no place any more: columns, and it."""
-        moment = self.memory_inside(old, "first")
-        beta = self.betas[0]
-        if moment is None or not beta or not old["step"]:
-            return None
-        (end,) = self.ends(new)
-        before, now = self.basis(old, end, tensor), self.basis(new, end, tensor)
-        return (before - now @ (now.mH @ before)).mul_(beta / (1 - beta)), moment
+    def learn_all(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Node]:
+        new = super().learn_all(tensors, states, settings)
+        for node, state in zip(new, states, strict=True):  # until `_keep_errors` takes it
+            if "lost" in node:
+                state["lost"] = node.pop("lost"), node.pop("moment")
+        return new
 
-    def rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
-        (end,) = self.ends(state)
-        basis, lost = self.basis(state, end, low), state.pop("lost")
-        if lost is not None:  # both in one product, which takes one pass over the matrix
-            columns, moment = lost
-            basis = torch.cat([basis, columns.neg()], -1)
-            low = torch.cat([low, moment], -2 if end == "left" else -1)
-        error = full.clone(memory_format=torch.contiguous_format)
-        self.add_up_(error, low, {end: basis}, end, 1, -1)
-        return error
+    def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
+        super()._keep_errors(full, found, states)
+        for matrix, state in zip(full, states, strict=True):
+            lost = state.pop("lost", None)
+            if lost is not None:
+                columns, moment = lost
+                (end,) = self.ends(state)
+                error = state["error"].view(matrix.shape)
+                self.add_up_(error, moment, {end: columns}, end, 1, 1)
 
-    def transport(
-        self,
-        tensors: list[Tensor],
-        kind: Kind,
-        params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
-        settings: list[Settings],
-    ) -> list[Tensor] | None:
-        if kind != "second":
-            return super().transport(tensors, kind, params, old_states, new_states, settings)
-        return [
-            self._carry_second(tensor, old, new)
-            for tensor, old, new in zip(tensors, old_states, new_states, strict=True)
-        ]
+    def carried(
+        self, tensors: list[Tensor], kind: Kind, old_states: list[Node], new_states: list[Node]
+    ) -> Tensor:
+        """Returns memory in new bases.
 
-    def _carry_second(self, tensor: Tensor, old: Node, new: Node) -> Tensor:
-        """Returns a second moment in the new basis.
-
-        The memory inside that ``new`` holds is still that of before: what a module keeps is
+        The memory inside that new states hold is still that of before: what a module keeps is
         replaced when all of it has been carried over.
         """
+        found = (
+            _first_beside(self.chain, new.get("modules", {}), tensor)
+            for tensor, new in zip(tensors, new_states, strict=True)
+        )
+        moments = [moment for moment in found if moment is not None]
+        if kind != "second" or len(moments) < len(tensors):
+            return super().carried(tensors, kind, old_states, new_states)
+        old, new = self.together(old_states), self.together(new_states)
         (end,) = self.ends(new)
-        moment = _first_beside(self.chain, new.get("modules", {}), tensor)
-        if moment is None:
-            return self.carry(tensor, old, new, end, squared=True)
         beta1, beta2 = self.betas
         count = new["step"] - 1
         # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
         factor = (1 - beta2**count) / (1 - beta1**count) ** 2
-        dtype = torch.promote_types(tensor.dtype, torch.float32)
-        second, first = tensor.to(dtype), moment.to(dtype)
+        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        second, first = stacked(tensors).to(dtype), stacked(moments).to(dtype)
         variance = second.sub(by_parts(torch.square, first), alpha=factor)
         carried = self.carry(variance, old, new, end, squared=True)
         mean = self.carry(first, old, new, end, squared=False)
         carried = by_parts(torch.abs, carried.add(by_parts(torch.square, mean), alpha=factor))
-        return carried.to(tensor.dtype)
+        return carried.to(tensors[0].dtype)
 
 
 def turned(

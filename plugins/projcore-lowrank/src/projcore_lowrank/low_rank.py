@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -56,6 +57,12 @@ class Learnt(Subspace):
     def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
         basis: Tensor = state[end]
         return basis if basis.dtype == like.dtype else basis.to(like.dtype)
+
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
+        # These rules read them again, to write a batch at once.
+        if self.options.combine in ("fira", "sign"):
+            return [None if len(batch) == 1 else self.together(batch) for batch in batches]
+        return super().read(batches, like)
 
     def rank_of(self, state: Node) -> int:
         return int(state[self.ends(state)[0]].shape[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,18 @@ from projcore.ops import require_choice
 from projcore_lowrank._combine import Rule
 from projcore_lowrank._matrices import Folding, Rank, Side
 from projcore_lowrank._options import Options, Second
-from projcore_lowrank._seeded import gaussian, mix, orthonormal, rademacher, srht_down, srht_up
+from projcore_lowrank._seeded import (
+    gaussians,
+    mix,
+    rademacher,
+    srht_down,
+    srht_up,
+    stream,
+    uniform_columns,
+)
 from projcore_lowrank.subspace import End, Subspace
 
+DRAWN = "drawn_"  # of entries that are there in a graph alone: see `materialize`
 RandomKind = Literal["gaussian", "orthonormal", "rademacher", "srht"]
 SeedChain = Literal["mixed", "apollo"]
 
@@ -189,71 +199,143 @@ class RandomSubspace(Subspace):
             key = self.seed + state["index"]
         else:
             key = following(state["key"])
-        new = {"key": key, "refreshes": refreshes}
-        length = matrix.shape[-2]
-        if self.store:
-            own = self._key({**state, **new}, end)
-            return {end: self._drawn(own, end, length, rank, matrix).contiguous(), **new}
         # Of no elements, but from its shape the kernel sees that the rank is another one.
-        return {end: matrix.new_empty(length, rank, 0), **new}
+        empty = matrix.new_empty(matrix.shape[-2], rank, 0)
+        return {end: empty, "key": key, "refreshes": refreshes}
 
-    def _usable(self, tensor: Tensor) -> bool:
-        return True
+    def learn_all(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Node]:
+        new = []
+        for matrix, state, values in zip(
+            self._matrices(tensors, settings), states, settings, strict=True
+        ):
+            rank = self.number(values["rank"], matrix.shape)
+            new.append(self.learnt(matrix, state, rank, values))
+        if self.store:
+            for node, drawn in zip(new, self._drawn([[node] for node in new]), strict=True):
+                node.update((end, drawn[end].contiguous()) for end in self.ends(node))
+        return new
+
+    def _usable(self, tensors: list[Tensor]) -> list[bool]:
+        return [True] * len(tensors)
 
     def rank_of(self, state: Node) -> int:
         return int(state[self.ends(state)[0]].shape[1])
 
+    @property
+    def transforms(self) -> bool:
+        """Whether tensors are transformed, and no matrix is made."""
+        return self.kind == "srht" and not self.store
+
     def materialize(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Node]:
-        if self.store:
+        if self.store or self.transforms:
             return [{} for _ in states]
-        likes = [self._as_multiplied(tensor.new_empty(0)) for tensor in tensors]
-        return [
-            {f"drawn_{end}": self.basis(state, end, like) for end in self.ends(state)}
-            for like, state in zip(likes, states, strict=True)
-        ]
+        drawn = self._drawn([[state] for state in states])
+        return [{f"{DRAWN}{end}": basis for end, basis in each.items()} for each in drawn]
+
+    def alike(self, tensor: Tensor, state: Node) -> Hashable:
+        return id(state) if self.transforms else super().alike(tensor, state)
+
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
+        return [None] * len(batches) if self.store or self.transforms else self._drawn(batches)
+
+    def together(self, states: list[Node]) -> Node:
+        if self.store or self.transforms:
+            return super().together(states)
+        return {**states[0], **self._drawn([states])[0]}
 
     def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
-        drawn = f"drawn_{end}"  # for a graph: see `materialize`
-        kept: Tensor = state[drawn if drawn in state else end]
-        if kept.ndim == 2:
-            return kept if kept.dtype == like.dtype else kept.to(like.dtype)
-        length, rank, _ = kept.shape
-        return self._drawn(self._key(state, end), end, length, rank, like)
+        basis: Tensor = state[end]
+        if not basis.shape[-1]:
+            (drawn,) = self._drawn([[state]])
+            basis = drawn[end]
+        return basis if basis.dtype == like.dtype else basis.to(like.dtype)
+
+    def _drawn(self, batches: list[list[Node]]) -> list[Node]:
+        """Returns the matrices of some memories, those of each batch stacked."""
+        if f"{DRAWN}{self.ends(batches[0][0])[0]}" in batches[0][0]:  # for a graph
+            return [self._stacked(states) for states in batches]
+        drawn: list[Node] = [{} for _ in batches]
+        alike: dict[Any, list[tuple[int, End, list[int], torch.Size]]] = {}
+        for i, states in enumerate(batches):
+            for end in self.ends(states[0]):
+                empty = states[0][end]
+                keys = [self._key(state, end) for state in states]
+                found = alike.setdefault((empty.dtype, empty.device), [])
+                found.append((i, end, keys, empty.shape))
+        for (dtype, device), wanted in alike.items():
+            every = [keys for _, _, keys, _ in wanted]
+            sizes = [shape[:2] for *_, shape in wanted]
+            ends = [end for _, end, _, _ in wanted]
+            matrices = self._matrices_of(every, sizes, ends, dtype, device)
+            for (i, end, keys, _), matrix in zip(wanted, matrices, strict=True):
+                drawn[i][end] = matrix if len(keys) > 1 else matrix[0]
+        return drawn
+
+    def _stacked(self, states: list[Node]) -> Node:
+        """Returns the matrices of a batch that `materialize` made."""
+        found = {end: [state[f"{DRAWN}{end}"] for state in states] for end in self.ends(states[0])}
+        return {end: torch.stack(each) if len(each) > 1 else each[0] for end, each in found.items()}
+
+    def _matrices_of(
+        self,
+        keys: list[list[int]],
+        sizes: list[torch.Size],
+        ends: list[End],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[Tensor]:
+        """Returns matrices, stacked for each list of keys."""
+        if self.kind == "orthonormal":
+            working = torch.promote_types(dtype, torch.float32)
+            drawn = gaussians(keys, sizes, working, device)
+            return [uniform_columns(each).to(dtype) for each in drawn]
+        if self.kind == "srht":
+            return [
+                torch.stack(
+                    [
+                        srht_up(torch.eye(*size[1:] * 2, dtype=dtype, device=device), key, size[0])
+                        for key in some
+                    ]
+                )
+                for some, size in zip(keys, sizes, strict=True)
+            ]
+        wide = torch.complex64 if dtype.is_complex else torch.float32
+        # From the right it is the adjoint that is drawn, as in APOLLO's code.
+        shapes = [
+            size if end == "left" else size[::-1] for size, end in zip(sizes, ends, strict=True)
+        ]
+        if self.kind == "rademacher" or self.seeds == "apollo":
+            draw = rademacher if self.kind == "rademacher" else stream
+            drawn = [
+                torch.stack([draw(key, shape, wide, device) for key in some])
+                for some, shape in zip(keys, shapes, strict=True)
+            ]
+        else:
+            drawn = gaussians(keys, shapes, wide, device)
+        ranks = [size[1] for size in sizes]
+        if max(ranks) > 1:
+            torch._foreach_div_(drawn, [math.sqrt(rank) for rank in ranks])
+        drawn = [each if each.dtype == dtype else each.to(dtype) for each in drawn]
+        return [each if end == "left" else each.mT for each, end in zip(drawn, ends, strict=True)]
 
     def _key(self, state: Node, end: End) -> int:
         """Returns the seed of a matrix; the second of two has another."""
         key: int = state["key"]
         return mix(key) if end != self.ends(state)[0] else key
 
-    def _drawn(self, key: int, end: End, length: int, rank: int, like: Tensor) -> Tensor:
-        if like.is_meta:
-            return like.new_empty(length, rank)
-        if self.kind == "orthonormal":
-            return orthonormal(key, (length, rank), like.dtype, like.device)
-        if self.kind == "srht":
-            return srht_up(torch.eye(rank, dtype=like.dtype, device=like.device), key, length)
-        draw = gaussian if self.kind == "gaussian" else rademacher
-        dtype = torch.complex64 if like.is_complex() else torch.float32
-        # From the right it is the adjoint that is drawn, as in APOLLO's code.
-        shape = (length, rank) if end == "left" else (rank, length)
-        drawn = draw(key, shape, dtype, like.device)
-        if rank > 1:
-            drawn.div_(math.sqrt(rank))
-        if drawn.dtype != like.dtype:
-            drawn = drawn.to(like.dtype)
-        return drawn if end == "left" else drawn.mT
-
     def down(self, x: Tensor, state: Node, end: End) -> Tensor:
-        if self.store or self.kind != "srht":
+        if not self.transforms:
             return super().down(x, state, end)
         dim = -2 if end == "left" else -1
         z = srht_down(x.movedim(dim, 0), self._key(state, end), self.rank_of(state))
         return z.movedim(0, dim).contiguous()
 
     def up(self, z: Tensor, state: Node, end: End) -> Tensor:
-        if self.store or self.kind != "srht":
+        if not self.transforms:
             return super().up(z, state, end)
         dim = -2 if end == "left" else -1
         x = srht_up(z.movedim(dim, 0), self._key(state, end), state[end].shape[0])
@@ -262,7 +344,7 @@ class RandomSubspace(Subspace):
     def add_up_(
         self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
     ) -> None:
-        if self.store or self.kind != "srht":
+        if not self.transforms:
             super().add_up_(target, z, state, end, beta, alpha)
             return
         update = self.up(z, state, end)

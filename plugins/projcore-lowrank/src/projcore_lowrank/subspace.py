@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,18 @@ from projcore import Blend, Current, Kind, Node, ProjectionBase, Settings, Write
 from projcore.errors import NonFiniteError, StepError
 from projcore.ops import require_choice
 from projcore_lowrank import _combine
+from projcore_lowrank._batches import (
+    Batch,
+    all_finite,
+    apart,
+    batches,
+    is_alone,
+    parted,
+    pick,
+    same_kind,
+    stacked,
+    stacked_bases,
+)
 from projcore_lowrank._combine import Parts
 from projcore_lowrank._matrices import Folding, compressed, matrix_shape, resolved_rank, view_of
 from projcore_lowrank._options import SETTINGS, Options, as_dtype
@@ -21,7 +33,44 @@ from projcore_lowrank._options import SETTINGS, Options, as_dtype
 End = Literal["left", "right"]
 GOLDEN = (5**0.5 - 1) / 2
 ENDS: tuple[End, ...] = get_args(End)
-OUTSIDE = "norms_outside"  # in scratch: the norms of the tensors that were projected
+PROJECTED = "projected"  # in scratch: what was projected, as `Projected`
+
+
+class Projected(NamedTuple):
+    """What was projected in a step, batch by batch.
+
+    Attributes:
+        batches: The tensors that were multiplied as one.
+        low: What they are inside.
+        outside: The norms of what they were outside, if the update depends on these.
+    """
+
+    batches: list[Batch]
+    low: list[Tensor]
+    outside: list[Tensor]
+
+
+class Made(NamedTuple):
+    """What the update of a batch is made of; ``low`` is what the batch was inside."""
+
+    batch: Batch
+    low: Tensor
+    parts: Parts
+
+    def members(self) -> list[Made]:
+        """Returns that of each of its tensors."""
+        count = len(self.batch.places)
+        if count == 1:
+            return [self]
+        low, scale, factor, signs = self.parts
+        lows = [None] * count if low is None else parted(low, count)
+        factors = parted(factor, count) if isinstance(factor, Tensor) else [factor] * count
+        return [
+            Made(batch, inside, Parts(low, scale, factor, signs))
+            for batch, inside, low, factor in zip(
+                self.batch.members(), parted(self.low, count), lows, factors, strict=True
+            )
+        ]
 
 
 class Subspace(ProjectionBase):
@@ -132,6 +181,10 @@ class Subspace(ProjectionBase):
         """Returns what a matrix, ``low`` inside, has outside of the subspace, as a new tensor."""
         return torch.sub(full, self._up(low, state))
 
+    def leave_(self, full: Tensor, low: Tensor, state: Node) -> None:
+        """Makes a matrix, ``low`` inside, what it has outside of the subspace."""
+        self._add(full, low, state, 1, -1)
+
     def number(self, rank: int | float, shape: tuple[int, ...]) -> int:
         """Returns the rank that a setting means for matrices of a shape."""
         return resolved_rank(rank, shape)
@@ -180,10 +233,16 @@ class Subspace(ProjectionBase):
             self._check_folding(tensor, state, values)
             if not tensor.is_meta and self._due(tensor, state, values):
                 due.append(i)
-        usable = [i for i in due if self._usable(source[i])]
+        asked = [i for i in due if self._asks(source[i], states[i], settings[i])]
+        good = dict(zip(asked, self._usable([source[i] for i in asked]), strict=True))
+        usable = [i for i in due if good.get(i, True)]
         new: list[Node | None] = [None] * len(states)
-        for i in usable:
-            new[i] = self._learnt(source[i], states[i], settings[i])
+        if usable:
+            learnt = self.learn_all(
+                pick(source, usable), pick(states, usable), pick(settings, usable)
+            )
+            for i, node in zip(usable, learnt, strict=True):
+                new[i] = node
         for i, state in enumerate(states):
             state["pending"] = int(i in due and i not in usable)
             state["step"] += 1
@@ -209,37 +268,85 @@ class Subspace(ProjectionBase):
             return True
         return self.rank_of(state) != self.number(settings["rank"], self._shape(tensor, settings))
 
-    def _usable(self, tensor: Tensor) -> bool:
-        parts = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-        # NaN is passed on; a tenth of the time that isfinite(...).all() takes.
-        if bool(torch.stack(parts.aminmax()).isfinite().all()):
-            return True
-        if self.options.nonfinite == "skip":
-            return False
-        raise NonFiniteError(
-            f"{type(self).__name__} was to learn a basis from a tensor of shape "
-            f"{tuple(tensor.shape)} in which there is Inf or NaN. A basis is made of finite "
-            "numbers. Leave this step out, or pass nonfinite='skip' to go on with the old basis."
-        )
+    def _asks(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
+        """Whether it is looked for Inf and NaN, which waits for a device.
 
-    def _learnt(self, tensor: Tensor, state: Node, settings: Settings) -> Node:
-        matrix = self._matrix(tensor, settings)
-        shape = matrix.shape
-        if self.options.source == "momentum":
-            matrix = self._mixed(matrix, state)
-        rank = self.number(settings["rank"], shape)
+        Where bases are learnt in every step, these show there in the parameters.
+        """
+        every_step = settings["period"] == 1 and not state["pending"]
+        return is_alone(tensor) or self.options.nonfinite == "skip" or not every_step
+
+    def _usable(self, tensors: list[Tensor]) -> list[bool]:
+        """Returns from which tensors bases can be learnt; waits for a device once."""
+        usable = [True] * len(tensors)
+        for places in same_kind(tensors):
+            for i, good in zip(places, all_finite([tensors[i] for i in places]), strict=True):
+                usable[i] = good
+                if not good and self.options.nonfinite == "raise":
+                    raise NonFiniteError(
+                        f"{type(self).__name__} was to learn a basis from a tensor of shape "
+                        f"{tuple(tensors[i].shape)} in which there is Inf or NaN. A basis is made "
+                        "of finite numbers. Leave this step out, or pass nonfinite='skip' to go "
+                        "on with the old basis."
+                    )
+        return usable
+
+    def learn_all(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Node]:
+        """Returns the memory of new bases; equal matrices are decomposed as one batch."""
+        matrices = self._matrices(tensors, settings)
+        ranks = [
+            self.number(values["rank"], matrix.shape)
+            for values, matrix in zip(settings, matrices, strict=True)
+        ]
+        keys = [
+            (rank, self.alike(matrix, state), state["step"], state["pending"])
+            for rank, matrix, state in zip(ranks, matrices, states, strict=True)
+        ]
+        new: list[Any] = [None] * len(states)
+        for places in batches(matrices, keys):
+            members, count = [states[i] for i in places], len(places)
+            state = dict(self.together(members))
+            found = (self.memory_inside(each, "first") for each in members)
+            moments = [moment for moment in found if moment is not None]
+            if self.follows_momentum and len(moments) == count:
+                state["moment"] = stacked(moments)
+            matrix = stacked([matrices[i] for i in places])
+            learnt = self.learnt(matrix, state, ranks[places[0]], settings[places[0]])
+            nodes: list[Node] = [{} for _ in places]
+            for name, value in learnt.items():
+                for node, each in zip(nodes, apart(value, count), strict=True):
+                    node[name] = each
+            for i, node in zip(places, nodes, strict=True):
+                new[i] = node
+        return new
+
+    def alike(self, tensor: Tensor, state: Node) -> Hashable:
+        """Returns what is equal for tensors that may be multiplied by their bases as a stack."""
+        if tensor.ndim != 2:
+            return id(state)
+        return tuple((end, state[end].shape) for end in self.ends(state))
+
+    def together(self, states: list[Node]) -> Node:
+        """Returns the memory of several tensors as one, whose bases are stacked."""
+        return stacked_bases(states)
+
+    @property
+    def follows_momentum(self) -> bool:
+        """Whether bases are learnt from the first moments inside, too."""
+        return self.options.source == "momentum"
+
+    def learnt(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
+        if self.options.source == "momentum" and "moment" in state:
+            # By halves with the first moment inside.
+            moment = self._up(state["moment"], state).to(matrix.dtype)
+            matrix = torch.lerp(matrix, moment, 0.5)
         node: Node = {}
-        for end in compressed(shape, self.options.side):
+        for end in compressed(matrix.shape, self.options.side):
             seen = matrix.mH if end == "right" and matrix.ndim > 1 else matrix
             node.update(self.learn(end, rank, seen, state, settings))
         return node
-
-    def _mixed(self, matrix: Tensor, state: Node) -> Tensor:
-        """Returns the matrix, by halves with the first moment inside, where there is one yet."""
-        moment = self.memory_inside(state, "first")
-        if moment is None:
-            return matrix
-        return torch.lerp(matrix, self._up(moment, state).to(matrix.dtype), 0.5)
 
     def project(
         self,
@@ -252,14 +359,19 @@ class Subspace(ProjectionBase):
         current: Current,
         scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
-        outside = scratch if current == "update" and self._asks_norms else None
-        projected, norms = [], []
-        for matrix, state in zip(self._matrices(tensors, settings), states, strict=True):
-            if outside is not None:  # here the product finds the matrix in the cache
-                norms.append(self._norms_of(matrix, state))
-            projected.append(self._down(matrix, state))
-        if outside is not None:
-            outside[OUTSIDE] = norms
+        matrices = self._matrices(tensors, settings)
+        made = Projected(self._batches(matrices, states, settings), [], [])
+        projected: list[Any] = [None] * len(matrices)
+        for batch in made.batches:
+            matrix = batch.gather(matrices)
+            if current == "update" and self._asks_norms:
+                # Here the product finds the matrix in the cache.
+                made.outside.append(self._norms_of(matrix, batch.states[0]))
+            low = self._down(matrix, batch.state)
+            made.low.append(low)
+            batch.spread(low, projected)
+        if current == "update" and scratch is not None:
+            scratch[PROJECTED] = made
         return projected
 
     def unproject(
@@ -272,10 +384,31 @@ class Subspace(ProjectionBase):
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
-        return [
-            self._up(tensor, state).reshape(param.shape)
-            for tensor, state, param in zip(projected_tensors, states, params, strict=True)
+        projected = list(projected_tensors)
+        full: list[Any] = [None] * len(projected)
+        for batch in self._batches(projected, states, settings):
+            batch.spread(self._up(batch.gather(projected), batch.state), full)
+        return [each.reshape(param.shape) for each, param in zip(full, params, strict=True)]
+
+    def _batches(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Batch]:
+        """Returns the batches in which tensors, outside or inside, are multiplied by bases."""
+        keys = [
+            (self.alike(tensor, state), values["scale"], values["residual_scale"])
+            for tensor, state, values in zip(tensors, states, settings, strict=True)
         ]
+        runs = batches(tensors, keys)
+        members = [[states[i] for i in run] for run in runs]
+        made = self.read(members, [tensors[run[0]] for run in runs])
+        return [Batch(*each) for each in zip(runs, members, made, strict=True)]
+
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
+        """Makes bases that products read, if they are not in memory, for a whole step at once.
+
+        Returns for each batch, of tensors like the one given for it, the bases stacked; or None.
+        """
+        return [None] * len(batches)
 
     def _down(self, x: Tensor, state: Node) -> Tensor:
         dtype = x.dtype
@@ -322,16 +455,40 @@ class Subspace(ProjectionBase):
     ) -> list[Tensor] | None:
         if kind not in ("first", "second") or (kind == "second" and self.options.second == "reset"):
             return None
-        squared = kind == "second" and self.options.second in ("squared", "keep")
-        moved = []
-        for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
-            if kind == "second" and self.options.second == "keep" and not self.resized(old, new):
-                moved.append(tensor)
-                continue
-            for end in self.ends(new):
-                tensor = self.carry(tensor, old, new, end, squared)
-            moved.append(by_parts(torch.abs, tensor) if kind == "second" else tensor)
+        moved = list(tensors)
+        keep = kind == "second" and self.options.second == "keep"
+        chosen = [
+            i
+            for i, (old, new) in enumerate(zip(old_states, new_states, strict=True))
+            if not keep or self.resized(old, new)
+        ]
+        keys = [
+            (
+                self.alike(tensors[i], old_states[i]),
+                self.alike(tensors[i], new_states[i]),
+                new_states[i]["step"],
+            )
+            for i in chosen
+        ]
+        for run in batches([tensors[i] for i in chosen], keys):
+            places = [chosen[k] for k in run]
+            carried = self.carried(
+                pick(tensors, places), kind, pick(old_states, places), pick(new_states, places)
+            )
+            for i, each in zip(places, apart(carried, len(places)), strict=True):
+                moved[i] = each
         return moved
+
+    def carried(
+        self, tensors: list[Tensor], kind: Kind, old_states: list[Node], new_states: list[Node]
+    ) -> Tensor:
+        """Returns memory of that kind in new bases, that of several tensors stacked."""
+        tensor = stacked(tensors)
+        old, new = self.together(old_states), self.together(new_states)
+        for end in self.ends(new):
+            squared = kind == "second" and self.options.second in ("squared", "keep")
+            tensor = self.carry(tensor, old, new, end, squared)
+        return by_parts(torch.abs, tensor) if kind == "second" else tensor
 
     def resized(self, old: Node, new: Node) -> bool:
         """Whether a refresh has changed the rank."""
@@ -352,12 +509,12 @@ class Subspace(ProjectionBase):
         scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
         full = self._matrices(tensors, settings)
-        made = self._parts(full, projected, result, states, settings, scratch or {})
+        updates: list[Any] = [None] * len(full)
+        for made in self._made(full, projected, result, states, settings, scratch):
+            update = self._update(made.batch.gather(full), made, owned=len(made.batch.places) > 1)
+            made.batch.spread(update, updates)
         return [
-            self._update(matrix, low, parts, state).reshape(tensor.shape)
-            for tensor, matrix, low, parts, state in zip(
-                tensors, full, projected, made, states, strict=True
-            )
+            update.reshape(tensor.shape) for update, tensor in zip(updates, tensors, strict=True)
         ]
 
     def writer(self, targets: list[Tensor]) -> Callable[..., list[Write]] | str:
@@ -378,80 +535,132 @@ class Subspace(ProjectionBase):
         scratch: dict[str, Any] | None = None,
     ) -> list[Write]:
         full = self._matrices(tensors, settings)
-        made = self._parts(full, projected, result, states, settings, scratch or {})
+        made = self._made(full, projected, result, states, settings, scratch)
+        return self._write_all(targets, blends, full, made)
+
+    def _write_all(
+        self, targets: list[Tensor], blends: list[Blend], full: list[Tensor], made: list[Made]
+    ) -> list[Write]:
+        """Returns what writes parameters."""
         operations: list[Write] = []
-        for i, (target, blend, parts) in enumerate(zip(targets, blends, made, strict=True)):
-            view = view_of(target, full[i].shape)
-            if parts.signs or view is None or self.compute_dtype is not None:
-                arguments = (target, blend, full[i], projected[i], parts, states[i])
-                operations.append(Write(target, partial(self._write_whole, *arguments)))
-            else:
-                operations += self._write_parts(view, blend, full[i], parts, states[i])
+        for batch in made:
+            places = batch.batch.places
+            views = [view_of(targets[i], full[i].shape) for i in places]
+            known = [view for view in views if view is not None]
+            if len(places) > 1 and len(known) == len(views) and _agree(blends, places):
+                some = [full[i] for i in places]
+                operations += self._write_batch(known, blends[places[0]], some, batch)
+                continue
+            for view, each in zip(views, batch.members(), strict=True):
+                (i,) = each.batch.places
+                if each.parts.signs or view is None or self.compute_dtype is not None:
+                    write = partial(self._write_whole, targets[i], blends[i], full[i], each)
+                    operations.append(Write(targets[i], write))
+                else:
+                    operations += self._write_parts(view, blends[i], full[i], each)
         return operations
 
-    def _parts(
+    def _made(
         self,
         full: list[Tensor],
         projected: list[Tensor],
         result: list[Tensor],
         states: list[Node],
         settings: list[Settings],
-        scratch: dict[str, Any],
-    ) -> list[Parts]:
+        scratch: dict[str, Any] | None,
+    ) -> list[Made]:
         """Returns what updates are made of, and keeps what the next step needs of these."""
+        found: Projected | None = (scratch or {}).get(PROJECTED)
+        if found is None:  # it was the gradient that was projected
+            found = Projected(self._batches(full, states, settings), [], [])
+            found.low.extend(batch.gather(projected) for batch in found.batches)
+        made = self._by_rule(full, found, projected, result, states, settings)
         if self.options.error_feedback:
-            for matrix, low, state in zip(full, projected, states, strict=True):
-                state["error"] = self.rest(matrix, low, state).reshape(state["error"].shape)
-        scales = [values["scale"] for values in settings]
-        residuals = [values["residual_scale"] for values in settings]
-        if self.options.combine == "unproject":
-            return [Parts(out, scale) for out, scale in zip(result, scales, strict=True)]
-        if self.options.combine == "residual":
-            return [
-                Parts(out * scale - low * residual, factor=residual)
-                for out, low, scale, residual in zip(
-                    result, projected, scales, residuals, strict=True
-                )
-            ]
-        if self.options.combine == "sign":
-            return [
-                Parts(out, scale, signs=residual)
-                for out, scale, residual in zip(result, scales, residuals, strict=True)
-            ]
-        return self._scaled_parts(full, projected, result, states, scales, scratch)
+            self._keep_errors(full, found, states)
+        return made
 
-    def _scaled_parts(
+    def _by_rule(
         self,
         full: list[Tensor],
+        found: Projected,
         projected: list[Tensor],
         result: list[Tensor],
         states: list[Node],
-        scales: list[float],
-        scratch: dict[str, Any],
-    ) -> list[Parts]:
+        settings: list[Settings],
+    ) -> list[Made]:
+        rule = self.options.combine
+        if rule in _combine.RULES:
+            return self._scaled(full, found, result, states, settings)
+        if rule == "sign":
+            made = []
+            for batch, low in zip(found.batches, found.low, strict=True):
+                values = settings[batch.places[0]]
+                out = batch.gather(result)
+                parts = Parts(out, values["scale"], signs=values["residual_scale"])
+                made.append(Made(batch, low, parts))
+            return made
+        alone = [Parts(out, values["scale"]) for out, values in zip(result, settings, strict=True)]
+        if rule == "residual":
+            alone = _with_residuals(alone, projected, [v["residual_scale"] for v in settings])
+        members = [each for batch in found.batches for each in batch.members()]
+        return [Made(each, projected[i], alone[i]) for each in members for i in each.places]
+
+    def _scaled(
+        self,
+        full: list[Tensor],
+        found: Projected,
+        result: list[Tensor],
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Made]:
         """Returns the parts by a rule that scales what comes in, and keeps their norms."""
-        made: list[Any] = [None] * len(full)
-        outside: list[Any] = [None] * len(full)
-        if self._asks_norms:
+        made: list[Made] = []
+        outside: Sequence[Any] = found.outside or [None] * len(found.batches)
+        if self._asks_norms and not found.outside:
             # If it was the gradient that was projected, the update has not been measured.
-            outside = scratch.get(OUTSIDE) or list(map(self._norms_of, full, states))
-        for places in _alike(full):
+            outside = [
+                self._norms_of(batch.gather(full), batch.states[0]) for batch in found.batches
+            ]
+        limited = self.options.limit is not None
+        for places in same_kind(found.low):
+            some = [found.batches[k] for k in places]
+            members = [i for batch in some for i in batch.places]
+            if self.options.combine == "apollo_mini":
+                out = [result[i] for i in members]
+            else:
+                out = [batch.gather(result) for batch in some]
             given = _combine.Given(
-                [full[i] for i in places],
-                [outside[i] for i in places],
-                [projected[i] for i in places],
-                [result[i] for i in places],
-                [self._channel(states[i]) for i in places],
-                [scales[i] for i in places],
+                [outside[k] for k in places],
+                [found.low[k] for k in places],
+                out,
+                [self._channel(batch.states[0]) for batch in some],
+                [settings[batch.places[0]]["scale"] for batch in some],
                 self.options.limit,
-                [] if self.options.limit is None else [states[i]["limited_norm"] for i in places],
+                [states[i]["limited_norm"] for i in members] if limited else [],
             )
-            parts, limited = _combine.RULES[self.options.combine](given)
-            for i, each in zip(places, parts, strict=True):
-                made[i] = each
-            for i, norm in zip(places, limited, strict=False):
+            parts, norms = _combine.RULES[self.options.combine](given)
+            made += map(Made, some, given.projected, parts)
+            for i, norm in zip(members, norms, strict=False):
                 states[i]["limited_norm"] = norm
         return made
+
+    def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
+        """Keeps what is left out of the updates, in the place of what was before."""
+        errors = [state["error"] for state in states]
+        found_views = [view_of(*each) for each in zip(errors, [x.shape for x in full], strict=True)]
+        views = [view for view in found_views if view is not None]
+        direct = self.compute_dtype is None and len(views) == len(full)
+        if direct:
+            torch._foreach_copy_(views, full)
+        for batch, low in zip(found.batches, found.low, strict=True):
+            lows = parted(low, len(batch.places))
+            for each, inside in zip(batch.members(), lows, strict=True):
+                (i,) = each.places
+                if direct:
+                    self.leave_(views[i], inside, each.state)
+                else:
+                    rest = self.rest(full[i], inside, each.state)
+                    states[i]["error"] = rest.reshape(errors[i].shape)
 
     @property
     def _asks_norms(self) -> bool:
@@ -462,56 +671,77 @@ class Subspace(ProjectionBase):
     def _norms_of(self, matrix: Tensor, state: Node) -> Tensor:
         """Returns what the rule takes as ``outside``."""
         if self.options.combine == "apollo_mini":
-            return _combine.squared_norms(matrix)
+            return _combine.norms_of(matrix)
         return _combine.norms([matrix], [self._channel(state)])[0]
 
     def _channel(self, state: Node) -> int:
         """Returns the dimension along which a channel lies."""
         return -2 if "left" in state else -1
 
-    def _update(self, full: Tensor, low: Tensor, parts: Parts, state: Node) -> Tensor:
-        """Returns the full update of a matrix."""
-        update = None
-        if parts.low is not None:
-            update = self._up(parts.low, state)
-            if _combine.is_factor(parts.scale):
-                update.mul_(parts.scale)
-        if parts.factor is not None:
-            scaled = full * parts.factor
-            update = scaled if update is None else update.add_(scaled)
+    def _update(self, full: Tensor, made: Made, owned: bool = False) -> Tensor:
+        """Returns the full update of a matrix or a batch, which may take the place of ``full``."""
+        low, scale, factor, signs = made.parts
+        signed = _combine.has_signs(made.parts)
+        state = made.batch.state if signed or low is not None else {}
+        rest = None
+        if signed:
+            (rest,) = _combine.signs([self.rest(full, made.low, state)])
+            rest.mul_(signs)
+        update: Tensor | None = None
+        if isinstance(factor, Tensor) and owned:
+            update = full.mul_(factor)
+            if low is not None and self.compute_dtype is None:
+                self._add(update, low, state, 1, scale)
+                low = None
+        elif factor is not None:
+            update = full * factor
+        if low is not None:
+            part = self._up(low, state)
+            if _combine.is_factor(scale):
+                part.mul_(scale)
+            update = part if update is None else part.add_(update)
         assert update is not None
-        if isinstance(parts.signs, Tensor):
-            update = update + _combine.signs(self.rest(full, low, state)) * parts.signs
-        elif parts.signs:
-            update.add_(_combine.signs(self.rest(full, low, state)), alpha=parts.signs)
-        return update
+        return update if rest is None else update.add_(rest)
 
-    def _write_whole(
-        self, target: Tensor, blend: Blend, full: Tensor, low: Tensor, parts: Parts, state: Node
-    ) -> None:
+    def _write_whole(self, target: Tensor, blend: Blend, full: Tensor, made: Made) -> None:
         """Makes the update of one parameter, now that its turn has come, and writes it."""
-        update = self._update(full, low, parts, state).reshape(target.shape).mul_(blend.scale)
+        update = self._update(full, made).reshape(target.shape).mul_(blend.scale)
         if blend.decay:
             update.add_(target, alpha=blend.decay)
         target.sub_(update)
 
-    def _write_parts(
-        self, view: Tensor, blend: Blend, full: Tensor, parts: Parts, state: Node
+    def _write_batch(
+        self, views: list[Tensor], blend: Blend, full: list[Tensor], made: Made
     ) -> list[Write]:
+        """Returns what makes the updates of a batch, now that its turn has come, and writes it."""
+
+        def write() -> None:
+            updates = self._update(torch.stack(full), made, owned=True).unbind()
+            torch._foreach_sub_(views, list(updates), alpha=blend.scale)
+
+        operations = [Write(views[0], write)]
+        if blend.decay:
+            decay = partial(torch._foreach_mul_, views, 1 - blend.decay)
+            operations.insert(0, Write(views[0], decay))
+        return operations
+
+    def _write_parts(self, view: Tensor, blend: Blend, full: Tensor, made: Made) -> list[Write]:
         """Returns the products that go straight into a parameter."""
-        made = []
+        operations = []
+        parts, state = made.parts, made.batch.state
         beta = 1 - blend.decay
         if parts.low is not None:
             alpha = -blend.scale * parts.scale
-            made.append(Write(view, partial(self._add, view, parts.low, state, beta, alpha)))
+            operations.append(Write(view, partial(self._add, view, parts.low, state, beta, alpha)))
         elif blend.decay:
-            made.append(Write(view, partial(view.mul_, beta)))
+            operations.append(Write(view, partial(view.mul_, beta)))
         if isinstance(parts.factor, Tensor):
             add = partial(view.addcmul_, full, parts.factor, value=-blend.scale)
-            made.append(Write(view, add))
+            operations.append(Write(view, add))
         elif parts.factor is not None:
-            made.append(Write(view, partial(view.sub_, full, alpha=blend.scale * parts.factor)))
-        return made
+            alpha = blend.scale * parts.factor
+            operations.append(Write(view, partial(view.sub_, full, alpha=alpha)))
+        return operations
 
     def _add(self, target: Tensor, z: Tensor, state: Node, beta: float, alpha: float) -> None:
         *others, last = self.ends(state)
@@ -520,12 +750,25 @@ class Subspace(ProjectionBase):
         self.add_up_(target, z, state, last, beta, alpha)
 
 
-def _alike(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Returns the places of tensors of the same dtype and device, together."""
-    places: dict[Any, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        places.setdefault((tensor.dtype, tensor.device), []).append(i)
-    return list(places.values())
+def _agree(blends: list[Blend], places: list[int]) -> bool:
+    return all(blends[i] == blends[places[0]] for i in places)
+
+
+def _with_residuals(
+    parts: list[Parts], projected: list[Tensor], factors: list[float]
+) -> list[Parts]:
+    """Returns parts with residuals beside them: the full update, less what of it is inside."""
+    made: list[Any] = [None] * len(parts)
+    for places in same_kind(projected):
+        some = [parts[i] for i in places]
+        low = torch._foreach_mul(
+            [each.low for each in some if each.low is not None], [each.scale for each in some]
+        )
+        inside = torch._foreach_mul(pick(projected, places), pick(factors, places))
+        torch._foreach_sub_(low, list(inside))
+        for i, each in zip(places, low, strict=True):
+            made[i] = Parts(each, factor=factors[i])
+    return made
 
 
 def spread(index: int, period: int) -> int:
