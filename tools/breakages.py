@@ -1449,6 +1449,30 @@ PLUGINS = [
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
     ),
     Breakage(
+        "stack-of-one-basis",
+        "All matrices of a stack are multiplied by the basis of the first.",
+        LOWRANK + "src/projcore_lowrank/_batches.py",
+        before="torch.stack([state[end] for state in states])",
+        after="torch.stack([states[0][end] for state in states])",
+        tests=(LOWRANK + "tests/test_batches.py::test_a_stack_takes_the_steps_of_its_matrices",),
+    ),
+    Breakage(
+        "kept-views",
+        "What is made for a stack of matrices is kept as views of one memory.",
+        LOWRANK + "src/projcore_lowrank/_batches.py",
+        before="list(torch._foreach_mul(list(tensor.unbind()), 1))",
+        after="list(tensor.unbind())",
+        tests=(LOWRANK + "tests/test_batches.py::test_what_is_kept_has_memory_of_its_own",),
+    ),
+    Breakage(
+        "noise-unmixed",
+        "Random bits of neighbouring places depend on each other.",
+        LOWRANK + "src/projcore_lowrank/_seeded.py",
+        before="    for _ in range(3):\n        x.mul_(MULTIPLIER)",
+        after="    for _ in range(1):\n        x.mul_(MULTIPLIER)",
+        tests=(LOWRANK + "tests/test_seeded.py::test_bits_are_fair_and_independent",),
+    ),
+    Breakage(
         "random-repeats",
         "A random subspace is the same after every refresh.",
         LOWRANK + "src/projcore_lowrank/random_subspace.py",
@@ -1496,6 +1520,17 @@ PLUGINS = [
         after="        self._learn(tensors, states, settings)\n"
         "        made = iter(new_bases([states[i] for i in due]))\n",
         tests=(LOWRANK + "tests/test_soap_rotation.py::test_250_steps_of_the_published_method",),
+    ),
+    Breakage(
+        "soap-unasked",
+        "On an accelerator, SOAP's bases are made of averages that are not finite.",
+        LOWRANK + "src/projcore_lowrank/soap_rotation.py",
+        before="        self._check_averages([tensors[i] for i in due], [states[i] for i in due])\n",
+        after="",
+        tests=(
+            LOWRANK + "tests/test_soap_rotation.py"
+            "::test_a_device_is_asked_before_bases_are_made_and_not_in_other_steps",
+        ),
     ),
     Breakage(
         "tucker-variances",

@@ -418,7 +418,7 @@ class Products(TorchDispatchMode):
         # Beside those of a matrix and a basis, the large ones, there are small ones: of moments and
         # changes of basis (rrl), which are of two bases (rrs).
         (LDAdam, {"error_feedback": False}, 4, {"rrl": 4, "rrs": 4}),
-        (LDAdam, {}, 6, {"rrl": 4, "rrs": 6}),
+        (LDAdam, {}, 6, {"rrl": 4, "rrs": 3}),
         (LowRank, {"period": 1, "policy": "keep"}, 4, {}),
         (LowRank, {"period": 1, "policy": "transport"}, 4, {"rrl": 2, "rrs": 2}),
     ],

@@ -17,15 +17,19 @@ from torch.testing import assert_close
 from projcore.errors import ArgumentError
 from projcore_lowrank import _seeded
 from projcore_lowrank._seeded import (
+    bits,
+    choices,
     fastfood_down,
     fastfood_up,
     gaussian,
+    gaussians,
     mix,
     orthonormal,
     permutation,
     rademacher,
     srht_down,
     srht_up,
+    stream,
     walsh_hadamard,
 )
 
@@ -157,11 +161,82 @@ def test_operators_leave_the_global_generator() -> None:
 def test_gaussian_is_normal() -> None:
     x = gaussian(0, (200, 500), torch.float64).flatten()
     assert scipy.stats.kstest(x.numpy(), "norm").pvalue > 1e-3
-    assert abs(float((x[1:] * x[:-1]).mean())) < 5 / len(x) ** 0.5
     z = gaussian(0, (200, 500), torch.complex128).flatten()
     for part in (z.real, z.imag):
         assert scipy.stats.kstest(part.numpy() * 2**0.5, "norm").pvalue > 1e-3
     assert abs(complex((z * z).mean())) < 5 / len(z) ** 0.5
+
+
+def test_moments_of_a_million_normal_numbers() -> None:
+    count = 1 << 20
+    x = gaussian(1, (count,), torch.float64)
+    # The variance of x ** k is E[x ** 2k] - E[x ** k] ** 2.
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (6, 15, 10170)):
+        assert abs(float(x.pow(power).mean()) - mean) < 5 * (variance / count) ** 0.5, power
+    beyond = (x.abs() > 4).sum()
+    expected = 2 * count * scipy.stats.norm.sf(4)
+    assert abs(float(beyond) - expected) < 5 * expected**0.5
+    assert x.abs().max() < 6.7
+
+
+def test_numbers_are_not_correlated() -> None:
+    """Neither neighbours, nor the numbers of keys that differ little, nor their squares."""
+    count = 1 << 17
+    keys = [*range(6), 1 << 20, 1 << 40, 1 << 62]
+    (drawn,) = gaussians([keys], [(count,)], torch.float64)
+    for row in drawn[:3]:
+        for lag in (1, 2, 3, 4, 8, 64, 512, 1 << 16):
+            for x in (row, row.square() / 2**0.5 - 0.5**0.5):
+                assert abs(float((x[lag:] * x[:-lag]).mean())) < 5 / (count - lag) ** 0.5, lag
+    for x in (drawn, drawn.square() / 2**0.5 - 0.5**0.5):
+        covariance = x @ x.mT / count
+        covariance.fill_diagonal_(0)
+        assert covariance.abs().max() < 5 / count**0.5
+
+
+def test_bits_are_fair_and_independent() -> None:
+    """Each alone, each with each other, and with those of the next number and the next key."""
+    count = 1 << 16
+    drawn = bits([7, 8], [count, count]).view(2, count)
+    places = torch.arange(64)
+    signs = (drawn.unsqueeze(-1) >> places & 1).double() * 2 - 1  # (2, count, 64)
+    assert signs.mean(1).abs().max() < 5 / count**0.5
+    first, second = signs
+    eye = torch.eye(64, dtype=torch.float64)
+    pairs = (
+        first.mT @ first / count - eye,
+        first.mT @ second / count,
+        first[1:].mT @ first[:-1] / count,
+    )
+    for covariance in pairs:
+        assert covariance.abs().max() < 5.5 / count**0.5
+    # A change of one bit of the place changes half of the bits.
+    for bit in (0, 3, 11, 15):
+        changed = (drawn[0] ^ drawn[0][torch.arange(count) ^ (1 << bit)]).unsqueeze(
+            -1
+        ) >> places & 1
+        assert abs(float(changed.double().mean()) - 0.5) < 5 * 0.5 / (64 * count) ** 0.5 * 2**0.5
+    byte = drawn.view(torch.uint8).view(-1, 8)
+    for column in byte.unbind(1):
+        assert scipy.stats.chisquare(torch.bincount(column.int(), minlength=256)).pvalue > 1e-4
+    assert len(drawn[0].unique()) == count
+
+
+def test_numbers_depend_on_key_and_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch.equal(bits([5, 6], [9, 4])[9:], bits([6], [4]))
+    assert torch.equal(bits([5], [9])[3:], bits([5], [6], start=3))
+    assert bits([5], [2]).tolist() == [-7656765158201245812, -8050027043494091130]
+    whole = gaussians([[1, 2], [3]], [(50, 3), (7,)])
+    assert torch.equal(whole[0][1], gaussian(2, (50, 3)))
+    assert torch.equal(whole[1][0], gaussian(3, (7,)))
+    monkeypatch.setattr(_seeded, "CACHED", 16)
+    for one, other in zip(whole, gaussians([[1, 2], [3]], [(50, 3), (7,)]), strict=True):
+        assert_close(one, other)  # the vectorized functions round otherwise at the end of a chunk
+
+
+def test_a_graph_of_the_compiler_draws_the_same() -> None:
+    drawn = torch.compile(lambda: gaussian(3, (5, 4)), backend="aot_eager", fullgraph=True)()
+    assert_close(drawn, gaussian(3, (5, 4)))
 
 
 def test_rademacher_is_fair() -> None:
@@ -215,6 +290,20 @@ def test_permutation_is_uniform() -> None:
     counts = list({order: orders.count(order) for order in orders}.values())
     assert len(counts) == 24
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_choices_are_uniform() -> None:
+    drawn = choices([mix(seed) for seed in range(4200)], 3, 7)
+    assert (drawn.diff(dim=-1) > 0).all()
+    sets = [tuple(row) for row in drawn.tolist()]
+    counts = [sets.count(each) for each in set(sets)]
+    assert len(counts) == 35
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_stream_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(stream(3, (4, 5)), torch.randn(4, 5, generator=generator))
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 32, 64, 128, 4096])

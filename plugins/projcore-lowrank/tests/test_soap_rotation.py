@@ -17,6 +17,7 @@ from projcore.errors import ArgumentError, StepError
 from projcore.modules import LR, Adam, HeavyBall, Scale
 from projcore.projections import Stack
 from projcore.testing import Subject, parametrize_with_checks
+from projcore_lowrank import soap_rotation
 from projcore_lowrank.soap_rotation import SOAPRotation
 
 MODULE = "projcore_lowrank.soap_rotation"
@@ -470,3 +471,32 @@ def test_strides_of_the_gradient_do_not_matter(dtype: torch.dtype, shape: tuple[
         ends.append(weight.detach())
     tolerance = 1e4 * torch.finfo(dtype).eps  # of products in another order
     torch.testing.assert_close(*ends, rtol=0, atol=min(tolerance, 1e-5))
+
+
+def test_a_device_is_asked_before_bases_are_made_and_not_in_other_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And it learns in place; the steps are those of a CPU."""
+
+    def run(bad_step: int | None = None) -> tuple[Parameter, int]:
+        torch.manual_seed(0)
+        weight = Parameter(torch.randn(4, 3, dtype=torch.float64))
+        optimizer = Optimizer([weight], SOAPRotation([Adam()], period=3), LR(0.1))
+        for step in range(6):
+            weight.grad = torch.randn(4, 3, dtype=torch.float64)
+            if step == bad_step:
+                weight.grad[1, 1] = torch.inf
+            try:
+                optimizer.step()
+            except StepError:
+                return weight, step
+        return weight, 6
+
+    expected, _ = run()
+    assert run(2)[1] == 2
+    monkeypatch.setattr(soap_rotation, "is_alone", lambda tensor: False)
+    found, _ = run()
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    weight, stopped = run(2)  # the bases of the fifth step would be made of it
+    assert stopped == 4
+    assert not weight.isfinite().all()

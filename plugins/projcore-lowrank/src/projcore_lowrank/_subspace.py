@@ -176,7 +176,12 @@ def orthonormalize(y: Tensor) -> Tensor:
             f"orthonormalize was given {y.shape[-1]} columns of length {y.shape[-2]}. No more than "
             f"{y.shape[-2]} of these can be orthonormal. Pass fewer columns."
         )
-    return _orthonormal(_scaled(y.to(_working(y.dtype))), y.shape[-1])[0]
+    return orthonormal_columns(_scaled(y.to(_working(y.dtype))))
+
+
+def orthonormal_columns(y: Tensor) -> Tensor:
+    """Returns what `orthonormalize` does, of columns whose squares neither overflow nor vanish."""
+    return _orthonormal(y, y.shape[-1])[0]
 
 
 def captured(matrix: Tensor, basis: Tensor) -> Tensor:

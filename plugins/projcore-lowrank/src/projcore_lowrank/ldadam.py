@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,26 @@ from projcore_lowrank._batches import stacked
 from projcore_lowrank._matrices import Folding, Rank
 from projcore_lowrank._options import Options
 from projcore_lowrank._seeded import gaussian, mix
-from projcore_lowrank._subspace import orthonormalize
+from projcore_lowrank._subspace import orthonormal_columns, orthonormalize
 from projcore_lowrank.low_rank import Learnt
 from projcore_lowrank.subspace import End, Projected, by_parts
 
 Betas = tuple[float, float]
 OneSide = Literal["std", "reverse_std", "left", "right"]
+
+
+class Turn(NamedTuple):
+    """How a basis turns in a step.
+
+    Attributes:
+        columns: One factor of what of the momentum has no place any more.
+        moment: The other: the first moment before.
+        change: The old basis in the new one.
+    """
+
+    columns: Tensor
+    moment: Tensor
+    change: Tensor
 
 
 class LDAdam(Learnt):
@@ -154,11 +168,12 @@ class LDAdam(Learnt):
         node = super().learnt(matrix, state, rank, settings)
         moment, beta = state.get("moment"), self.betas[0]
         if self.options.error_feedback and moment is not None and beta and state["step"]:
-            # Two factors of what of the momentum has no place any more.
             (end,) = self.ends(node)
             before, now = self.basis(state, end, matrix), self.basis(node, end, matrix)
-            lost = (before - now @ (now.mH @ before)).mul_(beta / (1 - beta))
-            node.update(lost=lost, moment=moment)
+            wide = torch.promote_types(matrix.dtype, torch.float32)
+            change = now.to(wide).mH @ before.to(wide)
+            columns = (before - now @ change.to(now.dtype)).mul_(beta / (1 - beta))
+            node.update(columns=columns, moment=moment, change=change)
         return node
 
     def learn_all(
@@ -166,19 +181,18 @@ class LDAdam(Learnt):
     ) -> list[Node]:
         new = super().learn_all(tensors, states, settings)
         for node, state in zip(new, states, strict=True):  # until `_keep_errors` takes it
-            if "lost" in node:
-                state["lost"] = node.pop("lost"), node.pop("moment")
+            if "change" in node:
+                state["turn"] = Turn(*(node.pop(name) for name in Turn._fields))
         return new
 
     def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
         super()._keep_errors(full, found, states)
         for matrix, state in zip(full, states, strict=True):
-            lost = state.pop("lost", None)
-            if lost is not None:
-                columns, moment = lost
+            turn = state.pop("turn", None)
+            if turn is not None:
                 (end,) = self.ends(state)
                 error = state["error"].view(matrix.shape)
-                self.add_up_(error, moment, {end: columns}, end, 1, 1)
+                self.add_up_(error, turn.moment, {end: turn.columns}, end, 1, 1)
 
     def carried(
         self, tensors: list[Tensor], kind: Kind, old_states: list[Node], new_states: list[Node]
@@ -195,19 +209,30 @@ class LDAdam(Learnt):
         moments = [moment for moment in found if moment is not None]
         if kind != "second" or len(moments) < len(tensors):
             return super().carried(tensors, kind, old_states, new_states)
-        old, new = self.together(old_states), self.together(new_states)
-        (end,) = self.ends(new)
         beta1, beta2 = self.betas
-        count = new["step"] - 1
+        count = new_states[0]["step"] - 1
         # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
         factor = (1 - beta2**count) / (1 - beta1**count) ** 2
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         second, first = stacked(tensors).to(dtype), stacked(moments).to(dtype)
         variance = second.sub(by_parts(torch.square, first), alpha=factor)
+        old, new = self.both(old_states, new_states)
+        (end,) = self.ends(new)
         carried = self.carry(variance, old, new, end, squared=True)
         mean = self.carry(first, old, new, end, squared=False)
         carried = by_parts(torch.abs, carried.add(by_parts(torch.square, mean), alpha=factor))
         return carried.to(tensors[0].dtype)
+
+    def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
+        turns = [state["turn"] for state in new_states if "turn" in state]
+        if len(turns) < len(new_states):
+            return super().both(old_states, new_states)
+        turn = turns[0]._replace(change=stacked([each.change for each in turns]))
+        return {}, {**new_states[0], "turn": turn}  # of the old bases no more is asked
+
+    def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
+        turn: Turn | None = new.get("turn")
+        return super().change(old, new, end, like) if turn is None else turn.change.to(like.dtype)
 
 
 def turned(
@@ -246,15 +271,20 @@ def turned(
         if m is not None:
             m = torch.cat([m, m.new_zeros(*m.shape[:-2], missing, m.shape[-1])], -2)
     alpha, beta = weights
-    z = a.mH @ p[..., :rank]
-    if m is not None:
-        z = z.mul_(alpha).add_(m.mH[..., :rank], alpha=beta)
+    start = p[..., :rank]
+    z = a.mH @ start if m is None else _sum(m.mH[..., :rank], a.mH, start, beta, alpha)
     z = _scaled(z)
-    y = a @ z
-    if m is not None:
-        y = y.mul_(alpha).add_(p @ (m @ z), alpha=beta)
+    y = a @ z if m is None else _sum(p @ (m @ z), a, z, beta, alpha)
     # Where nothing leads the basis, it stays: as if of B B^H and what rounding loses anyway.
-    return orthonormalize(_scaled(y).add_(p[..., :rank], alpha=torch.finfo(wide).eps))
+    return orthonormal_columns(_scaled(y).add_(start, alpha=torch.finfo(wide).eps))
+
+
+def _sum(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
+    """Returns ``beta * c + alpha * a @ b``, of matrices or batches of them."""
+    if a.ndim == 2:
+        return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+    flat = (each.flatten(0, -3) for each in (c, a, b))
+    return torch.baddbmm(*flat, beta=beta, alpha=alpha).view(c.shape)
 
 
 def _scaled(x: Tensor) -> Tensor:

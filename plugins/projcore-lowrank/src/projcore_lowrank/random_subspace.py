@@ -39,8 +39,8 @@ class RandomSubspace(Subspace):
     :math:`\alpha P N`, and by ``combine`` what has no place inside may come beside it.
 
     :math:`P` follows from the seed, the place of the tensor among those that are projected and the
-    number of refreshes. It is made when it is needed and not kept, so memory is that of the modules
-    inside alone. By ``kind``, with columns of length `s`,
+    number of refreshes. It is made in each step, on the device, and not kept after it, so memory is
+    that of the modules inside alone. By ``kind``, with columns of length `s`,
 
     - ``"gaussian"``: independent entries :math:`N(0, 1/r)`. :math:`E[P P^H] = I`: on average,
       :math:`P P^H G` is :math:`G`.
@@ -80,9 +80,10 @@ class RandomSubspace(Subspace):
         chain: How seeds follow each other. ``"mixed"``: by hashing seed, place and number of
             refreshes. ``"apollo"``: as in the authors' package, ``seed`` being that of the first
             tensor, 1 there, and the next ones counted from it; with Gaussian entries and
-            ``side="std"`` the matrices are the same, where unprojected parameters come last.
-        store: Keep each :math:`P` in memory until the next. Worth it where drawing takes long: on
-            a GPU, because numbers are drawn on the CPU, and for orthonormal columns of a high rank.
+            ``side="std"`` the matrices are the same, where unprojected parameters come last. They
+            are drawn on the CPU, by torch's generator, and copied to the device.
+        store: Keep each :math:`P` in memory until the next. Worth it where drawing takes long, as
+            of orthonormal columns of a high rank, or by ``chain="apollo"`` for a GPU.
         folding: A tensor of more than two sides is a matrix of the first by the rest (``"fold"``),
             or a batch of matrices of the last two (``"last2"``). Sides of 1 do not count. A
             setting, fixed once there is memory.
@@ -97,9 +98,9 @@ class RandomSubspace(Subspace):
         ArgumentTypeError: If ``seed`` is no integer.
 
     Cost: per matrix of sides ``s <= l``: two products of ``2 s l r`` operations a step, and
-    :math:`P` drawn for each of them (with APOLLO's rules, for one): ``s r`` random numbers, of the
-    order of 5% of the products' time on a CPU; with ``"orthonormal"`` a QR decomposition, which for
-    a rank of ``s / 4`` takes about half their time or more. ``"srht"`` makes transforms of
+    :math:`P` drawn once: ``s r`` random numbers, of the order of 5% of the products' time on a CPU;
+    with ``"orthonormal"`` a QR decomposition, which for a rank of ``s / 4`` takes about a quarter
+    of their time or more. ``"srht"`` makes transforms of
     O(s l log s) instead, twice as many where `s` is no power of two. No memory beside that of the
     modules, or ``s r`` elements with ``store=True``, and for a moment in compiled steps, in which
     each :math:`P` is drawn once. ``"srht"`` is not compiled, unless stored.

@@ -291,8 +291,8 @@ def apollo(
 ) -> Optimizer:
     r"""APOLLO: the gradient, scaled channel by channel as Adam scales a random projection of it.
 
-    Differs from the authors' code: random numbers come from other seeds unless ``chain`` says
-    otherwise, and from the CPU; after a step of zeros the update is not limited to almost nothing
+    Differs from the authors' code: random numbers are others unless ``chain`` says otherwise, and
+    then come from the CPU; after a step of zeros the update is not limited to almost nothing
     for good; weight decay comes first.
 
     Args:

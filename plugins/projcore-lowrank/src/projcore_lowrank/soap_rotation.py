@@ -23,6 +23,7 @@ from projcore import (
 )
 from projcore.errors import ArgumentError, NonFiniteError, StepError
 from projcore.ops import require_choice
+from projcore_lowrank._batches import is_alone, same_kind
 from projcore_lowrank._modes import multiply, unfold
 
 Second = Literal["permute", "rotate"]
@@ -30,7 +31,7 @@ Nonfinite = Literal["raise", "skip"]
 Folding = Literal["sides", "last2"]
 
 # Elements of matrices that are decomposed together: it bounds the memory that a refresh takes.
-TOGETHER = 1 << 24
+TOGETHER = 1 << 26
 
 
 class SOAPRotation(ProjectionBase):
@@ -71,7 +72,7 @@ class SOAPRotation(ProjectionBase):
             in the authors' code: it is not moved, and memory inside begins with the second. That
             holds for tensors that are not rotated too. Fixed, groups do not change it.
         nonfinite: An update with Inf or NaN is an error (``"raise"``), or leaves the averages as
-            they are (``"skip"``).
+            they are (``"skip"``, which waits for an accelerator in every step).
         project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
         folding: A tensor of more than two sides is rotated along all of them (``"sides"``), or is
             a batch of matrices of the last two (``"last2"``), each with bases of its own. A
@@ -79,7 +80,8 @@ class SOAPRotation(ProjectionBase):
 
     Raises:
         ArgumentError: If a setting is out of range, or a choice is unknown.
-        NonFiniteError: In a step: if an update is not finite.
+        NonFiniteError: In a step: if an update is not finite. On an accelerator, only before bases
+            are made of it, since every step would wait for that.
 
     Cost: for each rotated side ``2 n^2`` numbers of memory (float32 at least), and in each step a
     product with a basis each way and one for the average; every `period` steps a product and a QR
@@ -246,6 +248,7 @@ class SOAPRotation(ProjectionBase):
             for i, (state, values) in enumerate(zip(states, settings, strict=True))
             if state["step"] > 0 and (state["step"] - 1) % values["period"] == 0
         ]
+        self._check_averages([tensors[i] for i in due], [states[i] for i in due])
         made = iter(new_bases([states[i] for i in due]))
         new = [(next(made) or None) if i in due else None for i in range(len(states))]
         self._learn(tensors, states, settings)
@@ -254,7 +257,11 @@ class SOAPRotation(ProjectionBase):
     def _learn(
         self, tensors: Sequence[Tensor], states: Sequence[Node], settings: Sequence[Settings]
     ) -> None:
-        """Takes gradients into the running averages, and counts them."""
+        """Takes gradients into the running averages, and counts them.
+
+        On a CPU only if they are finite; a device is not asked, unless those are to be skipped that
+        are not.
+        """
         made: list[Node] = []
         for tensor, state, values in zip(tensors, states, settings, strict=True):
             new: Node = {}
@@ -274,13 +281,36 @@ class SOAPRotation(ProjectionBase):
                     rows = wide if k == tensor.ndim - 2 else wide.mT
                 else:
                     rows = unfold(wide, k)
-                new[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - values["beta"])
+                beta = values["beta"]
+                if average.ndim == 2 and not self._asks(tensor):
+                    average.addmm_(rows, rows.mT, beta=beta, alpha=1 - beta)
+                else:
+                    new[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - beta)
             made.append(new)
-        if not all_finite(made):
-            made = [self._finite(new, tensor) for new, tensor in zip(made, tensors, strict=True)]
+        asked = [self._asks(tensor) for tensor in tensors]
+        if not all_finite([new for new, asks in zip(made, asked, strict=True) if asks]):
+            made = [
+                self._finite(new, tensor) if asks else new
+                for new, tensor, asks in zip(made, tensors, asked, strict=True)
+            ]
         for state, new in zip(states, made, strict=True):
             state.update(new)
             state["step"] += 1
+
+    def _asks(self, tensor: Tensor) -> bool:
+        """Whether averages are looked for Inf and NaN in every step, which waits for a device."""
+        return is_alone(tensor) or self.nonfinite == "skip"
+
+    def _check_averages(self, tensors: list[Tensor], states: list[Node]) -> None:
+        """Raises if bases would be made of averages in which there is Inf or NaN."""
+        kept = [
+            ({f"average{k}": state[f"average{k}"] for k in sides(state)}, tensor)
+            for tensor, state in zip(tensors, states, strict=True)
+            if not self._asks(tensor)
+        ]
+        if not all_finite([averages for averages, _ in kept]):
+            for averages, tensor in kept:
+                self._finite(averages, tensor)
 
     def _finite(self, new: Node, tensor: Tensor) -> Node:
         """Returns averages if they are finite, or nothing."""
@@ -382,12 +412,11 @@ def new_bases(states: Sequence[Node]) -> list[Node]:
                 old = together([states[i][f"basis{k}"] for i, k in part])
                 columns, orders = iterate(averages, old)
             counts = [states[i][f"average{k}"].shape[:-2].numel() for i, k in part]
-            found = zip(part, columns.split(counts), orders.split(counts), strict=True)
-            for (i, k), basis, order in found:
-                # Clones, lest each keep the memory of all.
-                basis = basis.reshape(states[i][f"basis{k}"].shape)
-                new[i][f"basis{k}"] = basis.clone(memory_format=torch.contiguous_format)
-                new[i][f"order{k}"] = order.reshape(states[i][f"order{k}"].shape).clone()
+            for name, found in (("basis", columns), ("order", orders)):
+                # In memory of its own each, lest each keep that of all.
+                pieces = torch._foreach_mul(found.split(counts), 1)
+                for (i, k), piece in zip(part, pieces, strict=True):
+                    new[i][f"{name}{k}"] = piece.reshape(states[i][f"{name}{k}"].shape)
     return new
 
 
@@ -408,7 +437,11 @@ def iterate(averages: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
 
 def all_finite(nodes: Sequence[Node]) -> bool:
     """Whether all tensors of some memories are finite; waits for a device once."""
-    sums = [value.sum().double() for node in nodes for value in node.values()]
-    if not sums or sums[0].is_meta:
+    tensors = [value for node in nodes for value in node.values()]
+    if not tensors or tensors[0].is_meta:
         return True
-    return math.isfinite(sum(each.to(sums[0].device) for each in sums))
+    sums = [tensor.sum() for tensor in tensors]
+    return all(
+        math.isfinite(torch.stack([sums[i] for i in places]).double().sum())
+        for places in same_kind(sums)
+    )

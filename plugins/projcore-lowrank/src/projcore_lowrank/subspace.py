@@ -172,10 +172,14 @@ class Subspace(ProjectionBase):
 
     def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
         r"""Returns memory in a new basis, by :math:`C = P_{new}^H P_{old}` or its squares."""
-        change = self.basis(new, end, tensor).mH @ self.basis(old, end, tensor)
+        change = self.change(old, new, end, tensor)
         if squared:
             change = (change * change.conj()).real.to(tensor.dtype)
         return change @ tensor if end == "left" else tensor @ change.mH
+
+    def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
+        r"""Returns :math:`C = P_{new}^H P_{old}`."""
+        return self.basis(new, end, like).mH @ self.basis(old, end, like)
 
     def rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
         """Returns what a matrix, ``low`` inside, has outside of the subspace, as a new tensor."""
@@ -316,7 +320,9 @@ class Subspace(ProjectionBase):
             learnt = self.learnt(matrix, state, ranks[places[0]], settings[places[0]])
             nodes: list[Node] = [{} for _ in places]
             for name, value in learnt.items():
-                for node, each in zip(nodes, apart(value, count), strict=True):
+                # What is of this step only may be views.
+                pieces = apart(value, count) if name in members[0] else parted(value, count)
+                for node, each in zip(nodes, pieces, strict=True):
                     node[name] = each
             for i, node in zip(places, nodes, strict=True):
                 new[i] = node
@@ -327,6 +333,10 @@ class Subspace(ProjectionBase):
         if tensor.ndim != 2:
             return id(state)
         return tuple((end, state[end].shape) for end in self.ends(state))
+
+    def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
+        """Returns the memory of several tensors before and after a change of bases."""
+        return self.together(old_states), self.together(new_states)
 
     def together(self, states: list[Node]) -> Node:
         """Returns the memory of several tensors as one, whose bases are stacked."""
@@ -484,7 +494,7 @@ class Subspace(ProjectionBase):
     ) -> Tensor:
         """Returns memory of that kind in new bases, that of several tensors stacked."""
         tensor = stacked(tensors)
-        old, new = self.together(old_states), self.together(new_states)
+        old, new = self.both(old_states, new_states)
         for end in self.ends(new):
             squared = kind == "second" and self.options.second in ("squared", "keep")
             tensor = self.carry(tensor, old, new, end, squared)
