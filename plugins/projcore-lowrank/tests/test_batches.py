@@ -22,6 +22,7 @@ from projcore_lowrank import (
     RandomSubspace,
     _batches,
 )
+from projcore_lowrank.subspace import Subspace
 
 SHAPES = [(8, 6), (6, 8), (8, 6), (6, 8), (6, 8), (5,), (2, 4, 7)]
 RULES = ["unproject", "residual", "sign", "fira", "apollo", "apollo_mini"]
@@ -96,6 +97,18 @@ def test_a_stack_takes_the_steps_of_its_matrices(
         assert before.keys() == after.keys()
         for key, value in before.items():
             assert_close(after[key], value, atol=atol * 100, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("name", SUBSPACES)
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_is_written_is_what_combine_makes(
+    name: str, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_batches, "is_alone", lambda tensor: alone)
+    written, _ = run(SUBSPACES[name])
+    monkeypatch.setattr(Subspace, "writer", lambda self, targets: "for the comparison")
+    combined, _ = run(SUBSPACES[name])
+    assert_close(written, combined, atol=1e-6 if name == "low_rank-dtype" else 1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("name", SUBSPACES)
