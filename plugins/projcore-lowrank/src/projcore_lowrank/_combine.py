@@ -103,8 +103,9 @@ def apollo(given: Given) -> tuple[list[Parts], list[Tensor]]:
         channels = list(torch._foreach_mul(outside, factors))
         shrink, previous = limit(matrix_norms(channels), gamma, previous)
         factors = list(torch._foreach_mul(factors, _parted(shrink, result)))
-    factors = _like(list(torch._foreach_mul(factors, scales)), result)
-    return [Parts(factor=factor) for factor in factors], previous
+    if any(scale != 1 for scale in scales):
+        factors = list(torch._foreach_mul(factors, scales))
+    return [Parts(factor=factor) for factor in _like(factors, result)], previous
 
 
 def apollo_mini(given: Given) -> tuple[list[Parts], list[Tensor]]:
@@ -191,10 +192,10 @@ def limit(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, li
         The factors, one for each matrix, and the norms that there are with them.
     """
     before = torch.cat([norm.view(-1) for norm in previous])
-    allowed = torch.where(before > 0, gamma * (before + TINY), math.inf)
+    allowed = (before + TINY).mul_(gamma).masked_fill_(before <= 0, math.inf)
     shrink = (allowed / now).clamp_(max=1.0)
-    # Added to zero, so that each has memory of its own.
-    return shrink, list(torch._foreach_add(_parted(now * shrink, previous), 0.0))
+    # Each in memory of its own.
+    return shrink, list(torch._foreach_mul(_parted(now, previous), _parted(shrink, previous)))
 
 
 def _parted(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:

@@ -50,7 +50,8 @@ def dominant(
       :math:`A` allows; of a zero :math:`A`, all of :math:`P_0` stays. If `n` is more than `r + 32`
       and at most `4r`, :math:`A S` takes the place of :math:`A`, where :math:`S` has `r + 32`
       columns: it adds columns to others, with random signs. Where more than about 0.005 of
-      :math:`\|A\|_F^2` would stay outside, a step with all of :math:`A` follows;
+      :math:`\|A\|_F^2` would stay outside, a step with all of :math:`A` follows. An accelerator
+      takes that step at once, as it would wait for the answer whether it is due;
     - ``"subspace_whole"`` is ``"subspace"`` that takes that step at once, whatever `n` is.
 
     The last three do not order the columns by singular value, except with ``oversampling``. The
@@ -80,7 +81,7 @@ def dominant(
             ``start`` is out of range.
 
     Cost: ``"subspace_whole"`` :math:`4mnr + 4mr^2` operations, and ``"subspace"`` too, or about
-    :math:`8mr^2` if it adds up columns, which synchronizes with a GPU; ``"randomized"``
+    :math:`8mr^2` if it adds up columns; ``"randomized"``
     :math:`4mnr + 4mr^2` for each power, and :math:`4nr^2 + O(r^3)` for oversampling. ``"gram"``
     takes O(mns + s³) with s = min(m, n), and ``"svd"`` the same with a far larger constant.
     ``benchmarks/refresh.py`` times them.
@@ -245,7 +246,7 @@ def _follow(a: Tensor, start: Tensor, source: Source, probes: int = 0) -> tuple[
 def _follow_folded(a: Tensor, start: Tensor, source: Source) -> Tensor:
     (rows, rank), columns = start.shape[-2:], a.shape[-1]
     width = rank + FOLD_MORE
-    if not width < columns <= FOLD_BELOW * rank:
+    if not (a.is_cpu and width < columns <= FOLD_BELOW * rank):
         return _follow(a, start, source)[0]
     q, outside = _follow(_folded(a, width, source), start, source, min(PROBES, rows - rank))
     # What the basis cannot hold is as long in each dimension of the sums, and of these it has all
