@@ -67,11 +67,11 @@ class Optimizer(torch.optim.Optimizer):
         params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
-            ``{"mode": "max-autotune"}``. Modules that follow each other become one graph; what
-            depends on values, as a line search or a projection that refreshes its map, runs in
-            Python before it or between two. `describe` says what is what, and why. The first step,
-            which creates the state, runs in Python. The second compiles, and may take minutes: the
-            logger ``projcore`` tells it at the level INFO.
+            ``{"mode": "max-autotune-no-cudagraphs"}``. Modules that follow each other become one
+            graph. What depends on values, such as a line search or the refresh of a projection's
+            map, runs in Python before a graph or between two; `describe` says which, and why. The
+            first step, which creates the state, runs in Python. The second compiles, which may take
+            minutes: the logger ``projcore`` tells it at the level INFO.
         bucket_bytes: Computes and writes so many bytes of parameters at a time, or one parameter
             if it is larger, so that what a step needs beside its state is small, and stays in the
             cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
@@ -93,8 +93,10 @@ class Optimizer(torch.optim.Optimizer):
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
             of floating point, or a group has a misspelt setting, or a bad value; or if
-            ``bucket_bytes`` is given for modules that need all parameters at once, or to compile.
-        ArgumentTypeError: If something is not a tensor or not a module.
+            ``bucket_bytes`` is given for modules that need all parameters at once, or to compile;
+            or if `torch.compile` rejects the options.
+        ArgumentTypeError: If something is not a tensor or not a module, or ``compile`` is neither a
+            bool nor a mapping.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)

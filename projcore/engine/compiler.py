@@ -73,7 +73,7 @@ def as_compiler(value: object) -> Compiler | None:
     if not isinstance(value, Mapping):
         raise ArgumentTypeError(
             f"Optimizer(compile={value!r}) was given a {type(value).__name__}. It is True, or the "
-            "keyword arguments of torch.compile. Pass for example {'mode': 'max-autotune'}."
+            "keyword arguments of torch.compile. Pass for example {'backend': 'inductor'}."
         )
     try:
         torch.compile(lambda: None, **value)

@@ -375,7 +375,7 @@ def why_untraceable(module: Module) -> str:
     """Why a module, beside those that it runs, is not traced; empty if it can be."""
     if "closure" in module.needs:
         return "it evaluates the loss"
-    return "" if module.traceable else "it is not traceable"
+    return "" if module.traceable else "it declares traceable = False"
 
 
 def has_factor(module: Module) -> bool:

@@ -317,7 +317,7 @@ def test_what_is_not_traceable_runs_in_python(make: Any, run: Any, backend: Coun
         "run vector in Python (not all that it runs inside is traced)",
         "  compiled",
         "    run wide",
-        "  run everysecond in Python (it is not traceable)",
+        "  run everysecond in Python (it declares traceable = False)",
         "compiled",
         "  run adam",
         "  run lr",

@@ -146,3 +146,16 @@ def test_a_new_rank_is_compiled_once(backend: Counting) -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert_same(mine, theirs)
     assert len(backend.graphs) == 2
+
+
+def test_with_inductor() -> None:
+    """With torch's own compiler."""
+    torch._dynamo.reset()
+    results = []
+    for options in ({"fullgraph": True}, False):
+        optimizer = galore_adamw(model(), rank=4, period=4)
+        optimizer.compile = options
+        *_, point = train(optimizer, 10)
+        results.append(point)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
