@@ -954,6 +954,22 @@ ENGINE_BREAKAGES = [
         tests=("tests/kernel/test_devices.py",),
     ),
     Breakage(
+        "passing-twice",
+        "Tensors that pass a projection run outside of it and inside as well.",
+        ENGINE + "plan.py",
+        before="space = space.select([i for i in range(len(space)) if i not in set(outside)])",
+        after="space = space.select(range(len(space)))",
+        tests=("tests/kernel/test_passing.py",),
+    ),
+    Breakage(
+        "passing-keeps-state",
+        "A tensor that is no longer projected goes on with state of the shape inside.",
+        ENGINE + "inside.py",
+        before="for node in self._beside.state.over(trees).nodes:",
+        after="for node in ():",
+        tests=("tests/kernel/test_passing.py",),
+    ),
+    Breakage(
         "formats-in-one-call",
         "A call gets tensors of several dtypes and devices, which torch takes one by one.",
         ENGINE + "blended.py",

@@ -24,7 +24,14 @@ from projcore.engine.keys import keys_inside
 from projcore.engine.nodes import Call, Frame, Node, Site, why_untraceable
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
-from projcore.engine.transport import change_map, clear_inside, has_inside, is_wide, own_entries
+from projcore.engine.transport import (
+    change_map,
+    clear_inside,
+    forget,
+    has_inside,
+    is_wide,
+    own_entries,
+)
 from projcore.errors import ArgumentError, ContractError, ProjcoreError
 
 Shapes = list[tuple[torch.Size, torch.dtype]]
@@ -32,6 +39,13 @@ Shapes = list[tuple[torch.Size, torch.dtype]]
 
 class Inside(Node):
     """Runs a region in the space of a projection.
+
+    Args:
+        projection: The projection.
+        space: The tensors.
+        whole: Whether these are all tensors of the region.
+        plan_inside: Plans what runs inside, on tensors of the shapes there.
+        beside: Tensors that pass the projection, and run outside of it.
 
     Attributes:
         applied: The tensors that are projected, by their indices in `space`.
@@ -47,6 +61,7 @@ class Inside(Node):
         space: Space,
         whole: bool,
         plan_inside: Callable[[Inside, Sequence[Tensor]], Region],
+        beside: Space | None = None,
     ) -> None:
         self.module = projection
         self.projection = projection
@@ -54,6 +69,7 @@ class Inside(Node):
         self.space = space
         self.where = space.places
         self._plan_inside = plan_inside
+        self._beside = beside
         settings = space.settings()
         self.applied = [
             i
@@ -161,6 +177,9 @@ class Inside(Node):
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
+        if self._beside is not None:
+            for node in self._beside.state.over(trees).nodes:
+                forget(node)
         if self.region is not None:
             self.region.bind(trees)
 
@@ -464,8 +483,7 @@ class Crossing:
             for i in range(self.count) if wide else moved:
                 clear_inside(nodes[i])
             for i in self.passing:
-                for key in own_entries(nodes[i]):
-                    del nodes[i][key]
+                forget(nodes[i])
             if self.node.region is not None:
                 self.node.region.bind(self.state.trees)  # its nodes know what state they have
         for i, made in begun.items():

@@ -175,17 +175,25 @@ class Row(NamedTuple):
 def rows(plan: Plan, modules: Mapping[str, Module]) -> list[Row]:
     """Returns the lines of a plan, in the order of positions."""
     found: dict[str, Row] = {}
+    spaces: dict[str, dict[int, Space]] = {}  # a module may run in several, as in a projection
     for node in plan.region.walk():
         if isinstance(node.module, (Items, Rate)):
             continue
-        space: Space | None = node.site.space
-        if isinstance(node, Inside):
-            space = None if node.region is None else node.region.space
-        row = Row(node.site.space.path, node.module)
-        if space is not None and not _unknown(node):
-            shapes = [tuple(tensor.shape) for tensor in space.template]
-            row = row._replace(shapes=shapes, sources=list(space.sources))
-        found[row.path] = row
+        path, space = node.site.space.path, node.site.space
+        found[path] = Row(path, node.module)
+        known = spaces.setdefault(path, {})
+        if isinstance(node, Inside) and node.region is not None:
+            known[id(node)] = node.region.space
+        elif not isinstance(node, Inside) and not _unknown(node):
+            known[id(space)] = space
+    for path, several in spaces.items():
+        every = [
+            each
+            for space in several.values()
+            for each in zip(space.template, space.sources, strict=True)
+        ]
+        shapes = [tuple(tensor.shape) for tensor, _ in every]
+        found[path] = found[path]._replace(shapes=shapes, sources=[each for _, each in every])
     for space, labels in plan.labels:
         shapes = [tuple(tensor.shape) for tensor in space.template]
         found[space.path] = Row(space.path, modules[space.path], shapes, space.sources, labels)

@@ -104,7 +104,11 @@ class Builder(Planner):
         if not len(space):
             return
         if projection.geometry != "layout" or not projection.project_update:
-            self._inside(projection, space, INNER, f"{space.path}/{INNER}", projection.chain.plan)
+            passing = self._passing(projection, space)
+            path = f"{space.path}/{INNER}"
+            self._inside(projection, space, INNER, path, projection.chain.plan, passing)
+            if passing:
+                projection.chain.plan(self, space.select(passing).child(INNER))
             return
         parts = segments(projection)
         if self.building and all(elementwise for elementwise, _ in parts):
@@ -127,13 +131,33 @@ class Builder(Planner):
         node.check_applies()
         node.try_out()
 
+    def _passing(self, projection: ProjectionBase, space: Space) -> list[int]:
+        """Returns which tensors pass a projection and run outside of it, as they would inside."""
+        modules = projection.chain.children.values()
+        by_tensor = all(isinstance(each, Transform) and each.scope != "all" for each in modules)
+        if projection.scope == "all" or not (projection.project_update and by_tensor):
+            return []
+        passing = [
+            i
+            for i, (tensor, values) in enumerate(zip(space.template, space.settings(), strict=True))
+            if not projection.applies(tensor, values)
+        ]
+        return passing if "hoist" in self.passes and len(passing) < len(space) else []
+
     def _by_item(self, plan: Planned, space: Space) -> None:
         """Has a module that cannot run on batches run on each item by itself."""
         self._inside(Items(space), space, "items", space.path, plan)
 
     def _inside(
-        self, projection: ProjectionBase, space: Space, name: str, path: str, plan: Planned
+        self,
+        projection: ProjectionBase,
+        space: Space,
+        name: str,
+        path: str,
+        plan: Planned,
+        outside: Sequence[int] = (),
     ) -> None:
+        """Has modules run in the space of a projection, without tensors that run outside of it."""
         around = projection if projection.geometry == "linear" else self.around
 
         def plan_inside(node: Inside, tensors: Sequence[Tensor]) -> Region:
@@ -147,7 +171,10 @@ class Builder(Planner):
             region.bind(trees)
             return region
 
-        node = Inside(projection, space, self._is_whole(space), plan_inside)
+        beside = space.select(outside) if outside else None
+        if outside:
+            space = space.select([i for i in range(len(space)) if i not in set(outside)])
+        node = Inside(projection, space, self._is_whole(space), plan_inside, beside)
         node.prepare()
         if node.owns and self.around is not None:
             raise ArgumentError(

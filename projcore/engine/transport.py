@@ -281,6 +281,15 @@ def clear_inside(node: Entries) -> None:
             clear(value)
 
 
+def forget(node: Entries) -> None:
+    """Removes what was kept for a tensor that was projected, now that it passes."""
+    own = own_entries(node)
+    if own:
+        clear_inside(node)
+    for key in own:
+        del node[key]
+
+
 def clear(node: Entries) -> None:
     """Removes all entries of a node and of those below; the dicts themselves stay."""
     for key in own_entries(node):

@@ -146,30 +146,35 @@ route({'ndim==2': adam(), '*': None}); lr(0.1)
 # In a subspace.
 
 low_rank([adam()], rank=1); lr(0.1)
-    write from low_rank; folded: lr
+    write from low_rank on 0; folded: lr
       run adam
+    write adam on 1 by torch's fused Adam; folded: lr
 
 low_rank([adam(), lr(0.1)], rank=1)
-    write from low_rank
+    write from low_rank on 0
       run adam
       run lr
+    write adam on 1 by torch's fused Adam; folded: lr
 
 identity([low_rank([adam()], rank=1)]); lr(0.1)
     write through identity; folded: lr
-      write from low_rank
+      write from low_rank on 0
         run adam
+      write adam on 1 by torch's fused Adam
 
 low_rank([adam()], rank=1); sign(); lr(0.1)
-    run low_rank
+    run low_rank on 0
       run adam
+    run adam on 1
     run sign
     write the update; folded: lr
 
 stack([low_rank([adam()], rank=1)]); lr(0.1)
     run stack
       run items
-        run low_rank
+        run low_rank on 0
           run adam
+        run adam on 1
     write the update; folded: lr
 
 # What decides in each step.
