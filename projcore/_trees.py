@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from projcore._bases import is_projection
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self
 
     from projcore.core.module import Module
@@ -79,11 +80,12 @@ def find_node(trees: Sequence[Tree], home: Home) -> Tree:
     return node
 
 
-def find_entry(module: Module, node: Mapping[str, Any], kind: str) -> Any:
+def find_entry(module: Module, node: Mapping[str, Any], kind: str) -> Tensor | None:
     """Returns the first entry of a kind, of a module or its children in the same space, or None."""
     for name, found in module.kinds.items():
         if found == kind and name in node:
-            return node[name]
+            entry: Tensor = node[name]
+            return entry
     if is_projection(module):
         return None
     for name, child in module.children.items():

@@ -75,9 +75,8 @@ class Module(Constructed, Hooks, ABC):
             ``"opaque"`` (reset).
         sharded: Whether it is correct for parameters that are sharded over processes, each of which
             holds a part (torch's `DTensor`). None, the default: if its scope is ``"element"``.
-        traceable: Whether what it does makes one graph for `torch.compile`, apart from the modules
-            that it runs. One that branches on values or evaluates the loss does not: it runs in
-            Python between the graphs of others.
+        traceable: Whether what it does itself makes one graph for `torch.compile`. If it branches
+            on values or evaluates the loss, it runs in Python between the graphs of others.
         zeroth_order: It makes its update from losses alone: parameters that require a gradient
             and were given none take part, with the gradient zero.
         arguments: The constructor's arguments that differ from their defaults, by name.

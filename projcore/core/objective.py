@@ -51,11 +51,6 @@ class Objective(ABC):
         return self.space.batch_dims
 
     @property
-    def names(self) -> list[str | None]:
-        """The name of the parameter that each tensor is made from; None without, or of several."""
-        return self.space.names
-
-    @property
     @abstractmethod
     def params(self) -> list[Tensor]:
         """The point of this step."""

@@ -64,8 +64,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
             cannot represent, where the others evaluate it at ``unproject(z)``.
         batch_dims: How many leading dimensions of each tensor that `project` returns index
             independent tensors. For scope ``"all"``.
-        traceable: Whether `project`, `unproject` and `combine` make one graph for `torch.compile`.
-            `refresh` and `receive` run in Python before, and may branch on values.
+        traceable: As of every module; of `refresh` and `receive`, which run before, in Python, not.
         on_refresh: What happens to state inside when `refresh` changes the map: ``"keep"``,
             ``"reset"``, or ``"transport"``.
         chain: The modules inside.
@@ -215,9 +214,8 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
     ) -> Sequence[Node]:
         """Returns entries that are in ``states`` while tensors cross in a graph, and not saved.
 
-        For what no graph can make, such as random numbers, and `project` makes itself where there
-        are no such entries. Called in compiled steps alone, in Python, after `refresh`; ``tensors``
-        is the update. By default there are none.
+        For what no graph can make, as random numbers, and `project` makes itself where there are no
+        such entries. Called in compiled steps, in Python, after `refresh`, with the update.
         """
         return [{} for _ in states]
 
@@ -226,13 +224,11 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
     ) -> list[Tensor] | None:
         """Returns tensors inside that are written in place of the parameters, if there are such.
 
-        For scope ``"element"`` or ``"tensor"``. Where modules inside come last, their step is
-        subtracted from these, and then they are copied into the parameters, which have the same
-        shapes. Override it where the parameters inside are kept, as master copies are, and
-        `combine` as well, for where the step is not written. By default, or if it returns None,
-        there are none; but unless the map is linear and no more, the kernel writes through
-        ``project(params)`` where these are views of the parameters, and otherwise has modules that
-        do not read parameters write zeros, of which `unproject` is added to the parameters.
+        For scope ``"element"`` or ``"tensor"``. Modules that come last step these, which are then
+        copied into the parameters, of the same shapes. Override it where the parameters inside are
+        kept, as master copies are, and `combine`, for where the step is not written. Without them,
+        unless the map is linear and no more, ``project(params)`` is written where it is views of
+        the parameters, and else zeros are, of which `unproject` is added to the parameters.
         """
         return None
 
@@ -252,8 +248,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
 
         For scope ``"tensor"``; ``state`` is the projection's node of that tensor.
         """
-        entry: Tensor | None = find_entry(self.chain, state.get(INNER, {}), kind)
-        return entry
+        return find_entry(self.chain, state.get(INNER, {}), kind)
 
     @property
     def total_scope(self) -> Scope:

@@ -21,9 +21,8 @@ class Space:
         template: Tensors without storage that have the shapes and dtypes.
         groups: The parameter group of each tensor, or a tuple of those that it is made from.
         sources: Of each tensor, the indices of the optimizer's parameters that it is made from.
-        keys: A number for each tensor by which to tell it apart, as seeds do. It follows from the
-            name of its parameter, or without one from its place among all parameters of the
-            optimizer; so it is the same whatever other tensors stand beside it.
+        keys: A number by which each is told apart, as by seeds, whatever stands beside it: it
+            follows from its parameter's name, or without one from its place in the optimizer.
         formats: Device and mesh of each: torch takes those in one list for which they are equal.
         state: The module's state for these tensors.
         context: What is known of the optimizer.
@@ -63,10 +62,9 @@ class Space:
 
     @property
     def absent(self) -> Sequence[tuple[str | None, Tensor, int]] | None:
-        """The parameters that are frozen and so in no space, as triples.
+        """Of each parameter that is frozen, and so in no space: name, template and group.
 
-        Of each the name, a tensor without storage that has its shape and dtype, and the group. None
-        if there are lazy parameters, whose shapes are not known yet.
+        None if there are lazy parameters, whose shapes are not known yet.
         """
         return self.context.absent
 
