@@ -59,7 +59,8 @@ class Options:
         source: What the map is learnt from: the ``"update"`` that comes in, the ``"gradient"``, or
             the update mixed with the first moment inside, by halves (``"momentum"``).
         nonfinite: Infinite or NaN in what a basis is to be learnt from is an error (``"raise"``),
-            or the basis stays, to be learnt in the next step (``"skip"``).
+            or the basis stays, to be learnt in the next step (``"skip"``). With ``period=1`` and
+            ``"raise"``, an accelerator is asked in the first step alone.
         compute_dtype: The dtype of the products with the basis; None for that of the tensors.
         project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
     """

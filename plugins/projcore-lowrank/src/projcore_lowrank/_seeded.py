@@ -3,7 +3,8 @@
 Numbers are a function of a key and of their place: a hash of integers, which every device computes
 alike, so that the same key gives the same matrix everywhere, up to rounding. They are made on the
 device, in as many operations for all matrices of a step as for one, without a copy from the host.
-Generators, global ones too, are neither read nor moved. `stream` alone draws from one of torch's,
+Global generators are neither read nor moved. Two functions draw from one of torch's own, made for
+the purpose, on the CPU, where that takes half the time or less: `permutation`, and `stream`, also
 for methods whose authors published their numbers.
 
 Real numbers are drawn in float32 and complex ones in complex64, so that runs in other dtypes see
@@ -500,7 +501,7 @@ def _blocks(
         chunk += 1
         signs, weights, normal = (
             draw(mix(seed, number, chunk), shape, like.dtype.to_real(), like.device)
-            for number, draw in enumerate((rademacher, gaussian, gaussian), start=1)
+            for number, draw in enumerate((rademacher, stream, stream), start=1)
         )
         weights = weights * (n**0.5 / torch.linalg.vector_norm(weights, dim=-1, keepdim=True))
         # Wilson and Hilferty: the cube root of chi-squared / n is about normal.

@@ -73,7 +73,8 @@ class DCTSelect(Chosen):
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        NonFiniteError: In a step: if what norms are taken of is not finite.
+        NonFiniteError: In a step: if what norms are taken of is not finite. With ``period=1`` an
+            accelerator is asked in the first step alone: it shows in the parameters.
 
     Cost: per matrix of sides ``s <= l``: memory of 8 bytes for each index beside that of the
     modules on ``r l`` elements; two products of ``2 s l r`` operations a step; the choice is a

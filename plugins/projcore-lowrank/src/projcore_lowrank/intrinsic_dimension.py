@@ -14,10 +14,10 @@ from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 from projcore_lowrank._seeded import (
     fastfood_down,
     fastfood_up,
-    gaussian,
     mix,
     srht_down,
     srht_up,
+    stream,
 )
 
 Plane = Literal["fastfood", "dense", "srht"]
@@ -259,7 +259,7 @@ def blocks(seed: int, length: int, dimension: int, like: Tensor) -> Iterator[Ten
     most = max(1, BLOCK // dimension)
     for number, start in enumerate(range(0, length, most)):
         rows = min(most, length - start)
-        block = gaussian(mix(seed, number), (rows, dimension), like.dtype, like.device)
+        block = stream(mix(seed, number), (rows, dimension), like.dtype, like.device)
         # Each block has its part of the length of the columns, whatever was drawn.
         norms = torch.linalg.vector_norm(block, dim=0)
         yield block * (math.sqrt(rows / length) / norms)

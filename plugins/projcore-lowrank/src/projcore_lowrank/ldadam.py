@@ -90,7 +90,8 @@ class LDAdam(Learnt):
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`.
+        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`. On an accelerator in the
+            first step alone: later ones would wait for that, and it shows in the parameters.
 
     Cost: per matrix of sides ``s <= l``: memory of ``s r`` for the basis and ``s l`` for :math:`E`
     beside that of Adam, ``2 r l``. A step takes products of ``12 s l r`` operations together,
