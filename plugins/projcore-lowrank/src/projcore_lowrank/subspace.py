@@ -187,7 +187,10 @@ class Subspace(ProjectionBase):
 
     def leave_(self, full: Tensor, low: Tensor, state: Node) -> None:
         """Makes a matrix, ``low`` inside, what it has outside of the subspace."""
-        self._add(full, low, state, 1, -1)
+        if self.compute_dtype is None:
+            self._add(full, low, state, 1, -1)
+        else:
+            full.sub_(self._up(low, state))
 
     def number(self, rank: int | float, shape: tuple[int, ...]) -> int:
         """Returns the rank that a setting means for matrices of a shape."""
@@ -656,21 +659,19 @@ class Subspace(ProjectionBase):
 
     def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
         """Keeps what is left out of the updates, in the place of what was before."""
-        errors = [state["error"] for state in states]
-        found_views = [view_of(*each) for each in zip(errors, [x.shape for x in full], strict=True)]
-        views = [view for view in found_views if view is not None]
-        direct = self.compute_dtype is None and len(views) == len(full)
-        if direct:
-            torch._foreach_copy_(views, full)
+        shapes = [state["error"].shape for state in states]
+        kept: list[Tensor] = []
+        for matrix, state in zip(full, states, strict=True):
+            view = view_of(state["error"], matrix.shape)
+            kept.append(torch.empty_like(matrix) if view is None else view)
+        torch._foreach_copy_(kept, full)
         for batch, low in zip(found.batches, found.low, strict=True):
             lows = parted(low, len(batch.places))
             for each, inside in zip(batch.members(), lows, strict=True):
                 (i,) = each.places
-                if direct:
-                    self.leave_(views[i], inside, each.state)
-                else:
-                    rest = self.rest(full[i], inside, each.state)
-                    states[i]["error"] = rest.reshape(errors[i].shape)
+                self.leave_(kept[i], inside, each.state)
+                if view_of(states[i]["error"], full[i].shape) is None:
+                    states[i]["error"] = kept[i].reshape(shapes[i])
 
     @property
     def _asks_norms(self) -> bool:
