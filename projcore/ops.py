@@ -146,19 +146,18 @@ def copy_(targets: list[Tensor], tensors: list[Tensor]) -> None:
 
 
 def at_once(function: Callable[..., Tensor], *lists: list[Tensor]) -> list[Tensor]:
-    """Returns an elementwise function of small tensors, such as norms, by one call for all.
+    """Returns an elementwise function of small tensors, such as norms, by one call if it can be.
 
-    They are of one dtype and on one device, and have one shape where they are at the same place of
-    several lists.
+    They are of one dtype and on one device. Those at the same place of several lists have one
+    shape; where all have, there is one call.
 
     Example:
-        >>> zero, ones = torch.zeros(()), torch.ones(2)
-        >>> at_once(torch.maximum, [zero, ones], [zero + 1, ones - 1])
-        [tensor(1.), tensor([1., 1.])]
+        >>> at_once(torch.maximum, [torch.zeros(2), torch.ones(2)], [torch.ones(2), torch.zeros(2)])
+        [tensor([1., 1.]), tensor([1., 1.])]
     """
-    joined = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in lists]
-    parts = function(*joined).split([tensor.numel() for tensor in lists[0]])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, lists[0], strict=True)]
+    if len({tensor.shape for tensor in lists[0]}) > 1:
+        return [function(*tensors) for tensors in zip(*lists, strict=True)]
+    return list(function(*map(torch.stack, lists)).unbind())
 
 
 def fill_where(tensors: list[Tensor], flags: list[Any], value: float) -> list[Tensor]:

@@ -1622,9 +1622,9 @@ PLUGINS = [
         "ops-at-once-order",
         "What belongs to one tensor is given to another.",
         "projcore/ops.py",
-        before="parts = function(*joined).split([tensor.numel() for tensor in lists[0]])",
-        after="parts = function(*joined).flip(0).split([t.numel() for t in lists[0]])",
-        tests=("tests/kernel/test_ops.py::test_at_once_is_one_by_one_whatever_the_shapes",),
+        before="return list(function(*map(torch.stack, lists)).unbind())",
+        after="return list(function(*map(torch.stack, lists)).flip(0).unbind())",
+        tests=("tests/kernel/test_ops.py::test_at_once_is_one_by_one",),
     ),
     Breakage(
         "adafactor-one-by-one",

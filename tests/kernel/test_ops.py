@@ -8,8 +8,8 @@ import torch
 from projcore.ops import at_once, clamp_min_, copy_
 
 
-def test_at_once_is_one_by_one_whatever_the_shapes() -> None:
-    shapes = [(), (2, 1, 1), (0, 1), (3,)]
+@pytest.mark.parametrize("shapes", [[(), (), ()], [(2, 1), (2, 1)], [(2, 1, 1), (0, 1), (3,)]])
+def test_at_once_is_one_by_one(shapes: list[tuple[int, ...]]) -> None:
     ones = [torch.rand(shape) for shape in shapes]
     others = [torch.rand(shape) for shape in shapes]
     expected = [above / below for above, below in zip(ones, others, strict=True)]
