@@ -37,6 +37,9 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     if len(blocks) < 2 or not (tail or factor or not all(map(_is_direct, ending.writers))):
         return ending
     later = not tail and all(node.repeatable for node in last)
+    casts = any(any(node.regions()) for node in (*tail, *last))
+    if not (targets[0].is_cpu or later or casts):
+        return ending  # what calls make is kept until it is written, in blocks or not
     made = []
     for places in blocks:
         index = {place: k for k, place in enumerate(places)}
