@@ -161,5 +161,5 @@ def test_pairs_that_lie_askew_are_copied(shape: tuple[int, ...]) -> None:
 
     weight = torch.nn.Parameter(torch.ones(shape, dtype=torch.complex64))
     weight.grad = torch.full_like(weight, 1 + 2j)
-    Optimizer([weight], ViewAsReal([Askew([LR(0.5)])])).step()
+    Optimizer([weight], ViewAsReal([Askew([LR(0.5)])]), "heavy_ball(0.0)").step()
     assert torch.equal(weight.detach(), torch.full_like(weight, 0.5 - 1j))
