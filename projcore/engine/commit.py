@@ -80,7 +80,9 @@ class Store:
     def save_some(self, places: Sequence[int]) -> None:
         """Saves the state of some of the parameters; `settle` is called before the step ends."""
         for i in places:
-            self._save(i, flatten(self.trees[i]))
+            entries = flatten(self.trees[i])
+            if entries or self._flat[i] is not None:
+                self._save(i, entries)
         self._settled = False
 
     def settle(self) -> None:

@@ -108,6 +108,31 @@ def resume(modules: Modules, rank: int, size: int) -> dict[str, Any]:
     return train(other, its, range(STEPS // 2, STEPS), rank, size)
 
 
+def in_backward(modules: Modules, rank: int, size: int) -> dict[str, Any]:
+    """Trains with steps in the backward pass, which leave no gradient."""
+    model, optimizer = build(modules, size)
+    optimizer.in_backward = True
+    result = train(model, optimizer, range(STEPS), rank, size)
+    result["grads"] = sum(param.grad is not None for param in model.parameters())
+    return result
+
+
+def beside_plain(size: int) -> list[Any]:
+    """Steps a sharded and a whole parameter by one optimizer; returns both as they are then."""
+    model = torch.nn.Linear(4, 4, bias=False).double()
+    torch.nn.init.ones_(model.weight)
+    fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    plain = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
+    optimizer = Optimizer(
+        [model.weight, plain], ClipNorm(0.1), Adam(), "clip_value(1.0)", WeightDecay(0.1), LR(0.1)
+    )
+    for _ in range(3):
+        for parameter in (model.weight, plain):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    return [whole(model.weight), plain.detach()]
+
+
 def whole(value: Any) -> Any:
     """Returns a tensor put together from its shards; anything else as it is."""
     value = value.detach() if isinstance(value, Tensor) else value
@@ -158,5 +183,8 @@ if __name__ == "__main__":
     for name, modules in REFUSED.items():
         results["refused"][name] = refusal(modules, size)
     results["nonfinite"] = nonfinite(size)
+    early = {name: RIGHT[name] for name in ("gradients", "Adam", "HeavyBall", "LAMB", "To")}
+    results["in backward"] = {name: in_backward(each, rank, size) for name, each in early.items()}
+    results["beside plain"] = beside_plain(size)
     torch.save(results, sys.argv[4])
     torch.distributed.destroy_process_group()

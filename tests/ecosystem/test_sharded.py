@@ -45,6 +45,19 @@ def test_shards_train_as_the_whole(results: list[dict[str, Any]], how: str) -> N
         torch.testing.assert_close(result[how], result["alone"], rtol=1e-10, atol=1e-13)
 
 
+def test_shards_have_their_step_in_the_backward_pass(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        for name, found in result["in backward"].items():
+            assert found.pop("grads") == 0
+            torch.testing.assert_close(found, result["alone"][name], rtol=1e-10, atol=1e-13)
+
+
+def test_shards_go_beside_whole_parameters(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        sharded, plain = result["beside plain"]
+        torch.testing.assert_close(sharded, plain, rtol=1e-12, atol=0)
+
+
 def test_what_needs_parameters_whole_is_refused(results: list[dict[str, Any]]) -> None:
     culprits = {
         "LowRank": "low_rank([adam()], rank=2)",

@@ -157,6 +157,13 @@ def test_all_gradients_are_never_there_at_a_time() -> None:
     assert 0 < most <= 0.15 * whole
 
 
+def test_without_state_there_is_none_afterwards() -> None:
+    model = Model()
+    optimizer = in_backward(chain("lr(0.1)"), model)
+    train(model, optimizer, range(2))
+    assert not optimizer.state
+
+
 def test_gradients_accumulate_where_it_is_said() -> None:
     model, other = Model(), Model()
     optimizer, early = adamw(model), in_backward(adamw, other)
