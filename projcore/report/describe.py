@@ -60,6 +60,8 @@ def describe(optimizer: Optimizer) -> str:
     mode = "eager" if optimizer.compile is False else "compiled"
     if optimizer.bucket_bytes is not None:
         mode += f", in buckets of {optimizer.bucket_bytes:,} bytes"
+    if optimizer.in_backward:
+        mode += ", of each parameter in the backward pass"
     nodes = "\n".join([f"Steps run {mode}:", *_nodes(optimizer, plan, everything)])
     return f"{as_table(parameters)}\n\n{as_table(table)}\n\n{nodes}"
 

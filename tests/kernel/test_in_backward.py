@@ -157,6 +157,12 @@ def test_all_gradients_are_never_there_at_a_time() -> None:
     assert 0 < most <= 0.15 * whole
 
 
+def test_describe_says_so() -> None:
+    model = Model()
+    optimizer = in_backward(adamw, model)
+    assert "Steps run eager, of each parameter in the backward pass:" in optimizer.describe()
+
+
 def test_without_state_there_is_none_afterwards() -> None:
     model = Model()
     optimizer = in_backward(chain("lr(0.1)"), model)
