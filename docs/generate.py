@@ -1,4 +1,4 @@
-"""Writes the pages that follow from the code: components, tags, laws, commands, public names.
+"""Writes the pages that follow from the code: components, laws, commands, public names, counts.
 
 Run it with ``make docs`` after a change; a test compares.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from projcore.testing.packaging import CHECKS
 from projcore.testing.subject import as_subjects
 
 DOCS = Path(__file__).parent
+LAUNCHES = DOCS.parent / "tests/launches/table.json"
 NOTE = "<!-- Written by make docs: do not edit. -->"
 
 API = {
@@ -57,6 +59,7 @@ def pages() -> dict[str, str]:
     texts |= {f"api/{module.rpartition('.')[2]}.md": api(module) for module in API}
     texts["laws.md"] = laws()
     texts["commands.md"] = commands()
+    texts["launches.md"] = launches()
     return texts
 
 
@@ -258,6 +261,32 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
         choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
         text = (action.help or "") % {**vars(action), "prog": parser.prog}
         yield row(f"`{head}`", f"{text[:1].upper()}{text[1:].rstrip('.')}.{choices}")
+
+
+# Launches.
+
+
+def launches() -> str:
+    """Returns the page of what steps ask of a GPU, as the tests count it."""
+    counted = json.loads(LAUNCHES.read_text(encoding="utf-8"))
+    lines = ["# What a step asks of a GPU", "", NOTE, ""]
+    lines += [
+        "Counted by tests, without a GPU, for the matrices of two layers of LLaMA-7B with its"
+    ]
+    lines += [
+        "embedding and head: 21 parameters, of float32 but where it says otherwise. Subspaces"
+    ]
+    lines += [
+        "have the ranks of the table in `benchmarks/cases.py`. A *wait* is one of the host for"
+    ]
+    lines += ["the device, a *copy* one of a tensor between them. *Memory* is what is new at the"]
+    lines += ["peak, as a multiple of the parameters. See [Speed](speed.md) for what follows."]
+    lines += ["", *table("chain or recipe", "step", "launches", "waits", "copies", "memory")]
+    for name, steps in counted.items():
+        for kind, found in steps.items():
+            numbers = (f"{found[each]:g}" for each in ("launches", "syncs", "copies", "peak"))
+            lines += [row(f"`{name}`", kind, *numbers)]
+    return "\n".join(lines) + "\n"
 
 
 # Markdown.

@@ -965,7 +965,7 @@ ENGINE_BREAKAGES = [
         "passing-keeps-state",
         "A tensor that is no longer projected goes on with state of the shape inside.",
         ENGINE + "inside.py",
-        before="for node in self._beside.state.over(trees).nodes:",
+        before="for node in self.beside.state.over(trees).nodes:",
         after="for node in ():",
         tests=("tests/kernel/test_passing.py",),
     ),

@@ -48,6 +48,7 @@ class Inside(Node):
         beside: Tensors that pass the projection, and run outside of it.
 
     Attributes:
+        beside: As given.
         applied: The tensors that are projected, by their indices in `space`.
         passing: The others, which enter as they are.
         origins: Of each tensor inside, the tensors outside that it is made from.
@@ -69,7 +70,7 @@ class Inside(Node):
         self.space = space
         self.where = space.places
         self._plan_inside = plan_inside
-        self._beside = beside
+        self.beside = beside
         settings = space.settings()
         self.applied = [
             i
@@ -177,8 +178,8 @@ class Inside(Node):
 
     def bind(self, trees: Sequence[Entries]) -> None:
         self.site.bind(trees)
-        if self._beside is not None:
-            for node in self._beside.state.over(trees).nodes:
+        if self.beside is not None:
+            for node in self.beside.state.over(trees).nodes:
                 forget(node)
         if self.region is not None:
             self.region.bind(trees)

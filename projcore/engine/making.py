@@ -184,6 +184,8 @@ def rows(plan: Plan, modules: Mapping[str, Module]) -> list[Row]:
         known = spaces.setdefault(path, {})
         if isinstance(node, Inside) and node.region is not None:
             known[id(node)] = node.region.space
+            if node.beside is not None:
+                known[id(node.beside)] = node.beside
         elif not isinstance(node, Inside) and not _unknown(node):
             known[id(space)] = space
     for path, several in spaces.items():

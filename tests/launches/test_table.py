@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="torch has no device guard for CUDA here"),
 ]
 TABLE = table()
+PEAK = 0.1  # arguments of calls live longer once `torch.compile` has been used in the process
 
 
 def differences(expected: Row, found: Row) -> list[str]:
@@ -27,7 +28,7 @@ def differences(expected: Row, found: Row) -> list[str]:
         + ("better: update the table" if found[step][name] < number else "worse")
         for step, numbers in expected.items()
         for name, number in numbers.items()
-        if found[step][name] != pytest.approx(number, rel=0, abs=0.02 if name == "peak" else 0)
+        if found[step][name] != pytest.approx(number, rel=0, abs=PEAK if name == "peak" else 0)
     ]
 
 
@@ -55,9 +56,9 @@ def test_what_a_difference_is_called() -> None:
     expected = {"ordinary": numbers}
     assert differences(expected, expected) == []
     assert differences(expected, {"ordinary": {**numbers, "peak": 1.51}}) == []
-    found = {"ordinary": {**numbers, "syncs": 1, "copies": 2, "peak": 1.6}}
+    found = {"ordinary": {**numbers, "syncs": 1, "copies": 2, "peak": 1.7}}
     assert differences(expected, found) == [
         "ordinary step: syncs 0 -> 1: worse",
         "ordinary step: copies 3 -> 2: better: update the table",
-        "ordinary step: peak 1.5 -> 1.6: worse",
+        "ordinary step: peak 1.5 -> 1.7: worse",
     ]

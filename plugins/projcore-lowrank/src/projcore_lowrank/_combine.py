@@ -103,7 +103,7 @@ def apollo(given: Given) -> tuple[list[Parts], list[Tensor]]:
         channels = list(torch._foreach_mul(outside, factors))
         shrink, previous = limit(matrix_norms(channels), gamma, previous)
         factors = list(torch._foreach_mul(factors, _parted(shrink, result)))
-    if any(scale != 1 for scale in scales):
+    if any(map(is_factor, scales)):
         factors = list(torch._foreach_mul(factors, scales))
     return [Parts(factor=factor) for factor in _like(factors, result)], previous
 
