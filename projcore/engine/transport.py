@@ -14,6 +14,7 @@ from projcore.core.module import Kind
 from projcore.core.objective import Objective
 from projcore.core.projection import ProjectionBase
 from projcore.core.state import Node as Entries
+from projcore.ops import as_given, as_real, by_kind
 
 if TYPE_CHECKING:
     from projcore.engine.inside import Crossing
@@ -166,7 +167,7 @@ def _carry_entries(site: Site, old: _Side, move: Move) -> bool:
         if result is None:
             return False
         if kind == "second":
-            result = [_overflowed(*pair) for pair in zip(tensors, result, strict=True)]
+            result = _overflowed(tensors, result)
         moved[name] = result
     for name, tensors in moved.items():
         for i in used:
@@ -176,15 +177,17 @@ def _carry_entries(site: Site, old: _Side, move: Move) -> bool:
     return True
 
 
-def _overflowed(before: Tensor, after: Tensor) -> Tensor:
+def _overflowed(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
     """Returns second moments with Inf where it is products of Inf that made NaN.
 
     Squares that overflow make an update of zero, as in torch; they are to stay what they are.
     """
-    made = after.isnan() & ~before.isnan().any()
-    return after.masked_fill(
-        made, complex(torch.inf, torch.inf) if after.is_complex() else torch.inf
-    )
+    fill = by_kind(torch._foreach_norm, as_real(before))  # NaN if one of the numbers is
+    for clamp in (torch._foreach_clamp_min_, torch._foreach_clamp_max_):
+        clamp(fill, 1.0)
+    torch._foreach_mul_(fill, torch.inf)
+    moved = [torch.where(x.isnan(), y, x) for x, y in zip(as_real(after), fill, strict=True)]
+    return as_given(moved, after)
 
 
 def _move_history(tensors: list[Tensor], move: Move) -> list[Tensor] | None:

@@ -51,10 +51,13 @@ class Projected(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What the update of a batch is made of; ``low`` is what the batch was inside."""
+    """What the update of a batch is made of; ``low`` is what it was inside, if that is asked for.
+
+    It is not kept otherwise: it would be in memory until parameters are written.
+    """
 
     batch: Batch
-    low: Tensor
+    low: Tensor | None
     parts: Parts
 
     def members(self) -> list[Made]:
@@ -63,12 +66,14 @@ class Made(NamedTuple):
         if count == 1:
             return [self]
         low, scale, factor, signs = self.parts
-        lows = [None] * count if low is None else parted(low, count)
+        nothing = [None] * count
+        lows = nothing if low is None else parted(low, count)
+        insides = nothing if self.low is None else parted(self.low, count)
         factors = parted(factor, count) if isinstance(factor, Tensor) else [factor] * count
         return [
             Made(batch, inside, Parts(low, scale, factor, signs))
             for batch, inside, low, factor in zip(
-                self.batch.members(), parted(self.low, count), lows, factors, strict=True
+                self.batch.members(), insides, lows, factors, strict=True
             )
         ]
 
@@ -375,17 +380,24 @@ class Subspace(ProjectionBase):
         matrices = self._matrices(tensors, settings)
         made = Projected(self._batches(matrices, states, settings), [], [])
         projected: list[Any] = [None] * len(matrices)
+        measured = current == "update" and self._asks_norms
         for batch in made.batches:
-            matrix = batch.gather(matrices)
-            if current == "update" and self._asks_norms:
-                # Here the product finds the matrix in the cache.
-                made.outside.append(self._norms_of(matrix, batch.states[0]))
-            low = self._down(matrix, batch.state)
+            low, norms = self._inside(batch, matrices, measured)
             made.low.append(low)
+            if norms is not None:
+                made.outside.append(norms)
             batch.spread(low, projected)
         if current == "update" and scratch is not None:
             scratch[PROJECTED] = made
         return projected
+
+    def _inside(
+        self, batch: Batch, matrices: list[Tensor], measured: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns what a batch is inside, and its norms; the stack is gone when this returns."""
+        matrix = batch.gather(matrices)
+        norms = self._norms_of(matrix, batch.states[0]) if measured else None
+        return self._down(matrix, batch.state), norms  # it finds the matrix in the cache
 
     def unproject(
         self,
@@ -616,7 +628,7 @@ class Subspace(ProjectionBase):
         if rule == "residual":
             alone = _with_residuals(alone, projected, [v["residual_scale"] for v in settings])
         members = [each for batch in found.batches for each in batch.members()]
-        return [Made(each, projected[i], alone[i]) for each in members for i in each.places]
+        return [Made(each, None, alone[i]) for each in members for i in each.places]
 
     def _scaled(
         self,
@@ -652,7 +664,7 @@ class Subspace(ProjectionBase):
                 [states[i]["limited_norm"] for i in members] if limited else [],
             )
             parts, norms = _combine.RULES[self.options.combine](given)
-            made += map(Made, some, given.projected, parts)
+            made += [Made(batch, None, each) for batch, each in zip(some, parts, strict=True)]
             for i, norm in zip(members, norms, strict=False):
                 states[i]["limited_norm"] = norm
         return made
@@ -696,6 +708,7 @@ class Subspace(ProjectionBase):
         state = made.batch.state if signed or low is not None else {}
         rest = None
         if signed:
+            assert made.low is not None
             (rest,) = _combine.signs([self.rest(full, made.low, state)])
             rest.mul_(signs)
         update: Tensor | None = None
