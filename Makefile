@@ -67,6 +67,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
 	$(BIN)/python benchmarks/chains.py
+	$(BIN)/python benchmarks/switches.py
 	$(BIN)/python benchmarks/lowrank.py
 	$(BIN)/python benchmarks/refresh.py
 	$(BIN)/python benchmarks/transforms.py

@@ -121,7 +121,7 @@ def test_a_step_is_what_its_modules_say_one_after_the_other(
         (lambda module: [Route({"ndim==1": [HeavyBall()], "*": [module]}), LR(0.1)], "writer"),
         (lambda module: [To([module], dtype="float32", master=True)], "writer"),
         (lambda module: [ViewAsReal([module, LR(0.1)])], "writer"),
-        (lambda module: [To([module], dtype="float32"), LR(0.1)], "apply"),
+        (lambda module: [To([module], dtype="float32"), LR(0.1)], "writer"),
         (lambda module: [VectorProjection([module], project_update=False), LR(0.1)], "apply"),
     ],
 )

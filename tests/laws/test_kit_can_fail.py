@@ -150,6 +150,22 @@ class Aliasing(Momentum):
         return [state["view"].clone() for state in states]
 
 
+class ByPlace(Momentum):
+    """Tells tensors apart by their places among those that it is given, as seeds might."""
+
+    kinds = {**Momentum.kinds, "place": "scalar"}
+
+    def remember(self, objective, state):
+        settings = super().remember(objective, state)
+        for place, node in enumerate(state.nodes):
+            node.setdefault("place", place)
+        return settings
+
+    def apply(self, tensors, params, grads, loss, states, settings):
+        super().apply(tensors, params, grads, loss, states, settings)
+        return [state["momentum_buffer"] * (1 + state["place"]) for state in states]
+
+
 class Dotted(Momentum):
     """Names its memory so that a checkpoint splits the name."""
 
@@ -319,10 +335,11 @@ BROKEN = [
     (Mix, LINEAR | {"lossless", "orthonormal"}, {}, "adjoint", ("round_trip", "invariance")),
     (Halving, LINEAR, {}, "composition", ()),
     (Rolling, LAYOUT, {}, "invariance", ("composition", "nesting", "passes")),
-    (WholeNorm, (), {}, "scope", ("passes",)),
+    (WholeNorm, (), {}, "scope", ("passes", "in_parts")),
     (Misfolded, (), {}, "passes", ("reach",)),
     (DeafToBatches, (), {}, "batched", ()),
-    (Aliasing, (), {}, "resume", ()),
+    (Aliasing, (), {}, "resume", ("in_parts",)),
+    (ByPlace, (), {}, "in_parts", ("scope", "batched", "passes")),
     (Dotted, (), {}, "memory", ()),
     (AskingNames, (), {}, "frozen", ()),
     (InPlace, (), {}, "side_effects", ()),
