@@ -132,7 +132,7 @@ KERNEL = [
     Breakage(
         "crossing-plane",
         "Inside a lossy projection the loss is evaluated without what the projection drops.",
-        ENGINE + "inside.py",
+        ENGINE + "crossing.py",
         before='if crossing.projection.geometry == "linear":',
         after="if False:",
         tests=(
@@ -165,7 +165,7 @@ KERNEL = [
     Breakage(
         "crossing-index",
         "A tensor is numbered by its place among those of one call, not by its parameter.",
-        ENGINE + "inside.py",
+        ENGINE + "crossing.py",
         before='self.projection.named("init", key=self.objective.space.keys[i])',
         after='self.projection.named("init", key=i)',
         tests=(

@@ -17,7 +17,7 @@ from projcore.core.state import Node as Entries
 from projcore.ops import as_given, as_real, by_kind
 
 if TYPE_CHECKING:
-    from projcore.engine.inside import Crossing
+    from projcore.engine.crossing import Crossing
     from projcore.engine.nodes import Node, Site
     from projcore.engine.region import Region
 

@@ -28,9 +28,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from projcore.engine.crossing import Crossing
 from projcore.engine.ending import Ending
 from projcore.engine.half import has_half
-from projcore.engine.inside import Crossing, Inside
+from projcore.engine.inside import Inside
 from projcore.engine.nodes import Call, Node, Observe
 from projcore.engine.passes import split as splitting
 from projcore.engine.passes.trace import Traced
