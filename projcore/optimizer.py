@@ -253,6 +253,11 @@ class Optimizer(torch.optim.Optimizer):
         if value is not None:
             require("Optimizer", "bucket_bytes", value, minimum=1)
             self._check_parts(f"bucket_bytes={value}", "takes some parameters at a time")
+            if self.in_backward:
+                raise ArgumentError(
+                    f"Optimizer(bucket_bytes={value}) takes some parameters at a time, but "
+                    "in_backward takes one. Leave out one of the two."
+                )
         self._bucket_bytes = value
 
     @property
@@ -294,6 +299,11 @@ class Optimizer(torch.optim.Optimizer):
             raise ArgumentError(
                 f"Optimizer(in_backward=True) takes one parameter at a time, but {other} {why}. "
                 "Leave out one of the two."
+            )
+        if "loss" in self.needs:
+            raise ArgumentError(
+                f"Optimizer(in_backward=True) takes steps before step() is called, but {self} reads "
+                "the loss, which step() is given. Leave out one of the two."
             )
         self._backward = InBackward(self)
         self._backward.follow(self._parameters())

@@ -144,13 +144,9 @@ def check_scope(module: Chain, given: str) -> None:
     wide = [each for each in module.modules if each.total_scope == "all"]
     if wide:
         raise ArgumentError(
-            f"{given}, but {wide[0]} needs them all at once. Leave out one of the two, or use in "
-            f"its place what works on each parameter by itself{_instead(str(wide[0]))}."
+            f"{given}, but {wide[0]} needs them all at once. Leave out one of the two, or use what "
+            "works on each parameter by itself, for example clip_value in place of clip_norm."
         )
-
-
-def _instead(module: str) -> str:
-    return ", as clip_value does" if module.startswith("clip_norm") else ""
 
 
 def check_reduced(parameter: Tensor) -> None:

@@ -333,6 +333,30 @@ def test_what_cannot_run_in_backward_is_refused_when_built(
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_switches_that_are_set_later_are_refused_as_well() -> None:
+    optimizer = in_backward(adamw, Model())
+    with pytest.raises(ArgumentError, match="in_backward takes one"):
+        optimizer.bucket_bytes = 100
+    with pytest.raises(ArgumentError, match="in_backward takes some at a time"):
+        optimizer.compile = True
+    assert optimizer.bucket_bytes is None
+    assert optimizer.compile is False
+
+
+class ByLoss(projcore.Transform):
+    scope = "element"
+    needs = frozenset({"loss"})
+
+    def apply(self, tensors: list[Tensor], params: Any, grads: Any, loss: Any, *_: Any) -> Any:
+        return [tensor * loss for tensor in tensors]
+
+
+def test_a_module_that_reads_the_loss_is_refused() -> None:
+    model = Model()
+    with pytest.raises(ArgumentError, match=r"reads the loss, which step\(\) is given"):
+        projcore.Optimizer(model.named_parameters(), ByLoss(), "lr(0.1)", in_backward=True)
+
+
 def test_a_scaler_is_refused() -> None:
     model = Model()
     optimizer = in_backward(adamw, model)
