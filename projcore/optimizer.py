@@ -302,8 +302,8 @@ class Optimizer(torch.optim.Optimizer):
             )
         if "loss" in self.needs:
             raise ArgumentError(
-                f"Optimizer(in_backward=True) takes steps before step() is called, but {self} reads "
-                "the loss, which step() is given. Leave out one of the two."
+                f"Optimizer(in_backward=True) takes steps before step() is called, but {self} "
+                "reads the loss, which step() is given. Leave out one of the two."
             )
         self._backward = InBackward(self)
         self._backward.follow(self._parameters())
