@@ -47,6 +47,12 @@ class Hooks:
         cls._named = {
             hook: frozenset(inspect.signature(getattr(cls, hook)).parameters) for hook in hooks
         }
+        if "index" in cls._named.get("init", ()):
+            raise ContractError(
+                f"{cls.__name__}.init names the argument 'index', which it is not given any more. "
+                "In its place there is 'key', a number that follows from the name of the parameter "
+                "(Space.keys). Rename it."
+            )
         cls._overridden = frozenset(hook for hook in hooks if _is_overridden(cls, hook))
 
     def named(self, hook: str, **extras: Any) -> dict[str, Any]:

@@ -930,6 +930,14 @@ ENGINE_BREAKAGES = [
         tests=("tests/kernel/test_keys.py",),
     ),
     Breakage(
+        "old-argument",
+        "A method that names an argument of the old contract is never given it.",
+        "projcore/_hooks.py",
+        before='if "index" in cls._named.get("init", ()):',
+        after="if False:",
+        tests=("tests/kernel/test_old_names.py",),
+    ),
+    Breakage(
         "keys-of-blocks",
         "All blocks of a matrix have one key.",
         ENGINE + "keys.py",

@@ -30,6 +30,15 @@ def test_the_error_names_the_new_one(base: Any, name: str) -> None:
         type("Old", (base,), {name: lambda self: None})
 
 
+@pytest.mark.parametrize("base", [Transform, ProjectionBase])
+def test_an_old_argument_is_rejected_too(base: Any) -> None:
+    def init(self: Any, tensor: Any, settings: Any, index: int = 0) -> dict[str, Any]:
+        return {"seed": index}
+
+    with pytest.raises(ContractError, match=r"Old\.init names the argument 'index'.*'key'"):
+        type("Old", (base,), {"init": init})
+
+
 def test_attributes_of_objects_are_their_own() -> None:
     class Fine(Transform):
         def __init__(self, policy: str) -> None:
