@@ -528,14 +528,6 @@ ENGINE_BREAKAGES = [
         tests=("tests/kernel/test_rate.py::test_it_scales_the_whole_step",),
     ),
     Breakage(
-        "half-behind",
-        "A kernel computes in float16 what comes behind other dtypes.",
-        ENGINE + "nodes.py",
-        before="if self._writer is None and has_half(targets):",
-        after="if self._writer is None and targets[0].dtype is torch.float16:",
-        tests=(TEST_ENGINE + "::test_float16_is_computed_in_float32_whatever_comes_first",),
-    ),
-    Breakage(
         "plan-map-state",
         "A plan does not know what a projection inside another keeps for its map.",
         ENGINE + "inside.py",
@@ -1173,16 +1165,6 @@ ENGINE_BREAKAGES = [
         before="        torch.autograd.graph.increment_version(targets)\n",
         after="",
         tests=("tests/kernel/test_folding.py::test_autograd_sees_that_parameters_were_written",),
-    ),
-    Breakage(
-        "adam-devices",
-        "One call of the fused kernel gets tensors of several devices.",
-        ADAPTIVE + "src/projcore_adaptive/_fused.py",
-        before="places.setdefault((int(count), tensor.dtype, tensor.device), [])",
-        after="places.setdefault((int(count), tensor.dtype, torch.device('cpu')), [])",
-        tests=(
-            ADAPTIVE + "tests/test_fused.py::test_each_device_has_a_call_and_a_count_of_its_own",
-        ),
     ),
     Breakage(
         "adam-accelerators",

@@ -169,10 +169,10 @@ class Transform(Module):
     """Maps lists of tensors to lists of tensors: override `apply`, and mostly `init`.
 
     The kernel takes care of parameters without a gradient, of groups and of batches. A transform
-    of scope ``"element"`` or ``"tensor"`` gets, in one call, only tensors that share their
-    settings: ``settings[0]`` holds for all. One of scope ``"all"`` gets all tensors, and finds the
-    value that they agree on with `projcore.common`. Instead of float16, in tensors, facts and
-    state, it gets float32 copies; what it returns and remembers is rounded.
+    of scope ``"element"`` or ``"tensor"`` gets, in one call, only tensors of one dtype and device
+    that share their settings: ``settings[0]`` holds for all. One of scope ``"all"`` gets all, and
+    finds the value that they agree on with `projcore.common`. Instead of float16, in tensors, facts
+    and state, it gets float32 copies; what it returns and remembers is rounded.
     """
 
     @abstractmethod
