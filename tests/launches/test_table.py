@@ -18,7 +18,9 @@ pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="torch has no device guard for CUDA here"),
 ]
 TABLE = table()
-PEAK = 0.1  # arguments of calls live longer once `torch.compile` has been used in the process
+ROUNDING = 0.02  # of the peaks in the table
+# Once a compilation has failed in the process, Python keeps an argument longer: one matrix of Muon.
+KEPT = 0.08
 
 
 def differences(expected: Row, found: Row) -> list[str]:
@@ -28,8 +30,14 @@ def differences(expected: Row, found: Row) -> list[str]:
         + ("better: update the table" if found[step][name] < number else "worse")
         for step, numbers in expected.items()
         for name, number in numbers.items()
-        if found[step][name] != pytest.approx(number, rel=0, abs=PEAK if name == "peak" else 0)
+        if not _is_as_said(name, found[step][name], number)
     ]
+
+
+def _is_as_said(name: str, found: float, number: float) -> bool:
+    if name != "peak":
+        return found == number
+    return number - ROUNDING <= found <= number + KEPT
 
 
 def test_the_table_has_all_cases() -> None:
@@ -55,7 +63,11 @@ def test_what_a_difference_is_called() -> None:
     numbers = {"launches": 9, "syncs": 0, "copies": 3, "peak": 1.5}
     expected = {"ordinary": numbers}
     assert differences(expected, expected) == []
-    assert differences(expected, {"ordinary": {**numbers, "peak": 1.51}}) == []
+    for peak in (1.49, 1.51, 1.57):
+        assert differences(expected, {"ordinary": {**numbers, "peak": peak}}) == []
+    assert differences(expected, {"ordinary": {**numbers, "peak": 1.45}}) == [
+        "ordinary step: peak 1.5 -> 1.45: better: update the table"
+    ]
     found = {"ordinary": {**numbers, "syncs": 1, "copies": 2, "peak": 1.7}}
     assert differences(expected, found) == [
         "ordinary step: syncs 0 -> 1: worse",
