@@ -23,10 +23,11 @@ from projcore.engine.arguments import (
     check_sharding,
 )
 from projcore.engine.autocast import run_without_autocast
+from projcore.engine.average import LossAverage
 from projcore.engine.backward import InBackward, check_scope
 from projcore.engine.commit import Store, make_buckets, run_writes
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
-from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
+from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros, kept_apart
 from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
@@ -89,12 +90,19 @@ class Optimizer(torch.optim.Optimizer):
             others, to accumulate gradients, are run in the context `accumulating`. The price: after
             an exception in a backward pass some parameters have had their step. Sharded parameters
             (FSDP2) are stepped when their gradients are reduced.
+        average_loss: Where a module reads the loss, as line searches do, it is the mean over
+            processes, so that all of them take the same step, with the gradients that torch has
+            averaged. None, the default: if parameters are sharded (FSDP2). With
+            `torch.nn.parallel.DistributedDataParallel` pass True: it averages gradients only, and
+            whole parameters do not tell whether another process trains the same. With False, the
+            closure returns what is the same in all.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
             of floating point, or a group has a misspelt setting, or a bad value; or if
-            ``bucket_bytes`` is given for modules that need all parameters at once, or to compile;
-            or if `torch.compile` rejects the options.
+            ``bucket_bytes`` is given for modules that need all parameters at once, or to compile,
+            or ``average_loss`` where no module reads the loss; or if `torch.compile` rejects the
+            options.
         ArgumentTypeError: If something is not a tensor or not a module, or ``compile`` is neither a
             bool nor a mapping.
 
@@ -116,6 +124,7 @@ class Optimizer(torch.optim.Optimizer):
         bucket_bytes: int | None = None,
         nonfinite: Nonfinite = "allow",
         in_backward: bool = False,
+        average_loss: bool | None = None,
     ) -> None:
         if not modules:
             raise ArgumentError(
@@ -134,6 +143,12 @@ class Optimizer(torch.optim.Optimizer):
                 f"Inf or NaN does to a step: one of {', '.join(map(repr, get_args(Nonfinite)))}."
             )
         self.nonfinite: Nonfinite = nonfinite
+        if average_loss is not None and not self.module.total_needs & {"loss", "closure"}:
+            raise ArgumentError(
+                f"Optimizer(average_loss={average_loss}) says how the loss is found, but no module "
+                f"of {self} reads it. Leave it out."
+            )
+        self.average_loss = average_loss
         self._warm: bool
         self._plans: dict[tuple[int, ...] | None, Plan]
         self._store: Store | None
@@ -386,11 +401,13 @@ class Optimizer(torch.optim.Optimizer):
                 "that computes the loss and its gradients: optimizer.step(closure)."
             )
         self._check_settings()
-        value = None
+        value = loss = None
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        loss = as_loss(value) if wanted else None
+            if wanted:
+                average = LossAverage(self._parameters(), self.average_loss)
+                loss, closure = average(as_loss(value)), average.of(closure)
         run = run_without_autocast
         if torch.compiler.is_compiling():  # by the user, who compiles what calls this
             run = torch.compiler.disable(run)
@@ -477,6 +494,8 @@ class Optimizer(torch.optim.Optimizer):
         if not _usable(given, self._roll.dtypes):
             check_gradients(parameters, self._called)
         grads = fill_zeros(parameters, given)
+        if "closure" in self.needs:
+            grads = kept_apart(grads)
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
         plan, store = self._prepare(parameters, active)
@@ -708,12 +727,13 @@ class Optimizer(torch.optim.Optimizer):
                 "_passes",
                 "nonfinite",
                 "in_backward",
+                "average_loss",
             )
         }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {"nonfinite": "allow", "_passes": PASSES, **state}
+        state = {"nonfinite": "allow", "_passes": PASSES, "average_loss": None, **state}
         in_backward, compile = state.pop("in_backward", False), state.pop("compile", False)
         self._built = False
         self._backward = None

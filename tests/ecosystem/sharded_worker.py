@@ -59,7 +59,6 @@ REFUSED: dict[str, Modules] = {
     "in a list": lambda: [Adam(), ClipNorm(1.0), [RandomSubspace([Adam()], rank=2)], LR(0.01)],
     "in a route": lambda: [Route({"*": [LowRank([Adam()], rank=2)]}), LR(0.01)],
     "a vector": lambda: [VectorProjection([ClipNorm(0.1)])],
-    "LBFGS": lambda: ["lbfgs()", "backtracking()"],
     "noise": lambda: ["gradient_noise()", LR(0.01)],
 }
 

@@ -64,7 +64,6 @@ def test_what_needs_parameters_whole_is_refused(results: list[dict[str, Any]]) -
         "in a list": "random_subspace([adam()], rank=2)",
         "in a route": "low_rank([adam()], rank=2)",
         "a vector": "vector([clip_norm(0.1)])",
-        "LBFGS": "lbfgs()",
         "noise": "gradient_noise()",
     }
     for result in results:
