@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from projcore.core.module import Module, Need
 from projcore.engine import checkpoint
 from projcore.engine.arguments import (
     as_iterable,
+    check_flattened,
     check_gradients,
     check_parameters,
     check_sharding,
@@ -32,6 +33,7 @@ from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
+from projcore.engine.part import part_of
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size
@@ -249,6 +251,7 @@ class Optimizer(torch.optim.Optimizer):
         others = [p for other in self.param_groups for p in other["params"]]
         check_parameters(tensors, others)
         check_sharding(tensors, self.module)
+        check_flattened(tensors, self.module, self.nonfinite)
         self._names.check_keys(group)
         self._names.check_values(group)
         return tensors
@@ -716,6 +719,20 @@ class Optimizer(torch.optim.Optimizer):
     def memory(self) -> Memory:
         """Returns what the state takes, by module and entry; at first, what it will take."""
         return measure(self)
+
+    def part(self, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
+        """Returns an optimizer of some of the parameters, in groups as here, that has no state yet.
+
+        It is what `torch.distributed.optim.ZeroRedundancyOptimizer` runs in each process, on the
+        parameters that this one steps; of some of the groups it may have none.
+
+        Raises:
+            ArgumentError: If a module needs all parameters at once.
+
+        Example:
+            ``ZeroRedundancyOptimizer(optimizer.param_groups, optimizer.part)``
+        """
+        return part_of(self, groups)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {

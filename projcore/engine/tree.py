@@ -19,6 +19,14 @@ def is_zeroth_order(module: Module) -> bool:
     return any(each.zeroth_order for each in tree(module))
 
 
+def is_elementwise(module: Module) -> bool:
+    """Whether a module by itself, apart from its children, depends on single elements only."""
+    scopes = module.scope, module.total_scope  # of a layout, the latter is narrower
+    if module.sharded is False:
+        return False
+    return "element" in scopes or bool(module.sharded and module.children)
+
+
 def first_unsharded(module: Module) -> Module | None:
     """Returns the first of a module and its children that needs parameters whole, or None."""
     return next((each for each in tree(module) if not _takes_shards(each)), None)

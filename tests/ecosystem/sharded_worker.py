@@ -182,7 +182,9 @@ if __name__ == "__main__":
     for name, modules in REFUSED.items():
         results["refused"][name] = refusal(modules, size)
     results["nonfinite"] = nonfinite(size)
-    early = {name: RIGHT[name] for name in ("gradients", "Adam", "HeavyBall", "LAMB", "To")}
+    early = {
+        name: RIGHT[name] for name in ("gradients", "Adam", "HeavyBall", "per tensor", "LAMB", "To")
+    }
     results["in backward"] = {name: in_backward(each, rank, size) for name, each in early.items()}
     results["beside plain"] = beside_plain(size)
     torch.save(results, sys.argv[4])

@@ -1,4 +1,4 @@
-"""The mean of the loss over processes: when it may be asked for. What it does needs several ones."""
+"""The mean of the loss over processes: when it may be asked for."""
 
 from __future__ import annotations
 
