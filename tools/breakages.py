@@ -1652,6 +1652,22 @@ PLUGINS = [
         ),
     ),
     Breakage(
+        "racs-factors",
+        "RACS divides its row factors by the norm of the column factors, not by its square.",
+        ADAPTIVE + "src/projcore_adaptive/racs.py",
+        before="(unit * (s @ s.mT)).clamp_(min=tiny)",
+        after="(unit * (s @ s.mT)).sqrt().clamp_(min=tiny)",
+        tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
+    ),
+    Breakage(
+        "scale-embedding",
+        "SCALE normalizes embeddings token by token, not feature by feature.",
+        ADAPTIVE + "src/projcore_adaptive/recipes.py",
+        before='"rms": None, "dim": 0}}',
+        after='"rms": None, "dim": 1}}',
+        tests=(ADAPTIVE + "tests/test_recipes.py::test_scale_is_the_formula_of_its_authors",),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
