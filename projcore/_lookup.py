@@ -14,6 +14,11 @@ from projcore.errors import closest
 from projcore.manager import Manager
 
 By = Literal["name", "attribute"]
+HABITUAL = {
+    "sgd": "Gradient descent is the learning rate alone: Optimizer(model, LR(0.1)); with momentum, "
+    "Optimizer(model, HeavyBall(0.9), lr=0.1)."
+}
+"""Names of torch's optimizers that no component has, and what does the same."""
 
 
 def find(manager: Manager, kinds: Sequence[Kind], name: str, by: By = "name") -> list[Component]:
@@ -61,6 +66,7 @@ def missing(
         and (not colon or plugin in (each.extra, canonical(each.distribution)))
     ]
     for reason in (
+        HABITUAL.get(short.lower()),
         _in_bad_plugin(manager, plugin, short, known),
         _of_another_kind(manager, kinds, name, by),
         _not_installed(manager, known),
