@@ -105,12 +105,12 @@ def _refuse_modules(cls: type, arguments: Mapping[str, Any]) -> None:
         if not isinstance(default, (bool, int, float)) or not _holds_modules(value):
             continue
         what = "True or False" if isinstance(default, bool) else "a number"
-        cure = f"Pass {name}={default!r}, or leave it out."
+        fix = f"Pass {name}={default!r}, or leave it out."
         if "modules" in arguments:
             first = arguments["modules"]
             listed = [*(first if isinstance(first, (list, tuple)) else [first]), value]
-            cure = f"Pass several modules as a list: {cls.__name__}({listed})."
-        raise ArgumentTypeError(f"{cls.__name__} was given {name}={value!r}. It is {what}. {cure}")
+            fix = f"Pass several modules as a list: {cls.__name__}({listed})."
+        raise ArgumentTypeError(f"{cls.__name__} was given {name}={value!r}. It is {what}. {fix}")
 
 
 def _holds_modules(value: object) -> bool:
