@@ -34,12 +34,13 @@ from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
-from projcore.engine.rate import sets_step_size
+from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
 from projcore.engine.resharding import share
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
+    ArgumentTypeError,
     NonFiniteError,
     ProjcoreWarning,
     StepError,
@@ -66,8 +67,11 @@ class Optimizer(torch.optim.Optimizer):
     what the step makes them.
 
     Args:
-        params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
+        params: A model, whose named parameters are taken; or parameters, pairs of name and
+            parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
+        lr: The learning rate: appends the module ``lr`` to the others, which must have none of
+            their own.
         compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
             ``{"mode": "max-autotune-no-cudagraphs"}``. Modules that follow each other become one
             graph. What depends on values, such as a line search or the refresh of a projection's
@@ -102,9 +106,10 @@ class Optimizer(torch.optim.Optimizer):
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
-        >>> optimizer = Optimizer(model.parameters(), "clip_norm(1.0)", "adam()", "lr(0.001)")
+        >>> optimizer = Optimizer(model, "clip_norm(1.0)", "adam()", lr=0.001)
         >>> print(optimizer)
         clip_norm(1.0); adam(); lr(0.001)
+        >>> optimizer = Optimizer(model.parameters(), "clip_norm(1.0)", "adam()", "lr(0.001)")
     """
 
     regroup: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
@@ -112,8 +117,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: ParamsT | torch.nn.Module,
         *modules: Module | str | Mapping[str, Any] | Sequence[Any],
+        lr: float | Tensor | None = None,
         compile: bool | Mapping[str, Any] = False,
         bucket_bytes: int | None = None,
         nonfinite: Nonfinite = "allow",
@@ -122,9 +128,15 @@ class Optimizer(torch.optim.Optimizer):
         if not modules:
             raise ArgumentError(
                 "Optimizer(params) was given no modules. It runs one or more. Pass for example "
-                "'adam()', 'lr(0.001)'."
+                "Optimizer(model, 'adam()', lr=0.001)."
             )
-        self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
+        if isinstance(params, Module):
+            raise ArgumentTypeError(
+                f"Optimizer({params}, ...) was given a module first. The model or its parameters "
+                f"come first. Pass Optimizer(model, {params}, ...)."
+            )
+        chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
+        self.module: Chain = chain if lr is None else with_rate(chain, lr)
         self._built = False
         self._backward: InBackward | None = None
         self._bucket_bytes: int | None = None
@@ -144,7 +156,8 @@ class Optimizer(torch.optim.Optimizer):
         self._passes = PASSES
         self._owners = Owners()
         self._make_names()
-        groups = list(as_iterable(params))
+        named = params.named_parameters() if isinstance(params, torch.nn.Module) else params
+        groups = list(as_iterable(named))
         if not groups:
             raise ArgumentError(
                 "Optimizer was given no parameters. It needs at least one; a generator such as "
@@ -181,7 +194,9 @@ class Optimizer(torch.optim.Optimizer):
                 "divides by the size of what comes in, and so has no effect"
             )
         warnings.warn(
-            f"{text}. Append LR(1e-3), or the rate that you want.", StepSizeWarning, stacklevel=3
+            f"{text}. Pass lr=1e-3, or the rate that you want, or append it as LR(1e-3).",
+            StepSizeWarning,
+            stacklevel=3,
         )
 
     @property

@@ -45,6 +45,22 @@ STRUCTURAL = "plugins/projcore-structural/"
 
 KERNEL = [
     Breakage(
+        "second-rate",
+        "Optimizer(lr=...) multiplies an update that has a learning rate already.",
+        ENGINE + "rate.py",
+        before="        if RATE in module.defaults:\n            raise",
+        after="        if False:\n            raise",
+        tests=("tests/kernel/test_first_lines.py::test_a_second_rate_is_an_error",),
+    ),
+    Breakage(
+        "rate-for-alpha",
+        "RMSprop(1e-2), as one writes it for torch, sets alpha.",
+        "projcore/_advice.py",
+        before='return first.name != "lr" and',
+        after='return first.name == "lr" and',
+        tests=("tests/kernel/test_first_lines.py",),
+    ),
+    Breakage(
         "state-of-siblings",
         "Tensors made from the same parameter share their memory.",
         "projcore/_trees.py",
