@@ -6,7 +6,7 @@ READY := .venv/ready
 PARITY := .venv-parity
 ECOSYSTEM := .venv-ecosystem
 
-.PHONY: help install demo test test-all sabotage lint format bench bench-gpu parity bench-parity ecosystem docs wheels clean
+.PHONY: help install demo test test-all sabotage lint format bench bench-gpu parity bench-parity ecosystem docs browser wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-parity  time them against these, in the same environment"
 	@echo "make ecosystem  run with transformers, Accelerate, Lightning, TRL, PEFT and others, in an environment of its own"
 	@echo "make docs     write the pages that follow from the code, and build the site in site/"
+	@echo "make browser  search the site, and look for formulas that are cut, in Chromium, if it is installed"
 	@echo "make wheels   build the kernel and all plugins into dist/"
 	@echo "make install  only make .venv"
 	@echo "make clean    remove .venv, the demo's output and all caches"
@@ -111,6 +112,10 @@ $(ECOSYSTEM)/ready: pyproject.toml constraints.txt tests/ecosystem/packages/requ
 docs: $(READY)
 	$(BIN)/python -m docs.generate
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+browser: $(READY)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt playwright==1.65.2
+	$(BIN)/python -m pytest tests/docs/test_browser.py $(ARGS)
 
 wheels: $(READY)
 	rm -rf dist
