@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from projcore._shards import by_parts, is_sharded, join_norms, local, splits, zeros_over
+from projcore._shards import as_part, by_parts, is_sharded, join_norms, local, splits, zeros_over
 from projcore.errors import ArgumentError
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "add_squares_",
     "alike",
     "as_given",
+    "as_part",
     "as_real",
     "at_once",
     "by_kind",
