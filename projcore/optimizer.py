@@ -39,7 +39,7 @@ from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
-from projcore.engine.resharding import share
+from projcore.engine.resharding import announce, share
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
@@ -531,6 +531,12 @@ class Optimizer(torch.optim.Optimizer):
         except BaseException:
             self._store = None  # modules may have changed what is not to be saved
             raise
+        self._end_first(plan)
+
+    def _end_first(self, plan: Plan) -> None:
+        """Ends a step after which all state is there."""
+        if not self._warm and plan.gathers:
+            announce(plan.region, self.state, self._parameters())
         self._warm = True
 
     def _prepare(
@@ -711,9 +717,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         state_dict = super().state_dict()
         plan = self.plan_of(self.param_groups)
-        if plan.gathers:
-            state_dict["state"] = {i: dict(each) for i, each in state_dict["state"].items()}
-            share(plan.region, state_dict["state"])
+        if plan.shares:
+            state_dict["state"] = share(plan.region, state_dict["state"])
         checkpoint.complete(self, state_dict)
         return state_dict
 
