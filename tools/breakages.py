@@ -1668,6 +1668,22 @@ PLUGINS = [
         tests=(ADAPTIVE + "tests/test_recipes.py::test_scale_is_the_formula_of_its_authors",),
     ),
     Breakage(
+        "dion2-error-feedback",
+        "Dion2 shrinks the rows that it did not use, not those that it used.",
+        ADAPTIVE + "src/projcore_adaptive/dion2.py",
+        before="torch.where(used, momentum, 1.0)",
+        after="torch.where(used, 1.0, momentum)",
+        tests=(ADAPTIVE + "tests/test_dion2.py::test_30_steps",),
+    ),
+    Breakage(
+        "polar-express-schedule",
+        "Every step of Newton-Schulz takes the first polynomial of a schedule.",
+        ADAPTIVE + "src/projcore_adaptive/orthogonalize.py",
+        before="triples[min(step, len(triples) - 1)]",
+        after="triples[0]",
+        tests=(ADAPTIVE + "tests/test_muon.py::test_a_schedule_is_as_many_polynomials",),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",

@@ -21,6 +21,7 @@ from projcore.modules import (
     Adamax,
     AdamMini,
     Adan,
+    Dion2,
     Lion,
     Muon,
     Orthogonalize,
@@ -48,6 +49,7 @@ GROWTH = {
     Adam(): 0,
     Muon(flatten=True): 0,
     Orthogonalize(flatten=True): 0,
+    Dion2(flatten=True): 0,
 }
 
 

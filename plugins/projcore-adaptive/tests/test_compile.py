@@ -23,6 +23,7 @@ from projcore.modules import (
     AdamMini,
     AdamW,
     Adan,
+    Dion2,
     Lion,
     Muon,
     NAdam,
@@ -65,6 +66,7 @@ MODULES: dict[str, Transform] = {
     "rms normalize columns": RMSNormalize(0.0, 0, 0.2),
     "muon": Muon(flatten=True, dtype=None, ns_steps=1),  # each step triples rounding errors
     "orthogonalize": Orthogonalize("svd", flatten=True),
+    "dion2": Dion2(0.5, method="svd", flatten=True),
 }
 
 Memory = dict[str, list[dict[str, Any]]]

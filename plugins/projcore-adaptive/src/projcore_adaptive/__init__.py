@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from projcore_adaptive.adamax import Adamax
     from projcore_adaptive.adan import Adan
     from projcore_adaptive.bias_correction import BiasCorrection
+    from projcore_adaptive.dion2 import Dion2
     from projcore_adaptive.lion import Lion
     from projcore_adaptive.muon import Muon
     from projcore_adaptive.nadam import NAdam
@@ -37,6 +38,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "BiasCorrection",
+    "Dion2",
     "Lion",
     "Muon",
     "NAdam",
@@ -59,6 +61,7 @@ __getattr__ = lazy(
     Adamax="adamax",
     BiasCorrection="bias_correction",
     Adan="adan",
+    Dion2="dion2",
     LAMB="trust_ratio",
     LARS="trust_ratio",
     Lion="lion",
