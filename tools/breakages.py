@@ -1671,8 +1671,8 @@ PLUGINS = [
         "dion2-error-feedback",
         "Dion2 shrinks the rows that it did not use, not those that it used.",
         ADAPTIVE + "src/projcore_adaptive/dion2.py",
-        before="torch.where(used, momentum, 1.0)",
-        after="torch.where(used, 1.0, momentum)",
+        before="torch.where(used, ones * momentum, ones)",
+        after="torch.where(used, ones, ones * momentum)",
         tests=(ADAPTIVE + "tests/test_dion2.py::test_30_steps",),
     ),
     Breakage(

@@ -178,5 +178,6 @@ class Dion2(Transform):
         flat = rows.flatten(0, -3)  # a batch of one dimension
         results = self.orthogonalizer.direct(flat).reshape(rows.shape)
         used = torch.zeros_like(momenta[..., :1], dtype=torch.bool).scatter_(-2, places, True)
-        factors = torch.where(used, momentum, 1.0).to(momenta.dtype)
+        ones = torch.ones_like(used, dtype=momenta.dtype)
+        factors = torch.where(used, ones * momentum, ones)
         return momenta.zero_().scatter_(-2, places.expand(rows.shape), results), factors
