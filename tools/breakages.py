@@ -45,6 +45,22 @@ STRUCTURAL = "plugins/projcore-structural/"
 
 KERNEL = [
     Breakage(
+        "second-rate",
+        "Optimizer(lr=...) multiplies an update that has a learning rate already.",
+        ENGINE + "rate.py",
+        before="        if RATE in module.defaults:\n            raise",
+        after="        if False:\n            raise",
+        tests=("tests/kernel/test_first_lines.py::test_a_second_rate_is_an_error",),
+    ),
+    Breakage(
+        "rate-for-alpha",
+        "RMSprop(1e-2), as one writes it for torch, sets alpha.",
+        "projcore/_advice.py",
+        before='return first.name != "lr" and',
+        after='return first.name == "lr" and',
+        tests=("tests/kernel/test_first_lines.py",),
+    ),
+    Breakage(
         "state-of-siblings",
         "Tensors made from the same parameter share their memory.",
         "projcore/_trees.py",
@@ -88,6 +104,30 @@ KERNEL = [
         before="return value.shape[skip:] == expected.shape[skip:] and value.ndim == expected.ndim",
         after="return True",
         tests=("tests/kernel/test_state.py::test_checkpoints_of_others",),
+    ),
+    Breakage(
+        "adopt-coupling",
+        "State of Adam with coupled weight decay is adopted by AdamW.",
+        ENGINE + "adopt.py",
+        before="if before == settings[COUPLING]:",
+        after="if False:",
+        tests=("tests/checkpoints/test_adopt_state.py",),
+    ),
+    Breakage(
+        "adopt-counts",
+        "The count of a run that began with torch begins again at one.",
+        ENGINE + "adopt.py",
+        before="return torch.as_tensor(value).to(expected.dtype)",
+        after="return torch.as_tensor(value if expected.ndim else 1).to(expected.dtype)",
+        tests=("tests/checkpoints/test_adopt_state.py",),
+    ),
+    Breakage(
+        "adopt-galore-sides",
+        "Bases of galore-torch are adopted for the other side.",
+        LOWRANK + "src/projcore_lowrank/galore_torch.py",
+        before='side = "right" if tall == (side == "std") else "left"',
+        after='side = "left" if tall == (side == "std") else "right"',
+        tests=("tests/checkpoints/test_adopt_state.py::test_galore_torch",),
     ),
     Breakage(
         "settings-shared-names",
