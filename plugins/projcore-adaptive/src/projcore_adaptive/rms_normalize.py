@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
-from projcore.ops import norm_over, refuse_complex, require_choice
+from projcore.ops import norms_over, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, as_matrices, matrix_shape
 from projcore_adaptive._norms import mean_squares
 
@@ -166,4 +166,4 @@ class RMSNormalize(Transform):
 
 def matrix_norms(matrices: list[Tensor]) -> list[Tensor]:
     """Returns the norm of each matrix, with sides of length 1."""
-    return [norm_over(matrix, 2.0, (-2, -1)) for matrix in matrices]
+    return norms_over(matrices, 2.0, [range(each.ndim - 2, each.ndim) for each in matrices])
