@@ -113,6 +113,9 @@ CASES: dict[str, Case] = {
     "muon_plus_adamw": recipe("muon_plus_adamw", periodic=False),
     "muon_heads_adamw": recipe("muon_heads_adamw", periodic=False, heads={"*.[qkv]_proj.*": 32}),
     "dion2_adamw": recipe("dion2_adamw", periodic=False),
+    "adam_h": recipe("adam_h", periodic=False),
+    "muon_h": recipe("muon_h", periodic=False),
+    "soap_h": recipe("soap_h"),
     # Of a large model it makes thousands of blocks, one by one.
     "intrinsic_dimension, of a small model": replace(
         recipe("intrinsic_dimension", periodic=False, dimension=10), model=SMALL

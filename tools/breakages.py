@@ -1709,10 +1709,10 @@ PLUGINS = [
     ),
     Breakage(
         "dion2-error-feedback",
-        "Dion2 shrinks the rows that it did not use, not those that it used.",
+        "Dion2 keeps the rows that it used as they were.",
         ADAPTIVE + "src/projcore_adaptive/dion2.py",
-        before="torch.where(used, ones * momentum, ones)",
-        after="torch.where(used, ones, ones * momentum)",
+        before="        used = momenta.new_ones(places.shape) * momentum\n",
+        after="        used = momenta.new_ones(places.shape)\n",
         tests=(ADAPTIVE + "tests/test_dion2.py::test_30_steps",),
     ),
     Breakage(
@@ -1722,6 +1722,14 @@ PLUGINS = [
         before="triples[min(step, len(triples) - 1)]",
         after="triples[0]",
         tests=(ADAPTIVE + "tests/test_muon.py::test_a_schedule_is_as_many_polynomials",),
+    ),
+    Breakage(
+        "hyperball-radius",
+        "Hyperball takes the norm of now for the first.",
+        ADAPTIVE + "src/projcore_adaptive/hyperball.py",
+        before="torch.where(old < 0, new, old)",
+        after="new",
+        tests=(ADAPTIVE + "tests/test_hyperball.py::test_a_point_set_from_outside_comes_back",),
     ),
     Breakage(
         "adafactor-rows",

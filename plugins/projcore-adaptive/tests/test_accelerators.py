@@ -22,6 +22,7 @@ from projcore.modules import (
     AdamMini,
     Adan,
     Dion2,
+    Hyperball,
     Lion,
     Muon,
     Orthogonalize,
@@ -50,6 +51,7 @@ GROWTH = {
     Muon(flatten=True): 0,
     Orthogonalize(flatten=True): 0,
     Dion2(flatten=True): 0,
+    Hyperball(): 0,
 }
 
 

@@ -24,6 +24,7 @@ from projcore.modules import (
     AdamW,
     Adan,
     Dion2,
+    Hyperball,
     Lion,
     Muon,
     NAdam,
@@ -66,6 +67,7 @@ MODULES: dict[str, Transform] = {
     "rms normalize columns": RMSNormalize(0.0, 0, 0.2),
     "muon": Muon(flatten=True, dtype=None, ns_steps=1),  # each step triples rounding errors
     "orthogonalize": Orthogonalize("svd", flatten=True),
+    "hyperball": Hyperball(),
     "dion2": Dion2(0.5, method="svd", flatten=True),
 }
 

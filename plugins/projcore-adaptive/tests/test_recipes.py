@@ -16,6 +16,7 @@ from torch import Tensor
 from projcore import Optimizer, registry
 from projcore.errors import ArgumentError, ArgumentTypeError
 
+SPHERES = ["adam_h", "muon_h", "soap_h"]
 NAMES = [each.name for each in registry.components("recipe") if each.plugin == "adaptive"]
 TOKENS = torch.randint(0, 11, (16, 8), generator=torch.Generator().manual_seed(0))
 
@@ -24,6 +25,8 @@ def recipe(name: str) -> Callable[..., Optimizer]:
     made: Callable[..., Optimizer] = registry.load("recipe", name)
     if name == "muon_heads_adamw":
         return partial(made, heads={"shape==8x6": 2})
+    if name in SPHERES:  # in few steps, the rest has to move as well
+        return partial(made, ratio=1.0)
     return made
 
 
@@ -86,7 +89,7 @@ def test_training(name: str, form: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16(name: str) -> None:
     model = model_of(torch.bfloat16)
-    losses = train(model, recipe(name)(model, lr=0.02), 20)
+    losses = train(model, recipe(name)(model, lr=0.03), 20)
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.isfinite().all() and p.dtype == torch.bfloat16 for p in model.parameters())
 
@@ -135,7 +138,10 @@ def rows(optimizer: Optimizer) -> dict[str, tuple[str, int]]:
         [cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()
     ]
     routes = {each[0]: next(cell for cell in each if cell.startswith("0: ")) for each in cells[2:]}
-    return {each[0]: (routes[each[0]], int(each[-1].replace(",", ""))) for each in cells[2:]}
+    return {
+        each[0]: (routes[each[0]].partition(",")[0], int(each[-1].replace(",", "")))
+        for each in cells[2:]
+    }
 
 
 def test_racs_keeps_a_vector_for_each_side() -> None:
@@ -234,3 +240,29 @@ def test_each_head_is_orthogonal() -> None:
             values = torch.linalg.svdvals(head)
             assert float(values.min() / values.max()) > 0.6  # in bfloat16, and rough
             assert float((head * given).sum()) < 0
+
+
+@pytest.mark.parametrize("name", SPHERES)
+def test_matrices_keep_their_norm_and_the_rest_does_not(name: str) -> None:
+    model = model_of()
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    train(model, recipe(name)(model, lr=0.03), 10)
+    for key, parameter in model.named_parameters():
+        held = key in ("up.weight", "experts")
+        moved = parameter.detach() - before[key]
+        assert moved.norm() > 0
+        change = abs(float(parameter.detach().norm() / before[key].norm()) - 1)
+        assert (change < 1e-12) == held, key
+
+
+@pytest.mark.parametrize("name", SPHERES)
+def test_a_step_has_the_length_of_the_learning_rate(name: str) -> None:
+    model = model_of()
+    before = model.up.weight.detach().clone()
+    optimizer = recipe(name)(model, lr=0.03)
+    train(model, optimizer, 1)
+    moved = model.up.weight.detach() - before
+    # The way along the tangent, brought back to the sphere.
+    torch.testing.assert_close(
+        moved.norm() / before.norm(), torch.tensor(0.03).double(), rtol=0.1, atol=0
+    )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from projcore_adaptive.adan import Adan
     from projcore_adaptive.bias_correction import BiasCorrection
     from projcore_adaptive.dion2 import Dion2
+    from projcore_adaptive.hyperball import Hyperball
     from projcore_adaptive.lion import Lion
     from projcore_adaptive.muon import Muon
     from projcore_adaptive.nadam import NAdam
@@ -39,6 +40,7 @@ __all__ = [
     "Adan",
     "BiasCorrection",
     "Dion2",
+    "Hyperball",
     "Lion",
     "Muon",
     "NAdam",
@@ -62,6 +64,7 @@ __getattr__ = lazy(
     BiasCorrection="bias_correction",
     Adan="adan",
     Dion2="dion2",
+    Hyperball="hyperball",
     LAMB="trust_ratio",
     LARS="trust_ratio",
     Lion="lion",

@@ -47,6 +47,24 @@ RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         "arXiv:2512.16928",
         {},
     ),
+    (
+        "adam_h",
+        "AdamH: Adam on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+    (
+        "muon_h",
+        "MuonH: Muon on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+    (
+        "soap_h",
+        "SOAPH: SOAP on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
 )
 
 
@@ -201,6 +219,14 @@ def projcore_register_modules(register: Register) -> None:
         "projcore_adaptive:TrustRatio",
         summary="Scales the update of each tensor to the norm of its parameters.",
         paper="arXiv:1904.00962",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "hyperball",
+        "projcore_adaptive:Hyperball",
+        summary="Keeps the norm of each tensor of parameters as it was first.",
+        paper="arXiv:2606.16899",
         tags=TAGS,
         example={},
     )

@@ -20,7 +20,7 @@ Spec = Mapping[str, Any]
 Group = dict[str, Any]
 
 # What a stack of matrices is, is a setting of these, or of the one module inside.
-FOLDING = {"dion2", "muon", "racs", "rms_normalize", "split_fused"}
+FOLDING = {"dion2", "muon", "racs", "rms_normalize", "soap_rotation", "split_fused"}
 HIDDEN = "ndim>=2 role!=embedding role!=head role!=last role!=depthwise role!=other"
 
 
@@ -44,8 +44,16 @@ class Way:
         return [k for k, module in enumerate(self.modules) if FOLDING.issuperset(module)]
 
 
-def routed(recipe: str, params: Params, ways: Sequence[Way], modules: Sequence[Spec]) -> Optimizer:
+def routed(
+    recipe: str,
+    params: Params,
+    ways: Sequence[Way],
+    modules: Sequence[Spec],
+    last: Sequence[Spec] = (),
+) -> Optimizer:
     """Returns an optimizer of the ways that parameters take, and of modules for all of them.
+
+    Those of `last` come behind these, for the first way alone.
 
     A way that no parameter takes is left out; the first is what the recipe is for. Stacks of
     matrices are in groups of their own, which say so to the modules that fold them.
@@ -87,12 +95,18 @@ def routed(recipe: str, params: Params, ways: Sequence[Way], modules: Sequence[S
             start = f"0.{route}." if len(taken) > 1 else ""
             places = [f"{start}{k}." if several else "" for k in ways[number].folding]
             group = {**{f"{each}folding": "last2" for each in places}, **group}
-        groups.append({"route": route, **group} if len(taken) > 1 else group)
-    first = list(ways[taken[0]].modules)
-    if len(taken) > 1:
-        routes = {ways[number].shape: list(ways[number].modules) for number in taken}
-        first = [{"route": {"routes": routes}}]
-    return Optimizer(groups, [*first, *modules])
+        if len(taken) > 1 and last:
+            group = {"0.route": route, f"{1 + len(modules)}.route": min(route, 1), **group}
+        elif len(taken) > 1:
+            group = {"route": route, **group}
+        groups.append(group)
+    if len(taken) == 1:
+        return Optimizer(groups, [*ways[taken[0]].modules, *modules, *last])
+    routes = {ways[number].shape: list(ways[number].modules) for number in taken}
+    chain: list[Spec] = [{"route": {"routes": routes}}, *modules]
+    if last:
+        chain.append({"route": {"routes": {ways[taken[0]].shape: list(last), "*": None}}})
+    return Optimizer(groups, chain)
 
 
 def _groups(recipe: str, params: Params) -> list[Group]:

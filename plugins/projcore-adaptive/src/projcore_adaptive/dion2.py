@@ -177,7 +177,6 @@ class Dion2(Transform):
         rows, places = largest_rows(momenta, count)
         flat = rows.flatten(0, -3)  # a batch of one dimension
         results = self.orthogonalizer.direct(flat).reshape(rows.shape)
-        used = torch.zeros_like(momenta[..., :1], dtype=torch.bool).scatter_(-2, places, True)
-        ones = torch.ones_like(used, dtype=momenta.dtype)
-        factors = torch.where(used, ones * momentum, ones)
+        used = momenta.new_ones(places.shape) * momentum
+        factors = momenta.new_ones((*momenta.shape[:-1], 1)).scatter_(-2, places, used)
         return momenta.zero_().scatter_(-2, places.expand(rows.shape), results), factors

@@ -14,12 +14,15 @@ from projcore import Optimizer
 from projcore_adaptive._routed import HIDDEN, Params, Rule, Spec, Way, routed
 
 __all__ = [
+    "adam_h",
     "dion2_adamw",
+    "muon_h",
     "muon_heads_adamw",
     "muon_plus_adamw",
     "normuon_adamw",
     "racs_adamw",
     "scale_adamw",
+    "soap_h",
 ]
 
 Betas = tuple[float, float]
@@ -321,3 +324,141 @@ def dion2_adamw(
     dion2: Spec = {"dion2": {**settings, "adjust_lr_fn": "match_rms_adamw", "flatten": True}}
     adam = {"betas": betas}
     return _matrices("dion2_adamw", params, lr, weight_decay, adam, project, [dion2])
+
+
+def _on_spheres(
+    recipe: str,
+    params: Params,
+    lr: float,
+    ratio: float,
+    weight_decay: float,
+    betas: Betas,
+    project: Rule,
+    modules: list[Spec],
+) -> Optimizer:
+    """Returns an optimizer that keeps the norms of matrices, by steps relative to these."""
+    rest: list[Spec] = [
+        {"adam": {"betas": betas}},
+        {"weight_decay": {"weight_decay": weight_decay}},
+    ]
+    ways = [
+        Way([project], [*modules, {"trust_ratio": {}}], "ndim>=2"),
+        Way(["*"], [*rest, {"scale": {"factor": ratio}}]),
+    ]
+    return routed(recipe, params, ways, [{"lr": lr}], [{"hyperball": {}}])
+
+
+def adam_h(
+    params: Params,
+    lr: float = 1e-2,
+    betas: Betas = (0.9, 0.95),
+    eps: float = 1e-8,
+    ratio: float = 0.1,
+    weight_decay: float = 0.0,
+    project: Rule = HIDDEN,
+) -> Optimizer:
+    """AdamH: Adam on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
+
+    Args:
+        params: A model, parameters, or groups.
+        lr: The length of a matrix's step, of its norm.
+        betas: Of both.
+        eps: Of Adam for matrices.
+        ratio: The learning rate of the rest, relative to ``lr``.
+        weight_decay: Decoupled, of the rest.
+        project: What keeps its norm; by default, hidden layers.
+
+    Raises:
+        ArgumentError: If nothing would keep its norm, or a setting is out of range.
+
+    Cost: memory of ``2 m n + 1`` numbers for a matrix, as Adam's; see `Hyperball`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = adam_h(model)
+
+    References:
+        Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
+    """
+    adam: Spec = {"adam": {"betas": betas, "eps": eps}}
+    return _on_spheres("adam_h", params, lr, ratio, weight_decay, betas, project, [adam])
+
+
+def muon_h(
+    params: Params,
+    lr: float = 1e-2,
+    momentum: float = 0.95,
+    betas: Betas = (0.9, 0.95),
+    ratio: float = 0.1,
+    weight_decay: float = 0.0,
+    project: Rule = HIDDEN,
+) -> Optimizer:
+    """MuonH: Muon on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
+
+    Args:
+        params: A model, parameters, or groups.
+        lr: The length of a matrix's step, of its norm.
+        momentum: Of Muon.
+        betas: Of Adam.
+        ratio: The learning rate of the rest, relative to ``lr``.
+        weight_decay: Decoupled, of the rest.
+        project: What keeps its norm; by default, hidden layers.
+
+    Raises:
+        ArgumentError: If nothing would keep its norm, or a setting is out of range.
+
+    Cost: memory of ``m n + 1`` numbers for a matrix, half of Adam's; see `Hyperball`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = muon_h(model)
+
+    References:
+        Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
+    """
+    return _on_spheres("muon_h", params, lr, ratio, weight_decay, betas, project, [_muon(momentum)])
+
+
+def soap_h(
+    params: Params,
+    lr: float = 1e-2,
+    betas: Betas = (0.95, 0.95),
+    eps: float = 1e-8,
+    period: int = 10,
+    ratio: float = 0.1,
+    weight_decay: float = 0.0,
+    project: Rule = HIDDEN,
+) -> Optimizer:
+    """SOAPH: SOAP on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
+
+    Args:
+        params: A model, parameters, or groups.
+        lr: The length of a matrix's step, of its norm.
+        betas: Of both; the second also of the covariances.
+        eps: Of Adam for matrices.
+        period: Steps between new bases.
+        ratio: The learning rate of the rest, relative to ``lr``.
+        weight_decay: Decoupled, of the rest.
+        project: What keeps its norm; by default, hidden layers.
+
+    Raises:
+        ArgumentError: If nothing would keep its norm, or a setting is out of range.
+
+    Cost: memory of ``2 m n + 2 m m + 2 n n + 1`` numbers for a matrix; see `SOAPRotation` and
+    `Hyperball`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = soap_h(model)
+
+    References:
+        Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
+        Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
+    """
+    adam = {"adam": {"betas": betas, "eps": eps}}
+    rotation = {"modules": [adam], "period": period, "beta": betas[1]}
+    modules: list[Spec] = [{"soap_rotation": rotation}]
+    return _on_spheres("soap_h", params, lr, ratio, weight_decay, betas, project, modules)
