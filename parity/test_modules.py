@@ -53,6 +53,19 @@ CASES: dict[str, Case] = {
         lambda params: theirs.NorMuon(muon_group(params, update_scale="match_rms")),
         MATRICES,
     ),
+    "ademamix": Case(
+        "ademamix((0.9, 0.99, 0.999), warmup=150); weight_decay(0.1); lr(0.003)",
+        lambda params: theirs.AdEMAMix(
+            params, lr=0.003, betas=(0.9, 0.99, 0.999), weight_decay=0.1, weight_decouple=True, t_alpha_beta3=150, alpha=5.0
+        ),
+    ),
+    # Its norms are bounded by division, ours as torch does, with 1e-6 added.
+    "mars": Case(
+        'mars(); clip_norm(1.0, per_tensor=True); adam((0.95, 0.99), eps_mode="hat");'
+        "weight_decay(0.1); lr(0.003)",
+        lambda params: theirs.MARS(params, lr=0.003, weight_decay=0.1, optimize_1d=True),
+        tolerance=(2e-6, 1e-5),
+    ),
     "muon with polar express": Case(
         "muon(weight_decay=0.1, ns_coefficients=[(8.237312490495555, -23.157747414558198, "
         "16.680568411445915), (4.082441999064835, -2.893047735332586, 0.5252849256975648), "

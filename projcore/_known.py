@@ -30,6 +30,7 @@ KNOWN: tuple[Known, ...] = (
     Known("module", "adamax", "Adamax", "adaptive"),
     Known("module", "adamw", "AdamW", "adaptive"),
     Known("module", "adan", "Adan", "adaptive"),
+    Known("module", "ademamix", "AdEMAMix", "adaptive"),
     Known("module", "backtracking", "Backtracking", "closure"),
     Known("module", "bias_correction", "BiasCorrection", "adaptive"),
     Known("module", "cautious", "Cautious", "basic"),
@@ -49,6 +50,7 @@ KNOWN: tuple[Known, ...] = (
     Known("module", "lbfgs", "LBFGS", "closure"),
     Known("module", "lion", "Lion", "adaptive"),
     Known("module", "lr", "LR", "basic"),
+    Known("module", "mars", "MARS", "adaptive"),
     Known("module", "muon", "Muon", "adaptive"),
     Known("module", "nadam", "NAdam", "adaptive"),
     Known("module", "newton_cg", "NewtonCG", "closure"),
@@ -131,8 +133,16 @@ COMMANDS: dict[str, str] = {
 
 # Of each name of a setting, the components that have it.
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "alpha": ("rmsprop",),
-    "beta": ("backtracking", "ema", "polyak_averaging", "racs", "rms_normalize", "soap_rotation"),
+    "alpha": ("ademamix", "rmsprop"),
+    "beta": (
+        "backtracking",
+        "ema",
+        "mars",
+        "polyak_averaging",
+        "racs",
+        "rms_normalize",
+        "soap_rotation",
+    ),
     "beta2_decay": ("adafactor",),
     "betas": (
         "adam",
@@ -140,6 +150,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "adamax",
         "adamw",
         "adan",
+        "ademamix",
         "bias_correction",
         "lamb",
         "lion",
@@ -162,6 +173,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "adamax",
         "adamw",
         "adan",
+        "ademamix",
         "lamb",
         "nadam",
         "normalize",
@@ -186,7 +198,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "rms_normalize",
         "soap_rotation",
     ),
-    "gamma": ("gradient_noise", "norm_growth_limiter"),
+    "gamma": ("gradient_noise", "mars", "norm_growth_limiter"),
     "history_size": ("lbfgs",),
     "lr": ("adafactor", "lr", "rprop", "torch_optim"),
     "lr_decay": ("adagrad",),
@@ -246,5 +258,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "tolerance": ("newton_cg",),
     "tolerance_change": ("strong_wolfe",),
     "trust_coefficient": ("lars",),
+    "warmup": ("ademamix",),
     "weight_decay": ("adafactor", "adamw", "lamb", "lars", "muon", "torch_optim", "weight_decay"),
 }

@@ -1732,6 +1732,14 @@ PLUGINS = [
         tests=(ADAPTIVE + "tests/test_hyperball.py::test_a_point_set_from_outside_comes_back",),
     ),
     Breakage(
+        "ademamix-half-life",
+        "The slow mean of AdEMAMix rises by its beta, not by its half-life.",
+        ADAPTIVE + "src/projcore_adaptive/ademamix.py",
+        before="math.e ** (log1 * log3 / ((1 - part) * log3 + part * log1))",
+        after="(1 - part) * beta1 + part * beta3",
+        tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",

@@ -39,6 +39,7 @@ MODULES: dict[str, Transform | Observer] = {
     "nesterov": HeavyBall(0.9, nesterov=True),
     "weight decay": WeightDecay(0.1),
     "weight decay 1": WeightDecay(0.1, norm=1),
+    "weight decay cautious": WeightDecay(0.1, cautious=True),
     "clip norm": ClipNorm(0.5),
     "clip norm per tensor": ClipNorm(0.5, 3, per_tensor=True),
     "clip value": ClipValue(0.3),

@@ -167,6 +167,22 @@ def projcore_register_modules(register: Register) -> None:
         example={},
     )
     register(
+        "ademamix",
+        "projcore_adaptive:AdEMAMix",
+        summary="Adam with a second mean of the update, which goes back much further.",
+        paper="arXiv:2409.03137",
+        tags=TAGS,
+        example=[{}, {"warmup": 4}],
+    )
+    register(
+        "mars",
+        "projcore_adaptive:MARS",
+        summary="Adds a part of the difference to the last update, which reduces variance.",
+        paper="arXiv:2411.10438",
+        tags=TAGS,
+        example={},
+    )
+    register(
         "adafactor",
         "projcore_adaptive:Adafactor",
         summary="Divides by the root of a mean square kept as means of rows and columns.",

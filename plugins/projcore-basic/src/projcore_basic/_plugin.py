@@ -49,7 +49,11 @@ def projcore_register_modules(register: Register) -> None:
         summary="Pulls parameters towards zero, coupled to the gradient or decoupled from it.",
         paper="arXiv:1711.05101",
         tags=("regularization",),
-        example=[{"weight_decay": 0.1}, {"weight_decay": 0.1, "norm": 1}],
+        example=[
+            {"weight_decay": 0.1},
+            {"weight_decay": 0.1, "norm": 1},
+            {"weight_decay": 0.1, "cautious": True},
+        ],
     )
     register(
         "clip_norm",
