@@ -56,7 +56,13 @@ CASES: dict[str, Case] = {
     "ademamix": Case(
         "ademamix((0.9, 0.99, 0.999), warmup=150); weight_decay(0.1); lr(0.003)",
         lambda params: theirs.AdEMAMix(
-            params, lr=0.003, betas=(0.9, 0.99, 0.999), weight_decay=0.1, weight_decouple=True, t_alpha_beta3=150, alpha=5.0
+            params,
+            lr=0.003,
+            betas=(0.9, 0.99, 0.999),
+            weight_decay=0.1,
+            weight_decouple=True,
+            t_alpha_beta3=150,
+            alpha=5.0,
         ),
     ),
     # Its norms are bounded by division, ours as torch does, with 1e-6 added.
@@ -65,6 +71,22 @@ CASES: dict[str, Case] = {
         "weight_decay(0.1); lr(0.003)",
         lambda params: theirs.MARS(params, lr=0.003, weight_decay=0.1, optimize_1d=True),
         tolerance=(2e-6, 1e-5),
+    ),
+    "schedule-free adamw": Case(
+        "adam((0.0, 0.99)); weight_decay(0.1); schedule_free(0.01)",
+        lambda params: theirs.ScheduleFreeAdamW(
+            params, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1, warmup_steps=0
+        ),
+    ),
+    "schedule-free sgd": Case(
+        "weight_decay(0.1); schedule_free(0.1)",
+        lambda params: theirs.ScheduleFreeSGD(
+            params, lr=0.1, momentum=0.9, weight_decay=0.1, warmup_steps=0
+        ),
+    ),
+    "lookahead": Case(
+        "adam(); lr(0.003); lookahead(0.3, 4)",
+        lambda params: theirs.Lookahead(torch.optim.Adam(params, lr=0.003), k=4, alpha=0.3),
     ),
     "muon with polar express": Case(
         "muon(weight_decay=0.1, ns_coefficients=[(8.237312490495555, -23.157747414558198, "

@@ -1740,6 +1740,22 @@ PLUGINS = [
         tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
     ),
     Breakage(
+        "schedule-free-order",
+        "Schedule-free parameters move by the full learning rate.",
+        BASIC + "src/projcore_basic/schedule_free.py",
+        before="[lr * (1 - beta * (1 - weight)) for weight in weights]",
+        after="[lr for weight in weights]",
+        tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
+    ),
+    Breakage(
+        "ema-nesterov-point",
+        "EMA-Nesterov takes the point ahead for the one that it has reached.",
+        BASIC + "src/projcore_basic/ema_nesterov.py",
+        before='beta + (1 - beta) * scalar(state["ahead"])',
+        after='beta + (1 - beta) * 0.0 * scalar(state["ahead"])',
+        tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",

@@ -136,6 +136,30 @@ def projcore_register_modules(register: Register) -> None:
         example=[{}, {"beta": 0.9}],
     )
     register(
+        "schedule_free",
+        "projcore_basic:ScheduleFree",
+        summary="Takes gradients near an average of the points, in place of a schedule.",
+        paper="arXiv:2405.15682",
+        tags=("averaging",),
+        example={"lr": 0.1},
+    )
+    register(
+        "lookahead",
+        "projcore_basic:Lookahead",
+        summary="Goes every few steps back to slow weights, and these a part of the way.",
+        paper="arXiv:1907.08610",
+        tags=("averaging",),
+        example={"period": 2},
+    )
+    register(
+        "ema_nesterov",
+        "projcore_basic:EMANesterov",
+        summary="Takes gradients ahead, along the running mean of the steps.",
+        paper="arXiv:2605.25395",
+        tags=("averaging",),
+        example={},
+    )
+    register(
         "torch_optim",
         "projcore_basic:TorchOptim",
         summary="Runs any optimizer class of torch.optim as a module.",
