@@ -2,12 +2,70 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from projcore.hookspecs import Register
 from projcore.plugin import hookimpl
 
 PROJCORE_API = 1
 TAGS = ("adaptive",)
 MATRIX_TAGS = ("orthogonalization",)
+RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    (
+        "racs_adamw",
+        "RACS on matrices, which keep a vector for each side, and AdamW on the rest.",
+        "arXiv:2502.07752",
+        {},
+    ),
+    (
+        "scale_adamw",
+        "SCALE: gradients normalized by output, momentum for the output layer only.",
+        "arXiv:2506.16659",
+        {},
+    ),
+    (
+        "normuon_adamw",
+        "NorMuon on matrices: Muon, of which all rows have one length of late; AdamW on the rest.",
+        "arXiv:2510.05491",
+        {},
+    ),
+    (
+        "muon_plus_adamw",
+        "Muon+ on matrices: Muon, whose columns and then rows are normalized; AdamW on the rest.",
+        "arXiv:2602.21545",
+        {},
+    ),
+    (
+        "muon_heads_adamw",
+        "Muon on each attention head, and on each expert of a mixture; AdamW on the rest.",
+        "arXiv:2602.15763",
+        {"heads": {"*": 2}},
+    ),
+    (
+        "dion2_adamw",
+        "Dion2 on matrices: Muon on the largest rows of the momentum alone; AdamW on the rest.",
+        "arXiv:2512.16928",
+        {},
+    ),
+    (
+        "adam_h",
+        "AdamH: Adam on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+    (
+        "muon_h",
+        "MuonH: Muon on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+    (
+        "soap_h",
+        "SOAPH: SOAP on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+)
 
 
 @hookimpl
@@ -109,6 +167,22 @@ def projcore_register_modules(register: Register) -> None:
         example={},
     )
     register(
+        "ademamix",
+        "projcore_adaptive:AdEMAMix",
+        summary="Adam with a second mean of the update, which goes back much further.",
+        paper="arXiv:2409.03137",
+        tags=TAGS,
+        example=[{}, {"warmup": 4}],
+    )
+    register(
+        "mars",
+        "projcore_adaptive:MARS",
+        summary="Adds a part of the difference to the last update, which reduces variance.",
+        paper="arXiv:2411.10438",
+        tags=TAGS,
+        example={},
+    )
+    register(
         "adafactor",
         "projcore_adaptive:Adafactor",
         summary="Divides by the root of a mean square kept as means of rows and columns.",
@@ -165,6 +239,14 @@ def projcore_register_modules(register: Register) -> None:
         example={},
     )
     register(
+        "hyperball",
+        "projcore_adaptive:Hyperball",
+        summary="Keeps the norm of each tensor of parameters as it was first.",
+        paper="arXiv:2606.16899",
+        tags=TAGS,
+        example={},
+    )
+    register(
         "orthogonalize",
         "projcore_adaptive:Orthogonalize",
         summary="Replaces each matrix by the nearest orthogonal one.",
@@ -173,6 +255,7 @@ def projcore_register_modules(register: Register) -> None:
         example=[
             {"dtype": None, "flatten": True},
             {"method": "svd", "flatten": True},
+            {"dtype": None, "ns_coefficients": "polar_express", "flatten": True},
         ],
     )
     register(
@@ -186,21 +269,21 @@ def projcore_register_modules(register: Register) -> None:
             {"nesterov": False, "method": "svd", "flatten": True},
         ],
     )
+    register(
+        "dion2",
+        "projcore_adaptive:Dion2",
+        summary="Makes the largest rows of the momentum orthogonal, and keeps the others.",
+        paper="arXiv:2512.16928",
+        tags=MATRIX_TAGS,
+        example=[
+            {"dtype": None, "flatten": True},
+            {"fraction": 0.5, "method": "svd", "flatten": True},
+        ],
+    )
 
 
 @hookimpl
 def projcore_register_recipes(register: Register) -> None:
-    register(
-        "racs_adamw",
-        "projcore_adaptive.recipes:racs_adamw",
-        summary="RACS on matrices, which keep a vector for each side, and AdamW on the rest.",
-        paper="arXiv:2502.07752",
-        example={},
-    )
-    register(
-        "scale_adamw",
-        "projcore_adaptive.recipes:scale_adamw",
-        summary="SCALE: gradients normalized by output, momentum for the output layer only.",
-        paper="arXiv:2506.16659",
-        example={},
-    )
+    for name, summary, paper, example in RECIPES:
+        target = f"projcore_adaptive.recipes:{name}"
+        register(name, target, summary=summary, paper=paper, example=example)
