@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from projcore import errors, registry
 from projcore._outcome import INTERRUPTS, describe
-from projcore.component import Kind
 from projcore.errors import PluginError, ProjcoreError, SpecError, UnknownNameError, suggest
 
 if TYPE_CHECKING:
     from projcore.core.chain import Chain
 
-BUILDABLE: tuple[Kind, ...] = ("projection", "module")
 CHAIN = "projcore.core.chain:Chain"
 
 
@@ -43,7 +41,7 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
         ProjcoreError: What the constructor raises, with the place in the spec.
     """
     try:
-        cls = registry.load_component(registry.lookup(BUILDABLE, name))
+        cls = registry.load_component(registry.lookup(registry.IN_SPECS, name))
     except UnknownNameError as error:
         raise UnknownNameError(f"{error}{hint}\n{place}") from None
     except PluginError as error:
