@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from projcore.core.state import Node, State
     from projcore.core.writer import Blend, Write, Writer
     from projcore.create import create_optimizer
+    from projcore.engine.adopt import adopt_state
     from projcore.engine.blended import blended
     from projcore.engine.finite import first_nonfinite
     from projcore.optimizer import Optimizer
@@ -56,6 +57,7 @@ __all__ = [
     "Write",
     "Writer",
     "__version__",
+    "adopt_state",
     "as_choice",
     "as_module",
     "blended",
@@ -97,6 +99,7 @@ _HOMES = {
     "Transform": "core.module",
     "Write": "core.writer",
     "Writer": "core.writer",
+    "adopt_state": "engine.adopt",
     "as_choice": "choice",
     "as_module": "core.chain",
     "blended": "engine.blended",

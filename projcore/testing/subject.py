@@ -120,21 +120,25 @@ def as_subjects(thing: object) -> list[Subject]:
 
 
 def _named(name: str) -> list[Subject]:
-    of_plugin = [each for each in _components() if each.plugin == name]
-    if of_plugin:
-        return [subject for component in of_plugin for subject in _registered(component)]
-    if any(plugin.name == name for plugin in registry.plugins()):
-        raise ArgumentError(
-            f"Plugin {name!r} registers no projection, module or choice, so there is nothing to "
-            "check. Run 'projcore doctor' to see whether it loaded."
-        )
-    component = registry.get(None, name)
-    if component.stands_alone:
+    found = registry.resolve(name)
+    if (
+        [each.name for each in found if each.stands_alone]
+        == [name]
+        == [each.name for each in found]
+    ):
         raise ArgumentError(
             f"{name!r} is a recipe. The laws are about projections, modules and choices. Check "
             "those that it is made of."
         )
-    return _registered(component)
+    subjects = [
+        each for component in found if not component.stands_alone for each in _registered(component)
+    ]
+    if not subjects:
+        raise ArgumentError(
+            f"Plugin {name!r} registers no projection, module or choice, so there is nothing to "
+            "check. Run 'projcore doctor' to see whether it loaded."
+        )
+    return subjects
 
 
 def _components() -> list[Component]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from projcore_lowrank.coordinates import Coordinates
     from projcore_lowrank.cosines import Cosines
     from projcore_lowrank.fira import Fira
+    from projcore_lowrank.galore_torch import from_galore_torch
     from projcore_lowrank.intrinsic_subspace import IntrinsicSubspace
     from projcore_lowrank.memory import Keep, Memory, Reset, Transport
     from projcore_lowrank.published import (
@@ -63,6 +64,7 @@ __all__ = [
     "Tucker",
     "Unproject",
     "Variances",
+    "from_galore_torch",
 ]
 
 __getattr__ = lazy(
@@ -100,4 +102,5 @@ __getattr__ = lazy(
     Tucker="tucker",
     Unproject="unproject",
     Variances="tracking",
+    from_galore_torch="galore_torch",
 )
