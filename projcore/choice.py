@@ -62,11 +62,11 @@ class Choice(Remembering, AnyChoice, ABC):
 Chosen = TypeVar("Chosen", bound=Choice)
 
 
-def as_choice(owner: object, name: str, value: object, base: type[Chosen]) -> Chosen:
+def as_choice(owner: Remembering, name: str, value: object, base: type[Chosen]) -> Chosen:
     """Returns the choice that an argument is or, as an expression or its JSON form, stands for.
 
     Args:
-        owner: The component, for messages.
+        owner: The component, which prints with the choice in place of what stands for it.
         name: Its parameter.
         value: What that was given.
         base: The class of such choices.
@@ -76,7 +76,9 @@ def as_choice(owner: object, name: str, value: object, base: type[Chosen]) -> Ch
         ArgumentError: If it is one for another parameter.
         UnknownNameError: If no choice of that name is registered.
     """
-    made = build_choice(value) if isinstance(value, (str, Mapping)) else value
+    made = value
+    if isinstance(value, (str, Mapping)):
+        made = owner._arguments[name] = build_choice(value)
     if isinstance(made, base):
         return made
     error = ArgumentError if isinstance(made, Choice) else ArgumentTypeError

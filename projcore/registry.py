@@ -74,7 +74,9 @@ def unregister_plugin(name: str) -> None:
 
 
 def get(kind: Kind | None, name: str) -> Component:
-    """Returns the component of that kind (None: of any) and name; imports nothing.
+    """Returns the component of that kind and name; imports nothing.
+
+    With None it is of any kind: the recipe, if it has the name of another component.
 
     Raises:
         UnknownNameError: If there is none, or several; the message says all that is known.
@@ -83,6 +85,8 @@ def get(kind: Kind | None, name: str) -> Component:
         >>> get("module", "adam").plugin
         'adaptive'
     """
+    if kind is None and _find(("recipe",), name, "name"):
+        kind = "recipe"
     return lookup(KINDS if kind is None else (kind,), name)
 
 
@@ -106,7 +110,7 @@ def resolve(name: str) -> list[Component]:
     of_plugin = [component for component in manager.components if component.plugin == name]
     if of_plugin or any(plugin.name == name for plugin in manager.plugins):
         return of_plugin
-    return [get(None, name)]
+    return _find(IN_SPECS, name, "name")[:1] or [get(None, name)]
 
 
 def load(kind: Kind | None, name: str) -> Any:

@@ -121,11 +121,7 @@ def as_subjects(thing: object) -> list[Subject]:
 
 def _named(name: str) -> list[Subject]:
     found = registry.resolve(name)
-    if (
-        [each.name for each in found if each.stands_alone]
-        == [name]
-        == [each.name for each in found]
-    ):
+    if [(each.name, each.stands_alone) for each in found] == [(name, True)]:
         raise ArgumentError(
             f"{name!r} is a recipe. The laws are about projections, modules and choices. Check "
             "those that it is made of."

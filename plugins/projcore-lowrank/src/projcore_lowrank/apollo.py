@@ -39,7 +39,7 @@ class Apollo(Limited):
     Example:
         >>> from projcore.projections import Subspace
         >>> print(Subspace(["adam()"], rank=4, basis="random_basis()", combine=Apollo(limit=None)))
-        subspace([adam()], rank=4, basis='random_basis()', combine=apollo(limit=None))
+        subspace([adam()], rank=4, basis=random_basis(), combine=apollo(limit=None))
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (algorithm 1).
@@ -75,7 +75,7 @@ class ApolloMini(Apollo):
     Example:
         >>> from projcore.projections import Subspace
         >>> print(Subspace(["adam()"], rank=1, basis="random_basis()", combine=ApolloMini(8.0)))
-        subspace([adam()], rank=1, basis='random_basis()', combine=apollo_mini(scale=8.0))
+        subspace([adam()], rank=1, basis=random_basis(), combine=apollo_mini(scale=8.0))
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (section 4.2).

@@ -94,7 +94,7 @@ class Coordinates(Chosen):
     Example:
         >>> from projcore.projections import Subspace
         >>> print(Subspace(["adam()"], rank=0.25, basis=Coordinates("random"), memory="reset"))
-        subspace([adam()], rank=0.25, basis=coordinates(select='random'), memory='reset')
+        subspace([adam()], rank=0.25, basis=coordinates(select='random'), memory=reset())
 
     References:
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (FRUGAL, algorithm 1); Muhamed et

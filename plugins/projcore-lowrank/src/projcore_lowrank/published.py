@@ -1,7 +1,8 @@
 """Subspaces as they were published: each is a `Subspace` with its choices made.
 
-Their arguments are those of the choices, so that a table of values says all: ``scale`` of
-`Combine`, ``policy`` and ``second`` of `Memory`, ``period`` and others of `Basis`.
+The arguments of choices are their own: those of the basis by name; of `Memory` ``policy``, which
+says which, and ``second``; of `Combine` ``combine``, which says which, ``scale``,
+``residual_scale`` and ``limit``. One that a choice does not have is an error.
 """
 
 from __future__ import annotations
@@ -151,36 +152,30 @@ def learnt(
 
 
 class LowRank(Subspace):
-    r"""Runs modules in the top singular subspace of each matrix of the update.
+    """Runs modules in the top singular subspace of each matrix of the update.
 
     A `Subspace` whose basis is by ``refresh`` a `SubspaceIteration` (``"subspace"``; with ``full``,
-    ``"subspace_whole"``; with ``once``, ``"none"``), `Randomized`, `Gram` or `SVD`.
+    ``"subspace_whole"``; with ``once``, ``"none"``), `Randomized`, `Gram` or `SVD`. By ``combine``
+    the update is made by `Unproject`, `Residual`, `SignResidual` (``"sign"``), `Fira`, `Apollo` or
+    `ApolloMini`; by ``policy`` state inside is that of `Keep`, `Reset` or `Transport`.
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`; likewise ``side``, ``error_feedback``, ``folding``,
-            ``compute_dtype``, ``project_update``, ``project_params`` and ``project_grad``.
+        rank: As of `Subspace`, as all that is not said here.
         period: As of the basis; likewise ``stagger``, ``source`` and ``nonfinite``.
-        refresh: How a basis is made: ``"subspace"``, ``"subspace_whole"``, ``"randomized"``,
-            ``"gram"``, ``"svd"`` or ``"none"``, as above.
-        combine: How the update is made: by `Unproject`, `Residual`, `SignResidual` (``"sign"``),
-            `Fira`, `Apollo` or `ApolloMini` (``"apollo_mini"``).
-        scale: As of that; likewise ``residual_scale`` and ``limit``.
-        policy: What happens to the state inside: `Keep`, `Reset` or `Transport`.
-        second: As of that.
+        refresh: How a basis is made, as above.
+        combine: As above; ``scale``, ``residual_scale`` and ``limit`` are its arguments.
+        policy: As above; ``second`` is its argument.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown or without effect.
+        ArgumentError: If a setting is out of range, a choice unknown or an argument without effect.
         NonFiniteError: In a step: if what a basis is to be learnt from is not finite.
 
     Cost: as `Subspace`; a refresh is about two products more with ``"subspace"``.
 
     Example:
-        >>> import torch
-        >>> from projcore import Optimizer
-        >>> from projcore.modules import LR, Adam
-        >>> model = torch.nn.Linear(30, 20)
-        >>> optimizer = Optimizer(model.parameters(), LowRank([Adam()], rank=4), LR(1e-2))
+        >>> print(LowRank(["adam()"], rank=4, policy="transport", combine="fira"))
+        low_rank([adam()], rank=4, policy='transport', combine='fira')
 
     References:
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2), and of each choice.
@@ -198,8 +193,7 @@ class GaLore(Subspace):
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`; likewise ``side``, ``folding``, ``project_update``,
-            ``project_params`` and ``project_grad``.
+        rank: As of `Subspace`, as all that is not said here.
         period: Steps between refreshes, at least 1. A setting.
         refresh: How a basis is made, as of `LowRank`.
         stagger: Spread the refreshes of different tensors over the period.
@@ -212,11 +206,8 @@ class GaLore(Subspace):
     Cost: as `Subspace`; a refresh is the decomposition of each matrix.
 
     Example:
-        >>> import torch
-        >>> from projcore import Optimizer
-        >>> from projcore.modules import LR, Adam
-        >>> model = torch.nn.Linear(30, 20)
-        >>> optimizer = Optimizer(model.parameters(), GaLore([Adam()], rank=4), LR(1e-2))
+        >>> print(GaLore(["adam()"], rank=4))
+        galore([adam()], rank=4)
 
     References:
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2).
@@ -236,37 +227,27 @@ class GaLore(Subspace):
         project_grad: bool = True,
         folding: Folding = "fold",
     ) -> None:
-        super().__init__(
-            modules,
-            rank,
-            learnt(period, refresh, stagger),
-            Unproject(scale),
-            side=side,
-            folding=folding,
-            project_update=project_update,
-            project_params=project_params,
-            project_grad=project_grad,
-        )
+        flags = project_update, project_params, project_grad
+        choices = learnt(period, refresh, stagger), Unproject(scale), Keep()
+        super().__init__(modules, rank, *choices, side, False, folding, None, *flags)
         _as_saved(self)
 
 
 class RandomSubspace(Subspace):
-    r"""Runs modules in a random subspace of each matrix, a new one every ``period`` steps.
+    """Runs modules in a random subspace of each matrix, a new one every ``period`` steps.
 
     A `Subspace` with a `RandomBasis`, which is made from a seed in each step and not kept.
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`; likewise ``side``, ``error_feedback``, ``folding``,
-            ``compute_dtype``, ``project_update``, ``project_params`` and ``project_grad``.
+        rank: As of `Subspace`, as all that is not said here.
         period: As of `RandomBasis`; likewise ``kind``, ``seed``, ``chain``, ``store`` and
             ``stagger``.
-        combine: As of `LowRank`; likewise ``scale``, ``residual_scale``, ``limit``, ``policy`` and
-            ``second``.
+        combine: As of `LowRank`; likewise its arguments, ``policy`` and ``second``.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown or without effect, or
-            ``combine`` or ``error_feedback`` needs orthonormal columns.
+        ArgumentError: If a setting is out of range, a choice unknown, an argument without effect,
+            or ``combine`` or ``error_feedback`` needs orthonormal columns.
         ArgumentTypeError: If ``seed`` is no integer.
 
     Cost: as `RandomBasis`.
@@ -275,12 +256,8 @@ class RandomSubspace(Subspace):
     part of the training.
 
     Example:
-        >>> import torch
-        >>> from projcore import Optimizer
-        >>> from projcore.modules import LR, HeavyBall
-        >>> model = torch.nn.Linear(30, 20)
-        >>> subspace = RandomSubspace([HeavyBall()], rank=4, kind="orthonormal", scale=5.0)
-        >>> optimizer = Optimizer(model.parameters(), subspace, LR(1e-2))
+        >>> print(RandomSubspace(["heavy_ball()"], rank=4, kind="orthonormal", scale=5.0))
+        random_subspace([heavy_ball()], rank=4, kind='orthonormal', scale=5.0)
 
     References:
         He et al., 2024, https://arxiv.org/abs/2410.11289 (GoLore, orthonormal); Hao et al., 2024,
@@ -291,7 +268,7 @@ class RandomSubspace(Subspace):
 
 
 class CoordinateSubspace(Subspace):
-    r"""Runs modules on some rows, columns or entries of each tensor; the others stay as they are.
+    """Runs modules on some rows, columns or entries of each tensor; the others stay as they are.
 
     A `Subspace` with `Coordinates`.
 
@@ -301,27 +278,21 @@ class CoordinateSubspace(Subspace):
             all; None, of a group, lets its tensors pass. A setting.
         select: As of `Coordinates`; likewise ``axis``, ``period``, ``seed``, ``stagger``,
             ``source`` and ``nonfinite``.
-        combine: As of `LowRank`; likewise ``scale``, ``residual_scale``, ``limit``, ``policy`` and
-            ``second``. Fira and APOLLO are for rows and columns.
-        error_feedback: As of `Subspace`; likewise ``folding``, ``project_update``,
-            ``project_params`` and ``project_grad``.
+        combine: As of `LowRank`; likewise its arguments, ``policy`` and ``second``. Fira and APOLLO
+            are for rows and columns.
+        error_feedback: As of `Subspace`, as all that is not said here.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown or without effect, or
-            ``combine`` scales the channels of entries.
+        ArgumentError: If a setting is out of range, a choice unknown, an argument without effect,
+            or ``combine`` scales the channels of entries.
         ArgumentTypeError: If ``seed`` is no integer.
         NonFiniteError: In a step: if what norms are taken of is not finite.
 
-    Cost: as `Coordinates`; ``"sign"`` takes a tensor of the parameter's size, of one parameter at a
-    time.
+    Cost: as `Coordinates` and the rule.
 
     Example:
-        >>> import torch
-        >>> from projcore import Optimizer
-        >>> from projcore.modules import LR, Adam
-        >>> model = torch.nn.Linear(30, 20)
-        >>> frugal = CoordinateSubspace([Adam()], rank=0.25, select="random", combine="sign")
-        >>> optimizer = Optimizer(model.parameters(), frugal, LR(1e-3))
+        >>> print(CoordinateSubspace(["adam()"], select="random", combine="sign"))
+        coordinate_subspace([adam()], select='random', combine='sign')
 
     References:
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (FRUGAL, algorithm 1); Muhamed et
@@ -332,32 +303,26 @@ class CoordinateSubspace(Subspace):
 
 
 class DCTSelect(Subspace):
-    r"""Runs modules on some frequencies of each matrix, along its shorter side.
+    """Runs modules on some frequencies of each matrix, along its shorter side.
 
     A `Subspace` with `Cosines`.
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`; likewise ``side``, ``error_feedback``, ``folding``,
-            ``compute_dtype``, ``project_update``, ``project_params`` and ``project_grad``.
+        rank: As of `Subspace`, as all that is not said here.
         period: As of `Cosines`; likewise ``norm``, ``stagger``, ``source`` and ``nonfinite``.
-        combine: As of `LowRank`; likewise ``scale``, ``residual_scale``, ``limit``, ``policy`` and
-            ``second``.
+        combine: As of `LowRank`; likewise its arguments, ``policy`` and ``second``.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown or without effect.
+        ArgumentError: If a setting is out of range, a choice unknown or an argument without effect.
         NonFiniteError: In a step: if what norms are taken of is not finite. With ``period=1`` an
             accelerator is asked in the first step alone: it shows in the parameters.
 
     Cost: as `Subspace` and `Cosines`.
 
     Example:
-        >>> import torch
-        >>> from projcore import Optimizer
-        >>> from projcore.modules import LR, Adam
-        >>> model = torch.nn.Linear(30, 20)
-        >>> dct_adam = DCTSelect([Adam()], rank=4, error_feedback=True, policy="transport")
-        >>> optimizer = Optimizer(model.parameters(), dct_adam, LR(1e-3))
+        >>> print(DCTSelect(["adam()"], rank=4, error_feedback=True, policy="transport"))
+        dct_select([adam()], rank=4, policy='transport', error_feedback=True)
 
     References:
         Modoranu et al., 2025, https://arxiv.org/abs/2505.17967 (DCT-AdamW).
@@ -367,15 +332,14 @@ class DCTSelect(Subspace):
 
 
 class LDAdamSubspace(Subspace):
-    r"""Runs Adam in a subspace of each matrix that turns a little in every step, as in LDAdam.
+    """Runs Adam in a subspace of each matrix that turns a little in every step, as in LDAdam.
 
     A `Subspace` with `Tracking` for its basis, `Variances` for memory, and error feedback, to which
     the basis adds what the momentum loses.
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`; likewise ``folding``, ``project_update``, ``project_params`` and
-            ``project_grad``.
+        rank: As of `Subspace`, as all that is not said here.
         rho: As of `Tracking`: how much of the momentum there is in what the basis follows.
         inner_betas: The betas of the Adam inside; by default those that it has in each step.
         error_feedback: Whether errors are kept. It takes a tensor of the parameter's size.
@@ -395,12 +359,8 @@ class LDAdamSubspace(Subspace):
     clipping gradients would spoil them; square matrices are compressed from the right.
 
     Example:
-        >>> import torch
-        >>> from projcore import Optimizer
-        >>> from projcore.modules import LR, Adam
-        >>> model = torch.nn.Linear(30, 20)
-        >>> adam = Adam(betas=(0.908, 0.99))
-        >>> optimizer = Optimizer(model.parameters(), LDAdamSubspace([adam], rank=4), LR(1e-3))
+        >>> print(LDAdamSubspace(["adam(betas=(0.908, 0.99))"], rank=4))
+        ldadam_subspace([adam(betas=(0.908, 0.99))], rank=4)
 
     References:
         Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).
@@ -420,17 +380,7 @@ class LDAdamSubspace(Subspace):
         project_params: bool = True,
         project_grad: bool = True,
     ) -> None:
-        super().__init__(
-            modules,
-            rank,
-            Tracking(rho, inner_betas),
-            Unproject(scale),
-            Variances(inner_betas),
-            side=side,
-            error_feedback=error_feedback,
-            folding=folding,
-            project_update=project_update,
-            project_params=project_params,
-            project_grad=project_grad,
-        )
+        flags = project_update, project_params, project_grad
+        choices = Tracking(rho, inner_betas), Unproject(scale), Variances(inner_betas)
+        super().__init__(modules, rank, *choices, side, error_feedback, folding, None, *flags)
         _as_saved(self)

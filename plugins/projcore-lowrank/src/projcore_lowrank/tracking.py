@@ -73,7 +73,7 @@ class Tracking(Basis):
     Example:
         >>> from projcore.projections import Subspace
         >>> print(Subspace(["adam()"], 4, Tracking(rho=0.9), memory="variances()"))
-        subspace([adam()], rank=4, basis=tracking(rho=0.9), memory='variances()')
+        subspace([adam()], rank=4, basis=tracking(rho=0.9), memory=variances())
 
     References:
         Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).

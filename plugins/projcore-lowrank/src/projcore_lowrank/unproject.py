@@ -17,7 +17,7 @@ class Unproject(Combine):
     Example:
         >>> from projcore.projections import Subspace
         >>> print(Subspace(["adam()"], rank=4, combine=Unproject(scale=0.25)))
-        subspace([adam()], rank=4, combine=unproject(0.25))
+        subspace([adam()], rank=4, combine=unproject(scale=0.25))
     """
 
     def terms(self, given: Given) -> list[Terms]:
