@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from docs.docstrings import markdown, page
-from projcore import Module, registry
+from projcore import Choice, Module, registry
 from projcore.cli import parsers
 from projcore.component import Component
 from projcore.testing.law import Law
@@ -95,6 +95,7 @@ def index(components: list[Component]) -> str:
     for kind, title in (
         ("projection", "Projections"),
         ("module", "Modules"),
+        ("choice", "Choices"),
         ("recipe", "Recipes"),
     ):
         chosen = [each for each in components if each.kind == kind]
@@ -158,7 +159,7 @@ def facts(component: Component, target: Any) -> dict[str, str]:
         "import": f"`from projcore.{component.kind}s import {component.attribute}`",
         "install": f"`pip install 'projcore[{component.plugin}]'`",
         "plugin": f"{component.plugin} ({component.provider})",
-        **(class_facts(component, target) if component.kind != "recipe" else {}),
+        **FACTS[component.kind](component, target),
         "tags": ", ".join(f"[{tag}](tags.md)" for tag in component.tags) or "none",
         **({"aliases": ", ".join(map(repr, component.aliases))} if component.aliases else {}),
         "paper": component.paper or "none",
@@ -170,13 +171,32 @@ def class_facts(component: Component, cls: type[Module]) -> dict[str, str]:
     if isinstance(cls.scope, property) or isinstance(cls.needs, property):
         raise TypeError(f"{cls.__name__}: scope and needs are plain attributes")
     subject = as_subjects(component)[0]
-    settings = subject.pick(subject.chain()).defaults
+    module = subject.pick(subject.chain())
     return {
         "scope": f"`{cls.scope}`",
         "needs": ", ".join(f"`{need}`" for need in sorted(cls.needs)) or "nothing",
-        "settings": ", ".join(f"`{name}`" for name in settings) or "none",
+        "settings": ", ".join(f"`{name}`" for name in module.defaults) or "none",
+        "memory": ", ".join(f"`{name}` ({kind})" for name, kind in module.kinds.items()) or "none",
+    }
+
+
+def choice_facts(component: Component, cls: type[Choice]) -> dict[str, str]:
+    """Returns what the table says of a choice."""
+    name, parameter = cls.host
+    made = as_subjects(component)[0].example[parameter]
+    return {
+        "taken by": f"[{name}]({name}.md), as `{parameter}`",
+        "settings": ", ".join(f"`{name}`" for name in made.defaults) or "none",
         "memory": ", ".join(f"`{name}` ({kind})" for name, kind in cls.kinds.items()) or "none",
     }
+
+
+FACTS = {
+    "projection": class_facts,
+    "module": class_facts,
+    "choice": choice_facts,
+    "recipe": lambda component, target: {},
+}
 
 
 def signature(name: str, target: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from projcore._bases import is_projection
 
@@ -70,6 +70,26 @@ class Trees:
             yield tree, "".join(f"{key}/" for key in keys), node
 
 
+class Keeper(NamedTuple):
+    """A module inside a projection that keeps state of some kind; see `keeper_inside`.
+
+    Attributes:
+        module: The module.
+        entries: Its state for one tensor; empty before there is any.
+        settings: Its settings for that tensor, as its group has them in this step.
+    """
+
+    module: Module
+    entries: Tree
+    settings: Mapping[str, Any]
+
+    def first_of(self, kind: str) -> Tensor | None:
+        """Returns the first of its entries of that kind, or None."""
+        names = (n for n, found in self.module.kinds.items() if found == kind and n in self.entries)
+        name = next(names, None)
+        return None if name is None else self.entries[name]
+
+
 def below(home: Home, name: str) -> Home:
     """Returns the place of the child of that name."""
     return home[0], (*home[1], name)
@@ -96,3 +116,44 @@ def find_entry(module: Module, node: Mapping[str, Any], kind: str) -> Tensor | N
         if inside is not None:
             return inside
     return None
+
+
+def find_keeper(
+    module: Module, node: Tree, kind: str, entry: Tensor | None, path: str
+) -> tuple[Module, Tree, str] | None:
+    """Returns the first module in this space that keeps a kind of entry, its dict and its path.
+
+    Given an `entry`, it is the module whose state has that.
+    """
+    keeps = kind in module.kinds.values()
+    if keeps and (entry is None or any(value is entry for value in node.values())):
+        return module, node, path
+    if is_projection(module):
+        return None
+    for name, child in module.children.items():
+        found = find_keeper(child, node.get(name, {}), kind, entry, f"{path}/{name}")
+        if found is not None:
+            return found
+    return None
+
+
+def with_settings_inside(
+    keys: dict[str, dict[str, str]], modules: Mapping[str, Module]
+) -> dict[str, dict[str, str]]:
+    """Returns the keys of settings, in which projections that ask for them have those inside.
+
+    The settings of the module at ``"0/modules/1"`` are there for the projection at ``"0"`` under
+    names such as ``"modules/1/betas"``.
+    """
+    made = dict(keys)
+    for path, module in modules.items():
+        if is_projection(module) and module.asks_inside:
+            start = f"{path}/" if path else ""
+            inside = {
+                f"{other.removeprefix(start)}/{name}": key
+                for other, names in keys.items()
+                if other.startswith(f"{start}modules/")
+                for name, key in names.items()
+            }
+            made[path] = {**keys.get(path, {}), **inside}
+    return made

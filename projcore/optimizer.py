@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.optim.optimizer import ParamsT
 
+from projcore._trees import with_settings_inside
 from projcore.core.chain import Chain, as_chain
 from projcore.core.module import Module, Need
 from projcore.engine import checkpoint
@@ -195,6 +196,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _make_names(self) -> None:
         self._names = SettingNames(self.module)
+        self._names.keys = with_settings_inside(self._names.keys, self._names.modules)
         self._foreign: set[str] = set()
 
     def _warn_of_step_size(self) -> None:

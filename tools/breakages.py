@@ -1481,7 +1481,7 @@ PLUGINS = [
     Breakage(
         "fira-norms",
         "Fira's residual is measured with the part that is inside the subspace.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/fira.py",
         before="[scale**2 - 2 * scale for scale in scales]",
         after="[0.0 for scale in scales]",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1489,7 +1489,7 @@ PLUGINS = [
     Breakage(
         "growth-unlimited",
         "The norm of what Fira and APOLLO scale grows as it likes.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/combine.py",
         before="shrink = (allowed / now).clamp_(max=1.0)",
         after="shrink = torch.ones_like(now)",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1521,7 +1521,7 @@ PLUGINS = [
     Breakage(
         "random-repeats",
         "A random subspace is the same after every refresh.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after='key = mix(self.seed, state["index"], 1)',
         tests=(
@@ -1532,7 +1532,7 @@ PLUGINS = [
     Breakage(
         "random-shared",
         "All matrices of one shape have the same random subspace.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after="key = mix(self.seed, 0, refreshes)",
         tests=(
@@ -1543,7 +1543,7 @@ PLUGINS = [
     Breakage(
         "coordinates-memory",
         "Coordinates that are chosen for the first time get the memory of others.",
-        LOWRANK + "src/projcore_lowrank/coordinate_subspace.py",
+        LOWRANK + "src/projcore_lowrank/coordinates.py",
         before="return found.mul_(stays.unsqueeze(-1) if dim == -2 else stays)",
         after="return found",
         tests=(
@@ -1553,7 +1553,7 @@ PLUGINS = [
     Breakage(
         "ldadam-momentum",
         "What the momentum loses as the basis turns is only partly made good.",
-        LOWRANK + "src/projcore_lowrank/ldadam.py",
+        LOWRANK + "src/projcore_lowrank/tracking.py",
         before=".mul_(beta / (1 - beta))",
         after=".mul_(beta)",
         tests=(LOWRANK + "tests/test_ldadam.py::test_it_is_the_published_method",),
@@ -1589,7 +1589,7 @@ PLUGINS = [
     Breakage(
         "plane-columns",
         "The columns of a dense random plane are longer the more blocks there are.",
-        LOWRANK + "src/projcore_lowrank/intrinsic_dimension.py",
+        LOWRANK + "src/projcore_lowrank/intrinsic_subspace.py",
         before="yield block * (math.sqrt(rows / length) / norms)",
         after="yield block / norms",
         tests=(LOWRANK + "tests/test_intrinsic_dimension.py::test_columns_have_unit_length",),

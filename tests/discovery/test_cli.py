@@ -221,7 +221,7 @@ def test_a_command_of_ours_that_is_not_installed_says_how(some, capsys):
 def test_without_a_command_it_shows_them(some, capsys):
     code, out, _ = run(capsys)
     assert code == 2
-    assert "list projections, modules and recipes" in out
+    assert "list projections, modules, choices and recipes" in out
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ def test_check_of_nothing_is_an_error(some, plugin, found, capsys):
     some.append(found("empty", plugin(modules={})))
     for name, message in [
         ("har", "no component named 'har'. Did you mean 'haar'?"),
-        ("empty", "registers no projection and no module, so there is nothing to check"),
+        ("empty", "registers no projection, module or choice, so there is nothing to check"),
         (
             "bad",
             "cannot be checked, because it is installed but failed to load: RuntimeError: it b",

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import projcore
-from projcore_lab.recipe import call_recipe, read_recipe
 from projcore_lab.tasks import Task
 
 Factory = Callable[[nn.Module], torch.optim.Optimizer]
@@ -100,10 +99,4 @@ def contender(name: str, preset_lr: float, lr: float | None = None) -> Contender
         return Contender(name, spec, lambda model: cls(model.parameters(), lr=preset_lr), lr)
     spec = PRESETS[name].format(lr=preset_lr) if name in PRESETS else name
 
-    def make(model: nn.Module) -> torch.optim.Optimizer:
-        recipe = read_recipe(spec)
-        if recipe is None:
-            return projcore.Optimizer(model.named_parameters(), spec)
-        return call_recipe(*recipe, model)
-
-    return Contender(name, spec, make, lr)
+    return Contender(name, spec, lambda model: projcore.create_optimizer(model, spec), lr)

@@ -28,7 +28,7 @@ BLOCK = 1 << 22
 MOST = 1000
 
 
-class IntrinsicDimension(ProjectionBase):
+class IntrinsicSubspace(ProjectionBase):
     r"""Runs modules on `d` coordinates of the whole model, along random directions.
 
     With :math:`\theta \in R^D` all elements of all parameters in a row, and a fixed random matrix
@@ -83,7 +83,7 @@ class IntrinsicDimension(ProjectionBase):
         >>> from projcore import Optimizer
         >>> from projcore.modules import LBFGS, StrongWolfe
         >>> model = torch.nn.Linear(30, 20)
-        >>> plane = IntrinsicDimension([LBFGS(), StrongWolfe()], dimension=50)
+        >>> plane = IntrinsicSubspace([LBFGS(), StrongWolfe()], dimension=50)
         >>> optimizer = Optimizer(model.parameters(), plane)
 
     References:
@@ -108,7 +108,7 @@ class IntrinsicDimension(ProjectionBase):
     ) -> None:
         if kind not in get_args(Plane):
             raise ArgumentError(
-                f"IntrinsicDimension was given kind={kind!r}. It is one of "
+                f"IntrinsicSubspace was given kind={kind!r}. It is one of "
                 f"{', '.join(map(repr, get_args(Plane)))}. Pass one."
             )
         require(self, "dimension", dimension, minimum=1)
@@ -116,7 +116,7 @@ class IntrinsicDimension(ProjectionBase):
         for name, value in (("dimension", dimension), ("seed", seed)):
             if not isinstance(value, int):
                 raise ArgumentTypeError(
-                    f"IntrinsicDimension({name}={value!r}) was given a {type(value).__name__}. "
+                    f"IntrinsicSubspace({name}={value!r}) was given a {type(value).__name__}. "
                     f"{name} is a whole number. Pass an int."
                 )
         self.dimension = dimension
@@ -134,7 +134,7 @@ class IntrinsicDimension(ProjectionBase):
         count = sum(tensor.numel() for tensor in params)
         if count < self.dimension:
             raise ArgumentError(
-                f"IntrinsicDimension(dimension={self.dimension}) was given parameters of {count} "
+                f"IntrinsicSubspace(dimension={self.dimension}) was given parameters of {count} "
                 "elements in all. A plane has at most as many dimensions as the space that it is "
                 f"in. Pass one of at most {count}."
             )
@@ -202,7 +202,7 @@ class IntrinsicDimension(ProjectionBase):
         z = conjugate_gradients(lambda z: self._down(self._up(z, len(x))), self._down(x))
         if z is None:
             raise StepError(
-                f"IntrinsicDimension(dimension={self.dimension}) did not find the coordinates of "
+                f"IntrinsicSubspace(dimension={self.dimension}) did not find the coordinates of "
                 f"parameters of {len(x)} elements: so many random directions are nearly "
                 "dependent. Pass a smaller dimension, or kind='srht'."
             )
@@ -219,9 +219,9 @@ def merge(tensors: list[Tensor]) -> Tensor:
         found = list(dict.fromkeys(str(getattr(tensor, what)) for tensor in tensors))
         if len(found) > 1:
             raise ArgumentError(
-                f"IntrinsicDimension was given tensors of several {what}s: {', '.join(found)}. "
+                f"IntrinsicSubspace was given tensors of several {what}s: {', '.join(found)}. "
                 f"Inside they are one vector, which has one {what}. Bring them to one with "
-                "To([IntrinsicDimension(...)], dtype=..., device=...)."
+                "To([IntrinsicSubspace(...)], dtype=..., device=...)."
             )
     x = torch.cat([tensor.reshape(-1) for tensor in tensors])
     return x.to(torch.promote_types(x.dtype, torch.float32))
