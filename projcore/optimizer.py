@@ -28,6 +28,7 @@ from projcore.engine.commit import Store, make_buckets, run_writes
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
 from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
 from projcore.engine.finite import first_nonfinite, located
+from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
@@ -35,6 +36,7 @@ from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
+from projcore.engine.resharding import share
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
@@ -153,6 +155,7 @@ class Optimizer(torch.optim.Optimizer):
         self._presence: list[Facts | None] = []
         self._checked: list[Sequence[Any]]
         self._passes = PASSES
+        self._owners = Owners()
         self._make_names()
         named = params.named_parameters() if isinstance(params, torch.nn.Module) else params
         groups = list(as_iterable(named))
@@ -464,7 +467,9 @@ class Optimizer(torch.optim.Optimizer):
             present = self._present(all_parameters(groups))
             members = [i for i, facts in enumerate(present) if facts is not None]
         passes = self._passes if self._compiler is None else self._passes | {"trace"}
-        return make_plan(self.module, self._names, groups, members, passes, active, building)
+        return make_plan(
+            self.module, self._names, groups, members, passes, self._owners, active, building
+        )
 
     def _use_passes(self, passes: frozenset[str]) -> None:
         """Has plans rewritten by some of the passes only; all make the same step."""
@@ -518,6 +523,9 @@ class Optimizer(torch.optim.Optimizer):
     ) -> tuple[Plan, Store]:
         """Returns the plan of this step, and the state that it works on."""
         plan = self._plan_now(active)
+        if plan.gathers and not self._warm:
+            for parameter in parameters:  # also where others keep what there is to keep of it
+                self.state[parameter]
         self._store = self._current_store(parameters, _key(active))
         plan.bind(self._store)
         return plan, self._store
@@ -683,9 +691,14 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Returns the state and the groups, in torch's form; all of it tensors and plain values.
 
-        With the groups goes what `load_state_dict` compares.
+        With the groups goes what `load_state_dict` compares. State that belongs to sharded
+        parameters is sharded (`DTensor`); where processes own parameters, all of them must call it.
         """
         state_dict = super().state_dict()
+        plan = self.plan_of(self.param_groups)
+        if plan.gathers:
+            state_dict["state"] = {i: dict(each) for i, each in state_dict["state"].items()}
+            share(plan.region, state_dict["state"])
         checkpoint.complete(self, state_dict)
         return state_dict
 
@@ -728,6 +741,7 @@ class Optimizer(torch.optim.Optimizer):
                 "compile",
                 "_bucket_bytes",
                 "_passes",
+                "_owners",
                 "nonfinite",
                 "in_backward",
             )
@@ -735,7 +749,7 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {"nonfinite": "allow", "_passes": PASSES, **state}
+        state = {"nonfinite": "allow", "_passes": PASSES, "_owners": Owners(), **state}
         in_backward, compile = state.pop("in_backward", False), state.pop("compile", False)
         self._built = False
         self._backward = None

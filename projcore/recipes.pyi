@@ -6,4 +6,5 @@ A component of a plugin that is not ours is imported from its own package where 
 # mypy: disable-error-code="import-not-found"
 # pyright: reportMissingImports=false
 
+from projcore_adaptive.recipes import *  # noqa: F403
 from projcore_lowrank.recipes import *  # noqa: F403

@@ -14,6 +14,7 @@ from projcore import Transform
 from projcore.modules import (
     LAMB,
     LARS,
+    RACS,
     Adadelta,
     Adafactor,
     Adagrad,
@@ -27,6 +28,7 @@ from projcore.modules import (
     NAdam,
     Orthogonalize,
     RAdam,
+    RMSNormalize,
     RMSprop,
     Rprop,
     TrustRatio,
@@ -58,6 +60,9 @@ MODULES: dict[str, Transform] = {
     "lamb": LAMB(),
     "lars": LARS(),
     "trust ratio": TrustRatio(),
+    "racs": RACS(),
+    "rms normalize": RMSNormalize(),
+    "rms normalize columns": RMSNormalize(0.0, 0, 0.2),
     "muon": Muon(flatten=True, dtype=None, ns_steps=1),  # each step triples rounding errors
     "orthogonalize": Orthogonalize("svd", flatten=True),
 }
