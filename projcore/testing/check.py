@@ -126,7 +126,8 @@ def checks(
             if names:
                 check = replace(check, expected=reasons[names[0]])
             result.append(check)
-    if not any(check.skip is None for check in result if isinstance(check.subject, Subject)):
+    of_components = [check for check in result if isinstance(check.subject, Subject)]
+    if not result or (of_components and all(check.skip for check in of_components)):
         raise ArgumentError(
             f"There is nothing to check: {', '.join(map(str, things)) or 'nothing'} was given. A "
             "check that never runs proves nothing. Pass a plugin that registers components."
@@ -174,7 +175,7 @@ def check_component(
             of_components.append(result)
         if report is not None:
             report(result)
-    if all(result.status == "skipped" for result in of_components):
+    if of_components and all(result.status == "skipped" for result in of_components):
         reasons = sorted({result.message for result in of_components})
         raise ArgumentError(
             f"There is nothing to check: of {thing}, all was skipped ({'; '.join(reasons)}). A "

@@ -115,7 +115,7 @@ def ensure_close(
         limit = tolerance * max(1.0, float(other.abs().max()))
         ensure(
             error <= limit,
-            f"{what}: tensor {i}, of shape {tuple(one.shape)} and {one.dtype}, is off by "
+            f"{what}: tensor {i} (shape {tuple(one.shape)}, {one.dtype}) is off by "
             f"{error:.3g}, more than {limit:.3g}.",
             fix,
         )
@@ -132,7 +132,7 @@ def ensure_equal(actual: Sequence[Tensor], expected: Sequence[Tensor], what: str
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         ensure(
             same_bits(one, other),
-            f"{what}: tensor {i}, of shape {tuple(one.shape)} and {one.dtype}, differs.",
+            f"{what}: tensor {i} (shape {tuple(one.shape)}, {one.dtype}) differs.",
             fix,
         )
 

@@ -324,7 +324,7 @@ def test_check_of_nothing_is_an_error(some, plugin, found, capsys):
     some.append(found("empty", plugin(modules={})))
     for name, message in [
         ("har", "no component named 'har'. Did you mean 'haar'?"),
-        ("empty", "registers no projection and no module, so there is nothing to check"),
+        ("empty", "registers nothing, so there is nothing to check"),
         (
             "bad",
             "cannot be checked, because it is installed but failed to load: RuntimeError: it b",
