@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
 from projcore.values import require
 
+T = TypeVar("T")
 Nonfinite = Literal["allow", "raise", "skip"]
 PLANS = 64  # how many are kept, of steps in which other gradients were missing
 
@@ -391,8 +392,14 @@ class Optimizer(torch.optim.Optimizer):
             )
         return False
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[..., T]) -> T: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[..., Any] | None = None) -> Any:
+    def step(self, closure: Callable[..., T] | None = None) -> T | None:
         """Performs one step.
 
         Args:

@@ -1286,6 +1286,22 @@ HOST = [
 
 KIT = [
     Breakage(
+        "kit-returns",
+        "The kit goes on with a component that returns something else than its contract says.",
+        "projcore/testing/check.py",
+        before="            if self.law.first:",
+        after="            if not self.law.first:",
+        tests=("tests/laws/test_kit_can_fail.py::test_what_all_laws_presuppose_is_told_alone",),
+    ),
+    Breakage(
+        "kit-in-place",
+        "A basis that refresh writes over is no breach of a law.",
+        "projcore/testing/laws/refresh.py",
+        before="value._version == version",
+        after="value is not None",
+        tests=("tests/laws/test_kit_can_fail.py::test_that_law_reports_it[refresh-WrittenOver]",),
+    ),
+    Breakage(
         "kit-round-trip",
         "The law of the round trip compares a point with itself.",
         "projcore/testing/laws/round_trip.py",
