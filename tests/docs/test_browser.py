@@ -19,12 +19,15 @@ playwright = pytest.importorskip("playwright.sync_api", reason="`make browser` i
 if CHROMIUM is None:
     pytest.skip("there is no Chromium", allow_module_level=True)
 
-# What is wider than the page or than its box; tables scroll.
-CUT = """() => [...document.querySelectorAll(".md-content math, .md-content .formula")]
-    .filter(each => !each.closest(".md-typeset__table"))
-    .filter(each => each.getBoundingClientRect().right > innerWidth
-                    || each.scrollWidth > each.clientWidth + 1 && each.matches(".formula"))
-    .map(each => each.textContent)"""
+# Formulas of which a part is beyond the text; tables scroll.
+CUT = """() => {
+    const right = (each) => each.getBoundingClientRect().right
+    return [...document.querySelectorAll(".md-content math")]
+        .filter((math) => !math.closest(".md-typeset__table"))
+        .filter((math) => Math.max(...[math, ...math.querySelectorAll("*")].map(right))
+                          > right(document.querySelector(".md-content__inner")) + 1)
+        .map((math) => math.textContent)
+}"""
 
 
 @pytest.fixture(scope="module")
