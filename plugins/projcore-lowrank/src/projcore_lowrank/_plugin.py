@@ -11,35 +11,65 @@ TAGS = ("linear", "orthonormal", "data_dependent")
 RECIPES: tuple[tuple[str, str, str, dict[str, int]], ...] = (
     (
         "galore_adamw",
-        "Adam in the top singular subspace of each gradient.",
+        "Adam in the top singular subspace of each gradient, by periodic SVD.",
         "arXiv:2403.03507",
         {"rank": 4},
     ),
-    ("galore_adafactor", "Adafactor in the subspace of GaLore.", "arXiv:2403.03507", {"rank": 4}),
-    ("golore", "Adam in random orthonormal subspaces.", "arXiv:2410.11289", {"rank": 4}),
+    ("galore_adafactor", "GaLore with Adafactor inside.", "arXiv:2403.03507", {"rank": 4}),
+    (
+        "golore",
+        "GaLore with random orthonormal subspaces, for noisy gradients.",
+        "arXiv:2410.11289",
+        {"rank": 4},
+    ),
     (
         "flora",
-        "Adafactor with momentum kept as a random projection.",
+        "Adafactor with momentum compressed by random projections.",
         "arXiv:2402.03293",
         {"rank": 4},
     ),
-    ("fira", "GaLore with the residual scaled by channel.", "arXiv:2410.01623", {"rank": 4}),
-    ("apollo", "Scales channels as Adam scales a random projection.", "arXiv:2412.05270", {}),
     (
-        "apollo_mini",
-        "Scales matrices as Adam scales one random projection.",
+        "fira",
+        "GaLore plus the residual, scaled channel by channel as Adam scaled inside.",
+        "arXiv:2410.01623",
+        {"rank": 4},
+    ),
+    (
+        "apollo",
+        "Scales channels of the gradient as Adam scales a random sketch of it.",
         "arXiv:2412.05270",
         {},
     ),
-    ("frugal", "Adam on some columns, signs of the gradient on the rest.", "arXiv:2411.07837", {}),
-    ("ldadam", "Adam in a turning subspace, with error feedback.", "arXiv:2410.16103", {"rank": 4}),
-    ("dct_adamw", "Adam on the frequencies that weigh most.", "arXiv:2505.17967", {"rank": 4}),
-    ("sumo", "Momentum in a low-rank subspace, made orthogonal.", "arXiv:2505.24749", {"rank": 4}),
+    (
+        "apollo_mini",
+        "APOLLO of rank 1, with one scale for each matrix.",
+        "arXiv:2412.05270",
+        {},
+    ),
+    ("frugal", "Adam on a block of columns, signSGD on the rest.", "arXiv:2411.07837", {}),
+    (
+        "ldadam",
+        "Adam in an online subspace with error feedback; state transported each step.",
+        "arXiv:2410.16103",
+        {"rank": 4},
+    ),
+    (
+        "dct_adamw",
+        "Adam on the DCT frequencies of largest magnitude, chosen each step.",
+        "arXiv:2505.17967",
+        {"rank": 4},
+    ),
+    (
+        "sumo",
+        "Momentum in a low-rank subspace, orthogonalized by SVD.",
+        "arXiv:2505.24749",
+        {"rank": 4},
+    ),
     ("soap", "Adam in the eigenbasis of Shampoo's preconditioner.", "arXiv:2409.11321", {}),
     ("muon_adamw", "Muon on matrices, Adam on the rest.", "arXiv:2502.16982", {}),
     (
         "intrinsic_dimension",
-        "Adam on few coordinates of the whole model.",
+        "Adam on a few random directions of the whole model.",
         "arXiv:1804.08838",
         {"dimension": 10},
     ),
@@ -63,7 +93,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "galore",
         "projcore_lowrank:GaLore",
-        summary="Runs modules in the top singular subspace of each gradient, as published.",
+        summary="Runs modules in the top singular subspace of each gradient, by periodic SVD.",
         paper="arXiv:2403.03507",
         tags=TAGS,
         example={"rank": 2, "period": 2},
@@ -72,7 +102,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "random_subspace",
         "projcore_lowrank:RandomSubspace",
-        summary="Runs modules in random subspaces, made again from a seed instead of stored.",
+        summary="Runs modules in random sketches, regenerated from a seed, not stored.",
         paper="arXiv:2402.03293",
         tags=("linear", "data_dependent", "stochastic"),
         example=[
@@ -94,7 +124,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "dct_select",
         "projcore_lowrank:DCTSelect",
-        summary="Runs modules on the frequencies of each matrix that weigh most.",
+        summary="Runs modules on the DCT frequencies of each matrix of largest magnitude.",
         paper="arXiv:2505.17967",
         tags=TAGS,
         example={"rank": 2, "period": 2, "stagger": False},
@@ -102,7 +132,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "ldadam_subspace",
         "projcore_lowrank:LDAdam",
-        summary="Runs Adam in a subspace that turns a little each step, with error feedback.",
+        summary="Runs Adam in an online subspace by power iteration, with error feedback.",
         paper="arXiv:2410.16103",
         tags=("data_dependent",),
         example={"rank": 2},
@@ -110,7 +140,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "soap_rotation",
         "projcore_lowrank:SOAPRotation",
-        summary="Rotates tensors to the eigenbases of their gradients' covariances.",
+        summary="Runs modules in the eigenbases of Shampoo's Kronecker factors.",
         paper="arXiv:2409.11321",
         tags=("lossless", *TAGS),
         example=[
@@ -122,7 +152,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "tucker",
         "projcore_lowrank:Tucker",
-        summary="Runs modules on the Tucker core of each tensor of the update.",
+        summary="Runs modules on the Tucker core of each tensor: a basis along each dimension.",
         paper="arXiv:2501.02379",
         tags=TAGS,
         example=[
@@ -133,7 +163,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "intrinsic_subspace",
         "projcore_lowrank:IntrinsicDimension",
-        summary="Runs modules on few coordinates of the whole model, along random directions.",
+        summary="Runs modules on a few random directions of the whole model.",
         paper="arXiv:1804.08838",
         tags=("linear",),
         example=[
