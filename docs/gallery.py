@@ -215,6 +215,7 @@ def lowrank() -> None:
         axes.annotate(label, (share, loss), xytext=(5, 4), textcoords="offset points", fontsize=9)
         print(f"lowrank: {label}: {loss:.3f}, state {share:.2f} of the parameters")
     axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.1)
     axes.set(xlabel="bytes of state for each byte of parameters", ylabel="validation loss")
     save(figure, "lowrank", FOLDER)
 
@@ -242,7 +243,8 @@ def cast() -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        axes.plot(range(1, 301), smooth(losses), color=color, label=label)
+        style = "--" if "master" in label else "-"  # it lies on the first
+        axes.plot(range(1, 301), smooth(losses), style, color=color, label=label)
         print(f"cast: {label}: {smooth(losses)[-1]:.3f}")
     axes.set(xlabel="step", ylabel="training loss, running mean")
     axes.legend(fontsize=8)
