@@ -91,7 +91,7 @@ def ours() -> list[Component]:
 def index(components: list[Component]) -> str:
     """Returns the page that lists them."""
     lines = ["# Components", "", NOTE, ""]
-    lines += ["The name of each, what it does, and its plugin. There is an index [by tag](tags.md), too."]
+    lines += ["The name, the plugin and the summary of each; there is an index [by tag](tags.md), too."]
     for kind, title in (
         ("projection", "Projections"),
         ("module", "Modules"),
