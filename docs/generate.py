@@ -91,7 +91,7 @@ def ours() -> list[Component]:
 def index(components: list[Component]) -> str:
     """Returns the page that lists them."""
     lines = ["# Components", "", NOTE, ""]
-    lines += ["The name, the plugin and the summary of each; there is an index [by tag](tags.md), too."]
+    lines += ["All components of our plugins, by kind. There is an index [by tag](tags.md), too."]
     for kind, title in (
         ("projection", "Projections"),
         ("module", "Modules"),
