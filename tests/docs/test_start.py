@@ -12,7 +12,9 @@ LAB = {"projcore compare": "projcore-lab"}
 
 
 def test_it_installs_what_it_uses() -> None:
-    installed = set(re.findall(r"-e plugins/(projcore-\w+)", PAGE))
+    command, advice = re.findall(r"(?:-e plugins/projcore-\w+[ \\\n]*)+", PAGE)
+    installed, others = (set(re.findall(r"projcore-\w+", each)) for each in (command, advice))
+    assert installed | others == {component.distribution for component in ours()} | {*LAB.values()}
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL))
     used = {
         component.distribution
