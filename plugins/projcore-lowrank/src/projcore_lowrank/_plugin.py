@@ -44,7 +44,7 @@ PROJECTIONS: tuple[Row, ...] = (
         "2403.03507",
         TAGS,
         [{"rank": 2, "period": 2}],
-        "Runs modules in the top singular subspace of each gradient, as published.",
+        "Runs modules in the top singular subspace of each gradient, by periodic SVD.",
     ),
     (
         "random_subspace",
@@ -55,7 +55,7 @@ PROJECTIONS: tuple[Row, ...] = (
             {"rank": 2, "period": 2},
             {"rank": 2, "period": 2, "kind": "orthonormal", "policy": "transport"},
         ],
-        "Runs modules in random subspaces, made again from a seed instead of stored.",
+        "Runs modules in random sketches, regenerated from a seed, not stored.",
     ),
     (
         "coordinate_subspace",
@@ -71,7 +71,7 @@ PROJECTIONS: tuple[Row, ...] = (
         "2505.17967",
         TAGS,
         [TWO],
-        "Runs modules on the frequencies of each matrix that weigh most.",
+        "Runs modules on the DCT frequencies of each matrix of largest magnitude.",
     ),
     (
         "ldadam_subspace",
@@ -79,7 +79,7 @@ PROJECTIONS: tuple[Row, ...] = (
         "2410.16103",
         ("data_dependent",),
         [{"rank": 2}],
-        "Runs Adam in a subspace that turns a little each step, with error feedback.",
+        "Runs Adam in an online subspace by power iteration, with error feedback.",
     ),
     (
         "soap_rotation",
@@ -91,7 +91,7 @@ PROJECTIONS: tuple[Row, ...] = (
             {"period": 2, "beta": 0.5, "second": "rotate"},
             {"period": 2, "one_sided": True, "max_side": 8},
         ],
-        "Rotates tensors to the eigenbases of their gradients' covariances.",
+        "Runs modules in the eigenbases of Shampoo's Kronecker factors.",
     ),
     (
         "tucker",
@@ -102,7 +102,7 @@ PROJECTIONS: tuple[Row, ...] = (
             {"rank": 1, "period": 2, "min_ndim": 2},
             {"rank": 3, "period": 2, "min_ndim": 2, "policy": "transport"},
         ],
-        "Runs modules on the Tucker core of each tensor of the update.",
+        "Runs modules on the Tucker core of each tensor: a basis along each dimension.",
     ),
     (
         "intrinsic_subspace",
@@ -110,7 +110,7 @@ PROJECTIONS: tuple[Row, ...] = (
         "1804.08838",
         ("linear",),
         [{"dimension": 2}, {"dimension": 2, "kind": "dense"}, {"dimension": 2, "kind": "srht"}],
-        "Runs modules on few coordinates of the whole model, along random directions.",
+        "Runs modules on a few random directions of the whole model.",
     ),
 )
 
@@ -152,22 +152,22 @@ MEMORIES: tuple[Row, ...] = (
 )
 RECIPES: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (
     ("galore_adamw", "2403.03507", {"rank": 4},
-     "Adam in the top singular subspace of each gradient."),
-    ("galore_adafactor", "2403.03507", {"rank": 4}, "Adafactor in the subspace of GaLore."),
-    ("golore", "2410.11289", {"rank": 4}, "Adam in random orthonormal subspaces."),
-    ("flora", "2402.03293", {"rank": 4}, "Adafactor with momentum kept as a random projection."),
-    ("fira", "2410.01623", {"rank": 4}, "GaLore with the residual scaled by channel."),
-    ("apollo", "2412.05270", {}, "Scales channels as Adam scales a random projection."),
-    ("apollo_mini", "2412.05270", {}, "Scales matrices as Adam scales one random projection."),
-    ("frugal", "2411.07837", {}, "Adam on some columns, signs of the gradient on the rest."),
-    ("ldadam", "2410.16103", {"rank": 4}, "Adam in a turning subspace, with error feedback."),
-    ("dct_adamw", "2505.17967", {"rank": 4}, "Adam on the frequencies that weigh most."),
+     "Adam in the top singular subspace of each gradient, by periodic SVD."),
+    ("galore_adafactor", "2403.03507", {"rank": 4}, "GaLore with Adafactor inside."),
+    ("golore", "2410.11289", {"rank": 4}, "GaLore with random orthonormal subspaces, for noisy gradients."),
+    ("flora", "2402.03293", {"rank": 4}, "Adafactor with momentum compressed by random projections."),
+    ("fira", "2410.01623", {"rank": 4}, "GaLore plus the residual, scaled by channel as Adam scaled inside."),
+    ("apollo", "2412.05270", {}, "Scales channels of the gradient as Adam scales a random sketch of it."),
+    ("apollo_mini", "2412.05270", {}, "APOLLO of rank 1, with one scale for each matrix."),
+    ("frugal", "2411.07837", {}, "Adam on a block of columns, signSGD on the rest."),
+    ("ldadam", "2410.16103", {"rank": 4}, "Adam in an online subspace with error feedback."),
+    ("dct_adamw", "2505.17967", {"rank": 4}, "Adam on the DCT frequencies of largest magnitude, chosen each step."),
     ("sumo", "2505.24749", {"rank": 4},
-     "Momentum in a low-rank subspace, made orthogonal, and the residual."),
+     "Momentum orthogonalized by SVD in a low-rank subspace, and the residual."),
     ("soap", "2409.11321", {}, "Adam in the eigenbasis of Shampoo's preconditioner."),
     ("muon_adamw", "2502.16982", {}, "Muon on matrices, Adam on the rest."),
     ("intrinsic_dimension", "1804.08838", {"dimension": 10},
-     "Adam on few coordinates of the whole model."),
+     "Adam on a few random directions of the whole model."),
 )
 # fmt: on
 
