@@ -5,11 +5,12 @@ BIN := .venv/bin
 READY := .venv/ready
 PARITY := .venv-parity
 
-.PHONY: help install demo test test-all sabotage lint format bench bench-gpu parity bench-parity docs wheels clean
+.PHONY: help install demo results test test-all sabotage lint format bench bench-gpu parity bench-parity docs wheels clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     train with several optimizers on real text, and draw the result"
+	@echo "make results  make all comparisons of docs/results.md again; takes hours, and goes on where it was"
 	@echo "make test     run the tests; of large products of parameters, a selection with all pairs"
 	@echo "make test-all run them with every case of these products; takes several times as long"
 	@echo "make sabotage break the code on purpose, in a copy, and see whether the tests notice"
@@ -38,7 +39,10 @@ $(READY): pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/projcore compare text --output demo $(ARGS)
+	$(BIN)/projcore compare text --output demo --resume $(ARGS)
+
+results: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.results $(ARGS)
 
 # One thread per worker: the workers share the cores already. A file is one worker's, which makes
 # what its tests share once; files marked as long come first.

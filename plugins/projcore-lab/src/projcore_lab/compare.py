@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,17 +15,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from projcore.errors import ArgumentError, ProjcoreError
 from projcore_lab import plot, report
-from projcore_lab.comparison import Comparison
+from projcore_lab.comparison import Comparison, Result, versions
 from projcore_lab.digits import Digits
+from projcore_lab.functions import FUNCTIONS, FunctionTask
 from projcore_lab.lineup import Contender, learning_rate, lineup
-from projcore_lab.rosenbrock import Rosenbrock
-from projcore_lab.runs import Closure, OnStep, Run, Trial, train
+from projcore_lab.logistic import Logistic
+from projcore_lab.runs import Closure, OnStep, Run, train
+from projcore_lab.store import Store
+from projcore_lab.target import calibrate
 from projcore_lab.tasks import Task
-from projcore_lab.text import Text
-from projcore_lab.tune import GRID, trial_steps, tune
+from projcore_lab.text import BATCH, Text
+from projcore_lab.tune import Trial, best, next_rate
 
 FAILED = 1
 INTERRUPTED = 130
+RUNS = "runs.jsonl"
+TEXT_ONLY = {"text": None, "size": "small", "batch": BATCH}  # options and their defaults
 
 
 def compare(arguments: Namespace) -> int:
@@ -35,43 +42,52 @@ def compare(arguments: Namespace) -> int:
     Raises:
         ArgumentError: If anything given is refused; then nothing was trained or written.
     """
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
-        task = make_task(arguments)
+        task = make_task(arguments, arguments.seed)
         contenders = lineup(arguments.spec, task, arguments.lr)
         check(task, contenders)
-        make_folder(arguments.output)
-        settings = {
-            "steps": arguments.steps or task.steps,
-            "seed": arguments.seed,
-            "threads": torch.get_num_threads(),
-            "lr": arguments.lr,
-            "tune": arguments.tune,
-        }
-        comparison = Comparison(task, settings)
-        console = Console()
-        if not console.is_terminal:
-            console.width = 120
-        interrupted = run_all(comparison, contenders, console)
+        work = Work(arguments, task, console)
+        comparison = Comparison(task, work.settings)
+        interrupted = work.run_all(comparison, contenders)
+        goal = task.goal if arguments.target is None else arguments.target
+        if goal is not None and comparison.results:
+            comparison.target = calibrate(goal, comparison.results)
+        files = save(comparison, arguments.output)
     finally:
         torch.set_num_threads(threads)
-    write(comparison, arguments.output, console)
     if interrupted:
+        console.print(
+            f"Interrupted. What is finished is kept in {arguments.output}; "
+            "the same command with --resume goes on from there.",
+            **PLAIN,
+        )
         return INTERRUPTED
-    return FAILED if any(run.status == "failed" for run in comparison.runs) else 0
+    show(comparison, files, console)
+    return FAILED if any(each.status == "failed" for each in comparison.results) else 0
 
 
-def make_task(arguments: Namespace) -> Task:
+PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+
+
+def make_task(arguments: Namespace, seed: int) -> Task:
     """Returns the task that was asked for."""
     if arguments.task == "text":
-        return Text(arguments.seed, arguments.text)
-    if arguments.text:
-        raise ArgumentError(
-            f"--text {arguments.text} was given with the task {arguments.task!r}. "
-            "Only the task 'text' takes one. Remove it, or compare on 'text'."
-        )
-    return {"digits": Digits, "rosenbrock": Rosenbrock}[arguments.task](arguments.seed)
+        return Text(seed, arguments.text, arguments.size, arguments.batch)
+    for option, default in TEXT_ONLY.items():
+        value = getattr(arguments, option)
+        if value != default:
+            raise ArgumentError(
+                f"--{option} {value} was given with the task {arguments.task!r}. "
+                "Only the task 'text' takes one. Remove it, or compare on 'text'."
+            )
+    if arguments.task in FUNCTIONS:
+        return FunctionTask(seed, arguments.task)
+    return {"digits": Digits, "logistic": Logistic}[arguments.task](seed)
 
 
 def check(task: Task, contenders: Sequence[Contender]) -> None:
@@ -83,8 +99,12 @@ def check(task: Task, contenders: Sequence[Contender]) -> None:
             raise ArgumentError(f"{contender.name!r} is refused: {error}") from error
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the folder for the results, before they are worked for."""
+def open_store(folder: Path, resume: bool) -> Store:
+    """Returns where the runs are kept; results that are there are not overwritten.
+
+    Raises:
+        ArgumentError: If the folder cannot be made, or has results and `resume` is false.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,56 +112,122 @@ def make_folder(folder: Path) -> None:
             f"--output {folder} cannot be made: {error}. It is a folder for the results. "
             "Name another."
         ) from error
+    there = [name for name in (RUNS, *FILES) if (folder / name).exists()]
+    if there and not resume:
+        raise ArgumentError(
+            f"--output {folder} has results already: {', '.join(there)}. They are not overwritten. "
+            "Pass --resume to go on from the runs in it, or name another folder with --output."
+        )
+    return Store(folder / RUNS, versions())
 
 
-def run_all(comparison: Comparison, contenders: Sequence[Contender], console: Console) -> bool:
-    """Trains all contenders; returns True if the user interrupted it."""
-    warm_up(comparison.task)
-    comparison.missing = [contender.name for contender in contenders]
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        console=console,
-        refresh_per_second=5,
-        disable=not console.is_terminal,
-    )
-    try:
-        with bars:
-            for contender in contenders:
-                run = run_one(comparison, contender, bars)
-                comparison.runs.append(run)
-                comparison.missing.remove(run.name)
-                if bars.disable:
-                    console.print(report.line(run), markup=False, highlight=False)
-    except KeyboardInterrupt:
-        return True
-    return False
+class Work:
+    """Trains contenders, but takes the runs that are finished from the store.
 
+    Attributes:
+        settings: What the user asked for, by option.
+    """
 
-def run_one(comparison: Comparison, contender: Contender, bars: Progress) -> Run:
-    """Trains one contender, after finding its learning rate if that was asked for."""
-    task, steps = comparison.task, comparison.settings["steps"]
-    trials: list[Trial] = []
-    own = learning_rate(contender.optimizer(task.model()))
-    if comparison.settings["tune"] and own is not None:
-        bar = add_bar(bars, f"{contender.name}: learning rate", trial_steps(steps) * len(GRID))
-        contender, trials = tune(task, contender, own, steps, bar)
-    run = train(task, contender, steps, add_bar(bars, contender.name, steps))
-    run.trials = trials
-    return run
+    def __init__(self, arguments: Namespace, task: Task, console: Console) -> None:
+        self.settings: dict[str, Any] = {
+            "steps": arguments.steps or task.steps,
+            "schedule": arguments.schedule,
+            "seed": arguments.seed,
+            "seeds": arguments.seeds,
+            "threads": torch.get_num_threads(),
+            "lr": arguments.lr,
+            "tune": arguments.tune,
+        }
+        self._store = open_store(arguments.output, arguments.resume)
+        self._arguments = arguments
+        self._tasks: dict[int, Task] = {task.seed: task}
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=5,
+            disable=not console.is_terminal,
+        )
 
+    def run_all(self, comparison: Comparison, contenders: Sequence[Contender]) -> bool:
+        """Adds the results of all contenders; returns True if the user interrupted it."""
+        comparison.missing = [contender.name for contender in contenders]
+        try:
+            warm_up(comparison.task)
+            with self._bars:
+                for contender in contenders:
+                    result = self._result(comparison.task, contender)
+                    comparison.results.append(result)
+                    comparison.missing.remove(result.name)
+                    if self._bars.disable:
+                        self._console.print(report.line(result), **PLAIN)
+        except KeyboardInterrupt:
+            return True
+        return False
 
-def add_bar(bars: Progress, description: str, total: int) -> OnStep:
-    """Adds a bar; returns what moves it after each step."""
-    number = bars.add_task(description, total=total, loss="")
+    def _result(self, task: Task, contender: Contender) -> Result:
+        """Trains a contender with each seed, after finding its rate if that was asked for.
 
-    def move(step: int, loss: float) -> None:
-        bars.update(number, completed=step, loss=f"loss {loss:.4g}")
+        Rates are tried on a seed of their own, so that no contender is at an advantage because
+        its rate was chosen for the luck that it had on the seeds that count.
+        """
+        trials: list[Trial] = []
+        own = learning_rate(contender.optimizer(task.model()))
+        rates = self.settings["tune"] if own is not None else 0
+        bar = self._bar(contender.name, self.settings["steps"], rates + self.settings["seeds"])
+        while own is not None and len(trials) < rates:
+            lr = next_rate(trials, own)
+            candidate = dataclasses.replace(contender, lr=lr)
+            run = self._run(candidate, task.seed - 1, next(bar), checks=0)
+            trials.append(Trial(lr, run.final.loss if run.final else None))
+        if trials:
+            contender = dataclasses.replace(contender, lr=best(trials).lr)
+        seeds = range(task.seed, task.seed + self.settings["seeds"])
+        runs = [self._run(contender, seed, move) for move, seed in zip(bar, seeds, strict=True)]
+        return Result(contender.name, contender.spec, runs, trials)
 
-    return move
+    def _run(
+        self, contender: Contender, seed: int, on_step: OnStep, checks: int | None = None
+    ) -> Run:
+        """Returns a run from the store, or else trains and keeps it."""
+        task = self._task(seed)
+        steps, schedule = self.settings["steps"], self.settings["schedule"]
+        key = {
+            "task": {"name": task.name, **task.options},
+            "seed": seed,
+            "spec": contender.spec,
+            "lr": learning_rate(contender.optimizer(task.model())),
+            "steps": steps,
+            "schedule": schedule,
+            "checks": checks,
+            "threads": self.settings["threads"],
+        }
+        run = self._store.find(key)
+        if run is None:
+            run = train(task, contender, steps, schedule, checks, on_step)
+            if run.status != "failed":
+                self._store.add(key, run)
+        return run
+
+    def _task(self, seed: int) -> Task:
+        if seed not in self._tasks:
+            self._tasks[seed] = make_task(self._arguments, seed)
+        return self._tasks[seed]
+
+    def _bar(self, name: str, steps: int, runs: int) -> Iterator[OnStep]:
+        """Adds a bar; yields for each run what moves it after a step."""
+        bar = self._bars.add_task(name, total=steps * runs, loss="")
+        for number in range(runs):
+
+            def move(step: int, loss: float, done: int = steps * number) -> None:
+                self._bars.update(bar, completed=done + step, loss=f"loss {loss:.4g}")
+
+            yield move
+        self._bars.update(bar, completed=steps * runs)
 
 
 def warm_up(task: Task) -> None:
@@ -154,18 +240,31 @@ def warm_up(task: Task) -> None:
     task.validate(model)
 
 
-def write(comparison: Comparison, folder: Path, console: Console) -> None:
-    """Shows the table and writes the files."""
+def save(comparison: Comparison, folder: Path) -> list[Path]:
+    """Writes what is finished; returns all files there are now."""
+    files = [folder / RUNS]
+    if comparison.results:
+        data = json.dumps(comparison.as_json(), indent=1, allow_nan=False) + "\n"
+        files.append(folder / "compare.json")
+        files[-1].write_text(data, "utf-8")
+        files += plot.save(plot.draw(comparison), folder / "compare")
+    if any(result.trials for result in comparison.results):
+        files += plot.save(plot.draw_rates(comparison), folder / "rates")
+    return files
+
+
+def show(comparison: Comparison, files: Sequence[Path], console: Console) -> None:
+    """Prints the table, what its columns are, what to read from it, and the files."""
     console.print(f"\n{comparison.task.description}", markup=False, highlight=False)
     console.print(report.table(comparison), "")
+    console.print(report.legend(comparison), "")
     for line in report.notes(comparison):
         console.print(line, markup=False, highlight=False)
-    data = folder / "compare.json"
-    data.write_text(json.dumps(comparison.as_json(), indent=1, allow_nan=False) + "\n", "utf-8")
-    files = [data]
-    if comparison.runs:
-        picture = folder / "compare.png"
-        plot.draw(comparison, picture)
-        files.append(picture)
     for file in files:
-        console.print(f"Wrote {file}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Wrote {file}", **PLAIN)
+
+
+FILES = (
+    "compare.json",
+    *(f"{name}.{kind}" for name in ("compare", "rates") for kind in plot.KINDS),
+)

@@ -1,4 +1,4 @@
-"""Recipes on the command line: ``galore_adamw(rank=128)``."""
+"""Recipes on the command line, ``galore_adamw(rank=128)``, and optimizers of torch's own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from projcore import registry
 from projcore.errors import ArgumentError
@@ -25,18 +26,22 @@ def read_recipe(spec: str) -> tuple[str, dict[str, Any]] | None:
     match = _CALL.fullmatch(spec)
     if match is None or not _is_recipe(name := match["name"]):
         return None
+    return name, _arguments("recipe", name, match["arguments"])
+
+
+def _arguments(kind: str, name: str, text: str | None) -> dict[str, Any]:
+    """Returns the values by name between the parentheses of a call."""
     try:
-        call = ast.parse(f"recipe({match['arguments'] or ''})", mode="eval").body
+        call = ast.parse(f"call({text or ''})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError
-        arguments = {each.arg or "**": ast.literal_eval(each.value) for each in call.keywords}
+        return {each.arg or "**": ast.literal_eval(each.value) for each in call.keywords}
     except (ValueError, SyntaxError):
         raise ArgumentError(
-            f"It begins with the recipe {name!r}, but is no call of it. A recipe makes a whole "
+            f"It begins with the {kind} {name!r}, but is no call of it. It makes a whole "
             "optimizer, so it stands alone, and takes values by name. "
             f"Write {name}(name=value, ...)."
         ) from None
-    return name, arguments
 
 
 def _is_recipe(name: str) -> bool:
@@ -61,3 +66,21 @@ def call_recipe(name: str, arguments: Mapping[str, Any], params: Any) -> torch.o
         ) from error
     optimizer: torch.optim.Optimizer = function(params, **arguments)
     return optimizer
+
+
+def call_torch(spec: str, model: nn.Module) -> torch.optim.Optimizer:
+    """Returns an optimizer of `torch.optim` for a model's parameters: ``SGD(lr=0.1)``."""
+    match = _CALL.fullmatch(spec)
+    cls = getattr(torch.optim, match["name"], None) if match else None
+    if match is None or not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise ArgumentError(
+            f"torch.optim has no {spec!r}. A spec that begins so names one of its classes, and "
+            "takes values by name. Write torch.optim.SGD(lr=0.1)."
+        )
+    arguments = _arguments("class", cls.__name__, match["arguments"])
+    try:
+        return cls(model.parameters(), **arguments)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"torch.optim.{cls.__name__} was given {arguments!r}: {error}. Correct that."
+        ) from error

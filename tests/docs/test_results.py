@@ -1,0 +1,58 @@
+"""The page of results is what its script makes of comparisons."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs import results
+from docs.results import PAGE, PARTS, REFERENCE, fill, read, text_table
+from projcore.cli import main
+from projcore_lab.compare import check
+from projcore_lab.functions import FunctionTask
+from projcore_lab.lineup import lineup
+from projcore_lab.tasks import Task
+from projcore_lab.text import Text
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A comparison with one that diverges, and one as AdamW."""
+    folder = tmp_path_factory.mktemp("results")
+    specs = (REFERENCE, "adamw(); lr(0.01)", "adafactor(lr=0.01)", "adam(); lr(1e30)")
+    options = ["--batch", "2", "--steps", "3", "--seeds", "2", "--target", "100"]
+    assert main(["compare", "text", *specs, *options, "--output", str(folder / "one")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "RUNS", folder)
+        assert read("none") is None
+        data = read("one")
+    assert data is not None
+    return data
+
+
+def test_the_table_says_what_was_found(found: dict[str, object]) -> None:
+    lines = text_table(found)
+    reference = next(line for line in lines if line.startswith(f"| `{REFERENCE}`"))
+    ours = next(line for line in lines if line.startswith("| `adamw(); lr(0.01)`"))
+    assert "| +0.0% | 1.000 |" in reference
+    assert "| +0.0% | 1.000 |" in ours or "| -0.0% | 1.000 |" in ours
+    assert "* Diverged: `adam(); lr(1e30)`." in lines
+    text = "\n".join(lines)
+    assert "With at most a tenth of AdamW's state" in text
+    assert "`adafactor(lr=0.01)` is best" in text
+
+
+def test_the_page_has_a_place_for_every_table() -> None:
+    page = PAGE.read_text("utf-8")
+    for name in ("text-small", "text-large", "functions", "logistic"):
+        assert "\nhere\n" in fill(page, name, ["here"])
+        assert fill(fill(page, name, ["one"]), name, ["other"]) == fill(page, name, ["other"])
+    with pytest.raises(ValueError, match="has no marks for 'mnist'"):
+        fill(page, "mnist", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("text-small", Text(0)), ("text-large", Text(0)), ("beale", FunctionTask(0, "beale"))],
+)
+def test_every_optimizer_of_the_page_can_be_made(name: str, task: Task) -> None:
+    check(task, lineup(PARTS[name].specs, task))
