@@ -2,7 +2,8 @@
 
 ``make results`` runs it, which takes hours on a laptop. It can be interrupted at any time, and goes
 on where it was. ``make results ARGS="text-small beale"`` makes some of its parts, and
-``ARGS=--write`` none: it writes the page from what there is. Runs are kept in ``results/``, beside this folder.
+``ARGS=--write`` none: it writes the page from what there is. Runs are kept in ``results/``, beside
+this folder.
 """
 
 from __future__ import annotations

@@ -135,7 +135,8 @@ def plateau(x: Tensor, y: Tensor) -> Tensor:
 
 def square(x: Tensor) -> Tensor:
     """Returns half the squared length."""
-    return x.square().sum() / 2
+    half: Tensor = x.square().sum() / 2
+    return half
 
 
 def spectrum(condition: float, count: int) -> Tensor:
