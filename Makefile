@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 PARITY := .venv-parity
+ECOSYSTEM := .venv-ecosystem
 
-.PHONY: help install demo results test test-all sabotage lint format bench bench-gpu parity bench-parity docs wheels clean
+.PHONY: help install demo results test test-all sabotage lint format bench bench-gpu parity bench-parity ecosystem docs browser wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,7 +21,9 @@ help:
 	@echo "make bench-gpu  time chains and recipes on a GPU against torch's fused AdamW"
 	@echo "make parity   compare the recipes with their authors' packages, in an environment of its own"
 	@echo "make bench-parity  time them against these, in the same environment"
+	@echo "make ecosystem  run with transformers, Accelerate, Lightning, TRL, PEFT and others, in an environment of its own"
 	@echo "make docs     write the pages that follow from the code, and build the site in site/"
+	@echo "make browser  search the site, and look for formulas that are cut, in Chromium, if it is installed"
 	@echo "make wheels   build the kernel and all plugins into dist/"
 	@echo "make install  only make .venv"
 	@echo "make clean    remove .venv, the demo's output and all caches"
@@ -96,9 +99,27 @@ $(PARITY)/ready: pyproject.toml constraints.txt parity/requirements.txt $(wildca
 	@$(PARITY)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r parity/requirements.txt
 	@touch $@
 
+# The pages that need these packages, and tests with them. Nothing is fetched from a hub.
+ecosystem: $(ECOSYSTEM)/ready
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ECOSYSTEM)/bin/python -m pytest -W ignore \
+	  tests/test_readme.py tests/ecosystem/packages -k "ecosystem or coming" $(ARGS)
+
+$(ECOSYSTEM)/ready: pyproject.toml constraints.txt tests/ecosystem/packages/requirements.txt \
+  $(wildcard plugins/*/pyproject.toml)
+	@$(ECOSYSTEM)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ECOSYSTEM)
+	@echo "Installing into $(ECOSYSTEM); the first time, this takes some minutes."
+	@$(ECOSYSTEM)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt hatchling editables torch
+	@$(ECOSYSTEM)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .[test] \
+	  $(addprefix -e ,$(wildcard plugins/projcore-*)) -r tests/ecosystem/packages/requirements.txt
+	@touch $@
+
 docs: $(READY)
 	$(BIN)/python -m docs.generate
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+browser: $(READY)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt playwright==1.65.2
+	$(BIN)/python -m pytest tests/docs/test_browser.py $(ARGS)
 
 wheels: $(READY)
 	rm -rf dist
@@ -107,5 +128,5 @@ wheels: $(READY)
 	done
 
 clean:
-	rm -rf .venv $(PARITY) .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist site
+	rm -rf .venv $(PARITY) $(ECOSYSTEM) .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis demo dist site
 	find projcore plugins tests parity -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -107,6 +107,8 @@ CASES: dict[str, Case] = {
     "sumo": recipe("sumo", 16),
     "soap": recipe("soap"),
     "muon_adamw": recipe("muon_adamw", periodic=False),
+    "racs_adamw": recipe("racs_adamw", periodic=False),
+    "scale_adamw": recipe("scale_adamw", periodic=False),
     # Of a large model it makes thousands of blocks, one by one.
     "intrinsic_dimension, of a small model": replace(
         recipe("intrinsic_dimension", periodic=False, dimension=10), model=SMALL

@@ -235,11 +235,23 @@ def applies(law: Law) -> str:
 # Commands.
 
 
+COMMANDS = """`projcore COMMAND --help` prints the same, `projcore -V` the version; `python -m projcore` is the same
+command.
+A command exits with 1 if it failed, and with 2 if it was not understood.
+An interrupt (Ctrl-C) prints one line, keeps the results so far, and exits with 130.
+
+A shell completes commands, options and the names of components once it is told to:
+
+```sh
+pip install 'projcore[completion]'
+eval "$(register-python-argcomplete projcore)"    # in ~/.bashrc or ~/.zshrc
+```"""
+
+
 def commands() -> str:
     """Returns the page of the command line."""
     lines = ["# Command line", "", NOTE, ""]
-    lines += ["`projcore COMMAND --help` prints the same. A command exits with 1 if it failed, and"]
-    lines += ["with 2 if it was not understood."]
+    lines += [COMMANDS]
     for name, (summary, parser) in parsers().items():
         usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
         lines += ["", f"## {name}", "", f"{summary[:1].upper()}{summary[1:]}.", ""]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from projcore.core.space import Space
     from projcore.core.state import Node, State
     from projcore.core.writer import Blend, Write, Writer
+    from projcore.engine.adopt import adopt_state
     from projcore.engine.blended import blended
     from projcore.engine.finite import first_nonfinite
     from projcore.optimizer import Optimizer
@@ -53,6 +54,7 @@ __all__ = [
     "Write",
     "Writer",
     "__version__",
+    "adopt_state",
     "as_module",
     "blended",
     "build",
@@ -91,6 +93,7 @@ _HOMES = {
     "Transform": "core.module",
     "Write": "core.writer",
     "Writer": "core.writer",
+    "adopt_state": "engine.adopt",
     "as_module": "core.chain",
     "blended": "engine.blended",
     "build": "spec",

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
+from projcore._advice import misplaced_argument, unknown_argument
 from projcore._bases import AnyModule, is_module
 from projcore.errors import (
     ArgumentError,
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from projcore.core.projection import ProjectionBase
 
 
+_VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
 class Constructed(AnyModule):
     """Remembers what its constructor was given, and has it get plain values; see `plain`."""
 
@@ -40,6 +46,7 @@ class Constructed(AnyModule):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
+        _refuse_habits(cls, args, kwargs)
         try:
             bound = cls._signature.bind_partial(self, *args, **kwargs)
         except TypeError:
@@ -75,6 +82,21 @@ def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
     return with_plain_arguments
 
 
+def _refuse_habits(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raises for keywords that a module does not have, and for arguments as torch's have them."""
+    parameters = list(cls._signature.parameters.values())[1:]  # type: ignore[attr-defined]
+    variadic = {parameter.kind for parameter in parameters} & _VARIADIC
+    if variadic:
+        return
+    message = misplaced_argument(cls.__name__, cls, args, kwargs, parameters)
+    names = {parameter.name for parameter in parameters}
+    unknown = next((keyword for keyword in kwargs if keyword not in names), None)
+    if message is None and unknown is not None:
+        message = unknown_argument(cls.__name__, unknown, kwargs, parameters)
+    if message is not None:
+        raise ArgumentTypeError(message)
+
+
 def _refuse_modules(cls: type, arguments: Mapping[str, Any]) -> None:
     """Raises if modules were given where a flag or a number belongs, as by leaving out brackets."""
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
@@ -83,12 +105,12 @@ def _refuse_modules(cls: type, arguments: Mapping[str, Any]) -> None:
         if not isinstance(default, (bool, int, float)) or not _holds_modules(value):
             continue
         what = "True or False" if isinstance(default, bool) else "a number"
-        cure = f"Pass {name}={default!r}, or leave it out."
+        fix = f"Pass {name}={default!r}, or leave it out."
         if "modules" in arguments:
             first = arguments["modules"]
             listed = [*(first if isinstance(first, (list, tuple)) else [first]), value]
-            cure = f"Pass several modules as a list: {cls.__name__}({listed})."
-        raise ArgumentTypeError(f"{cls.__name__} was given {name}={value!r}. It is {what}. {cure}")
+            fix = f"Pass several modules as a list: {cls.__name__}({listed})."
+        raise ArgumentTypeError(f"{cls.__name__} was given {name}={value!r}. It is {what}. {fix}")
 
 
 def _holds_modules(value: object) -> bool:
@@ -158,6 +180,8 @@ def not_a_module(value: object) -> ArgumentTypeError:
     shown = repr(value)
     if isinstance(value, torch.optim.Optimizer):  # its own text has a line for each setting
         shown = f"An optimizer of class {type(value).__name__}"
+    if isinstance(value, Tensor):
+        shown = f"A tensor of shape {tuple(value.shape)}"
     return ArgumentTypeError(
         f"{shown} was given as a module. A module is a Module, a spec such as 'adam()', or a "
         f"list of these.{_instead(value)}"
@@ -165,8 +189,12 @@ def not_a_module(value: object) -> ArgumentTypeError:
 
 
 def _instead(value: object) -> str:
-    """Returns what to pass in place of a class or an optimizer, or an empty text."""
+    """Returns what to pass in place of a class, an optimizer or a number, or an empty string."""
     cls = value if isinstance(value, type) else type(value)
+    if issubclass(cls, (int, float)):
+        return f" A learning rate is passed by name: lr={value!r}."
+    if issubclass(cls, LRScheduler):
+        return f" A scheduler is given the optimizer: {cls.__name__}(optimizer, ...)."
     if is_module(getattr(value, "module", None)):
         return " Pass the module of that optimizer: optimizer.module."
     if not issubclass(cls, torch.optim.Optimizer):

@@ -8,15 +8,17 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from projcore import errors, registry
+from projcore._advice import misplaced_argument, unknown_argument
 from projcore._outcome import INTERRUPTS, describe
 from projcore.component import Kind
-from projcore.errors import PluginError, ProjcoreError, SpecError, UnknownNameError, suggest
+from projcore.errors import PluginError, ProjcoreError, SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from projcore.core.chain import Chain
 
 BUILDABLE: tuple[Kind, ...] = ("projection", "module")
 CHAIN = "projcore.core.chain:Chain"
+_ANY = Parameter("any", Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
         raise UnknownNameError(f"{error}{hint}\n{place}") from None
     except PluginError as error:
         raise PluginError(f"{error}\n{place}") from error.__cause__
-    values = {}
-    for parameter, argument in _bind(name, registry.parameters(cls), arguments, place):
-        values[parameter.name] = argument.make(parameter)
+    parameters = registry.parameters(cls)
+    bound = _bind(name, parameters, arguments, place)
+    values = {parameter.name: argument.make(parameter) for parameter, argument in bound}
+    positional = [values[each.name] for each, argument in bound if argument.keyword is None]
+    named = {each.name: values[each.name] for each, argument in bound if argument.keyword}
+    mistake = misplaced_argument(name, cls, positional, named, parameters)
+    if mistake:
+        raise SpecError(f"{mistake}\n{place}")
     try:
         return cls(**values)
     except ProjcoreError as error:
@@ -88,10 +95,9 @@ def _bind(
                 )
             keyword = ordered[position].name
         elif keyword not in by_name:
-            raise SpecError(
-                f"{name} has no parameter {keyword!r}.{suggest(str(keyword), by_name)} "
-                f"Its parameters: {listed}.\n{argument.place}"
-            )
+            given = {each.keyword: each.make(_ANY) for each in arguments if each.keyword}
+            message = unknown_argument(name, keyword, given, parameters)
+            raise SpecError(f"{message}\n{argument.place}")
         if keyword in bound:
             raise SpecError(f"{name} was given {keyword!r} twice. Give it once.\n{argument.place}")
         bound[keyword] = argument

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from projcore.core.settings import Settings
     from projcore.core.state import State
     from projcore.engine.compiler import Compiler
+    from projcore.engine.gather import Owners
 
 
 class Context(ABC):
@@ -21,10 +22,12 @@ class Context(ABC):
     Attributes:
         parameter_names: The name of each of the optimizer's parameters, None for one without.
         absent: See `Space.absent`.
+        owners: Which process owns each sharded parameter.
     """
 
     parameter_names: Sequence[str | None]
     absent: Sequence[tuple[str | None, Tensor, int]] | None = ()
+    owners: Owners
 
     @abstractmethod
     def settings(self, path: str, group: Hashable) -> Settings:

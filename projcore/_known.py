@@ -54,7 +54,9 @@ KNOWN: tuple[Known, ...] = (
     Known("module", "normalize", "Normalize", "basic"),
     Known("module", "orthogonalize", "Orthogonalize", "adaptive"),
     Known("module", "polyak_averaging", "PolyakAveraging", "basic"),
+    Known("module", "racs", "RACS", "adaptive"),
     Known("module", "radam", "RAdam", "adaptive"),
+    Known("module", "rms_normalize", "RMSNormalize", "adaptive"),
     Known("module", "rmsprop", "RMSprop", "adaptive"),
     Known("module", "route", "Route", "structural"),
     Known("module", "rprop", "Rprop", "adaptive"),
@@ -107,6 +109,8 @@ KNOWN: tuple[Known, ...] = (
     Known("recipe", "intrinsic_dimension", "intrinsic_dimension", "lowrank"),
     Known("recipe", "ldadam", "ldadam", "lowrank"),
     Known("recipe", "muon_adamw", "muon_adamw", "lowrank"),
+    Known("recipe", "racs_adamw", "racs_adamw", "adaptive"),
+    Known("recipe", "scale_adamw", "scale_adamw", "adaptive"),
     Known("recipe", "soap", "soap", "lowrank"),
     Known("recipe", "sumo", "sumo", "lowrank"),
 )
@@ -119,7 +123,7 @@ COMMANDS: dict[str, str] = {
 # Of each name of a setting, the components that have it.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "alpha": ("rmsprop",),
-    "beta": ("backtracking", "ema", "polyak_averaging", "soap_rotation"),
+    "beta": ("backtracking", "ema", "polyak_averaging", "racs", "rms_normalize", "soap_rotation"),
     "beta2_decay": ("adafactor",),
     "betas": (
         "adam",
@@ -153,6 +157,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "nadam",
         "normalize",
         "radam",
+        "rms_normalize",
         "rmsprop",
         "torch_optim",
     ),
@@ -166,7 +171,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "ldadam_subspace",
         "low_rank",
         "muon",
+        "racs",
         "random_subspace",
+        "rms_normalize",
         "soap_rotation",
     ),
     "gamma": ("gradient_noise", "norm_growth_limiter"),

@@ -14,6 +14,12 @@ from projcore.errors import closest
 from projcore.manager import Manager
 
 By = Literal["name", "attribute"]
+MOST = 5  # names in a message
+HABITUAL = {
+    "sgd": "Gradient descent is the learning rate alone: Optimizer(model, LR(0.1)); with momentum, "
+    "Optimizer(model, HeavyBall(0.9), lr=0.1)."
+}
+"""Names of torch's optimizers that no component has, and what does the same."""
 
 
 def find(manager: Manager, kinds: Sequence[Kind], name: str, by: By = "name") -> list[Component]:
@@ -40,10 +46,10 @@ def several(kinds: Sequence[Kind], name: str, found: Sequence[Component], by: By
     """Returns the message for a name that several components have."""
     names = ", ".join(sorted(f"{each.qualified!r} ({each.provider})" for each in found))
     plugins = {each.plugin for each in found}
-    cure = "Use the qualified name" if by == "name" else "Import it from its own package"
+    fix = "Use the qualified name" if by == "name" else "Import it from its own package"
     return (
         f"{noun(kinds)} {name!r} is provided by {len(plugins)} plugins: {names}. "
-        f"{cure}, or disable one with {DISABLE}."
+        f"{fix}, or disable one with {DISABLE}."
     )
 
 
@@ -61,6 +67,7 @@ def missing(
         and (not colon or plugin in (each.extra, canonical(each.distribution)))
     ]
     for reason in (
+        HABITUAL.get(short.lower()),
         _in_bad_plugin(manager, plugin, short, known),
         _of_another_kind(manager, kinds, name, by),
         _not_installed(manager, known),
@@ -75,7 +82,10 @@ def missing(
         if bad.status in (*BAD, "disabled") and bad.distribution not in ours
     ]
     installed = sorted({_called(each, by) for each in manager.components if each.kind in kinds})
-    parts = [start, suggestion, f"Installed: {', '.join(installed) or 'none'}.", *perhaps]
+    listed = f"Installed: {', '.join(installed) or 'none'}."
+    if len(installed) > MOST:
+        listed = f"Run 'projcore list' for all {len(installed)}."
+    parts = [start, suggestion, listed, *perhaps]
     return " ".join(part for part in parts if part), bool(suggestion or perhaps)
 
 
@@ -118,12 +128,16 @@ def _not_installed(manager: Manager, known: Sequence[Known]) -> str | None:
 def _suggestion(manager: Manager, kinds: Sequence[Kind], name: str, by: By) -> str:
     installed = [_called(each, by) for each in manager.components if each.kind in kinds]
     known = {_called(each, by): each for each in KNOWN if each.kind in kinds}
-    near = closest(name, [*installed, *known])
-    if near is None:
+    near = [
+        repr(each)
+        if each in installed
+        else f"{each!r} (needs pip install 'projcore[{known[each].extra}]')"
+        for each in closest(name, [*installed, *known], MOST)
+    ]
+    if not near:
         return ""
-    if near in installed:
-        return f"Did you mean {near!r}?"
-    return f"Did you mean {near!r} (needs pip install 'projcore[{known[near].extra}]')?"
+    *others, last = near
+    return f"Did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
 def _called(component: Component | Known, by: By) -> str:

@@ -25,11 +25,11 @@ def story(plugin: Plugin) -> str:
             "Run 'projcore doctor' for the traceback."
         )
     if plugin.status == "incompatible":
-        return f"{plugin.cause}: {plugin.cure}"
+        return f"{plugin.cause}: {plugin.fix}"
     if plugin.status == "corrupt":
-        return f"is corrupt: {plugin.cause}. {plugin.cure}"
+        return f"is corrupt: {plugin.cause}. {plugin.fix}"
     if plugin.status == "conflict":
-        return f"shares names: {plugin.cause}. {plugin.cure}"
+        return f"shares names: {plugin.cause}. {plugin.fix}"
     return f"is {plugin.cause}."
 
 
@@ -58,7 +58,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def api_mismatch(hooks: object, required: bool) -> tuple[str, str] | None:
-    """Returns cause and cure if a plugin was written for a plugin API that is not spoken here."""
+    """Returns cause and fix if a plugin was written for a plugin API that is not spoken here."""
     api = getattr(hooks, "PROJCORE_API", None if required else PROJCORE_API)
     if isinstance(api, bool) or not isinstance(api, int):
         return (
@@ -84,7 +84,7 @@ def restart(plugin: Plugin, error: BaseException, editable: bool) -> str:
     return ""
 
 
-def cure(plugin: Plugin) -> str:
+def fix(plugin: Plugin) -> str:
     """Returns what to do about a plugin that fails."""
     if plugin.distribution is None:
         return "Correct it, and register it again."

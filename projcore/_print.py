@@ -128,10 +128,12 @@ class _Json:
         }
         if not arguments:
             return name
-        for first in registry.parameters(type(module))[:1]:
-            alone = list(arguments) == [first.name] and first.kind is not first.KEYWORD_ONLY
-            if alone and not isinstance(arguments[first.name], dict):
-                return {name: arguments[first.name]}
+        parameters = registry.parameters(type(module))
+        leading = _leading(name.rpartition(":")[2], parameters, arguments)
+        if [each.name for each in leading] == list(arguments):
+            (value, *others) = arguments.values()
+            if not others and not isinstance(value, dict):
+                return {name: value}
         return {name: arguments}
 
     def value(self, value: Any, where: str) -> Any:

@@ -136,7 +136,7 @@ def _corrupt(distribution: Any, cause: str, plugin: str | None = None) -> Found:
         version or None,
         status="corrupt",
         cause=cause,
-        cure=f"Delete {folder} and install {name} again.",
+        fix=f"Delete {folder} and install {name} again.",
     )
     return Found(found, frozenset({found.name, canonical(name)}), None)
 

@@ -77,7 +77,7 @@ class Plugin:
             ``"disabled"`` by a switch, ``"conflict"`` when it works but shares a name with
             another.
         cause: Why it is not simply loaded.
-        cure: What to do.
+        fix: What to do.
         traceback: Where it failed.
         offered: The names it would have provided, as far as known.
         slow: Finding it imported torch, so that every command waits for it.
@@ -89,7 +89,7 @@ class Plugin:
     entry_point: str = ""
     status: Status = "loaded"
     cause: str = ""
-    cure: str = ""
+    fix: str = ""
     traceback: str = ""
     offered: tuple[str, ...] = ()
     slow: bool = False

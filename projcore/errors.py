@@ -89,27 +89,27 @@ class PluginWarning(ProjcoreWarning):
     """A plugin, or a switch for plugins, is out of order; everything else works."""
 
 
-def closest(name: str, choices: Iterable[str]) -> str | None:
-    """Returns the choice that `name` most likely means, or None; case, ``-`` and ``_`` are equal.
+def closest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:
+    """Returns the choices that `name` may mean, the likeliest first; case, ``-``, ``_`` are equal.
 
     Example:
         >>> closest("Clip-Norm", ["clip_norm", "lr"])
-        'clip_norm'
+        ['clip_norm']
     """
     plain = {_plain(choice): choice for choice in reversed(list(choices))}
-    near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.7)
-    return plain[near[0]] if near else None
+    near = difflib.get_close_matches(_plain(name), plain, n=count, cutoff=0.7)
+    return [plain[each] for each in near]
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
-    """Returns `` Did you mean 'x'?`` with the choice that is closest to `name`, or an empty text.
+    """Returns `` Did you mean 'x'?`` with the choice that is closest to `name`, or an empty string.
 
     Example:
         >>> suggest("adm", ["adam", "lr"])
         " Did you mean 'adam'?"
     """
     near = closest(name, choices)
-    return f" Did you mean {near!r}?" if near else ""
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def within_one_typo(name: str, other: str) -> bool:

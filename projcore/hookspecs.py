@@ -65,4 +65,4 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
 
 @hookspec
 def projcore_doctor() -> list[str]:  # type: ignore[empty-body]
-    """Returns what is wrong with the plugin's surroundings, one sentence each, with the cure."""
+    """Returns problems in the plugin's environment, one sentence each, with a suggested fix."""

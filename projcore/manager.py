@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from projcore import hookspecs
-from projcore._outcome import BAD, INTERRUPTS, api_mismatch, cure, describe, restart, story
+from projcore._outcome import BAD, INTERRUPTS, api_mismatch, describe, fix, restart, story
 from projcore._scan import Found, canonical, scan
 from projcore._switches import DISABLE, STRICT, Switches
 from projcore.component import KINDS, Component, Example, Kind, Plugin, make_component
@@ -140,7 +140,7 @@ class Manager:
             plugin = replace(plugin, slow="torch" in sys.modules and not torch_before)
             mismatch = api_mismatch(hooks, required=bool(plugin.entry_point))
             if mismatch is not None:
-                return replace(plugin, status="incompatible", cause=mismatch[0], cure=mismatch[1])
+                return replace(plugin, status="incompatible", cause=mismatch[0], fix=mismatch[1])
             self._pluggy.register(hooks, plugin.name)
             self._check_hooks(hooks)
             self.components += tuple(self._draft)
@@ -153,7 +153,7 @@ class Manager:
                 plugin,
                 status="failed",
                 cause=describe(error) + restart(plugin, error, editable),
-                cure=cure(plugin),
+                fix=fix(plugin),
                 traceback="".join(traceback.format_exception(error)),
                 offered=tuple(component.name for component in self._draft),
             )
@@ -267,7 +267,7 @@ class Manager:
         if not clashes:
             return plugin
         remedy = f"Use qualified names, or disable one with {DISABLE}."
-        return replace(plugin, status="conflict", cause="; ".join(clashes), cure=remedy)
+        return replace(plugin, status="conflict", cause="; ".join(clashes), fix=remedy)
 
 
 class _Hashable:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from projcore._shards import by_parts, is_sharded, join_norms, local, splits, zeros_over
 from projcore.errors import ArgumentError
 
 __all__ = [
@@ -23,19 +24,25 @@ __all__ = [
     "as_real",
     "at_once",
     "by_kind",
+    "by_parts",
     "clamp_min_",
     "copy_",
     "fill_where",
+    "is_sharded",
     "lerp",
     "lerp_",
-    "norm_over",
+    "local",
     "norms",
+    "norms_of_kinds",
+    "norms_over",
     "once",
     "refuse_complex",
     "require_choice",
     "signs",
+    "splits",
     "times",
     "unsharded",
+    "zeros_over",
 ]
 
 
@@ -186,26 +193,47 @@ def norms(tensors: list[Tensor], batch_dims: int = 0, order: float = 2.0) -> lis
     """Returns the norm of each tensor, 0-d, or of each item.
 
     Where the first `batch_dims` dimensions index items, norms have the dimensions of the tensor,
-    and broadcast.
+    and broadcast. Those of sharded tensors (`DTensor`), which may stand beside others, take one
+    collective for each dimension of their mesh, for all together, and are the same in each process.
 
     Example:
         >>> norms([torch.tensor([[3.0, 4.0], [0.0, 1.0]])], batch_dims=1)
         [tensor([[5.],
                 [1.]])]
     """
+    if any(map(is_sharded, tensors)):
+        over = [range(batch_dims, tensor.ndim) for tensor in tensors]
+        parts = by_kind(lambda some: norms(some, batch_dims, order), list(map(local, tensors)))
+        return join_norms(parts, tensors, order, over)
     if batch_dims:
-        return [_item_norms(tensor, order, batch_dims) for tensor in tensors]
+        return norms_over(tensors, order, [range(batch_dims, each.ndim) for each in tensors])
     if order == math.inf and any(tensor.numel() == 0 for tensor in tensors):
-        return [_item_norms(tensor.reshape(1, -1), order, 1).reshape(()) for tensor in tensors]
+        return [_norm_over(tensor.reshape(-1), order, (0,)).reshape(()) for tensor in tensors]
     return list(torch._foreach_norm(tensors, order))
 
 
-def norm_over(tensor: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
-    """Returns the norms over some dimensions, which stay with size 1."""
-    if order == math.inf and tensor.numel() == 0:  # there is no largest element; the norm is 0
-        return tensor.abs().sum(dims, keepdim=True)
-    result: Tensor = torch.linalg.vector_norm(tensor, order, dims, keepdim=True)
-    return result
+def norms_of_kinds(tensors: list[Tensor], order: float = 2.0) -> list[Tensor]:
+    """Returns the norm of each tensor, 0-d; they may be of several dtypes, devices and meshes."""
+    if any(map(is_sharded, tensors)):  # of several dtypes, norms still take one collective
+        return norms(tensors, order=order)
+    return by_kind(lambda some: norms(some, order=order), tensors)
+
+
+def norms_over(tensors: list[Tensor], order: float, dims: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Returns the norms over some dimensions of each tensor, which stay with size 1.
+
+    The dimensions are counted from 0; where there are none, it is absolute values. Sharded tensors
+    are as in `norms`; what their norms are not taken over stays sharded.
+
+    Example:
+        >>> norms_over([torch.tensor([[3.0, 1.0], [4.0, 0.0]])], 2.0, [(0,)])
+        [tensor([[5., 1.]])]
+    """
+    parts = [
+        _norm_over(local(tensor), order, tuple(over)) if len(over) else local(tensor).abs()
+        for tensor, over in zip(tensors, dims, strict=True)
+    ]
+    return join_norms(parts, tensors, order, dims) if any(map(is_sharded, tensors)) else parts
 
 
 def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -259,10 +287,11 @@ def unsharded(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _item_norms(tensor: Tensor, order: float, batch_dims: int) -> Tensor:
-    if tensor.ndim == batch_dims:
-        return tensor.abs()
-    return norm_over(tensor, order, tuple(range(batch_dims, tensor.ndim)))
+def _norm_over(tensor: Tensor, order: float, dims: tuple[int, ...]) -> Tensor:
+    if order == math.inf and tensor.numel() == 0:  # there is no largest element; the norm is 0
+        return tensor.abs().sum(dims, keepdim=True)
+    result: Tensor = torch.linalg.vector_norm(tensor, order, dims, keepdim=True)
+    return result
 
 
 def _traced(weight: Any) -> bool:

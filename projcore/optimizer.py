@@ -28,16 +28,19 @@ from projcore.engine.commit import Store, make_buckets, run_writes
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
 from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
 from projcore.engine.finite import first_nonfinite, located
+from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
-from projcore.engine.rate import sets_step_size
+from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
+from projcore.engine.resharding import share
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
+    ArgumentTypeError,
     NonFiniteError,
     ProjcoreWarning,
     StepError,
@@ -64,8 +67,11 @@ class Optimizer(torch.optim.Optimizer):
     what the step makes them.
 
     Args:
-        params: Parameters, pairs of name and parameter, or dicts that are parameter groups.
+        params: A model, whose named parameters are taken; or parameters, pairs of name and
+            parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
+        lr: The learning rate: appends the module ``lr`` to the others, which must have none of
+            their own.
         compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
             ``{"mode": "max-autotune-no-cudagraphs"}``. Modules that follow each other become one
             graph. What depends on values, such as a line search or the refresh of a projection's
@@ -100,9 +106,10 @@ class Optimizer(torch.optim.Optimizer):
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
-        >>> optimizer = Optimizer(model.parameters(), "clip_norm(1.0)", "adam()", "lr(0.001)")
+        >>> optimizer = Optimizer(model, "clip_norm(1.0)", "adam()", lr=0.001)
         >>> print(optimizer)
         clip_norm(1.0); adam(); lr(0.001)
+        >>> optimizer = Optimizer(model.parameters(), "clip_norm(1.0)", "adam()", "lr(0.001)")
     """
 
     regroup: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
@@ -110,8 +117,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: ParamsT | torch.nn.Module,
         *modules: Module | str | Mapping[str, Any] | Sequence[Any],
+        lr: float | Tensor | None = None,
         compile: bool | Mapping[str, Any] = False,
         bucket_bytes: int | None = None,
         nonfinite: Nonfinite = "allow",
@@ -120,9 +128,15 @@ class Optimizer(torch.optim.Optimizer):
         if not modules:
             raise ArgumentError(
                 "Optimizer(params) was given no modules. It runs one or more. Pass for example "
-                "'adam()', 'lr(0.001)'."
+                "Optimizer(model, 'adam()', lr=0.001)."
             )
-        self.module: Chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
+        if isinstance(params, Module):
+            raise ArgumentTypeError(
+                f"Optimizer({params}, ...) was given a module first. The model or its parameters "
+                f"come first. Pass Optimizer(model, {params}, ...)."
+            )
+        chain = as_chain(modules[0] if len(modules) == 1 else list(modules))
+        self.module: Chain = chain if lr is None else with_rate(chain, lr)
         self._built = False
         self._backward: InBackward | None = None
         self._bucket_bytes: int | None = None
@@ -140,8 +154,10 @@ class Optimizer(torch.optim.Optimizer):
         self._presence: list[Facts | None] = []
         self._checked: list[Sequence[Any]]
         self._passes = PASSES
+        self._owners = Owners()
         self._make_names()
-        groups = list(as_iterable(params))
+        named = params.named_parameters() if isinstance(params, torch.nn.Module) else params
+        groups = list(as_iterable(named))
         if not groups:
             raise ArgumentError(
                 "Optimizer was given no parameters. It needs at least one; a generator such as "
@@ -178,7 +194,9 @@ class Optimizer(torch.optim.Optimizer):
                 "divides by the size of what comes in, and so has no effect"
             )
         warnings.warn(
-            f"{text}. Append LR(1e-3), or the rate that you want.", StepSizeWarning, stacklevel=3
+            f"{text}. Pass lr=1e-3, or the rate that you want, or append it as LR(1e-3).",
+            StepSizeWarning,
+            stacklevel=3,
         )
 
     @property
@@ -442,7 +460,9 @@ class Optimizer(torch.optim.Optimizer):
             present = self._present(all_parameters(groups))
             members = [i for i, facts in enumerate(present) if facts is not None]
         passes = self._passes if self._compiler is None else self._passes | {"trace"}
-        return make_plan(self.module, self._names, groups, members, passes, active, building)
+        return make_plan(
+            self.module, self._names, groups, members, passes, self._owners, active, building
+        )
 
     def _use_passes(self, passes: frozenset[str]) -> None:
         """Has plans rewritten by some of the passes only; all make the same step."""
@@ -496,6 +516,9 @@ class Optimizer(torch.optim.Optimizer):
     ) -> tuple[Plan, Store]:
         """Returns the plan of this step, and the state that it works on."""
         plan = self._plan_now(active)
+        if plan.gathers and not self._warm:
+            for parameter in parameters:  # also where others keep what there is to keep of it
+                self.state[parameter]
         self._store = self._current_store(parameters, _key(active))
         plan.bind(self._store)
         return plan, self._store
@@ -661,9 +684,14 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Returns the state and the groups, in torch's form; all of it tensors and plain values.
 
-        With the groups goes what `load_state_dict` compares.
+        With the groups goes what `load_state_dict` compares. State that belongs to sharded
+        parameters is sharded (`DTensor`); where processes own parameters, all of them must call it.
         """
         state_dict = super().state_dict()
+        plan = self.plan_of(self.param_groups)
+        if plan.gathers:
+            state_dict["state"] = {i: dict(each) for i, each in state_dict["state"].items()}
+            share(plan.region, state_dict["state"])
         checkpoint.complete(self, state_dict)
         return state_dict
 
@@ -706,6 +734,7 @@ class Optimizer(torch.optim.Optimizer):
                 "compile",
                 "_bucket_bytes",
                 "_passes",
+                "_owners",
                 "nonfinite",
                 "in_backward",
             )
@@ -713,7 +742,7 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {"nonfinite": "allow", "_passes": PASSES, **state}
+        state = {"nonfinite": "allow", "_passes": PASSES, "_owners": Owners(), **state}
         in_backward, compile = state.pop("in_backward", False), state.pop("compile", False)
         self._built = False
         self._backward = None

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 
 from projcore import Optimizer
+from projcore_adaptive.recipes import *  # noqa: F403
 from projcore_lowrank.recipes import *  # noqa: F403
 
 def __getattr__(name: str) -> Callable[..., Optimizer]: ...

@@ -93,6 +93,19 @@ def lookup(kinds: tuple[Kind, ...], name: str) -> Component:
     return found[0]
 
 
+def resolve(name: str) -> list[Component]:
+    """Returns the components of the plugin, or else the one component, of that name.
+
+    Raises:
+        UnknownNameError: If there is neither.
+    """
+    manager.discover()
+    of_plugin = [component for component in manager.components if component.plugin == name]
+    if of_plugin or any(plugin.name == name for plugin in manager.plugins):
+        return of_plugin
+    return [get(None, name)]
+
+
 def load(kind: Kind | None, name: str) -> Any:
     """Returns the class (of a recipe: the function) of that kind and name.
 

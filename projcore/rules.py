@@ -315,8 +315,13 @@ def _number(group: Hashable) -> int | None:
     return group if isinstance(group, int) else None
 
 
+NAMED: dict[str, dict[str | Predicate, Mapping[str, Any]]] = {
+    "no_decay": {"ndim>=2": {}, "*": {"weight_decay": 0.0}}
+}
+
+
 def param_groups(
-    model: torch.nn.Module, rules: Mapping[str | Predicate, Mapping[str, Any]]
+    model: torch.nn.Module, rules: Mapping[str | Predicate, Mapping[str, Any]] | str
 ) -> list[dict[str, Any]]:
     """Makes torch's parameter groups of a model: one for each rule, with its settings.
 
@@ -327,18 +332,28 @@ def param_groups(
 
     Args:
         model: The model.
-        rules: The settings of each rule's group.
+        rules: The settings of each rule's group; or ``"no_decay"``, the usual groups: a
+            ``weight_decay`` of 0 for biases, gains and whatever else has fewer than two dimensions.
 
     Raises:
-        ArgumentError: If a parameter has no rule, or a rule no parameter.
+        ArgumentError: If a parameter has no rule, a rule no parameter, or the word is unknown.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+        >>> [group.get("weight_decay") for group in param_groups(model, "no_decay")]
+        [None, 0.0]
         >>> rules = {"type==Linear ndim==2": {"weight_decay": 0.1}, "*": {"weight_decay": 0.0}}
         >>> groups = param_groups(model, rules)
         >>> [[name for name, _ in group["params"]] for group in groups]
         [['0.weight'], ['0.bias', '1.weight', '1.bias']]
     """
+    if isinstance(rules, str):
+        if rules not in NAMED:
+            raise ArgumentError(
+                f"param_groups(model, {rules!r}) is unknown.{suggest(rules, NAMED)} It takes rules "
+                f"with their settings, or one of {', '.join(map(repr, NAMED))}."
+            )
+        rules = NAMED[rules]
     known = inspect_model(model)
     named = [(each.name, parameter) for parameter, each in known.items()]
     chosen = Rules(rules, "param_groups").choose(

@@ -45,6 +45,22 @@ STRUCTURAL = "plugins/projcore-structural/"
 
 KERNEL = [
     Breakage(
+        "second-rate",
+        "Optimizer(lr=...) multiplies an update that has a learning rate already.",
+        ENGINE + "rate.py",
+        before="        if RATE in module.defaults:\n            raise",
+        after="        if False:\n            raise",
+        tests=("tests/kernel/test_first_lines.py::test_a_second_rate_is_an_error",),
+    ),
+    Breakage(
+        "rate-for-alpha",
+        "RMSprop(1e-2), as one writes it for torch, sets alpha.",
+        "projcore/_advice.py",
+        before='return first.name != "lr" and',
+        after='return first.name == "lr" and',
+        tests=("tests/kernel/test_first_lines.py",),
+    ),
+    Breakage(
         "state-of-siblings",
         "Tensors made from the same parameter share their memory.",
         "projcore/_trees.py",
@@ -88,6 +104,30 @@ KERNEL = [
         before="return value.shape[skip:] == expected.shape[skip:] and value.ndim == expected.ndim",
         after="return True",
         tests=("tests/kernel/test_state.py::test_checkpoints_of_others",),
+    ),
+    Breakage(
+        "adopt-coupling",
+        "State of Adam with coupled weight decay is adopted by AdamW.",
+        ENGINE + "adopt.py",
+        before="if before == settings[COUPLING]:",
+        after="if False:",
+        tests=("tests/checkpoints/test_adopt_state.py",),
+    ),
+    Breakage(
+        "adopt-counts",
+        "The count of a run that began with torch begins again at one.",
+        ENGINE + "adopt.py",
+        before="return torch.as_tensor(value).to(expected.dtype)",
+        after="return torch.as_tensor(value if expected.ndim else 1).to(expected.dtype)",
+        tests=("tests/checkpoints/test_adopt_state.py",),
+    ),
+    Breakage(
+        "adopt-galore-sides",
+        "Bases of galore-torch are adopted for the other side.",
+        LOWRANK + "src/projcore_lowrank/galore_torch.py",
+        before='side = "right" if tall == (side == "std") else "left"',
+        after='side = "left" if tall == (side == "std") else "right"',
+        tests=("tests/checkpoints/test_adopt_state.py::test_galore_torch",),
     ),
     Breakage(
         "settings-shared-names",
@@ -1650,6 +1690,22 @@ PLUGINS = [
             ADAPTIVE + "tests/test_muon.py"
             "::test_launches_on_an_accelerator_do_not_grow_with_the_number_of_matrices",
         ),
+    ),
+    Breakage(
+        "racs-factors",
+        "RACS divides its row factors by the norm of the column factors, not by its square.",
+        ADAPTIVE + "src/projcore_adaptive/racs.py",
+        before="(unit * (s @ s.mT)).clamp_(min=tiny)",
+        after="(unit * (s @ s.mT)).sqrt().clamp_(min=tiny)",
+        tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
+    ),
+    Breakage(
+        "scale-embedding",
+        "SCALE normalizes embeddings token by token, not feature by feature.",
+        ADAPTIVE + "src/projcore_adaptive/recipes.py",
+        before='"rms": None, "dim": 0}}',
+        after='"rms": None, "dim": 1}}',
+        tests=(ADAPTIVE + "tests/test_recipes.py::test_scale_is_the_formula_of_its_authors",),
     ),
     Breakage(
         "adafactor-rows",

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line, and the commands of plugins.
 
 Its own: ``projcore list | info | plugins | doctor | check | new-plugin``.
@@ -6,10 +7,11 @@ Its own: ``projcore list | info | plugins | doctor | check | new-plugin``.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import projcore
 from projcore import registry
@@ -17,7 +19,7 @@ from projcore._known import COMMANDS
 from projcore._outcome import describe
 from projcore.cli import check, doctor, info, listing, new_plugin, plugins
 from projcore.component import Plugin
-from projcore.errors import PluginWarning, ProjcoreError
+from projcore.errors import PluginWarning, ProjcoreError, suggest
 
 __all__ = ["main", "parsers"]
 
@@ -25,6 +27,8 @@ __all__ = ["main", "parsers"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 1 if it failed, 2 if it was not understood."""
     words = sys.argv[1:] if arguments is None else [*arguments]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # for terminals without the signs of formulas
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # said below, or by the command itself
         try:
@@ -33,23 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"projcore: {error}", file=sys.stderr)
             return 1
         except BrokenPipeError:
-            # Whoever read our output has had enough, as in `projcore list | head`.
+            # The reader of our output has had enough, as in `projcore list | head`.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt:
+            print("projcore: interrupted", file=sys.stderr)
             return 130
 
 
 def _run(words: list[str]) -> int:
     parser, subparsers = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser, subparsers)
     builtin = frozenset(subparsers.choices)
     name = next((word for word in words if not word.startswith("-")), None)
     if name not in builtin:
         # Only when they may be needed, and for --help.
         for plugin, error in _add_commands(subparsers):
             print(f"projcore: {plugin} added no commands: {describe(error)}", file=sys.stderr)
-        if name in COMMANDS and name not in subparsers.choices:
-            _explain(name)
+        if name is not None and name not in subparsers.choices:
+            _explain(name, subparsers.choices)
             return 2
     parsed = parser.parse_args(words)
     if parsed.command is None:
@@ -58,6 +65,19 @@ def _run(words: list[str]) -> int:
     code: int = parsed.run(parsed) or 0
     sys.stdout.flush()
     return code
+
+
+def _complete(
+    parser: argparse.ArgumentParser,
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    """Answers a shell that asks how the line may go on, if argcomplete is there, and exits."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    _add_commands(subparsers)
+    argcomplete.autocomplete(parser, exit_method=sys.exit)
 
 
 def parsers() -> dict[str, tuple[str, argparse.ArgumentParser]]:
@@ -74,7 +94,7 @@ def _parser() -> tuple[
     parser = argparse.ArgumentParser(
         prog="projcore", description="Optimizers in projected spaces for PyTorch."
     )
-    parser.add_argument("--version", action="version", version=projcore.__version__)
+    parser.add_argument("-V", "--version", action="version", version=projcore.__version__)
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in (listing, info, plugins, doctor, check, new_plugin):
         command.add(subparsers)
@@ -89,13 +109,14 @@ def _add_commands(
     return [(plugin, error) for plugin, _, error in outcomes if error is not None]
 
 
-def _explain(command: str) -> None:
-    extra = COMMANDS[command]
-    reason = f"which is not installed: pip install 'projcore[{extra}]'"
-    for plugin in registry.manager.plugins:
-        if plugin.distribution == f"projcore-{extra}":
-            reason = f"which is {plugin.status}. Run 'projcore doctor' for the reason."
-    print(
-        f"projcore: the command {command!r} is provided by 'projcore-{extra}', {reason}",
-        file=sys.stderr,
-    )
+def _explain(command: str, commands: Iterable[str]) -> None:
+    """Says why there is no such command."""
+    reason = f"no command {command!r}.{suggest(command, commands)} Run 'projcore --help'."
+    if command in COMMANDS:
+        extra = COMMANDS[command]
+        why = f"which is not installed: pip install 'projcore[{extra}]'"
+        for plugin in registry.manager.plugins:
+            if plugin.distribution == f"projcore-{extra}":
+                why = f"which is {plugin.status}. Run 'projcore doctor' for the reason."
+        reason = f"the command {command!r} is provided by 'projcore-{extra}', {why}"
+    print(f"projcore: {reason}", file=sys.stderr)

@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from projcore.cli.output import print_json
+from projcore import registry
+from projcore.cli.output import complete_names, print_json
 from projcore.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("check", help="check the laws on a plugin or a component")
-    parser.add_argument("name", help="for example adaptive, adam or adaptive:adam")
+    name = parser.add_argument("name", help="for example adaptive, adam or adaptive:adam")
+    complete_names(name)
     parser.add_argument("--slow", action="store_true", help="include the laws that take seconds")
     parser.add_argument(
         "--expect",
@@ -33,13 +35,19 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Checks, and prints what failed and how to mend it; the exit code is 1 if anything did."""
+    """Checks, and prints the failures and how to fix them; the exit code is 1 if there are any."""
     expected = dict(_expectation(text) for text in arguments.expect)
+    registry.resolve(arguments.name)  # a wrong name is an error at once, before torch is imported
 
     from projcore.testing import check_component, summary  # imports torch as soon as it checks
 
     progress = None if arguments.json else Progress(arguments.verbose)
-    results = check_component(arguments.name, arguments.slow, expected, progress)
+    try:
+        results = check_component(arguments.name, arguments.slow, expected, progress)
+    except KeyboardInterrupt:
+        if progress is not None:
+            progress.flush()
+        raise
     counts = Counter(result.status for result in results)
     if progress is None:
         print_json({"counts": counts, "results": [asdict(result) for result in results]})

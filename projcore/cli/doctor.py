@@ -23,7 +23,7 @@ from projcore.plugin import PROJCORE_API, PROJCORE_API_FLOOR
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("doctor", help="say what is wrong with plugins, and the cure")
+    parser = subparsers.add_parser("doctor", help="say what is wrong with plugins, and the fix")
     parser.add_argument(
         "--import",
         dest="load",
@@ -42,12 +42,12 @@ def run(arguments: Namespace) -> int:
     problems += _of_hooks()
     if arguments.load:
         problems += _of_components()
-    surroundings = _surroundings()
+    environment = _environment()
     if arguments.json:
         plugins = [asdict(plugin) for plugin in registry.manager.plugins]
-        print_json({"surroundings": surroundings, "plugins": plugins, "problems": problems})
+        print_json({"environment": environment, "plugins": plugins, "problems": problems})
     else:
-        _print(surroundings, problems)
+        _print(environment, problems)
     return 1 if problems else 0
 
 
@@ -56,13 +56,11 @@ def _is_bad(plugin: Plugin) -> bool:
 
 
 def _of_plugin(plugin: Plugin) -> dict[str, str]:
-    cause, cure = plugin.cause, plugin.cure
+    cause, fix = plugin.cause, plugin.fix
     if not cause:
         cause = "finding it imports torch, so that every command waits for that"
-        cure = (
-            "Its author makes __init__.py and the hook module free of torch: projcore.plugin.lazy"
-        )
-    return _problem(str(plugin), plugin.status, cause, cure, plugin.traceback)
+        fix = "Its author makes __init__.py and the hook module free of torch: projcore.plugin.lazy"
+    return _problem(str(plugin), plugin.status, cause, fix, plugin.traceback)
 
 
 def _of_switches() -> list[dict[str, str]]:
@@ -101,11 +99,11 @@ def _of_components() -> list[dict[str, str]]:
     return problems
 
 
-def _problem(subject: str, status: str, cause: str, cure: str, trace: str = "") -> dict[str, str]:
-    return {"subject": subject, "status": status, "cause": cause, "cure": cure, "traceback": trace}
+def _problem(subject: str, status: str, cause: str, fix: str, trace: str = "") -> dict[str, str]:
+    return {"subject": subject, "status": status, "cause": cause, "fix": fix, "traceback": trace}
 
 
-def _surroundings() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
     spoken = f"{PROJCORE_API_FLOOR} to {PROJCORE_API}"
     return {
         "projcore": projcore.__version__,
@@ -125,8 +123,8 @@ def _version(distribution: str) -> str:
         return f"unknown ({describe(error)})"
 
 
-def _print(surroundings: dict[str, Any], problems: list[dict[str, str]]) -> None:
-    for name, value in surroundings.items():
+def _print(environment: dict[str, Any], problems: list[dict[str, str]]) -> None:
+    for name, value in environment.items():
         print(f"{name + ':':12}{value}")
     print()
     if not problems:
@@ -134,7 +132,7 @@ def _print(surroundings: dict[str, Any], problems: list[dict[str, str]]) -> None
     for problem in problems:
         print(f"{problem['subject']}: {problem['status']}")
         print(f"  cause: {problem['cause']}")
-        if problem["cure"]:
-            print(f"  cure:  {problem['cure']}")
+        if problem["fix"]:
+            print(f"  fix:   {problem['fix']}")
         for line in problem["traceback"].splitlines():
             print(f"    {line}")

@@ -11,7 +11,8 @@ from typing import Any
 
 from projcore import registry
 from projcore._formula import memory_of
-from projcore.cli.output import print_json, print_table
+from projcore.cli.output import complete_names, print_json, print_table
+from projcore.cli.terminal import readable, type_hints
 from projcore.component import Component
 from projcore.errors import PluginError
 
@@ -19,7 +20,8 @@ from projcore.errors import PluginError
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("info", help="say what a component is and what it takes")
-    parser.add_argument("name", help="its name, for example adam or adaptive:adam")
+    name = parser.add_argument("name", help="its name, for example adam or adaptive:adam")
+    complete_names(name)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -34,7 +36,8 @@ def run(arguments: Namespace) -> int:
     except PluginError as failure:
         error = str(failure)
     else:
-        facts["parameters"] = [_parameter(each) for each in registry.parameters(target)]
+        hints = type_hints(target)
+        facts["parameters"] = [_parameter(each, hints) for each in registry.parameters(target)]
         facts["memory"] = _memory(component, target)
         facts["doc"] = inspect.getdoc(target) or ""
     if arguments.json:
@@ -60,13 +63,9 @@ def _memory(component: Component, target: Any) -> str | None:
     return f"{formula} for a parameter of m x n{arguments and f', with {arguments}'}"
 
 
-def _parameter(parameter: inspect.Parameter) -> dict[str, str | None]:
-    annotation = parameter.annotation
-    kind: str | None = None
-    if annotation is not parameter.empty:
-        kind = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+def _parameter(parameter: inspect.Parameter, hints: Mapping[str, str]) -> dict[str, str | None]:
     default = None if parameter.default is parameter.empty else repr(parameter.default)
-    return {"name": parameter.name, "type": kind, "default": default}
+    return {"name": parameter.name, "type": hints.get(parameter.name), "default": default}
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -91,4 +90,4 @@ def _print(facts: dict[str, Any]) -> None:
         ]
         print_table(["parameter", "type", "default"], rows)
     if facts.get("doc"):
-        print(f"\n{facts['doc']}")
+        print(f"\n{readable(facts['doc'])}")

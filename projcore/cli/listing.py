@@ -10,6 +10,7 @@ from projcore import registry
 from projcore._outcome import BAD
 from projcore.cli.output import print_json, print_table
 from projcore.component import KINDS
+from projcore.errors import ArgumentError, suggest
 
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
@@ -22,20 +23,25 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Prints the components; says on the error stream if plugins are missing."""
-    found = [
-        component
-        for component in registry.components(arguments.kind)
-        if arguments.tag in (None, *component.tags)
-    ]
+    """Prints the components; says on the error stream if plugins are missing.
+
+    Raises:
+        ArgumentError: If no component has the tag.
+    """
+    components = registry.components(arguments.kind)
+    tags = sorted({tag for component in components for tag in component.tags})
+    if arguments.tag not in (None, *tags):
+        near = suggest(arguments.tag, tags) or f" Tags: {', '.join(tags) or 'none'}."
+        kind = arguments.kind or "component"
+        raise ArgumentError(f"no {kind} has the tag {arguments.tag!r}.{near}")
+    found = [each for each in components if arguments.tag in (None, *each.tags)]
     if arguments.json:
         print_json([asdict(component) for component in found])
-    elif found:
+    elif not found:
+        print("Nothing is installed, or all of it is disabled.", file=sys.stderr)
+    else:
         rows = [[each.name, each.kind, each.plugin, each.summary] for each in found]
         print_table(["name", "kind", "plugin", "summary"], rows)
-    else:
-        tags = sorted({tag for each in registry.components(arguments.kind) for tag in each.tags})
-        print(f"Nothing found. Tags: {', '.join(tags) or 'none'}.", file=sys.stderr)
     bad = [plugin.name for plugin in registry.plugins() if plugin.status in BAD]
     if bad:
         print(

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+from argparse import Action
 from collections.abc import Sequence
 from typing import Any
 
+from projcore import registry
+
+
+def complete_names(action: Action) -> None:
+    """Has a shell that completes commands offer the names of components for an argument."""
+
+    def names(**_: Any) -> list[str]:
+        return sorted({component.name for component in registry.components()})
+
+    action.completer = names  # type: ignore[attr-defined]  # argcomplete looks for it here
+
 
 def print_json(value: Any) -> None:
-    """Prints a value as JSON; what JSON does not know, as text."""
+    """Prints a value as JSON; what JSON does not know, as a string."""
     print(json.dumps(value, indent=2, default=str))
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from projcore._trees import SHARED
 from projcore.core.module import Kind, Module
 from projcore.core.projection import ProjectionBase
+from projcore.engine.flat import is_shared, module_path
 from projcore.engine.making import Row, rows
 from projcore.engine.names import RATE, SHAPES, SIGNATURE, SettingNames, positions
+from projcore.engine.resharding import settle
 from projcore.errors import CheckpointError, ProjcoreError
 from projcore.values import plain
 
@@ -123,6 +124,7 @@ def read(
         found[indices[saved]] = dict(entries)
     if places != sorted(places):
         _reorder(names, found, expected, rows(plan, names.modules))
+    settle(plan.region, found, expected)
     for i, entries in enumerate(found):
         for key, value in entries.items():
             _check_entry(names, i, parameters[i], key, value, expected[i].get(key))
@@ -275,17 +277,6 @@ def _check_histories(names: SettingNames, found: Sequence[Mapping[str, Any]]) ->
                     f"{first!r} has {length}. Histories of one module have the same length. It is "
                     "damaged. Load another."
                 )
-
-
-def module_path(key: str) -> str:
-    """Returns the position of the module that an entry belongs to."""
-    parents = [part.partition(":")[0] for part in key.split("/")[:-1]]
-    return "/".join(part for part in parents if part not in (SHARED, "items"))
-
-
-def is_shared(key: str) -> bool:
-    """Whether an entry belongs to no single tensor of its space."""
-    return SHARED in key.split("/")
 
 
 def kind_of(names: SettingNames, key: str) -> Kind:

@@ -17,6 +17,7 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node, State
 from projcore.engine.compiler import COMPILED, Compiler
+from projcore.engine.gather import Owners
 from projcore.engine.names import SettingNames
 from projcore.engine.plan import Builder, add_rate
 from projcore.engine.region import Region
@@ -118,9 +119,11 @@ class Known(Context):
         groups: Groups,
         parameter_names: Sequence[str | None],
         absent: Sequence[tuple[str | None, Tensor, int]] | None,
+        owners: Owners,
     ) -> None:
         self.parameter_names = parameter_names
         self.absent = absent
+        self.owners = owners
         self.reads: set[str] = set()
         self._names = names
         self._live = LiveSettings(names, groups)

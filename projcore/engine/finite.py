@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projcore.core.objective import Objective
 from projcore.errors import NonFiniteError
-from projcore.ops import by_kind, unsharded
+from projcore.ops import norms_of_kinds, unsharded
 
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
@@ -26,10 +26,9 @@ def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     places = [i for i, tensor in enumerate(tensors) if not tensor.is_meta]
     if not places:
         return None
-    some = [tensors[i] for i in places]
-    norms = [unsharded(norm) for norm in by_kind(torch._foreach_norm, some)]
-    device = norms[0].device
-    sums = torch.stack([norm.to(device, torch.float32) for norm in norms])
+    found = norms_of_kinds([tensors[i] for i in places])
+    device = found[0].device
+    sums = torch.stack([norm.to(device, torch.float32) for norm in found])
     for i, finite in zip(places, sums.isfinite().tolist(), strict=True):
         if not finite and unsharded(tensors[i].isfinite().logical_not().sum()):
             return i

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from projcore._trees import SHARED
 from projcore.core.state import Node
 
 
@@ -36,3 +37,14 @@ def _gather(tree: Node, prefix: str, flat: dict[str, Any]) -> None:
             _gather(value, f"{prefix}{name}/", flat)
         else:
             flat[prefix + name] = value
+
+
+def module_path(key: str) -> str:
+    """Returns the position of the module that an entry belongs to."""
+    parents = [part.partition(":")[0] for part in key.split("/")[:-1]]
+    return "/".join(part for part in parents if part not in (SHARED, "items"))
+
+
+def is_shared(key: str) -> bool:
+    """Whether an entry belongs to no single tensor of its space."""
+    return SHARED in key.split("/")

@@ -22,10 +22,8 @@ from projcore.engine.keys import keys_inside
 from projcore.engine.nodes import Call, Frame, Node, Site, why_untraceable
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
-from projcore.engine.transport import (
-    forget,
-)
-from projcore.errors import ArgumentError, ProjcoreError
+from projcore.engine.transport import forget
+from projcore.errors import ProjcoreError
 
 Shapes = list[tuple[torch.Size, torch.dtype]]
 
@@ -83,16 +81,6 @@ class Inside(Node):
         self._owns = False
         self._moves = False  # whether tensors inside are on another device, as a step has seen
         self._lent: Sequence[Sequence[str]] = ()  # entries that are there for a trace
-
-    def check_applies(self) -> None:
-        """Raises if the projection applies to no tensor at all."""
-        if not self.applied:
-            shapes = [tuple(tensor.shape) for tensor in self.space.template]
-            raise ArgumentError(
-                f"{self.projection} applies to none of its {len(shapes)} tensors, of shapes "
-                f"{', '.join(map(str, shapes[:5]))}{', ...' if len(shapes) > 5 else ''}. "
-                "Change its settings, or remove it."
-            )
 
     @property
     def batch_dims(self) -> int:

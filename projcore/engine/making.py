@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from projcore.engine.commit import Store
 from projcore.engine.compiler import Compiler
 from projcore.engine.facts import Known, LiveSettings
 from projcore.engine.flat import flatten
+from projcore.engine.gather import Gather, Owners, gathered
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
 from projcore.engine.keys import key_of
@@ -52,6 +54,11 @@ class Plan:
     store: Store | None = None
     compiler: Compiler | None = None
     _blocks: dict[tuple[int, ...], Region] = field(default_factory=dict)
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether processes own parameters; then all must do the same at the same time."""
+        return any(gathered(self.region))
 
     def block(self, places: Sequence[int]) -> Region:
         """Returns what runs on some of the parameters alone."""
@@ -93,6 +100,7 @@ def make_plan(
     groups: Sequence[Mapping[str, Any]],
     members: Sequence[int],
     passes: frozenset[str],
+    owners: Owners,
     active: Sequence[int] | None = None,
     building: bool = False,
 ) -> Plan:
@@ -107,6 +115,7 @@ def make_plan(
         groups: The parameter groups.
         members: The places of the parameters that take part.
         passes: What may be rewritten.
+        owners: Which process owns each sharded parameter.
         active: Which of the members have a gradient; None for all.
         building: Whether an optimizer is being built, so that a rule that holds for no tensor, or
             a projection that applies to none, is an error.
@@ -124,6 +133,7 @@ def make_plan(
         groups,
         called,
         [(called[i], without_storage[i], numbers[i]) for i in absent] if complete else None,
+        owners,
     )
     trees: list[Entries] = [{} for _ in members]
     space = Space(
@@ -146,10 +156,6 @@ def make_plan(
     with torch.no_grad():
         region = builder.region(space, plan)
         region.remember(Sketch(region.space, LiveSettings(names, groups)))
-    if building:
-        for node in region.walk():
-            if isinstance(node, Inside):
-                node.check_applies()
     reads = [{key: group[key] for key in known.reads if key in group} for group in groups]
     return Plan(region, members, trees, reads, builder.labels)
 
@@ -177,7 +183,7 @@ def rows(plan: Plan, modules: Mapping[str, Module]) -> list[Row]:
     found: dict[str, Row] = {}
     spaces: dict[str, dict[int, Space]] = {}  # a module may run in several, as in a projection
     for node in plan.region.walk():
-        if isinstance(node.module, (Items, Rate)):
+        if isinstance(node.module, (Items, Gather, Rate)):
             continue
         path, space = node.site.space.path, node.site.space
         found[path] = Row(path, node.module)

@@ -15,10 +15,13 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.state import State
+from projcore.engine.gather import Gather, Gathered
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
 from projcore.engine.nodes import Call, Node, Observe, Site, Step, has_factor
 from projcore.engine.region import Region
+from projcore.engine.shards import Shards, Transfer, is_sharded
+from projcore.engine.tree import takes_shards
 from projcore.errors import ArgumentError, ContractError
 from projcore.values import common, scalar
 
@@ -60,6 +63,9 @@ class Builder(Planner):
         return Region(space, self.nodes, self.notes, self.passes)
 
     def step(self, module: Module, space: Space, runs: Sequence[Planned] = ()) -> None:
+        space = self._gather(module, space)
+        if not len(space):
+            return
         if isinstance(module, Transform):
             one_by_one = space.batch_dims and module.scope == "tensor"
             if one_by_one and not module.named("apply", batch_dims=0):
@@ -101,14 +107,25 @@ class Builder(Planner):
             self._by_item(projection.plan, space)
             return
         space = awake(projection, space)
+        if self.building and len(space):
+            check_applies(projection, space)
+        passing = self._passing(projection, space)
+        if not passing:
+            self._enter(projection, space)
+            return
+        beside = space.select(passing)
+        projected = [i for i in range(len(space)) if i not in set(passing)]
+        self._enter(projection, space.select(projected), beside)
+        projection.chain.plan(self, beside.child(INNER))
+
+    def _enter(self, projection: ProjectionBase, space: Space, beside: Space | None = None) -> None:
+        """Has modules run inside a projection, or outside where that is the same."""
+        space = self._gather(projection, space, beside)
         if not len(space):
             return
+        path = f"{space.path}/{INNER}"
         if projection.geometry != "layout" or not projection.project_update:
-            passing = self._passing(projection, space)
-            path = f"{space.path}/{INNER}"
-            self._inside(projection, space, INNER, path, projection.chain.plan, passing)
-            if passing:
-                projection.chain.plan(self, space.select(passing).child(INNER))
+            self._inside(projection, space, INNER, path, projection.chain.plan, beside)
             return
         parts = segments(projection)
         if self.building and all(elementwise for elementwise, _ in parts):
@@ -122,20 +139,43 @@ class Builder(Planner):
                     child.plan(self, inside)
             else:
                 plan = _some(projection, names)
-                self._inside(projection, space, INNER, f"{space.path}/{INNER}", plan)
+                self._inside(projection, space, INNER, path, plan)
+
+    def _gather(self, module: Module, space: Space, beside: Space | None = None) -> Space:
+        """Has a module run on sharded tensors that it needs whole; returns the others."""
+        if takes_shards(module):
+            return space
+        meshes: dict[Any, list[int]] = {}
+        for i, tensor in enumerate(space.template):
+            if is_sharded(tensor):
+                meshes.setdefault(tensor.device_mesh, []).append(i)  # type: ignore[attr-defined]
+        for mesh, places in meshes.items():
+            some = space.select(places)
+            owners = space.context.owners
+            transfer = Transfer(
+                [Shards.of(tensor) for tensor in some.template],
+                [tensor.dtype for tensor in some.template],
+                owners.assign(some, mesh),
+                owners.team(mesh),
+            )
+            gather = Gather(module, transfer)
+            self._inside(gather, some, "", space.path, module.plan, beside, Gathered)
+        if not meshes:
+            return space
+        sharded = {i for places in meshes.values() for i in places}
+        return space.select([i for i in range(len(space)) if i not in sharded])
 
     def _try_out(self, projection: ProjectionBase, space: Space) -> None:
         """Has a projection reject its tensors although all modules inside may run outside."""
         space = replace(space, state=space.state.over([{} for _ in space.state.trees]))
-        node = Inside(projection, space, self._is_whole(space), _unplanned)
-        node.check_applies()
-        node.try_out()
+        Inside(projection, space, self._is_whole(space), _unplanned).try_out()
 
     def _passing(self, projection: ProjectionBase, space: Space) -> list[int]:
         """Returns which tensors pass a projection and run outside of it, as they would inside."""
         modules = projection.chain.children.values()
         by_tensor = all(isinstance(each, Transform) and each.scope != "all" for each in modules)
-        if projection.scope == "all" or not (projection.project_update and by_tensor):
+        outside = projection.project_update and by_tensor and projection.geometry != "layout"
+        if projection.scope == "all" or not outside:
             return []
         passing = [
             i
@@ -155,9 +195,10 @@ class Builder(Planner):
         name: str,
         path: str,
         plan: Planned,
-        outside: Sequence[int] = (),
+        beside: Space | None = None,
+        kind: type[Inside] = Inside,
     ) -> None:
-        """Has modules run in the space of a projection, without tensors that run outside of it."""
+        """Has modules run in the space of a projection; for `beside`, see `Inside`."""
         around = projection if projection.geometry == "linear" else self.around
 
         def plan_inside(node: Inside, tensors: Sequence[Tensor]) -> Region:
@@ -165,16 +206,14 @@ class Builder(Planner):
             scratch: list[Entries] = [{} for _ in trees]
             inner = node.inner_space(tensors, name, path)
             inner = replace(inner, state=inner.state.over(scratch))
-            builder = Builder(self.passes, around, self.building)
+            building = self.building and kind is Inside  # another process may have what is missing
+            builder = Builder(self.passes, around, building)
             region = builder.region(inner, plan)
             self.labels += builder.labels
             region.bind(trees)
             return region
 
-        beside = space.select(outside) if outside else None
-        if outside:
-            space = space.select([i for i in range(len(space)) if i not in set(outside)])
-        node = Inside(projection, space, self._is_whole(space), plan_inside, beside)
+        node = kind(projection, space, self._is_whole(space), plan_inside, beside)
         node.prepare()
         if node.owns and self.around is not None:
             raise ArgumentError(
@@ -204,6 +243,18 @@ class Builder(Planner):
 
 def _unplanned(node: Inside, tensors: Sequence[Tensor]) -> Region:
     raise NotImplementedError("nothing runs inside")
+
+
+def check_applies(projection: ProjectionBase, space: Space) -> None:
+    """Raises if a projection applies to no tensor at all."""
+    if any(map(projection.applies, space.template, space.settings())):
+        return
+    shapes = [tuple(tensor.shape) for tensor in space.template]
+    raise ArgumentError(
+        f"{projection} applies to none of its {len(shapes)} tensors, of shapes "
+        f"{', '.join(map(str, shapes[:5]))}{', ...' if len(shapes) > 5 else ''}. "
+        "Change its settings, or remove it."
+    )
 
 
 def awake(projection: ProjectionBase, space: Space) -> Space:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from projcore.engine.checkpoint import fits, is_shared, module_path
+from projcore.engine.checkpoint import fits
+from projcore.engine.flat import is_shared, module_path
 from projcore.engine.making import parameter_names
 from projcore.engine.names import SettingNames
 from projcore.errors import StepError

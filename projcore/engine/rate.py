@@ -1,10 +1,33 @@
-"""Whether modules set the step size of an optimizer."""
+"""The step size of an optimizer: whether modules set it, and a module that does."""
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from projcore.core.chain import Chain
-from projcore.core.module import Module, Transform
-from projcore.engine.names import RATE
+from projcore.core.module import Module, Observer, Transform
+from projcore.engine.names import RATE, positions
+from projcore.errors import ArgumentError
+from projcore.spec import build
+
+
+def with_rate(chain: Chain, lr: float | Tensor) -> Chain:
+    """Returns the chain with the module `lr` after all others but observers, which come last.
+
+    Raises:
+        ArgumentError: If a module has a learning rate already.
+    """
+    for _, module in positions(chain):
+        if RATE in module.defaults:
+            raise ArgumentError(
+                f"Optimizer(lr={lr!r}) appends a learning rate, but {module} has one. Leave out "
+                "one of the two."
+            )
+    modules = list(chain.modules)
+    end = len(modules)
+    while end and isinstance(modules[end - 1], Observer):
+        end -= 1
+    return Chain(*modules[:end], build({RATE: lr}), *modules[end:])
 
 
 def sets_step_size(module: Module) -> bool | None:

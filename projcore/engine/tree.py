@@ -20,11 +20,19 @@ def is_zeroth_order(module: Module) -> bool:
 
 
 def first_unsharded(module: Module) -> Module | None:
-    """Returns the first of a module and its children that needs parameters whole, or None."""
-    return next((each for each in tree(module) if not _takes_shards(each)), None)
+    """Returns the first of a module and its children that cannot run on shards, or None.
+
+    What works on each tensor by itself gets it whole, unless it asks for the loss or evaluates it.
+    """
+    return next((each for each in tree(module) if not takes_shards(each) and _is_wide(each)), None)
 
 
-def _takes_shards(module: Module) -> bool:
+def takes_shards(module: Module) -> bool:
+    """Whether a module is correct for parameters of which each process has a part."""
     if module.sharded is not None:
         return module.sharded
     return "element" in (module.scope, module.total_scope)  # of a layout, the latter is narrower
+
+
+def _is_wide(module: Module) -> bool:
+    return module.total_scope == "all" or not module.total_needs.isdisjoint({"closure", "loss"})

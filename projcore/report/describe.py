@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from projcore.engine.gather import gathered
 from projcore.engine.making import Plan, Row, parameter_names, rows
 from projcore.report.nodes import step_lines
 
@@ -28,10 +29,11 @@ def describe(optimizer: Optimizer) -> str:
     parameters: list[tuple[str, ...]] = [
         (
             *("parameter", "shape", "dtype", "group", "route", "inside", "takes part"),
-            *("state bytes", "note"),
+            *("owner", "state bytes", "note"),
         )
     ]
     names = parameter_names(optimizer.param_groups)
+    owners = _owners(plan)
     index = 0
     present = optimizer._present(everything)
     for number, group in enumerate(optimizer.param_groups):
@@ -47,6 +49,7 @@ def describe(optimizer: Optimizer) -> str:
                     _routes(lines, index),
                     _inside(lines, index),
                     "" if present[index] or is_lazy(parameter) else "no, frozen",
+                    owners.get(index, ""),
                     f"{count_bytes(memory):,}",
                     note,
                 )
@@ -92,6 +95,15 @@ def _inside(lines: Sequence[Row], index: int) -> str:
             pairs = zip(row.shapes, row.sources, strict=False)
             shapes = [shape for shape, source in pairs if index in source] or shapes
     return _shapes(shapes) if shapes else ""
+
+
+def _owners(plan: Plan) -> dict[int, str]:
+    """Which process runs the modules that need a sharded parameter whole, and keeps their state."""
+    return {
+        place: f"{owner} of {len(node.transfer.team)}"
+        for node in gathered(plan.region)
+        for (place,), owner in zip(node.space.sources, node.transfer.owners, strict=True)
+    }
 
 
 def _without_empty(table: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

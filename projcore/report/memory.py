@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from projcore.core.module import Module
-from projcore.engine.checkpoint import module_path
+from projcore.engine.flat import module_path
 from projcore.engine.making import Row, rows
 from projcore.report.describe import as_table, head, parts, storages
 

@@ -1,6 +1,8 @@
 """The nodes of a plan as text: what a step does, one line after the other.
 
 * ``run X``: `X` makes a new update. The nodes inside a projection are indented below it.
+* ``gather n tensors``: sharded tensors go whole to the processes that own them, which run the
+  nodes indented below on theirs, and then hand out what becomes of them.
 * ``write X by K``: `X` writes the parameters itself, by the kernel `K`, in place of an update.
 * ``write X by its update``: it has no writer for these tensors, for the reason that follows.
 * ``write from X``: the projection `X` writes the parameters from the inner update.
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from projcore.engine.crossing import Crossing
 from projcore.engine.ending import Ending
+from projcore.engine.gather import Gathered
 from projcore.engine.half import has_half
 from projcore.engine.inside import Inside
 from projcore.engine.nodes import Call, Node, Observe
@@ -106,11 +109,21 @@ def _run_lines(nodes: Iterable[Node], region: Region, traced: bool = False) -> I
             yield from _compiled_lines(node, region)
             continue
         below = [line for inner in node.regions() for line in update_lines(inner, traced)]
+        if isinstance(node, Gathered):
+            yield _gathered_line(node, below)
+            continue
         if isinstance(node, Inside) and node.region is None:
             below = ["known after the first step"]
         verb = "observe" if isinstance(node, Observe) else "run"
         tail = "" if traced else _in_python(node, region)
         yield Line(f"{verb} {name_of(node)}", node.where, tail, tuple(_indented(below)))
+
+
+def _gathered_line(node: Gathered, below: Sequence[str]) -> Line:
+    way = node.transfer
+    sent = " and ".join(f"{count:,}" for count in way.sent)
+    tail = f", of which {len(way.own)} here; {sent} bytes leave this process"
+    return Line(f"gather {len(way.owners)} tensors", node.where, tail, tuple(_indented(below)))
 
 
 def _compiled_lines(run: Traced, region: Region, last: Sequence[str] = ()) -> Iterator[Line]:

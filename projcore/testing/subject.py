@@ -117,21 +117,21 @@ def as_subjects(thing: object) -> list[Subject]:
 
 
 def _named(name: str) -> list[Subject]:
-    of_plugin = [each for each in _components() if each.plugin == name]
-    if of_plugin:
-        return [subject for component in of_plugin for subject in _registered(component)]
-    if any(plugin.name == name for plugin in registry.plugins()):
-        raise ArgumentError(
-            f"Plugin {name!r} registers no projection and no module, so there is nothing to "
-            "check. Run 'projcore doctor' to see whether it loaded."
-        )
-    component = registry.get(None, name)
-    if component.kind == "recipe":
+    found = registry.resolve(name)
+    if [each.name for each in found if each.kind == "recipe"] == [name]:
         raise ArgumentError(
             f"{name!r} is a recipe. The laws are about projections and modules. Check those that "
             "it is made of."
         )
-    return _registered(component)
+    subjects = [
+        each for component in found if component.kind != "recipe" for each in _registered(component)
+    ]
+    if not subjects:
+        raise ArgumentError(
+            f"Plugin {name!r} registers no projection and no module, so there is nothing to "
+            "check. Run 'projcore doctor' to see whether it loaded."
+        )
+    return subjects
 
 
 def _components() -> list[Component]:

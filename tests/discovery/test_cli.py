@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import sys
+from dataclasses import replace
 
 import pytest
 
+import projcore.__main__
 from projcore import registry
 from projcore.cli import main
 from projcore.testing import law, laws, packaging, parts
@@ -42,7 +46,11 @@ def test_list_is_filtered(some, capsys):
     assert "lr" not in run(capsys, "list", "--kind", "projection")[1]
     assert "lr" not in run(capsys, "list", "--tag", "linear")[1]
     code, out, err = run(capsys, "list", "--tag", "none such")
-    assert (code, out, err) == (0, "", "Nothing found. Tags: linear.\n")
+    assert (code, out, err) == (
+        1,
+        "",
+        "projcore: no component has the tag 'none such'. Tags: linear.\n",
+    )
 
 
 def test_list_as_json(some, capsys):
@@ -109,12 +117,12 @@ def test_doctor_finds_nothing(some, capsys):
     assert "Nothing is wrong." in out
 
 
-def test_doctor_names_cause_and_cure(some, found, capsys):
+def test_doctor_names_cause_and_fix(some, found, capsys):
     some.append(found("bad", RuntimeError("it broke")))
     code, out, _ = run(capsys, "doctor")
     assert code == 1
     assert (
-        "plugin 'bad' (dist-bad 1.0): failed\n  cause: RuntimeError: it broke\n  cure:  Update it "
+        "plugin 'bad' (dist-bad 1.0): failed\n  cause: RuntimeError: it broke\n  fix:   Update it "
         "(pip install -U dist-bad), or switch it off (PROJCORE_DISABLE_PLUGINS=bad).\n"
         "    Traceback"
     ) in out
@@ -271,7 +279,7 @@ def broken(plugin):
     registry.unregister_plugin("fragile")
 
 
-def test_check_says_what_is_broken_and_how_to_mend_it(few_laws, broken, capsys):
+def test_check_says_what_is_broken_and_how_to_fix_it(few_laws, broken, capsys):
     code, out, _ = run(capsys, "check", "fragile")
     assert code == 1
     assert (
@@ -477,3 +485,92 @@ def test_output_may_be_cut_off(site):
         print(process.wait(), process.stderr.read())
     """
     assert site.python(code).stdout == "1 b''\n"
+
+
+def test_version(capsys):
+    for flag in ("-V", "--version"):
+        with pytest.raises(SystemExit):
+            main([flag])
+        assert capsys.readouterr().out == f"{projcore.__version__}\n"
+
+
+def test_python_m_projcore(site):
+    code = """
+        import runpy, sys
+        sys.argv[1:] = ["-V"]
+        runpy.run_module("projcore", run_name="__main__")
+    """
+    assert site.python(code).stdout == f"{projcore.__version__}\n"
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(some, capsys):
+    code, out, err = run(capsys, "lst")
+    assert (code, out) == (2, "")
+    assert err == "projcore: no command 'lst'. Did you mean 'list'? Run 'projcore --help'.\n"
+
+
+def test_an_unknown_tag_is_an_error(some, capsys):
+    code, out, err = run(capsys, "list", "--tag", "linaer")
+    assert (code, out) == (1, "")
+    assert err == "projcore: no component has the tag 'linaer'. Did you mean 'linear'?\n"
+    assert (
+        "no module has the tag 'linear'. Tags: none."
+        in (run(capsys, "list", "--tag", "linear", "--kind", "module")[2])
+    )
+
+
+def test_an_interrupt_is_one_line(some, plugin, found, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "get", interrupted)
+    assert run(capsys, "info", "lr") == (130, "", "projcore: interrupted\n")
+    monkeypatch.setattr("projcore.cli.main", interrupted)  # as while it is being imported
+    assert projcore.__main__.main() == 130
+    assert capsys.readouterr().err == "projcore: interrupted\n"
+
+
+def test_an_interrupted_check_keeps_its_results(few_laws, capsys, monkeypatch):
+    def interrupted(subject):
+        raise KeyboardInterrupt
+
+    first = next(each for each in laws.LAWS if each.name == "settings")
+    second = replace(first, name="second", body=interrupted)
+    monkeypatch.setattr(laws, "LAWS", [first, second])
+    code, out, err = run(capsys, "check", "lr")
+    assert (code, err) == (130, "projcore: interrupted\n")
+    assert out == "lr(lr=0.1): 1 passed, 0 failed, 0 failed as expected, 0 skipped\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["check", "nope"], ["info", "nope"], ["list", "--tag", "nope"], ["nope"]], ids=str
+)
+def test_a_wrong_name_is_an_error_before_torch_is_imported(site, words):
+    code = """
+        import io, sys
+        from contextlib import redirect_stderr
+        from projcore.cli import main
+        with redirect_stderr(io.StringIO()) as told:
+            code = main(WORDS)
+        print(code > 0, "torch" in sys.modules, told.getvalue())
+    """
+    out = site.python(code.replace("WORDS", repr(words))).stdout
+    assert out.startswith("True False projcore: no ")
+    assert "'nope'" in out
+
+
+@pytest.mark.parametrize(("line", "word"), [("projcore li", "list"), ("projcore info ha", "hat")])
+def test_a_shell_completes_commands_and_names(site, good, tmp_path, line, word):
+    pytest.importorskip("argcomplete")
+    site.install("hats", good("hat"))
+    answer = tmp_path / "answer"
+    site.projcore(
+        PYTHONPATH=os.pathsep.join([str(site.path), *sys.path]),
+        PROJCORE_PLUGINS="hats",
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_STDOUT_FILENAME=str(answer),
+        _ARGCOMPLETE_IFS="|",
+        COMP_LINE=line,
+        COMP_POINT=str(len(line)),
+    )
+    assert answer.read_text().strip() == word

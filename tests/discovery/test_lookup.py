@@ -94,6 +94,14 @@ def test_a_slip_is_answered_with_the_nearest(haar, known):
     )
 
 
+def test_of_many_near_ones_five_are_named(installed, plugin, found):
+    names = [f"galore_{letter}" for letter in "abcdefg"]
+    installed.append(found("a", plugin(modules=dict.fromkeys(names, "a:A"))))
+    message = lookup("module", "galore_x")
+    assert sum(f"'{name}'" in message for name in names) == 5
+    assert message.endswith("? Run 'projcore list' for all 7.")
+
+
 def test_nothing_near_is_answered_with_what_there_is(haar, known):
     assert lookup("projection", "xyz") == "no projection named 'xyz'. Installed: haar."
     assert lookup("module", "xyz") == "no module named 'xyz'. Installed: none."

@@ -13,7 +13,7 @@ STATUSES = """
     from projcore._known import COMMANDS, KNOWN
     ours = {each.extra for each in KNOWN} | set(COMMANDS.values())
     print(json.dumps([
-        [each.name, each.distribution, each.version, each.status, each.cause, each.cure]
+        [each.name, each.distribution, each.version, each.status, each.cause, each.fix]
         for each in registry.plugins() if each.name not in ours
     ]))
     print(json.dumps([each.qualified for each in registry.components()]))
@@ -81,10 +81,10 @@ def test_a_distribution_without_a_name_or_version_is_corrupt(site, good, metadat
         (site.path / "lost-1.0.dist-info" / "METADATA").write_text(metadata)
     site.install("fine", good("other"))
     plugins, components = statuses(site)
-    distribution, version, status, cause, cure = plugins["lost"]
+    distribution, version, status, cause, fix = plugins["lost"]
     assert (distribution, version, status) == ("lost", "1.0", "corrupt")
     assert "METADATA is missing" in cause
-    assert "lost-1.0.dist-info and install lost again" in cure
+    assert "lost-1.0.dist-info and install lost again" in fix
     assert "fine:other" in components
     assert "lost:thing" not in components
 

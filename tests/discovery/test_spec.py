@@ -170,7 +170,7 @@ def test_what_is_built_prints_back(spec, printed):
         (Rate(0.5, 2), {"rate": {"rate": 0.5, "decay": 2}}),
         (Rate(decay=2), {"rate": {"decay": 2}}),
         (Anything({"lr": 1}), {"anything": {"value": {"lr": 1}}}),
-        (Anything((1, 2)), {"anything": [1, 2]}),
+        (Anything((1, 2)), {"anything": {"value": [1, 2]}}),
         (Anything(extra=1), {"anything": {"extra": 1}}),
         (Chain(Plain(), Rate(0.5)), ["plain", {"rate": 0.5}]),
         (Within([Plain()], 3), {"within": {"modules": ["plain"], "size": 3}}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -92,6 +93,7 @@ def test_the_site_builds_in_strict_mode(tmp_path: Path) -> None:
     check_every_page_is_built(folder)
     check_pages_load_nothing_from_elsewhere(folder)
     check_mathematics_is_shown(folder)
+    check_the_index_of_the_search_is_a_script(folder)
 
 
 def check_every_page_is_built(site: Path) -> None:
@@ -120,3 +122,11 @@ def check_mathematics_is_shown(site: Path) -> None:
         assert ":math:" not in text, page.name
         outside = re.sub(r"<(pre|code)\b.*?</\1>", "", text, flags=re.DOTALL)
         assert "$$" not in outside, page.name
+
+
+def check_the_index_of_the_search_is_a_script(site: Path) -> None:
+    """Pages that are opened as files may load scripts, and nothing else."""
+    text = (site / "search/search_index.js").read_text(encoding="utf-8")
+    pages = {entry["location"] for entry in json.loads(text.removeprefix("var __index = "))["docs"]}
+    assert {"components/galore.html", "start.html", "coming/torch.html"} <= pages
+    assert (site / "iframe-worker.js").is_file()

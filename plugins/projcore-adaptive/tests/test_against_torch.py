@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[Make, Callable[..., torch.optim.Optimizer]]] = {
     ),
     "rmsprop": (lambda: [RMSprop()], torch.optim.RMSprop),
     "rmsprop centered": (
-        lambda: [RMSprop(0.9, 1e-4, centered=True)],
+        lambda: [RMSprop(alpha=0.9, eps=1e-4, centered=True)],
         partial(torch.optim.RMSprop, alpha=0.9, eps=1e-4, centered=True),
     ),
     "rmsprop momentum": (
@@ -61,7 +61,7 @@ METHODS: dict[str, tuple[Make, Callable[..., torch.optim.Optimizer]]] = {
     ),
     "adagrad": (lambda: [Adagrad()], torch.optim.Adagrad),
     "adagrad lr decay": (
-        lambda: [WeightDecay(0.1), Adagrad(0.05, 0.3, 1e-6)],
+        lambda: [WeightDecay(0.1), Adagrad(lr_decay=0.05, initial_accumulator_value=0.3, eps=1e-6)],
         partial(
             torch.optim.Adagrad,
             lr_decay=0.05,
@@ -101,7 +101,7 @@ METHODS: dict[str, tuple[Make, Callable[..., torch.optim.Optimizer]]] = {
     ),
     "adadelta": (lambda: [Adadelta()], torch.optim.Adadelta),
     "adadelta coupled decay": (
-        lambda: [WeightDecay(0.1), Adadelta(0.7, 1e-2)],
+        lambda: [WeightDecay(0.1), Adadelta(rho=0.7, eps=1e-2)],
         partial(torch.optim.Adadelta, rho=0.7, eps=1e-2, weight_decay=0.1),
     ),
     "rprop": (lambda: [Rprop(0.02)], torch.optim.Rprop),

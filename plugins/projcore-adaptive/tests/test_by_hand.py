@@ -14,11 +14,15 @@ from projcore.modules import (
     LAMB,
     LARS,
     LR,
+    RACS,
     Adafactor,
     Adam,
     AdamMini,
     Adan,
     HeavyBall,
+    NormGrowthLimiter,
+    RMSNormalize,
+    Scale,
     TrustRatio,
     WeightDecay,
 )
@@ -168,6 +172,52 @@ def adafactor(tau: float, eps: float, d: float) -> Method:
     return update
 
 
+def racs(beta: float, iterations: int, gamma: float, alpha: float) -> Method:
+    """Algorithm 1 of the paper, with its limiter and scale."""
+    q, s, phi = [0.0, 0.0, 0.0], [0.0, 0.0], 0.0
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        nonlocal q, s, phi
+        new_q, new_s = [1.0] * 3, [0.0] * 2
+        for _ in range(iterations):
+            new_s = [
+                sum(new_q[i] * grads[i][j] ** 2 for i in range(3)) / sum(x * x for x in new_q)
+                for j in range(2)
+            ]
+            new_q = [
+                sum(new_s[j] * grads[i][j] ** 2 for j in range(2)) / sum(x * x for x in new_s)
+                for i in range(3)
+            ]
+        q = [beta * old + (1 - beta) * new for old, new in zip(q, new_q, strict=True)]
+        s = [beta * old + (1 - beta) * new for old, new in zip(s, new_s, strict=True)]
+        result = [[grads[i][j] / math.sqrt(q[i] * s[j]) for j in range(2)] for i in range(3)]
+        eta = gamma / max(norm(result) / phi, gamma) if t > 1 else 1.0
+        phi = eta * norm(result)
+        return scale(result, eta * alpha)
+
+    return update
+
+
+def rms_normalize(beta: float, eps: float, rms: float | str | None, columns: bool) -> Method:
+    """Algorithm 1 of NorMuon, after its orthogonalization."""
+    v: dict[int, float] = {}
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        given = [list(each) for each in zip(*grads, strict=True)] if columns else grads
+        result: list[Numbers] = []
+        for i, row in enumerate(given):
+            v[i] = beta * v.get(i, 0.0) + (1 - beta) * sum(x * x for x in row) / len(row)
+            result.append([x / (math.sqrt(v[i]) + eps) for x in row])
+        if columns:
+            result = [list(each) for each in zip(*result, strict=True)]
+        if rms is None:
+            return result
+        wanted = norm(grads) if isinstance(rms, str) else rms * math.sqrt(6)
+        return scale(result, wanted / norm(result))
+
+    return update
+
+
 CASES: dict[str, tuple[Callable[[], list[Module]], Callable[[], Method]]] = {
     "adam hat": (
         lambda: [Adam((0.8, 0.95), 1e-2, eps_mode="hat"), LR(0.05)],
@@ -198,6 +248,26 @@ CASES: dict[str, tuple[Callable[[], list[Module]], Callable[[], Method]]] = {
     "adafactor without lr": (
         lambda: [Adafactor(None, -0.7, (0.2, 1e-3), 1.5), LR(0.05)],
         lambda: adafactor(-0.7, 0.2, 1.5),
+    ),
+    "racs": (
+        lambda: [RACS(0.8), NormGrowthLimiter(1.05), Scale(0.3), LR(0.05)],
+        lambda: racs(0.8, 5, 1.05, 0.3),
+    ),
+    "racs of one iteration": (
+        lambda: [RACS(0.0, 1), NormGrowthLimiter(1e9), LR(0.05)],
+        lambda: racs(0.0, 1, 1e9, 1.0),
+    ),
+    "rms of rows": (
+        lambda: [RMSNormalize(0.8, eps=1e-3), LR(0.05)],
+        lambda: rms_normalize(0.8, 1e-3, "keep", columns=False),
+    ),
+    "rms of columns": (
+        lambda: [RMSNormalize(0.9, 0, 0.2, 0.1), LR(0.05)],
+        lambda: rms_normalize(0.9, 0.1, 0.2, columns=True),
+    ),
+    "rms of now": (
+        lambda: [RMSNormalize(0.0, rms=None, eps=0.0), LR(0.05)],
+        lambda: rms_normalize(0.0, 0.0, None, columns=False),
     ),
 }
 ELEMENTWISE = ("adam hat", "adan")
@@ -286,6 +356,10 @@ def test_a_row_of_a_vector_is_an_element() -> None:
         LAMB(),
         LARS(),
         TrustRatio(),
+        RACS(),
+        RACS(folding="last2"),
+        RMSNormalize(),
+        RMSNormalize(0.0, 0, 0.2, folding="last2"),
     ],
     ids=str,
 )

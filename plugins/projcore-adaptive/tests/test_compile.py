@@ -14,6 +14,7 @@ from projcore import Transform
 from projcore.modules import (
     LAMB,
     LARS,
+    RACS,
     Adadelta,
     Adafactor,
     Adagrad,
@@ -27,6 +28,7 @@ from projcore.modules import (
     NAdam,
     Orthogonalize,
     RAdam,
+    RMSNormalize,
     RMSprop,
     Rprop,
     TrustRatio,
@@ -40,8 +42,8 @@ MODULES: dict[str, Transform] = {
     "adam": Adam(),
     "amsgrad": Adam((0.8, 0.9), 1e-3, amsgrad=True),
     "adamw": AdamW(weight_decay=0.1),
-    "rmsprop": RMSprop(0.9),
-    "rmsprop centered momentum": RMSprop(0.9, 1e-3, centered=True, momentum=0.5),
+    "rmsprop": RMSprop(alpha=0.9),
+    "rmsprop centered momentum": RMSprop(alpha=0.9, eps=1e-3, centered=True, momentum=0.5),
     "adagrad": Adagrad(lr_decay=0.1),
     "lion": Lion(),
     "adam hat": Adam(eps_mode="hat"),
@@ -58,6 +60,9 @@ MODULES: dict[str, Transform] = {
     "lamb": LAMB(),
     "lars": LARS(),
     "trust ratio": TrustRatio(),
+    "racs": RACS(),
+    "rms normalize": RMSNormalize(),
+    "rms normalize columns": RMSNormalize(0.0, 0, 0.2),
     "muon": Muon(flatten=True, dtype=None, ns_steps=1),  # each step triples rounding errors
     "orthogonalize": Orthogonalize("svd", flatten=True),
 }

@@ -32,7 +32,7 @@ def side_effects(subject: Subject) -> None:
     leave the state as it is; ``p.grad`` is the same tensor, ``p.data_ptr()`` the same address;
     nothing requires grad.
     """
-    with same_surroundings():
+    with same_environment():
         if subject.kind == "projection":
             _check_crossings(subject)
         for dtype in (torch.float64, torch.float32):
@@ -155,7 +155,7 @@ def same_state(made: Map, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def same_surroundings() -> Iterator[None]:
+def same_environment() -> Iterator[None]:
     """Raises on leaving if a global random state or a default of torch changed."""
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
@@ -165,10 +165,10 @@ def same_surroundings() -> Iterator[None]:
         random.seed(17)
         if numpy is not None:
             numpy.random.seed(17)
-        before = _surroundings()
+        before = _environment()
         try:
             yield
-            after = _surroundings()
+            after = _environment()
         finally:
             random.setstate(python_state)
             if numpy is not None:
@@ -183,7 +183,7 @@ def same_surroundings() -> Iterator[None]:
         )
 
 
-def _surroundings() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
     found: dict[str, Any] = {
         "torch's random state": torch.get_rng_state(),
         "Python's random state": random.getstate(),

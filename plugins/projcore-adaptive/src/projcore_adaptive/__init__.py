@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from projcore_adaptive.muon import Muon
     from projcore_adaptive.nadam import NAdam
     from projcore_adaptive.orthogonalize import Orthogonalize
+    from projcore_adaptive.racs import RACS
     from projcore_adaptive.radam import RAdam
+    from projcore_adaptive.rms_normalize import RMSNormalize
     from projcore_adaptive.rmsprop import RMSprop
     from projcore_adaptive.rprop import Rprop
     from projcore_adaptive.trust_ratio import LAMB, LARS, TrustRatio
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LAMB",
     "LARS",
+    "RACS",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -39,6 +42,7 @@ __all__ = [
     "NAdam",
     "Orthogonalize",
     "RAdam",
+    "RMSNormalize",
     "RMSprop",
     "Rprop",
     "TrustRatio",
@@ -61,7 +65,9 @@ __getattr__ = lazy(
     Muon="muon",
     NAdam="nadam",
     Orthogonalize="orthogonalize",
+    RACS="racs",
     RAdam="radam",
+    RMSNormalize="rms_normalize",
     RMSprop="rmsprop",
     Rprop="rprop",
     TrustRatio="trust_ratio",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore.ops import norms
+from projcore.ops import norms, norms_over
+
+
+def both_norms(
+    ones: list[Tensor], others: list[Tensor], batch_dims: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the norms of tensors and of others, found together."""
+    found = norms([*ones, *others], batch_dims)
+    return found[: len(ones)], found[len(ones) :]
 
 
 def root_mean_squares(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
@@ -20,10 +28,11 @@ def mean_squares(tensors: list[Tensor], dims: list[tuple[int, ...]]) -> list[Ten
     By way of norms, because squares would be temporaries as large as the tensors. Where there are
     no dimensions, it is the squares.
     """
-    means = [
-        torch.linalg.vector_norm(tensor, dim=along, keepdim=True) if along else tensor.abs()
+    over = [
+        tuple(dim % tensor.ndim for dim in along)
         for tensor, along in zip(tensors, dims, strict=True)
     ]
+    means = norms_over(tensors, 2.0, over)
     torch._foreach_mul_(means, means)
     counts = [
         max(1, tensor.numel() // max(1, mean.numel()))

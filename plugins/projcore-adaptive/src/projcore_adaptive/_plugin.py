@@ -117,6 +117,22 @@ def projcore_register_modules(register: Register) -> None:
         example=[{}, {"weight_decay": 0.1, "eps": (1e-5, 1e-2)}, {"lr": None}],
     )
     register(
+        "racs",
+        "projcore_adaptive:RACS",
+        summary="Divides rows and columns by factors that it keeps a vector of each for.",
+        paper="arXiv:2502.07752",
+        tags=TAGS,
+        example=[{}, {"iterations": 1, "folding": "last2"}],
+    )
+    register(
+        "rms_normalize",
+        "projcore_adaptive:RMSNormalize",
+        summary="Divides each row or column by its root mean square, now or of late.",
+        paper="arXiv:2510.05491",
+        tags=TAGS,
+        example=[{}, {"beta": 0.0, "dim": 0, "rms": 0.2}, {"rms": None, "folding": "last2"}],
+    )
+    register(
         "adam_mini",
         "projcore_adaptive:AdamMini",
         summary="Adam with one second moment for each tensor or row.",
@@ -169,4 +185,22 @@ def projcore_register_modules(register: Register) -> None:
             {"dtype": None, "flatten": True},
             {"nesterov": False, "method": "svd", "flatten": True},
         ],
+    )
+
+
+@hookimpl
+def projcore_register_recipes(register: Register) -> None:
+    register(
+        "racs_adamw",
+        "projcore_adaptive.recipes:racs_adamw",
+        summary="RACS on matrices, which keep a vector for each side, and AdamW on the rest.",
+        paper="arXiv:2502.07752",
+        example={},
+    )
+    register(
+        "scale_adamw",
+        "projcore_adaptive.recipes:scale_adamw",
+        summary="SCALE: gradients normalized by output, momentum for the output layer only.",
+        paper="arXiv:2506.16659",
+        example={},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
-from projcore.ops import clamp_min_, copy_, lerp_, refuse_complex
+from projcore.ops import by_parts, clamp_min_, copy_, lerp_, refuse_complex, splits, zeros_over
 from projcore_adaptive._norms import mean_squares, root_mean_squares
 from projcore_adaptive.adam import decay_
 
@@ -23,12 +24,32 @@ def factored_direction(
     eps: list[Any],
 ) -> list[Tensor]:
     """Moves the means of rows and columns towards those of squares; divides by their products."""
-    lerp_(row_vars, mean_squares(tensors, [(-1,)] * len(tensors)), weights)  # (..., m, 1)
-    lerp_(col_vars, mean_squares(tensors, [(-2,)] * len(tensors)), weights)  # (..., 1, n)
-    means = [row_var.mean(-2, keepdim=True) for row_var in row_vars]
+    count = len(tensors)
+    found = mean_squares(tensors * 2, [(-1,)] * count + [(-2,)] * count)
+    lerp_(row_vars, found[:count], weights)  # (..., m, 1)
+    lerp_(col_vars, found[count:], weights)  # (..., 1, n)
+    means = list(map(whole_mean, row_vars, col_vars))
+    return by_parts(partial(factored_quotients, eps=eps), tensors, row_vars, col_vars, means)
+
+
+def factored_quotients(
+    tensors: list[Tensor],
+    row_vars: list[Tensor],
+    col_vars: list[Tensor],
+    means: list[Tensor],
+    eps: list[Any],
+) -> list[Tensor]:
+    """Divides by the roots of products of means of rows and columns."""
     clamp_min_(means, eps)
     moments = torch._foreach_mul(torch._foreach_div(row_vars, means), col_vars)
     return quotients(tensors, list(moments), eps)
+
+
+def whole_mean(row_var: Tensor, col_var: Tensor) -> Tensor:
+    """Returns the mean of the means of rows; if these are sharded, of columns: it is the same."""
+    if splits(row_var, [row_var.ndim - 2]):
+        return col_var.mean(-1, keepdim=True)
+    return row_var.mean(-2, keepdim=True)
 
 
 def full_direction(
@@ -47,14 +68,6 @@ def quotients(tensors: list[Tensor], moments: list[Tensor], eps: list[Any]) -> l
     torch._foreach_rsqrt_(moments)
     torch._foreach_mul_(moments, tensors)
     return moments
-
-
-def excesses(update: list[Tensor], threshold: float | Tensor, batch_dims: int) -> list[Tensor]:
-    """Returns by what RMS of updates are above the threshold, as factors, at least 1."""
-    ratios = root_mean_squares(update, batch_dims)
-    torch._foreach_div_(ratios, threshold)
-    clamp_min_(ratios, 1.0)
-    return ratios
 
 
 # How a tensor is divided, by the entries of its state.
@@ -121,6 +134,7 @@ class Adafactor(Transform):
     """
 
     scope = "tensor"
+    sharded = True
     kinds = {"row_var": "opaque", "col_var": "opaque", "variance": "opaque", "step": "opaque"}
 
     def __init__(
@@ -162,11 +176,11 @@ class Adafactor(Transform):
         step = torch.zeros((), dtype=torch.int64, device="cpu")
         if tensor.ndim - batch_dims < 2:
             return {"step": step, "variance": torch.zeros_like(tensor)}
-        *rest, rows, columns = tensor.shape
+        rows, columns = tensor.ndim - 2, tensor.ndim - 1
         return {
             "step": step,
-            "row_var": tensor.new_zeros((*rest, rows, 1)),
-            "col_var": tensor.new_zeros((*rest, 1, columns)),
+            "row_var": zeros_over(tensor, [columns]),
+            "col_var": zeros_over(tensor, [rows]),
         }
 
     def apply(
@@ -194,13 +208,15 @@ class Adafactor(Transform):
                 memory = ([states[i][name] for i in places] for name in names)
                 for i, tensor in zip(places, direction(given, *memory, *others), strict=True):
                     update[i] = tensor
-        ratios = excesses(update, scalar(values["d"]), batch_dims)
+        found = root_mean_squares([*update, *(params or [])], batch_dims)
+        ratios, lengths = found[: len(update)], found[len(update) :]
+        torch._foreach_div_(ratios, scalar(values["d"]))
+        clamp_min_(ratios, 1.0)
         if "lr" not in values:
             torch._foreach_div_(update, ratios)
             return update
         assert params is not None
         lr = scalar(values["lr"])
-        lengths = root_mean_squares(params, batch_dims)
         clamp_min_(lengths, eps2)
         torch._foreach_mul_(lengths, [_smaller(lr, count**-0.5) for count in counts])
         torch._foreach_div_(lengths, ratios)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore.ops import lerp_, refuse_complex, require_choice
+from projcore.ops import by_parts, lerp_, refuse_complex, require_choice, zeros_over
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._norms import mean_squares
 from projcore_adaptive.adam import quotient
@@ -64,6 +64,7 @@ class AdamMini(Transform):
     """
 
     scope = "tensor"
+    sharded = True
     kinds = {"exp_avg": "first", "exp_avg_sq": "opaque", "step": "scalar"}
 
     def __init__(
@@ -85,11 +86,10 @@ class AdamMini(Transform):
     ) -> dict[str, Tensor | float]:
         refuse_complex(self, tensor)
         dims = block_dims(tensor, self.block, batch_dims)
-        shape = [1 if i in dims else size for i, size in enumerate(tensor.shape)]
         return {
             "step": torch.zeros((), dtype=torch.int64, device="cpu"),
             "exp_avg": torch.zeros_like(tensor),
-            "exp_avg_sq": tensor.new_zeros(shape),
+            "exp_avg_sq": zeros_over(tensor, dims),
         }
 
     def apply(
@@ -113,4 +113,9 @@ class AdamMini(Transform):
         lerp_(exp_avgs, tensors, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)  # not lerp: of Inf and Inf it is NaN
         torch._foreach_add_(exp_avg_sqs, torch._foreach_mul(means, 1 - beta2))
-        return quotient(exp_avgs, exp_avg_sqs, steps, beta1, beta2, scalar(settings[0]["eps"]))
+        eps = scalar(settings[0]["eps"])
+        return by_parts(
+            lambda firsts, seconds: quotient(firsts, seconds, steps, beta1, beta2, eps),
+            exp_avgs,
+            exp_avg_sqs,
+        )

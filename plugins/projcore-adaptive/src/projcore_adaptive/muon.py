@@ -10,13 +10,13 @@ from torch import Tensor
 
 from projcore import Blend, Node, Settings, Transform, Write, Writer, require, scalar
 from projcore.ops import lerp, lerp_, require_choice
+from projcore_adaptive._matrices import Folding
 from projcore_adaptive.adam import decay_
 from projcore_adaptive.orthogonalize import (
     COEFFICIENTS,
     Batch,
     Coefficients,
     Dtype,
-    Folding,
     Method,
     Orthogonalizer,
 )

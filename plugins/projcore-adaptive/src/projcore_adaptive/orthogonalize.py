@@ -14,9 +14,9 @@ from torch import Tensor
 from projcore import Node, Settings, Transform, require
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import refuse_complex, require_choice
+from projcore_adaptive._matrices import Folding, matrix_shape
 
 Method = Literal["newton_schulz", "svd"]
-Folding = Literal["fold", "last2"]
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 Coefficients = tuple[float, float, float]
 COEFFICIENTS: Coefficients = (3.4445, -4.7750, 2.0315)  # Jordan's, steepest at 0
@@ -158,11 +158,7 @@ class Orthogonalizer:
 
     def shape(self, tensor: Tensor, batch_dims: int, folding: Folding) -> tuple[int, ...]:
         """Returns the shape of a tensor as a matrix, or as a batch of them in one dimension."""
-        leading, shape = tensor.shape[:batch_dims], tensor.shape[batch_dims:]
-        if folding == "last2" and len(shape) > 2:
-            leading, shape = tensor.shape[:-2], tensor.shape[-2:]
-        rows = shape[0] if len(shape) > 1 else 1
-        columns = shape[1:].numel() if len(shape) > 1 else shape.numel()
+        leading, rows, columns = matrix_shape(tensor.shape, batch_dims, folding)
         return (leading.numel(), rows, columns) if leading else (rows, columns)
 
     def batches(self, tensors: list[Tensor], batch_dims: int, folding: Folding) -> list[Batch]:

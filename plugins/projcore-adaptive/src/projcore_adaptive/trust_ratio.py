@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
-from projcore.ops import at_once, norms
+from projcore.ops import at_once
 from projcore_adaptive._betas import require_betas
+from projcore_adaptive._norms import both_norms
 from projcore_adaptive.adam import Adam, adam_direction, decay_, init_moments
 
 
@@ -22,8 +23,7 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
 
 def trust_(update: list[Tensor], params: list[Tensor], batch_dims: int) -> list[Tensor]:
     """Scales updates that were made afresh to the norms of the parameters."""
-    factors = ratios(norms(params, batch_dims), norms(update, batch_dims))
-    torch._foreach_mul_(update, factors)
+    torch._foreach_mul_(update, ratios(*both_norms(params, update, batch_dims)))
     return update
 
 
@@ -66,8 +66,7 @@ class TrustRatio(Transform):
         batch_dims: int = 0,
     ) -> list[Tensor]:
         assert params is not None
-        factors = ratios(norms(params, batch_dims), norms(tensors, batch_dims))
-        return list(torch._foreach_mul(tensors, factors))
+        return list(torch._foreach_mul(tensors, ratios(*both_norms(params, tensors, batch_dims))))
 
 
 class LAMB(Transform):
@@ -195,9 +194,9 @@ class LARS(Transform):
     ) -> list[Tensor]:
         assert params is not None
         weight_decay = scalar(settings[0]["weight_decay"])
-        sizes = norms(params, batch_dims)
+        sizes, lengths = both_norms(params, tensors, batch_dims)
         sums = torch._foreach_mul(sizes, weight_decay)
-        torch._foreach_add_(sums, norms(tensors, batch_dims))
+        torch._foreach_add_(sums, lengths)
         numerators = torch._foreach_mul(sizes, scalar(settings[0]["trust_coefficient"]))
         update = list(torch._foreach_mul(params, weight_decay))
         torch._foreach_add_(update, tensors)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import first_nonfinite, require
 from projcore.errors import NonFiniteError
-from projcore.ops import alike, norms, unsharded
+from projcore.ops import alike, norms_of_kinds
 
 Order = float | Literal["inf"]
 Nonfinite = Literal["allow", "raise", "skip"]
@@ -40,14 +40,13 @@ def whole_norm(tensors: list[Tensor], order: float) -> Tensor:
     They may be on several devices, of several dtypes, and some of them sharded: then it is the norm
     of the norms of each kind, on the device of the first.
     """
+    each = norms_of_kinds(tensors, order)
     parts: list[Tensor] = [
-        torch.linalg.vector_norm(
-            torch.stack(norms([tensors[i] for i in places], order=order)), order
-        )
-        for places in alike(tensors)
+        torch.linalg.vector_norm(torch.stack([each[i] for i in places]), order)
+        for places in alike(each)
     ]
     if len(parts) == 1:
         return parts[0]
-    parts = [unsharded(part).to(tensors[0].device) for part in parts]
+    parts = [part.to(tensors[0].device) for part in parts]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(parts), order)
     return norm

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform, require
-from projcore.ops import norms
+from projcore.ops import copy_, norms
 
 
 def limit_growth(
@@ -14,17 +14,17 @@ def limit_growth(
 ) -> list[Tensor]:
     """Scales each tensor, or each item of it, and writes its new norm into `previous`."""
     wide = [tensor.to(_wide(tensor)) for tensor in tensors]
-    norm = torch.cat([each.reshape(-1) for each in norms(wide, batch_dims)])
+    found = norms(wide, batch_dims)
+    norm = torch.cat([each.reshape(-1) for each in found])
     before = torch.cat([each.reshape(-1) for each in previous])
     # Nothing grows out of zero (or NaN), so a norm that is not above it limits nothing.
     limited = torch.where(before > 0, torch.minimum(norm, gamma * before), norm)
     factor = torch.where(norm > limited, limited / norm, 1.0)
     sizes = [each.numel() for each in previous]
     kept = [new.reshape(old.shape) for new, old in zip(limited.split(sizes), previous, strict=True)]
-    torch._foreach_copy_(previous, kept)
+    copy_(previous, kept)
     factors = [
-        each.reshape(tensor.shape[:batch_dims] + (1,) * (tensor.ndim - batch_dims))
-        for each, tensor in zip(factor.split(sizes), tensors, strict=True)
+        each.reshape(norm.shape) for each, norm in zip(factor.split(sizes), found, strict=True)
     ]
     result = torch._foreach_mul(wide, factors)
     return [each.to(tensor.dtype) for each, tensor in zip(result, tensors, strict=True)]
@@ -71,6 +71,7 @@ class NormGrowthLimiter(Transform):
     """
 
     scope = "tensor"
+    sharded = True
     kinds = {"norm": "scalar"}
 
     def __init__(self, gamma: float = 1.01) -> None:
@@ -83,7 +84,8 @@ class NormGrowthLimiter(Transform):
         self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
         shape = (*tensor.shape[:batch_dims], 1)
-        return {"norm": tensor.new_zeros(shape, dtype=_wide(tensor).to_real())}
+        dtype = _wide(tensor).to_real()
+        return {"norm": torch.zeros(shape, dtype=dtype, device=tensor.device)}  # never sharded
 
     def apply(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, common, require
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.ops import by_kind, norm_over, norms, require_choice
+from projcore.ops import by_kind, by_parts, norms, norms_over, require_choice
 from projcore_basic._norms import (
     Nonfinite,
     Order,
@@ -23,11 +23,7 @@ def slice_norms(
     tensors: list[Tensor], order: float, dims: tuple[int, ...], batch_dims: int
 ) -> list[Tensor]:
     """Returns the norms over some dimensions of each item."""
-    over = [places(tensor.ndim, dims, batch_dims) for tensor in tensors]
-    return [
-        norm_over(tensor, order, each) if each else tensor.abs()
-        for tensor, each in zip(tensors, over, strict=True)
-    ]
+    return norms_over(tensors, order, [places(each.ndim, dims, batch_dims) for each in tensors])
 
 
 def as_dims(dim: int | Sequence[int]) -> tuple[int, ...]:
@@ -146,4 +142,4 @@ class Normalize(Transform):
         else:
             found = slice_norms(tensors, self.order, self.dims, batch_dims)
         refuse_nonfinite(self, found, self.nonfinite)
-        return list(torch._foreach_div(tensors, at_least(found, settings[0]["eps"])))
+        return by_parts(torch._foreach_div, tensors, at_least(found, settings[0]["eps"]))

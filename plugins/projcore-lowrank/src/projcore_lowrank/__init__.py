@@ -7,6 +7,7 @@ from projcore.plugin import lazy
 if TYPE_CHECKING:
     from projcore_lowrank.coordinate_subspace import CoordinateSubspace
     from projcore_lowrank.dct_select import DCTSelect
+    from projcore_lowrank.galore_torch import from_galore_torch
     from projcore_lowrank.intrinsic_dimension import IntrinsicDimension
     from projcore_lowrank.ldadam import LDAdam
     from projcore_lowrank.low_rank import GaLore, LowRank
@@ -24,6 +25,7 @@ __all__ = [
     "RandomSubspace",
     "SOAPRotation",
     "Tucker",
+    "from_galore_torch",
 ]
 
 __getattr__ = lazy(
@@ -37,4 +39,5 @@ __getattr__ = lazy(
     RandomSubspace="random_subspace",
     SOAPRotation="soap_rotation",
     Tucker="tucker",
+    from_galore_torch="galore_torch",
 )

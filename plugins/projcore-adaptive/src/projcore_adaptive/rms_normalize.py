@@ -1,0 +1,169 @@
+"""Rows or columns divided by their root mean squares."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform, require, scalar
+from projcore.errors import ArgumentError
+from projcore.ops import norm_over, refuse_complex, require_choice
+from projcore_adaptive._matrices import Folding, as_matrices, matrix_shape
+from projcore_adaptive._norms import mean_squares
+
+Length = float | Literal["keep"] | None
+
+
+class RMSNormalize(Transform):
+    r"""Divides each row or column of a matrix by its root mean square, now or of late.
+
+    For the rows of a matrix :math:`u` of shape ``(m, n)``, with :math:`v` zero before the first
+    step,
+
+    .. math::
+        v_i \leftarrow \beta v_i + (1 - \beta) \frac1n \sum_j u_{ij}^2, \qquad
+        \hat u_{ij} = \frac{u_{ij}}{\sqrt{v_i} + \epsilon}, \qquad
+        u \leftarrow c\, \hat u
+
+    where :math:`c` gives the result the norm that the update had (``rms="keep"``), or the root mean
+    square that is asked for, over the whole matrix; with ``rms=None`` it is 1. So, after `Muon`,
+    neurons learn at one speed:
+
+    ==================================================================  ==========================
+    chain                                                               is
+    ==================================================================  ==========================
+    ``Muon(weight_decay=0), RMSNormalize(0.95), WeightDecay(w), LR(r)``  NorMuon, by its code
+    the same with ``rms=0.2``                                           NorMuon, by its paper
+    ``Muon(weight_decay=0), RMSNormalize(0, dim=0), RMSNormalize(0)``   Muon+ (columns, then rows),
+                                                                        with the norm of Muon
+    ``RMSNormalize(0, rms=None), LR(r)``                                SCALE, for hidden layers
+    ==================================================================  ==========================
+
+    A vector is a matrix of one row. Complex tensors are refused. Where an outer projection changes
+    its basis memory starts afresh, because means of rows do not carry over.
+
+    Args:
+        beta: :math:`\beta`, at least 0 and less than 1. With 0 only this update counts.
+        dim: The dimension that means are taken over, as of `Normalize`: 1 for rows, 0 for columns;
+            fixed, groups do not change it.
+        rms: ``"keep"``, a number above 0, or None; fixed.
+        eps: :math:`\epsilon`, at least 0. A row of zeros stays one even if it is 0.
+        folding: What a tensor of more than two dimensions is: a matrix of its first by all others
+            (``"fold"``), or a stack of matrices of its last two (``"last2"``), as the experts of a
+            mixture are; a setting.
+
+    Raises:
+        ArgumentError: If an argument is out of range or unknown, or a tensor is complex.
+
+    Cost: memory of a number for each row. Three passes over the update, five with ``rms``.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> optimizer = Optimizer([weight], RMSNormalize(0.0, rms=None), LR(1.0))
+        >>> weight.grad = torch.tensor([[1.0, -1.0], [0.0, 20.0]])
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([[-1.0000,  1.0000],
+                [ 0.0000, -1.4142]])
+
+    References:
+        Li et al., 2025, https://arxiv.org/abs/2510.05491 (NorMuon, algorithm 1; there the result
+        has a root mean square of 0.2, and in the authors' code the norm that it had).
+        Zhang et al., 2026, https://arxiv.org/abs/2602.21545 (Muon+, equations 3 to 8; there rows
+        have norm 1).
+        Glentis et al., 2025, https://arxiv.org/abs/2506.16659 (SCALE; the root mean square in place
+        of the norm is its code's).
+    """
+
+    scope = "tensor"
+    kinds = {"mean_square": "opaque"}
+
+    def __init__(
+        self,
+        beta: float = 0.95,
+        dim: int = 1,
+        rms: Length = "keep",
+        eps: float = 1e-8,
+        folding: Folding = "fold",
+    ) -> None:
+        if isinstance(rms, str):
+            require_choice(self, "rms", rms, ("keep",))
+        elif rms is not None:
+            require(self, "rms", rms, above=0)
+        if dim not in (0, 1):
+            raise ArgumentError(
+                f"RMSNormalize(dim={dim!r}) was given a dimension that a matrix does not have. It "
+                "is 1, for rows, or 0, for columns. Pass one of these."
+            )
+        self.rms: Length = rms
+        self.dim = dim
+        super().__init__({"beta": beta, "eps": eps, "folding": folding})
+
+    def check(self, settings: Settings) -> None:
+        require(self, "beta", settings["beta"], minimum=0, below=1)
+        require(self, "eps", settings["eps"], minimum=0)
+        require_choice(self, "folding", settings["folding"], Folding)
+
+    def init(
+        self, tensor: Tensor, settings: Settings, batch_dims: int = 0
+    ) -> dict[str, Tensor | float]:
+        refuse_complex(self, tensor)
+        leading, rows, columns = matrix_shape(tensor.shape, batch_dims, settings["folding"])
+        shape = (*leading, rows, 1) if self.dim == 1 else (*leading, 1, columns)
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        return {"mean_square": tensor.new_zeros(shape, dtype=dtype)}
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        values = settings[0]
+        shapes = [matrix_shape(tensor.shape, batch_dims, values["folding"]) for tensor in tensors]
+        matrices = as_matrices(tensors, shapes)
+        along = -1 if self.dim == 1 else -2
+        means = [state["mean_square"] for state in states]
+        now = mean_squares(matrices, [(along,)] * len(matrices))
+        wide = [each.to(mean.dtype) for each, mean in zip(now, means, strict=True)]
+        beta = scalar(values["beta"])
+        torch._foreach_mul_(means, beta)
+        torch._foreach_add_(means, torch._foreach_mul(wide, 1 - beta))
+        divisors = torch._foreach_sqrt(means)
+        torch._foreach_add_(divisors, scalar(values["eps"]))
+        # Zero divided by it is zero.
+        torch._foreach_clamp_min_(divisors, torch.finfo(means[0].dtype).tiny)
+        update = self.resized(list(torch._foreach_div(matrices, divisors)), matrices)
+        return [
+            each.reshape(tensor.shape).to(tensor.dtype)
+            for each, tensor in zip(update, tensors, strict=True)
+        ]
+
+    def resized(self, update: list[Tensor], given: list[Tensor]) -> list[Tensor]:
+        """Gives matrices, in place, the root mean square that they are to have."""
+        if self.rms is None:
+            return update
+        lengths = matrix_norms(update)
+        torch._foreach_clamp_min_(lengths, torch.finfo(lengths[0].dtype).tiny)
+        if isinstance(self.rms, str):
+            factors = torch._foreach_div(matrix_norms(given), lengths)
+        else:
+            torch._foreach_reciprocal_(lengths)
+            sizes = [self.rms * math.sqrt(math.prod(each.shape[-2:])) for each in given]
+            factors = torch._foreach_mul(lengths, sizes)
+        torch._foreach_mul_(update, factors)
+        return update
+
+
+def matrix_norms(matrices: list[Tensor]) -> list[Tensor]:
+    """Returns the norm of each matrix, with sides of length 1."""
+    return [norm_over(matrix, 2.0, (-2, -1)) for matrix in matrices]

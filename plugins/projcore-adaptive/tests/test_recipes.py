@@ -1,0 +1,198 @@
+"""What recipes run on which parameters, and that these train, resume, and take any form."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from projcore import Optimizer, registry
+from projcore.errors import ArgumentError, ArgumentTypeError
+
+NAMES = [each.name for each in registry.components("recipe") if each.plugin == "adaptive"]
+TOKENS = torch.randint(0, 11, (16, 8), generator=torch.Generator().manual_seed(0))
+
+
+def recipe(name: str) -> Callable[..., Optimizer]:
+    made: Callable[..., Optimizer] = registry.load("recipe", name)
+    return made
+
+
+class Model(torch.nn.Module):
+    """An embedding, a hidden layer, a mixture of three experts, and an output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 6)
+        self.up = torch.nn.Linear(6, 8)
+        self.experts = torch.nn.Parameter(torch.randn(3, 8, 6) / 3)
+        self.norm = torch.nn.LayerNorm(6)
+        self.lm_head = torch.nn.Linear(6, 11, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.up(self.embed(x)))
+        x = self.norm(torch.einsum("bti,kio->bto", x, self.experts))
+        made: Tensor = self.lm_head(x)
+        return made
+
+
+def model_of(dtype: torch.dtype = torch.float64) -> Model:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Model().to(dtype)
+
+
+def train(model: Model, optimizer: Optimizer, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        logits = model(TOKENS).flatten(0, 1).float()
+        loss = torch.nn.functional.cross_entropy(logits, ((3 * TOKENS + 1) % 11).flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def forms(model: Model) -> Iterator[tuple[str, Any]]:
+    named = list(model.named_parameters())
+    yield "model", model
+    yield "named", iter(named)
+    yield "unnamed", model.parameters()
+    yield "groups", [{"params": named[:2], "lr": 0.05}, {"params": named[2:]}]
+    yield "groups of unnamed", [{"params": [p]} for p in model.parameters()]
+
+
+FORMS = ["model", "named", "unnamed", "groups", "groups of unnamed"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_training(name: str, form: str) -> None:
+    model = model_of()
+    losses = train(model, recipe(name)(dict(forms(model))[form], lr=0.03), 40)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16(name: str) -> None:
+    model = model_of(torch.bfloat16)
+    losses = train(model, recipe(name)(model, lr=0.02), 20)
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.isfinite().all() and p.dtype == torch.bfloat16 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_its_named_parameters(name: str) -> None:
+    ends = []
+    for form in ("model", "named"):
+        model = model_of()
+        train(model, recipe(name)(dict(forms(model))[form]), 4)
+        ends.append(list(model.state_dict().values()))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resuming_is_bitwise(name: str) -> None:
+    model = model_of()
+    optimizer = recipe(name)(model)
+    train(model, optimizer, 5)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    other = copy.deepcopy(model)
+    resumed = recipe(name)(other)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    train(model, optimizer, 5)
+    train(other, resumed, 5)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schedules_and_groups_reach_all(name: str) -> None:
+    model = model_of()
+    optimizer = recipe(name)(model)
+    before = copy.deepcopy(model.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 2)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def rows(optimizer: Optimizer) -> dict[str, tuple[str, int]]:
+    """Returns the route and the bytes of state of each parameter."""
+    text = str(optimizer.describe()).partition("\n\n")[0]
+    cells = [
+        [cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()
+    ]
+    return {each[0]: (each[-2], int(each[-1].replace(",", ""))) for each in cells[2:]}
+
+
+def test_racs_keeps_a_vector_for_each_side() -> None:
+    found = rows(recipe("racs_adamw")(model_of()))
+    assert found["up.weight"] == ("0: ndim>=2", 8 * (8 + 6 + 1))
+    assert found["experts"] == ("0: ndim>=2", 8 * (3 * (8 + 6) + 1))  # factors for each matrix
+    adams = {name for name, (route, _) in found.items() if route == "0: *"}
+    assert adams == {"embed.weight", "up.bias", "norm.weight", "norm.bias", "lm_head.weight"}
+
+
+def test_scale_keeps_momentum_of_the_output_layer_alone() -> None:
+    found = rows(recipe("scale_adamw")(model_of()))
+    assert found["up.weight"][1] == 8 * 8
+    assert found["experts"][1] == 8 * 3 * 8
+    assert found["embed.weight"][1] == 8 * 6
+    assert found["lm_head.weight"][1] == 8 * (11 * 6 + 11)
+    adams = {name for name, (route, _) in found.items() if route == "0: *"}
+    assert adams == {"up.bias", "norm.weight", "norm.bias"}
+
+
+def rms(tensor: Tensor, dim: int) -> Tensor:
+    return tensor / tensor.square().mean(dim, keepdim=True).sqrt()
+
+
+def test_scale_is_the_formula_of_its_authors() -> None:
+    """Written from their code: rows of layers, columns of embeddings, a mean for the output."""
+    model, lr, decay, momentum = model_of(), 0.01, 0.1, 0.8
+    optimizer = recipe("scale_adamw")(model, lr=lr, momentum=momentum, weight_decay=decay)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    mean = torch.zeros_like(model.lm_head.weight)
+    for _ in range(20):
+        train(model, optimizer, 1)
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        mean = momentum * mean + (1 - momentum) * grads["lm_head.weight"]
+        directions = {
+            "embed.weight": rms(grads["embed.weight"], 0),
+            "up.weight": rms(grads["up.weight"], 1),
+            "experts": rms(grads["experts"], 2),
+            "lm_head.weight": rms(mean, 1),
+        }
+        for name, direction in directions.items():
+            expected[name] = expected[name] * (1 - lr * decay) - lr * direction
+            found = model.get_parameter(name).detach()
+            torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-6)  # eps is 1e-8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_refused(name: str) -> None:
+    made = recipe(name)
+    with pytest.raises(ArgumentError, match=f"{name} was given no parameter that it is for"):
+        made([torch.zeros(3, requires_grad=True)])
+    with pytest.raises(ArgumentTypeError, match=f"{name} was given a Tensor"):
+        made(torch.zeros(3, 3, requires_grad=True))
+    with pytest.raises(ArgumentTypeError, match=f"{name} was given a int among"):
+        made([1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rule_says_what_it_is_for(name: str) -> None:
+    made = recipe(name)
+    if "project" not in inspect.signature(made).parameters:
+        return
+    found = rows(made(model_of(), project="up.weight"))
+    assert {key for key, (route, _) in found.items() if route == "0: ndim>=2"} == {"up.weight"}

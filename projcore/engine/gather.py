@@ -1,0 +1,182 @@
+"""Sharded parameters (`DTensor`) under modules that need them whole.
+
+Each parameter has an owner, one of the processes, which gets the update of it whole, runs the
+modules, keeps their state, and hands the result out. So each element is sent to its owner and back,
+in two collectives for all parameters together, whatever the modules are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projcore.core.module import Module
+from projcore.core.projection import Current, ProjectionBase
+from projcore.core.settings import Settings
+from projcore.core.space import Space
+from projcore.core.state import Node as Entries
+from projcore.engine.crossing import Crossing
+from projcore.engine.flat import module_path
+from projcore.engine.inside import Inside
+from projcore.engine.nodes import Frame, Node
+from projcore.engine.shards import Team, Transfer
+from projcore.errors import StepError
+
+
+class Owners:
+    """Which process owns each parameter of an optimizer; it stays so as long as that lives.
+
+    Each gets about as many elements as the others: the largest parameter that has no owner goes to
+    the process that has the least. That depends on names, shapes and order alone, so all processes
+    find the same.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[int, int] = {}
+        self._teams: dict[Hashable, Team] = {}
+        self._loads: dict[Hashable, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_owners": self._owners, "_teams": {}, "_loads": {}}  # groups are of this process
+
+    def team(self, mesh: Any) -> Team:
+        """Returns the processes of a mesh."""
+        if mesh not in self._teams:
+            self._teams[mesh] = Team(mesh)
+        return self._teams[mesh]
+
+    def assign(self, space: Space, mesh: Any) -> list[int]:
+        """Returns the owner of each tensor of a space, by its number in the team of the mesh."""
+        places = [place for (place,) in space.sources]
+        loads = self._loads.setdefault(mesh, [0] * len(self.team(mesh)))
+        new = [i for i, place in enumerate(places) if place not in self._owners]
+        for i in sorted(new, key=lambda i: (-space.template[i].numel(), places[i])):
+            owner = loads.index(min(loads))
+            self._owners[places[i]] = owner
+            loads[owner] += space.template[i].numel()
+        return [self._owners[place] for place in places]
+
+
+class Gather(ProjectionBase):
+    """Hands sharded tensors to their owners: inside there are those of this process, whole.
+
+    What modules inside need beside the update comes with it.
+
+    Args:
+        module: What runs inside.
+        transfer: The way of the tensors.
+    """
+
+    geometry = "layout"
+    traceable = False
+
+    def __init__(self, module: Module, transfer: Transfer) -> None:
+        self.defaults, self.children, self.project_update = {}, {}, True
+        self.module = module
+        self.transfer = transfer
+        self.needs = module.total_needs & {"params", "grads"}
+
+    def part(self, chosen: Sequence[int]) -> Gather:
+        """Returns the same for some of the tensors."""
+        return Gather(self.module, self.transfer.part(chosen))
+
+    def origins(self, *_: Any, **__: Any) -> list[list[int]]:
+        return [[i] for i in self.transfer.own]
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Entries],
+        settings: list[Settings],
+        current: Current,
+        scratch: dict[str, list[Tensor]] | None = None,
+    ) -> list[Tensor]:
+        if tensors[0].is_meta:
+            return [_without_storage(tensors[i]) for i in self.transfer.own]
+        found: dict[str, list[Tensor]] = {} if scratch is None else scratch
+        if current not in found:
+            found[current] = self.transfer.collect(tensors)
+            # What modules need comes at once: whether one asks for it differs between processes,
+            # of which some may own nothing.
+            if grads is not None:
+                same = all(map(is_, tensors, grads))
+                found["grads"] = found[current] if same else self.transfer.collect(grads)
+            if "params" in self.needs:
+                found["params"] = self.transfer.collect(params)
+        return list(found[current])
+
+    def unproject(
+        self, projected_tensors: Iterable[Tensor], params: list[Tensor], *_: Any, **__: Any
+    ) -> list[Tensor]:
+        if params[0].is_meta:
+            return params
+        return self.transfer.hand_out(list(projected_tensors))
+
+
+class Gathered(Inside):
+    """Runs modules that need sharded tensors whole, on those that this process owns.
+
+    The state of a tensor is where it is without shards.
+    """
+
+    projection: Gather
+
+    def keeps(self, key: str) -> bool:
+        """Whether an entry of that name is of what runs inside."""
+        path = module_path(key)
+        return path == self.space.path or path.startswith(f"{self.space.path}/")
+
+    @property
+    def transfer(self) -> Transfer:
+        """The way of the tensors."""
+        return self.projection.transfer
+
+    def inner_space(self, template: Sequence[Tensor], name: str, path: str) -> Space:
+        space = super().inner_space(template, name, path)
+        return replace(space, state=self.site.state.select(self.transfer.own))
+
+    def part(self, index: Mapping[int, int]) -> Node | None:
+        chosen = [k for k, place in enumerate(self.where) if place in index]
+        own = [j for j, k in enumerate(self.transfer.own) if k in set(chosen)]
+        region = None if self.region is None else self.region.part(own)
+        if region is None:
+            return None
+        site = self.site.part(index)
+        projection = self.projection.part(chosen)
+        node = Gathered(projection, site.space, site.whole, self._plan_inside)
+        node.origins = projection.origins()
+        node.region = region
+        node._shapes = [self._shapes[j] for j in own]
+        return node
+
+    @property
+    def fits_blocks(self) -> bool:
+        return False  # each block would have collectives of its own
+
+    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor]) -> None:
+        team = self.transfer.team
+        try:
+            super()._cross(frame, crossing, update)
+        except Exception as error:
+            told = team.failures()
+            if not told:
+                team.tell(str(error))
+                raise
+            raise StepError(f"The step was given up, as others have: {told}") from error
+
+
+def gathered(region: Any) -> Iterator[Gathered]:
+    """Yields the nodes of a region, and of those inside, that gather."""
+    return (node for node in region.walk() if isinstance(node, Gathered))
+
+
+def _without_storage(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

@@ -1,0 +1,342 @@
+"""One of the processes of test_gather.py: matrix methods on parameters that are sharded.
+
+Arguments: what to do, rank, number of processes, a folder to meet and to write in.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from training import (
+    RECIPES,
+    by_layers,
+    difference,
+    in_tensor_parallel,
+    line,
+    network,
+    recipe,
+    train,
+    whole,
+)
+
+from projcore import Optimizer
+from projcore.engine.gather import gathered
+from projcore.errors import ArgumentError, StepError
+from projcore.modules import LR, Adam, HeavyBall, Muon, Orthogonalize
+from projcore.projections import LowRank, To
+
+STEPS = 20
+Shard = Callable[[torch.nn.Module], object] | None
+
+
+def compare(name: str, shard: Shard, rank: int, size: int) -> dict[str, Any]:
+    """Trains by a recipe alone, sharded, and sharded with a rest in the middle."""
+    alone_model, model, other_model = network(), network(shard), network(shard)
+    alone, optimizer = recipe(name, alone_model), recipe(name, model)
+    before = train(alone_model, alone, range(STEPS))
+    after = train(model, optimizer, range(STEPS), rank, size)
+    other = recipe(name, other_model)
+    train(other_model, other, range(STEPS // 2), rank, size)
+    saved = get_state_dict(other_model, other)
+    resumed_model = network(shard)
+    resumed = recipe(name, resumed_model)
+    set_state_dict(resumed_model, resumed, model_state_dict=saved[0], optim_state_dict=saved[1])
+    again = train(resumed_model, resumed, range(STEPS // 2, STEPS), rank, size)
+    noisy_model = network()
+    noisy = train(noisy_model, recipe(name, noisy_model), range(STEPS), noise=1e-15)
+    return {
+        "params": after,
+        "difference": difference(before, after),
+        "noise": difference(before, noisy),
+        "resumed": all(map(torch.equal, after, again)),
+        "state": optimizer.memory().state,
+        "alone": alone.memory().state,
+    }
+
+
+def recipes_under_fsdp(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    shard = by_layers(line(size))
+    return {name: compare(name, shard, rank, size) for name in RECIPES}
+
+
+def recipes_unevenly(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    shard = by_layers(line(size))
+    return {name: compare(name, shard, rank, size) for name in ("fira", "muon_adamw")}
+
+
+def recipes_on_meshes(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains on four processes: two replicas of two shards, and two shards of two halves."""
+    hybrid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    parallel = in_tensor_parallel(mesh["tensor"], mesh["data"])
+    some = ("galore_adamw", "muon_adamw")
+    return {
+        **{f"hybrid {name}": compare(name, by_layers(hybrid), rank, 4) for name in some},
+        **{f"parallel {name}": compare(name, parallel, rank // 2, 2) for name in some},
+    }
+
+
+def tensor_parallel(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    shard = in_tensor_parallel(line(size))
+    return {name: compare(name, shard, 0, 1) for name in ("galore_adamw", "muon_adamw", "ldadam")}
+
+
+def switches(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """What else may be asked of an optimizer; each compared with the same on whole parameters."""
+    shard = by_layers(line(size))
+    results: dict[str, Any] = {}
+    for name in ("galore_adamw", "muon_adamw"):
+        alone = network()
+        expected = train(alone, recipe(name, alone), range(STEPS))
+        for switch, value in (("bucket_bytes", 4000), ("in_backward", True)):
+            model = network(shard)
+            optimizer = recipe(name, model)
+            setattr(optimizer, switch, value)
+            found = train(model, optimizer, range(STEPS), rank, size)
+            results[f"{name}, {switch}"] = difference(expected, found)
+    chains: dict[str, Callable[[], list[Any]]] = {
+        "momentum outside": lambda: [HeavyBall(0.9), Orthogonalize(), LR(0.01)],
+        "in another dtype": lambda: [To([LowRank([Adam()], rank=3)], "float64"), LR(0.01)],
+        "params inside": lambda: ["low_rank([weight_decay(0.1), adam()], rank=3)", LR(0.01)],
+        "two in a row": lambda: [LowRank([HeavyBall(0.9)], rank=3), Muon(), LR(0.01)],
+        "a layout": lambda: ["reshape([muon()], (-1, 2))", LR(0.01)],
+        "noise": lambda: ["gradient_noise()", LR(0.01)],
+        "biases inside": lambda: ["low_rank([normalize(), adam()], rank=3)", LR(0.01)],
+    }
+    for name, modules in chains.items():
+        alone, model = network(), network(shard)
+        try:
+            before = train(alone, Optimizer(_matrices(name, alone), *modules()), range(STEPS))
+            optimizer = Optimizer(_matrices(name, model), *modules())
+            found = train(model, optimizer, range(STEPS), rank, size)
+            results[name] = difference(before, found)
+        except ArgumentError as error:
+            results[name] = str(error)
+    return results
+
+
+def _matrices(name: str, model: torch.nn.Module) -> list[Any]:
+    biases = name in ("params inside", "biases inside", "noise")
+    return [(n, p) for n, p in model.named_parameters() if biases or p.ndim == 2]
+
+
+def save(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains half of the steps under FSDP2 and as a whole, and saves both."""
+    results: dict[str, Any] = {}
+    for name in ("galore_adamw", "muon_adamw", "ldadam"):
+        model = network(by_layers(line(size)))
+        optimizer = recipe(name, model)
+        train(model, optimizer, range(STEPS // 2), rank, size)
+        parts = get_state_dict(model, optimizer)
+        saved = dict(zip(("model", "optimizer"), parts, strict=True))
+        dcp.save(saved, checkpoint_id=folder / name)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        whole_parts = get_state_dict(model, optimizer, options=options)
+        if rank == 0:
+            torch.save(whole_parts, folder / f"{name}.pt")
+        alone = network()
+        results[name] = train(alone, recipe(name, alone), range(STEPS))
+        alone = network()
+        its = recipe(name, alone)
+        train(alone, its, range(STEPS // 2))
+        if rank == 0:
+            torch.save((alone.state_dict(), its.state_dict()), folder / f"{name}-alone.pt")
+    return results
+
+
+def load(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Goes on from what another number of processes saved; returns the parameters at the end."""
+    results: dict[str, Any] = {}
+    for name in ("galore_adamw", "muon_adamw", "ldadam"):
+        shard = by_layers(line(size)) if size > 1 else None
+        for flat in (False, True):
+            options = StateDictOptions(flatten_optimizer_state_dict=flat)
+            if flat and size == 1:
+                continue
+            model = network(shard)
+            optimizer = recipe(name, model)
+            if flat:  # only read; the file is not flat
+                train(model, optimizer, range(2), rank, size)
+                saved = get_optimizer_state_dict(model, optimizer, options=options)
+                before = [
+                    whole(v)
+                    for each in optimizer.state_dict()["state"].values()
+                    for v in each.values()
+                ]
+                set_optimizer_state_dict(model, optimizer, saved, options=options)
+                after = [
+                    whole(v)
+                    for each in optimizer.state_dict()["state"].values()
+                    for v in each.values()
+                ]
+                results[f"{name}, flat"] = all(
+                    torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+                    for a, b in zip(before, after, strict=True)
+                )
+                continue
+            blank = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+            dcp.load(blank, checkpoint_id=folder / name)
+            set_state_dict(
+                model,
+                optimizer,
+                model_state_dict=blank["model"],
+                optim_state_dict=blank["optimizer"],
+            )
+            results[name] = train(model, optimizer, range(STEPS // 2, STEPS), rank, size)
+        # A whole file, as from DistributedDataParallel or a single process.
+        model = network(shard)
+        optimizer = recipe(name, model)
+        parts = torch.load(folder / f"{name}.pt")
+        options = StateDictOptions(full_state_dict=True)
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=parts[0],
+            optim_state_dict=parts[1],
+            options=options,
+        )
+        results[f"{name}, whole"] = train(model, optimizer, range(STEPS // 2, STEPS), rank, size)
+        model = network(shard)
+        optimizer = recipe(name, model)
+        weights, memory = torch.load(folder / f"{name}-alone.pt")
+        set_state_dict(
+            model,
+            [],
+            model_state_dict=weights,
+            optim_state_dict={},
+            options=options,
+        )
+        optimizer.load_state_dict(memory)
+        results[f"{name}, plain"] = train(model, optimizer, range(STEPS // 2, STEPS), rank, size)
+    return results
+
+
+def counts(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Counts collectives and the bytes that leave this process in a step."""
+    results = {}
+    for name in ("galore_adamw", "muon_adamw", "apollo"):
+        model = network(by_layers(line(size)))
+        optimizer = recipe(name, model)
+        train(model, optimizer, range(3), rank, size)
+        found: list[tuple[str, int]] = []
+        kinds = [each for each in dir(dist) if each.startswith(("all_", "reduce", "broadcast"))]
+        with mock.patch.multiple(
+            dist, **{kind: _counted(kind, getattr(dist, kind), rank, found) for kind in kinds}
+        ):
+            optimizer.step()
+        plan = optimizer.plan_of(optimizer.param_groups)
+        told = [node.transfer.sent for node in gathered(plan.region)]
+        results[name] = {"found": found, "told": told, "text": optimizer.describe()}
+    return results
+
+
+def _counted(kind: str, collective: Any, rank: int, found: list[tuple[str, int]]) -> Any:
+    def counted(output: Any, given: Any, came: Any, left: list[int], group: Any) -> Any:
+        found.append((kind, sum(count for i, count in enumerate(left) if i != rank)))
+        return collective(output, given, came, left, group)
+
+    return counted if kind == "all_to_all_single" else _refused(kind)
+
+
+def _refused(kind: str) -> Any:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError(f"a step has called {kind}")
+
+    return refused if kind != "reduce_op" else getattr(dist, kind)
+
+
+def balance(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Foretells the state in this process, and in one that has all, of six equal blocks."""
+    results = {}
+    for name in RECIPES:
+        found = []
+        for shard in (True, False):
+            model = torch.nn.Sequential(
+                *(
+                    each
+                    for _ in range(6)
+                    for each in (torch.nn.Linear(96, 160), torch.nn.Linear(160, 96))
+                )
+            )
+            if shard:
+                by_layers(line(size))(model)
+            found.append(recipe(name, model).memory().state)
+        results[name] = found
+    return results
+
+
+def owners(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains with a layer that is frozen at first, whose matrices get owners later."""
+    both = []
+    for shard in (None, by_layers(line(size))):
+        model = network(shard)
+        model.get_submodule("first").requires_grad_(False)
+        optimizer = Optimizer(model.named_parameters(), "low_rank([adam()], rank=3)", LR(0.01))
+        share = (rank, size) if shard else (0, 1)
+        train(model, optimizer, range(5), *share)
+        model.get_submodule("first").requires_grad_(True)
+        both.append(train(model, optimizer, range(5, STEPS), *share))
+    return {"difference": difference(*both)}
+
+
+def precision(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains in bfloat16 with parameters in float32, under the policy of FSDP2."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    results = {}
+    for name in ("galore_adamw", "muon_adamw"):
+        model = network(lambda each: by_layers(line(size), mp_policy=policy)(each.float()))
+        found = train(model, recipe(name, model), range(STEPS), rank, size)
+        results[name] = [bool(each.isfinite().all()) for each in found]
+        results[f"{name} params"] = found
+    return results
+
+
+def failure(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Fails in the middle of a step, in the last process only; returns what is said of it."""
+    model = network(by_layers(line(size)))
+    optimizer = recipe("muon_adamw", model)
+    train(model, optimizer, range(2), rank, size)
+    before = [parameter.to_local().clone() for parameter in model.parameters()]  # type: ignore[attr-defined]
+    fails = mock.patch.object(Muon, "apply", side_effect=RuntimeError("out of luck"))
+    with fails if rank == size - 1 else mock.MagicMock():
+        try:
+            optimizer.step()
+        except (RuntimeError, StepError) as error:
+            said = f"{type(error).__name__}: {error}"
+    same = all(
+        torch.equal(old, new.to_local())  # type: ignore[attr-defined]
+        for old, new in zip(before, model.parameters(), strict=True)
+    )
+    return {"said": said, "same": same}
+
+
+if __name__ == "__main__":
+    task, rank, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet-{task}-{size}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=10 if task == "failure" else 120),
+    )
+    torch.save(globals()[task](rank, size, folder), folder / f"{task}-{size}-{rank}.pt")
+    if task != "failure":
+        dist.destroy_process_group()
