@@ -12,7 +12,8 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ TEXT = (
     "intrinsic_dimension(lr=0.03, dimension=1000)",
     "ldadam(lr=0.01, rank={rank})",
     "muon_adamw(lr=0.01)",
+    "racs_adamw(lr=0.01)",
+    "racs_adamw(lr=0.01, project='ndim>=2')",
+    "scale_adamw(lr=0.01)",
     "soap(lr=0.01)",
     "sumo(lr=0.01, rank={rank})",
 )
@@ -72,22 +76,32 @@ class Part:
         task: Of ``projcore compare``.
         specs: The optimizers.
         options: The others.
+        seeds: How many runs of each there are, beside those that tune it.
     """
 
     task: str
     specs: tuple[str, ...]
     options: str
+    seeds: int = 1
 
-    def run(self, name: str) -> int:
-        """Makes the comparison, as far as it is not there; returns the exit code."""
+    def run(self, name: str, specs: Sequence[str]) -> int:
+        """Makes the comparison of some, as far as it is not there; returns the exit code."""
         output = ("--output", str(RUNS / name), "--resume")
-        return projcore(["compare", self.task, *self.specs, *self.options.split(), *output])
+        return projcore(["compare", self.task, *specs, *self.options.split(), *output])
+
+    def finished(self, name: str) -> list[str]:
+        """Returns the optimizers of which all runs are there."""
+        file = RUNS / name / "runs.jsonl"
+        lines = file.read_text("utf-8").splitlines()[1:] if file.exists() else []
+        keys = [json.loads(line)["key"] for line in lines]
+        runs = Counter(key["spec"] for key in keys if key["checks"] is None)  # others are trials
+        return [spec for spec in self.specs if runs[spec] >= self.seeds]
 
 
 def text(rank: int, options: str) -> Part:
     """Returns a comparison on the text task, of subspaces of that rank."""
     specs = tuple(spec.format(rank=rank) for spec in TEXT)
-    return Part("text", specs, f"--batch 8 --schedule linear --seeds 3 {options}")
+    return Part("text", specs, f"--batch 8 --schedule linear --seeds 3 {options}", seeds=3)
 
 
 PARTS = {
@@ -102,12 +116,12 @@ PARTS = {
 
 
 def write() -> None:
-    """Writes the tables of the parts that are there into the page, and copies their pictures."""
+    """Writes the tables of what is finished into the page, and copies the pictures."""
     page = PAGE.read_text(encoding="utf-8")
     for name in ("text-small", "text-large"):
         if found := read(name):
             page = fill(page, name, text_table(found))
-            copy_picture(name)
+            copy_pictures(name)
     if found := read("logistic"):
         page = fill(page, "logistic", logistic_table(found))
     if points := {name: found for name in FUNCTIONS if (found := read(name))}:
@@ -116,16 +130,18 @@ def write() -> None:
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """Returns what a comparison found, if it was made."""
-    file = RUNS / name / "compare.json"
-    if not file.exists():
+    """Returns the comparison of all optimizers of a part that are finished, if any is."""
+    part = PARTS[name]
+    finished = part.finished(name)
+    if not finished or part.run(name, finished):
         return None
-    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    found: dict[str, Any] = json.loads((RUNS / name / "compare.json").read_text("utf-8"))
+    found["missing"] = [spec for spec in part.specs if spec not in finished]
     return found
 
 
-def copy_picture(name: str) -> None:
-    """Copies the picture of how sensitive optimizers are to their learning rates."""
+def copy_pictures(name: str) -> None:
+    """Copies the pictures of the losses, and of the rates that were tried."""
     PICTURES.mkdir(exist_ok=True)
     for kind in ("compare", "rates"):
         shutil.copy(RUNS / name / f"{kind}.png", PICTURES / f"{name}-{kind}.png")
@@ -265,7 +281,7 @@ def main() -> None:
     names = [each for each in sys.argv[1:] if each != "--write"]
     code = 0
     for part in names or ({} if "--write" in sys.argv else PARTS):
-        code = PARTS[part].run(part)
+        code = PARTS[part].run(part, PARTS[part].specs)
         if code:
             break
     write()
