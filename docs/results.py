@@ -107,8 +107,8 @@ def text(rank: int, options: str) -> Part:
 PARTS = {
     "text-small": text(12, "--size small --steps 120 --tune 4 --target 2.5"),
     "text-large": text(24, "--size large --steps 100 --tune 3 --target 2.5"),
-    "logistic": Part("logistic", tuple(POINTS), "--steps 100 --tune 4"),
-    **{name: Part(name, tuple(POINTS), "--steps 300 --tune 6") for name in FUNCTIONS},
+    "logistic": Part("logistic", tuple(POINTS), "--steps 60 --tune 3"),
+    **{name: Part(name, tuple(POINTS), "--steps 300 --tune 4") for name in FUNCTIONS},
 }
 
 

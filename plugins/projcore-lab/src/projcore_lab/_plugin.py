@@ -86,7 +86,8 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
         "--target",
         type=_finite,
         metavar="LOSS",
-        help="say after how many steps each is below this loss, by more than the noise over seeds",
+        help="say after how many steps each is below this loss, by more than the noise over seeds "
+        "(default: the goal of the task, where it has one)",
     )
     # One thread: results are then those of any machine, and what else runs there disturbs less.
     parser.add_argument("--threads", type=_count, default=1, help="threads of torch (default: 1)")

@@ -96,7 +96,8 @@ def draw_rates(comparison: Comparison) -> Figure:
             axes.plot(chosen.lr, max(LOG_FLOOR, min(ceiling, chosen.loss)), "o", color=curve.color)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (● chosen)")
-    axes.set_ylabel(f"final {comparison.task.loss_name} (what diverged is drawn at the top)")
+    note = " (at the top: diverged)" if len(finite) < len(losses) else ""
+    axes.set_ylabel(f"final {comparison.task.loss_name}{note}")
     _loss_scale(axes, [min(ceiling, loss) for loss in finite])
     axes.grid(alpha=0.3)
     figure.suptitle(_title(comparison, 90), fontsize=10)
@@ -145,11 +146,13 @@ def _against_seconds(axes: Axes, comparison: Comparison, lines: list[Curve]) -> 
     equal = comparison.equal_seconds
     if equal and len(comparison.finished) > 1:
         axes.axvline(equal, color="0.3", linestyle=":", linewidth=1.2)
+        late = equal > max(result.seconds for result in comparison.finished) / 2
         axes.annotate(
-            f" first to finish, {equal:.3g} s",
+            f" first to finish, {equal:.3g} s ",
             (equal, 0.97),
             xycoords=("data", "axes fraction"),
             va="top",
+            ha="right" if late else "left",
             fontsize=9,
         )
 
