@@ -235,8 +235,8 @@ def applies(law: Law) -> str:
 # Commands.
 
 
-COMMANDS = """`projcore COMMAND --help` prints the same, `projcore -V` the version; `python -m projcore` is the same
-command.
+COMMANDS = """`projcore COMMAND --help` prints the same, `projcore -V` the version;
+`python -m projcore` is the same command.
 A command exits with 1 if it failed, and with 2 if it was not understood.
 An interrupt (Ctrl-C) prints one line, keeps the results so far, and exits with 130.
 

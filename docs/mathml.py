@@ -36,7 +36,7 @@ def _converted(latex: str, display: str) -> str:
 
 
 def _pieces(latex: str) -> list[str]:
-    """Splits formulas that stand side by side, between which there is a ``\\quad``."""
+    r"""Splits formulas that stand side by side, between which there is a ``\quad``."""
     pieces, depth, start = [], 0, 0
     for token in re.finditer(
         r"\\begin|\\end|\\q?quad|(?<!\\)[{}]|\\left(?!arrow)|\\right(?!arrow)", latex

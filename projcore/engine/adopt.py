@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from projcore.engine.checkpoint import module_path
+from projcore.engine.flat import module_path
 from projcore.errors import CheckpointError
 
 if TYPE_CHECKING:

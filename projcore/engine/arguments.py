@@ -43,9 +43,10 @@ def check_sharding(params: list[Tensor], module: Module) -> None:
     if sharded and whole is not None:
         raise ArgumentError(
             f"Parameter {sharded[0]}, of shape {tuple(params[sharded[0]].shape)}, is sharded over "
-            f"processes, and {whole} was given, which needs it whole. Shards are for modules of "
-            "scope 'element' and for those that declare sharded = True. Use such modules, or "
-            "DistributedDataParallel, which keeps parameters whole."
+            f"processes, and {whole} was given, which needs all parameters whole at once. Sharded "
+            "ones are for modules that work on each parameter by itself and without the loss, and "
+            "for those that declare sharded = True. Use such modules, or DistributedDataParallel, "
+            "which keeps parameters whole."
         )
 
 

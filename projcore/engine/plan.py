@@ -20,9 +20,10 @@ from projcore.engine.inside import Inside
 from projcore.engine.items import Items
 from projcore.engine.nodes import Call, Node, Observe, Site, Step, has_factor
 from projcore.engine.region import Region
-from projcore.engine.shards import Shards, Transfer, is_sharded
+from projcore.engine.shards import Shards, Transfer
 from projcore.engine.tree import takes_shards
 from projcore.errors import ArgumentError, ContractError
+from projcore.ops import is_sharded
 from projcore.values import common, scalar
 
 RATE = "lr"

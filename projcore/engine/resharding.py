@@ -10,8 +10,8 @@ from torch import Tensor
 
 from projcore.engine.gather import Gathered, gathered
 from projcore.engine.region import Region
-from projcore.engine.shards import Shards, Transfer, is_sharded
-from projcore.ops import unsharded
+from projcore.engine.shards import Shards, Transfer
+from projcore.ops import is_sharded, unsharded
 
 Entries = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
         for key in sorted(filter(node.keeps, state.get(place, {}))):
             value = state[place][key]
             if isinstance(value, Tensor) and value.ndim:
-                order = tuple(sorted(range(value.ndim), key=lambda d: -value.stride(d)))
+                order = tuple(sorted(range(value.ndim), key=lambda d: -value.stride()[d]))
                 value = own[place, key] = value.to(team.device).permute(order)
                 facts.append(Fact(tensor, place, key, tuple(value.shape), value.dtype, order))
             else:

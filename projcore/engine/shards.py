@@ -22,11 +22,6 @@ FAILED = "projcore/failed"  # in torch's store, which all processes share
 ALIGNMENT = 16  # bytes, so that tensors of any dtype may begin there
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is distributed over processes, even if each has all of it."""
-    return hasattr(tensor, "placements")
-
-
 @dataclass(frozen=True)
 class Shards:
     """How a tensor lies on the processes of a mesh, which are numbered in the mesh's order.

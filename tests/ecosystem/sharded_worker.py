@@ -35,7 +35,7 @@ from projcore.modules import (
     TrustRatio,
     WeightDecay,
 )
-from projcore.projections import LowRank, RandomSubspace, To, VectorProjection
+from projcore.projections import LowRank, To, VectorProjection
 
 STEPS, SAMPLES = 6, 8
 Modules = Callable[[], list[Any]]
@@ -55,12 +55,10 @@ RIGHT: dict[str, Modules] = {
     "a layout": lambda: [VectorProjection([Adam(), LR(0.01)])],
 }
 REFUSED: dict[str, Modules] = {
-    "LowRank": lambda: [LowRank([Adam()], rank=2), LR(0.01)],
-    "in a list": lambda: [Adam(), ClipNorm(1.0), [RandomSubspace([Adam()], rank=2)], LR(0.01)],
-    "in a route": lambda: [Route({"*": [LowRank([Adam()], rank=2)]}), LR(0.01)],
+    "subspace": lambda: ["intrinsic_subspace([adam()], dimension=4)", LR(0.01)],
+    "in a route": lambda: [Route({"*": [LowRank([ClipNorm(1.0)], rank=2)]}), LR(0.01)],
     "a vector": lambda: [VectorProjection([ClipNorm(0.1)])],
     "LBFGS": lambda: ["lbfgs()", "backtracking()"],
-    "noise": lambda: ["gradient_noise()", LR(0.01)],
 }
 
 

@@ -60,12 +60,10 @@ def test_shards_go_beside_whole_parameters(results: list[dict[str, Any]]) -> Non
 
 def test_what_needs_parameters_whole_is_refused(results: list[dict[str, Any]]) -> None:
     culprits = {
-        "LowRank": "low_rank([adam()], rank=2)",
-        "in a list": "random_subspace([adam()], rank=2)",
-        "in a route": "low_rank([adam()], rank=2)",
+        "subspace": "intrinsic_subspace([adam()], 4)",
+        "in a route": "low_rank([clip_norm(1.0)], rank=2)",
         "a vector": "vector([clip_norm(0.1)])",
         "LBFGS": "lbfgs()",
-        "noise": "gradient_noise()",
     }
     for result in results:
         assert result["refused"].keys() == culprits.keys()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def root_mean_squares(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
     return list(torch._foreach_div(norms(tensors, batch_dims), roots))
 
 
-def mean_squares(tensors: list[Tensor], dims: list[tuple[int, ...]]) -> list[Tensor]:
+def mean_squares(tensors: list[Tensor], dims: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Returns means of squares along dimensions, which stay with size 1; 0 if these are empty.
 
     By way of norms, because squares would be temporaries as large as the tensors. Where there are

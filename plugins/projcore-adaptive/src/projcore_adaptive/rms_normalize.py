@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
-from projcore.ops import norm_over, refuse_complex, require_choice
+from projcore.ops import norms_over, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, as_matrices, matrix_shape
 from projcore_adaptive._norms import mean_squares
 
@@ -131,9 +131,9 @@ class RMSNormalize(Transform):
         values = settings[0]
         shapes = [matrix_shape(tensor.shape, batch_dims, values["folding"]) for tensor in tensors]
         matrices = as_matrices(tensors, shapes)
-        along = -1 if self.dim == 1 else -2
+        along = [(each.ndim - 1 if self.dim == 1 else each.ndim - 2,) for each in matrices]
         means = [state["mean_square"] for state in states]
-        now = mean_squares(matrices, [(along,)] * len(matrices))
+        now = mean_squares(matrices, along)
         wide = [each.to(mean.dtype) for each, mean in zip(now, means, strict=True)]
         beta = scalar(values["beta"])
         torch._foreach_mul_(means, beta)
@@ -166,4 +166,4 @@ class RMSNormalize(Transform):
 
 def matrix_norms(matrices: list[Tensor]) -> list[Tensor]:
     """Returns the norm of each matrix, with sides of length 1."""
-    return [norm_over(matrix, 2.0, (-2, -1)) for matrix in matrices]
+    return norms_over(matrices, 2.0, [(each.ndim - 2, each.ndim - 1) for each in matrices])
