@@ -73,8 +73,9 @@ class Store:
         self._append({"key": key, "run": asdict(run)})
 
     def _append(self, data: Mapping[str, Any]) -> None:
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(data, allow_nan=False) + "\n")
+        line = json.dumps(data, allow_nan=False) + "\n"
+        with self.file.open("ab", buffering=0) as stream:  # all of it at once, or nothing
+            stream.write(line.encode("utf-8"))
 
 
 def _whole_lines(file: Path) -> list[str]:
