@@ -1932,7 +1932,7 @@ PLUGINS = [
     Breakage(
         "lab-resume",
         "A comparison that goes on takes a run for that of another learning rate.",
-        LAB + "src/projcore_lab/compare.py",
+        LAB + "src/projcore_lab/work.py",
         before='"lr": learning_rate(contender.optimizer(task.model())),',
         after='"lr": 0.0,',
         tests=(LAB + "tests/test_compare.py::test_tune_finds_a_learning_rate_and_shows_it",),

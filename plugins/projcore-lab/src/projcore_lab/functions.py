@@ -149,8 +149,8 @@ def factor(count: int, condition: float, seed: int) -> Tensor:
     """Returns a matrix of a condition number, with random singular vectors."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, count, count)
-    left, right = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))[0]
-    return left * spectrum(condition, count) @ right
+    bases: Tensor = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
+    return bases[0] * spectrum(condition, count) @ bases[1]
 
 
 def ill_conditioned(x: Tensor) -> Tensor:
