@@ -1941,7 +1941,7 @@ PLUGINS = [
         "lab-overwriting",
         "Results that are there are overwritten.",
         LAB + "src/projcore_lab/compare.py",
-        before="if there and not resume:",
+        before="if there and not (resume and RUNS in there):",
         after="if False:",
         tests=(LAB + "tests/test_compare.py::test_results_are_not_overwritten",),
     ),

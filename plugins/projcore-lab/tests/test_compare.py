@@ -248,14 +248,22 @@ def test_more_seeds_and_other_optimizers_use_the_runs_that_are_there(compare):
     assert [len(run["losses"]) for run in more.runs] == [5, 5, 5, 5, 6]
 
 
-@pytest.mark.parametrize("name", ["runs.jsonl", "compare.json", "compare.pdf"])
-def test_results_are_not_overwritten(compare, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "options", "advice"),
+    [
+        ("runs.jsonl", (), "Pass --resume to go on from its runs, or name another folder"),
+        ("compare.json", (), "Name another folder"),
+        ("compare.pdf", ("--resume",), "Name another folder"),
+    ],
+)
+def test_results_are_not_overwritten(compare, tmp_path, name, options, advice):
     file = tmp_path / "there" / name
     file.parent.mkdir()
     file.write_text("dear to me", "utf-8")
-    result = compare("rosenbrock", "torch-adam", "--steps", "2", folder=file.parent)
+    result = compare("rosenbrock", "torch-adam", "--steps", "2", *options, folder=file.parent)
     assert result.code == 1
     assert f"has results already: {name}" in result.output
+    assert advice in result.output
     assert file.read_text("utf-8") == "dear to me"
     assert [each.name for each in file.parent.iterdir()] == [name]
 

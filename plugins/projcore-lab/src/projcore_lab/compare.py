@@ -108,7 +108,8 @@ def open_store(folder: Path, resume: bool) -> Store:
     """Returns where the runs are kept; results that are there are not overwritten.
 
     Raises:
-        ArgumentError: If the folder cannot be made, or has results and `resume` is false.
+        ArgumentError: If the folder cannot be made, has results and `resume` is false, or has
+            results without the runs to go on from.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,10 +119,11 @@ def open_store(folder: Path, resume: bool) -> Store:
             "Name another."
         ) from error
     there = [name for name in (RUNS, *FILES) if (folder / name).exists()]
-    if there and not resume:
+    if there and not (resume and RUNS in there):
+        advice = "Pass --resume to go on from its runs, or name" if RUNS in there else "Name"
         raise ArgumentError(
             f"--output {folder} has results already: {', '.join(there)}. They are not overwritten. "
-            "Pass --resume to go on from the runs in it, or name another folder with --output."
+            f"{advice} another folder with --output."
         )
     return Store(folder / RUNS, versions())
 
