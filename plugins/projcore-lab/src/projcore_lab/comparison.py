@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import entry_points, version
 from typing import Any
 
@@ -52,7 +53,7 @@ class Result:
         """Why, of a status that is not ``"finished"``."""
         return self.failure.reason if self.failure else ""
 
-    @property
+    @cached_property
     def checks(self) -> list[Check]:
         """The means of the runs' validations, as far as all runs came."""
         shortest = min(len(run.checks) for run in self.runs)
