@@ -164,7 +164,7 @@ def text_table(found: dict[str, Any]) -> list[str]:
     reference = results[REFERENCE]
     loss, state = reference["final"]["loss"], reference["state_bytes"]
     ranked = sorted(results.values(), key=lambda each: each["final"]["loss"])
-    lines = [budget(found), ""]
+    lines = [f"{found['task']['parameters']:,} parameters, {budget(found)}", ""]
     lines += row("optimizer", "rate", "loss", "±", "to AdamW's", "state", "own ms", "to target")
     lines += ["| --- |" + " ---: |" * 7]
     for each in ranked:
@@ -240,12 +240,11 @@ def functions_table(points: dict[str, dict[str, Any]]) -> list[str]:
 
 def budget(found: dict[str, Any]) -> str:
     """Returns what each optimizer had."""
-    settings, task = found["settings"], found["task"]
+    settings = found["settings"]
     seeds = f"{settings['seeds']} seeds" if settings["seeds"] > 1 else "one seed"
     return (
-        f"{settings['steps']} steps, {task['parameters']:,} parameters, {settings['tune']} rates "
-        f"tried by each, {seeds}, rate {settings['schedule']}, one thread, "
-        f"torch {found['versions']['torch']}."
+        f"{settings['steps']} steps, {settings['tune']} rates tried by each, {seeds}, "
+        f"rate {settings['schedule']}, one thread, torch {found['versions']['torch']}."
     )
 
 
