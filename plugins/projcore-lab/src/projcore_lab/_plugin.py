@@ -61,8 +61,8 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
         "compare",
         usage="%(prog)s TASK [SPEC ...] [options]",
         help="train a model with several optimizers, and compare them",
-        description="Trains a model with several optimizers from the same weights on the same "
-        "batches; shows a table and writes runs.jsonl, compare.json, and pictures as PNG and PDF.",
+        description="Trains a model with several optimizers, from the same weights on the same "
+        "batches.\nShows a table; writes runs.jsonl, compare.json, and pictures as PNG and PDF.",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
