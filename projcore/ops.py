@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from projcore._shards import (
+    as_part,
     by_parts,
     is_sharded,
     join_norms,
@@ -30,6 +31,7 @@ __all__ = [
     "add_squares_",
     "alike",
     "as_given",
+    "as_part",
     "as_real",
     "at_once",
     "by_kind",

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.optim.optimizer import ParamsT
 
+from projcore._trees import with_settings_inside
 from projcore.core.chain import Chain, as_chain
 from projcore.core.module import Module, Need
 from projcore.engine import checkpoint
@@ -39,7 +40,7 @@ from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
-from projcore.engine.resharding import share
+from projcore.engine.resharding import announce, share
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
@@ -53,6 +54,7 @@ from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
 from projcore.values import require
 
+T = TypeVar("T")
 Nonfinite = Literal["allow", "raise", "skip"]
 PLANS = 64  # how many are kept, of steps in which other gradients were missing
 
@@ -195,6 +197,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _make_names(self) -> None:
         self._names = SettingNames(self.module)
+        self._names.keys = with_settings_inside(self._names.keys, self._names.modules)
         self._foreign: set[str] = set()
 
     def _warn_of_step_size(self) -> None:
@@ -389,8 +392,14 @@ class Optimizer(torch.optim.Optimizer):
             )
         return False
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[..., T]) -> T: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[..., Any] | None = None) -> Any:
+    def step(self, closure: Callable[..., T] | None = None) -> T | None:
         """Performs one step.
 
         Args:
@@ -410,7 +419,7 @@ class Optimizer(torch.optim.Optimizer):
                 Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
-        if torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise StepError(
                 "step() was called while a CUDA graph is captured. It reads counts and settings on "
                 "the host, which the graph would repeat as they are now. Capture the forward and "
@@ -531,6 +540,12 @@ class Optimizer(torch.optim.Optimizer):
         except BaseException:
             self._store = None  # modules may have changed what is not to be saved
             raise
+        self._end_first(plan)
+
+    def _end_first(self, plan: Plan) -> None:
+        """Ends a step after which all state is there."""
+        if not self._warm and plan.gathers:
+            announce(plan.region, self.state, self._parameters())
         self._warm = True
 
     def _prepare(
@@ -711,9 +726,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         state_dict = super().state_dict()
         plan = self.plan_of(self.param_groups)
-        if plan.gathers:
-            state_dict["state"] = {i: dict(each) for i, each in state_dict["state"].items()}
-            share(plan.region, state_dict["state"])
+        if plan.shares:
+            state_dict["state"] = share(plan.region, state_dict["state"])
         checkpoint.complete(self, state_dict)
         return state_dict
 
@@ -779,7 +793,7 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "nonfinite": "allow",
             "_passes": PASSES,
             "_owners": Owners(),

@@ -123,7 +123,7 @@ class InBackward:
             region.remember(RootObjective(region.space, live, early.parameters, grads))
             early.store.save()
         early.store.settle()
-        optimizer._warm = True
+        optimizer._end_first(early.plan)
 
 
 def _second(optimizer: Optimizer, place: int) -> StepError:
