@@ -1286,6 +1286,22 @@ HOST = [
 
 KIT = [
     Breakage(
+        "kit-returns",
+        "The kit goes on with a component that returns something else than its contract says.",
+        "projcore/testing/check.py",
+        before="            if self.law.first:",
+        after="            if not self.law.first:",
+        tests=("tests/laws/test_kit_can_fail.py::test_what_all_laws_presuppose_is_told_alone",),
+    ),
+    Breakage(
+        "kit-in-place",
+        "A basis that refresh writes over is no breach of a law.",
+        "projcore/testing/laws/refresh.py",
+        before="value._version == version",
+        after="value is not None",
+        tests=("tests/laws/test_kit_can_fail.py::test_that_law_reports_it[refresh-WrittenOver]",),
+    ),
+    Breakage(
         "kit-round-trip",
         "The law of the round trip compares a point with itself.",
         "projcore/testing/laws/round_trip.py",
@@ -1481,7 +1497,7 @@ PLUGINS = [
     Breakage(
         "fira-norms",
         "Fira's residual is measured with the part that is inside the subspace.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/fira.py",
         before="[scale**2 - 2 * scale for scale in scales]",
         after="[0.0 for scale in scales]",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1489,7 +1505,7 @@ PLUGINS = [
     Breakage(
         "growth-unlimited",
         "The norm of what Fira and APOLLO scale grows as it likes.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/combine.py",
         before="shrink = (allowed / now).clamp_(max=1.0)",
         after="shrink = torch.ones_like(now)",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1521,7 +1537,7 @@ PLUGINS = [
     Breakage(
         "random-repeats",
         "A random subspace is the same after every refresh.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after='key = mix(self.seed, state["index"], 1)',
         tests=(
@@ -1532,7 +1548,7 @@ PLUGINS = [
     Breakage(
         "random-shared",
         "All matrices of one shape have the same random subspace.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after="key = mix(self.seed, 0, refreshes)",
         tests=(
@@ -1543,7 +1559,7 @@ PLUGINS = [
     Breakage(
         "coordinates-memory",
         "Coordinates that are chosen for the first time get the memory of others.",
-        LOWRANK + "src/projcore_lowrank/coordinate_subspace.py",
+        LOWRANK + "src/projcore_lowrank/coordinates.py",
         before="return found.mul_(stays.unsqueeze(-1) if dim == -2 else stays)",
         after="return found",
         tests=(
@@ -1553,7 +1569,7 @@ PLUGINS = [
     Breakage(
         "ldadam-momentum",
         "What the momentum loses as the basis turns is only partly made good.",
-        LOWRANK + "src/projcore_lowrank/ldadam.py",
+        LOWRANK + "src/projcore_lowrank/tracking.py",
         before=".mul_(beta / (1 - beta))",
         after=".mul_(beta)",
         tests=(LOWRANK + "tests/test_ldadam.py::test_it_is_the_published_method",),
@@ -1589,7 +1605,7 @@ PLUGINS = [
     Breakage(
         "plane-columns",
         "The columns of a dense random plane are longer the more blocks there are.",
-        LOWRANK + "src/projcore_lowrank/intrinsic_dimension.py",
+        LOWRANK + "src/projcore_lowrank/intrinsic_subspace.py",
         before="yield block * (math.sqrt(rows / length) / norms)",
         after="yield block / norms",
         tests=(LOWRANK + "tests/test_intrinsic_dimension.py::test_columns_have_unit_length",),
@@ -1952,14 +1968,16 @@ PLUGINS = [
         "lab-equal-time",
         "Runs are compared after the time of the slowest.",
         LAB + "src/projcore_lab/comparison.py",
-        before="return min((run.seconds for run in self.finished), default=None)",
-        after="return max((run.seconds for run in self.finished), default=None)",
-        tests=(LAB + "tests/test_measures.py::test_runs_are_compared_after_the_time_that_all_had",),
+        before="return min((result.seconds for result in self.finished), default=None)",
+        after="return max((result.seconds for result in self.finished), default=None)",
+        tests=(
+            LAB + "tests/test_measures.py::test_results_are_compared_after_the_time_that_all_had",
+        ),
     ),
     Breakage(
         "lab-validation",
         "The loss within a time is the first that was measured.",
-        LAB + "src/projcore_lab/runs.py",
+        LAB + "src/projcore_lab/comparison.py",
         before="for c in reversed(self.checks) if c.seconds <= seconds",
         after="for c in self.checks if c.seconds <= seconds",
         tests=(LAB + "tests/test_measures.py::test_losses_by_time",),
@@ -1968,9 +1986,36 @@ PLUGINS = [
         "lab-tuning",
         "Tuning takes the learning rate of the highest loss.",
         LAB + "src/projcore_lab/tune.py",
-        before="lr=losses[min(losses)]",
-        after="lr=losses[max(losses)]",
+        before="return min(trials, key=lambda trial: (_loss(trial), trial.lr))",
+        after="return max(trials, key=lambda trial: (_loss(trial), trial.lr))",
+        tests=(LAB + "tests/test_measures.py::test_rates_are_searched_around_the_best",),
+    ),
+    Breakage(
+        "lab-target",
+        "A mean at the target counts as below it, whatever the noise.",
+        LAB + "src/projcore_lab/target.py",
+        before="margin = self.constant / math.sqrt(len(result.runs))",
+        after="margin = 0.0",
+        tests=(
+            LAB + "tests/test_measures.py"
+            "::test_a_target_is_reached_when_the_mean_is_below_it_by_more_than_the_noise",
+        ),
+    ),
+    Breakage(
+        "lab-resume",
+        "A comparison that goes on takes a run for that of another learning rate.",
+        LAB + "src/projcore_lab/work.py",
+        before='"lr": learning_rate(contender.optimizer(task.model())),',
+        after='"lr": 0.0,',
         tests=(LAB + "tests/test_compare.py::test_tune_finds_a_learning_rate_and_shows_it",),
+    ),
+    Breakage(
+        "lab-overwriting",
+        "Results that are there are overwritten.",
+        LAB + "src/projcore_lab/compare.py",
+        before="if there and not (resume and RUNS in there):",
+        after="if False:",
+        tests=(LAB + "tests/test_compare.py::test_results_are_not_overwritten",),
     ),
 ]
 

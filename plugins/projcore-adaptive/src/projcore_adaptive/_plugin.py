@@ -73,7 +73,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adam",
         "projcore_adaptive:Adam",
-        summary="Divides momentum by the root of the running mean of squared gradients.",
+        summary="Divides the first moment by the root of the second, both bias-corrected.",
         paper="arXiv:1412.6980",
         tags=TAGS,
         example=[{}, {"amsgrad": True}, {"eps_mode": "hat"}, {"bias_correction": False}],
@@ -129,7 +129,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "radam",
         "projcore_adaptive:RAdam",
-        summary="Adam whose first steps are rectified.",
+        summary="Adam with the variance of its first steps rectified.",
         paper="arXiv:1908.03265",
         tags=TAGS,
         example=[{}, {"betas": (0.9, 0.9)}],
@@ -137,7 +137,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adamax",
         "projcore_adaptive:Adamax",
-        summary="Divides momentum by the largest recent magnitude.",
+        summary="Adam with the infinity norm: divides by a decayed maximum of magnitudes.",
         paper="arXiv:1412.6980",
         tags=TAGS,
         example={},
@@ -145,7 +145,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adadelta",
         "projcore_adaptive:Adadelta",
-        summary="Gives updates the size of the steps before.",
+        summary="Multiplies by the RMS of past steps over the RMS of gradients.",
         paper="arXiv:1212.5701",
         tags=TAGS,
         example={},
@@ -161,7 +161,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adan",
         "projcore_adaptive:Adan",
-        summary="Adam with Nesterov's momentum from differences of gradients.",
+        summary="Adam with Nesterov's momentum estimated from differences of gradients.",
         paper="arXiv:2208.06677",
         tags=TAGS,
         example={},
@@ -185,7 +185,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adafactor",
         "projcore_adaptive:Adafactor",
-        summary="Divides by the root of a mean square kept as means of rows and columns.",
+        summary="Divides by a second moment factored into means of rows and columns.",
         paper="arXiv:1804.04235",
         tags=TAGS,
         example=[{}, {"weight_decay": 0.1, "eps": (1e-5, 1e-2)}, {"lr": None}],
@@ -217,7 +217,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lamb",
         "projcore_adaptive:LAMB",
-        summary="Adam whose step is scaled to the norm of each tensor.",
+        summary="Adam with a layer-wise trust ratio: steps scaled to the norm of each tensor.",
         paper="arXiv:1904.00962",
         tags=TAGS,
         example={},
@@ -225,7 +225,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lars",
         "projcore_adaptive:LARS",
-        summary="Scales gradients to the norm of each tensor.",
+        summary="Gradients with a layer-wise trust ratio: scaled to the norm of each tensor.",
         paper="arXiv:1708.03888",
         tags=TAGS,
         example={},
@@ -233,7 +233,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "trust_ratio",
         "projcore_adaptive:TrustRatio",
-        summary="Scales the update of each tensor to the norm of its parameters.",
+        summary="Layer-wise trust ratio: scales updates to the norm of each tensor.",
         paper="arXiv:1904.00962",
         tags=TAGS,
         example={},
@@ -249,7 +249,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "orthogonalize",
         "projcore_adaptive:Orthogonalize",
-        summary="Replaces each matrix by the nearest orthogonal one.",
+        summary="Replaces each matrix by its polar factor, by Newton-Schulz iterations.",
         paper="Jordan et al., 2024, Muon",
         tags=MATRIX_TAGS,
         example=[
@@ -261,7 +261,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "muon",
         "projcore_adaptive:Muon",
-        summary="Makes the momentum of each matrix orthogonal.",
+        summary="Momentum of each matrix, orthogonalized by Newton-Schulz iterations.",
         paper="Jordan et al., 2024, Muon",
         tags=MATRIX_TAGS,
         example=[

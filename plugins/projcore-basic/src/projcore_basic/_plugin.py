@@ -92,14 +92,14 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "centralize",
         "projcore_basic:Centralize",
-        summary="Subtracts from each row of the update its mean.",
+        summary="Gradient centralization: subtracts the mean of each row.",
         paper="arXiv:2004.01461",
         example={},
     )
     register(
         "cautious",
         "projcore_basic:Cautious",
-        summary="Drops the elements of the update that point against the gradient.",
+        summary="Masks elements of the update whose sign disagrees with the gradient's.",
         paper="arXiv:2411.16085",
         example={},
     )
@@ -130,7 +130,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "polyak_averaging",
         "projcore_basic:PolyakAveraging",
-        summary="Keeps an average of the parameters.",
+        summary="Averages the parameters after each step: a mean of all, or exponential.",
         paper="Polyak & Juditsky, 1992",
         tags=("averaging",),
         example=[{}, {"beta": 0.9}],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State, require
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.ops import require_choice
+from projcore.ops import require_choice, sharded_as
 from projcore_closure._evaluating import Evaluating
 from projcore_closure._product import plus
 from projcore_closure._whole import require_whole
@@ -48,6 +48,7 @@ class SPSA(Evaluating):
 
     The signs follow from ``seed`` and the number of steps: torch's random state is not touched, and
     a run that is resumed draws what it would have drawn. On another kind of device they are others.
+    All processes draw the same, also of parameters that are sharded over them.
     A complex element is a pair of reals. A parameter that requires no gradient stays where it is.
 
     Args:
@@ -145,7 +146,7 @@ class SPSA(Evaluating):
     def loss(self, objective: Objective, draws: Draws, width: float) -> float:
         """Returns the loss at the point moved by the perturbation, times the width."""
         point = [
-            torch.add(param, perturbation, alpha=width)
+            plus([param], [perturbation], width)[0]
             for param, perturbation in zip(objective.params, draws, strict=True)
         ]
         return float(objective.evaluate(point, backward=False)[0])
@@ -173,7 +174,7 @@ class Draws:
         for device, generator in self.generators.items():
             generator.set_state(self.start[device])
         for tensor in self.like:
-            yield self.draw(tensor, self.generators[tensor.device])
+            yield sharded_as(self.draw(tensor, self.generators[tensor.device]), tensor)
 
     def advance(self) -> None:
         """Makes it the next perturbation, once this one was drawn to its end."""
@@ -196,5 +197,5 @@ def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _empty(like: Tensor) -> Tensor:
-    real = torch.view_as_real(like.resolve_conj()) if like.is_complex() else like
-    return torch.empty(real.shape, dtype=real.dtype, device=real.device)
+    shape = (*like.shape, 2) if like.is_complex() else like.shape
+    return torch.empty(shape, dtype=like.dtype.to_real(), device=like.device)
