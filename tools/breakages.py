@@ -1772,6 +1772,14 @@ PLUGINS = [
         tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
     ),
     Breakage(
+        "spsa-drawn-again",
+        "SPSA moves parameters along another perturbation than the one that it measured.",
+        CLOSURE + "src/projcore_closure/spsa.py",
+        before="            generator.set_state(self.start[device])\n",
+        after="            pass\n",
+        tests=(CLOSURE + "tests/test_gradient_free.py::test_spsa_is_its_formula",),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
