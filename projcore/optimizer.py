@@ -399,7 +399,7 @@ class Optimizer(torch.optim.Optimizer):
                 Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
-        if torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise StepError(
                 "step() was called while a CUDA graph is captured. It reads counts and settings on "
                 "the host, which the graph would repeat as they are now. Capture the forward and "
