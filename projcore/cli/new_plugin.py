@@ -43,15 +43,33 @@ BY_KIND = {
         "summary": "Runs modules in coordinates in which pairs of elements are rotated.",
         "tags": '("linear", "lossless", "orthonormal")',
         "example": '{"angle": 0.5}',
-        "arguments": "[adam()], angle=0.5",
+        "spec": "$name([adam()], angle=0.5)",
         "others": "`adam` and `lr`",
     },
     "module": {
         "summary": "Replaces the update by its moving average.",
         "tags": "()",
         "example": '{"beta": 0.9}',
-        "arguments": "beta=0.9",
+        "spec": "$name(beta=0.9)",
         "others": "`lr`",
+    },
+    "basis": {
+        "hook": "choice",
+        "requires": ', "projcore-lowrank"',
+        "summary": "A basis of the first columns of each matrix.",
+        "tags": '("basis", "linear", "orthonormal", "data_dependent")',
+        "example": '{"period": 2, "stagger": False}',
+        "spec": "subspace([adam()], rank=2, basis=$name())",
+        "others": "`adam` and `lr`",
+    },
+    "combine": {
+        "hook": "choice",
+        "requires": ', "projcore-lowrank"',
+        "summary": "The result inside, and the residual as much smaller as that is.",
+        "tags": '("combine", "linear", "orthonormal", "data_dependent")',
+        "example": '{"scale": 0.5}',
+        "spec": "subspace([adam()], rank=2, combine=$name())",
+        "others": "`adam` and `lr`",
     },
 }
 """What the templates that all kinds share say of each."""
@@ -61,9 +79,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("new-plugin", help="write a plugin to begin with")
     parser.add_argument("name", help="what it will provide, for example fast-hadamard")
-    parser.add_argument(
-        "--kind", choices=("projection", "module"), default="projection", help="of its component"
-    )
+    parser.add_argument("--kind", choices=[*BY_KIND], default="projection", help="of its component")
     parser.add_argument("--directory", type=Path, help="where; by default projcore-NAME, here")
     parser.add_argument("--author", help="for the licence and the metadata")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -168,9 +184,11 @@ def render(name: str, kind: str, author: str) -> dict[str, str]:
         "year": str(date.today().year),
         "version": projcore.__version__,
         "api": str(PROJCORE_API),
+        "hook": kind,
+        "requires": "",
         **BY_KIND[kind],
     }
-    values["spec"] = f"{name}({values['arguments']})"
+    values["spec"] = Template(values["spec"]).substitute(name=name)
     templates = files("projcore").joinpath("templates")
     return {
         path.format_map(values): Template(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from projcore.cli import main
-from projcore.cli.new_plugin import FILES
+from projcore.cli.new_plugin import BY_KIND, FILES
 
 pytestmark = pytest.mark.long
 
@@ -19,7 +19,7 @@ Run = Callable[..., str]
 Environment = Callable[..., Path]
 
 
-@pytest.fixture(params=["projection", "module"])
+@pytest.fixture(params=["projection", "module", "basis", "combine"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -141,5 +141,5 @@ def test_short_and_long_names_are_formatted_alike(
 
 def test_every_template_is_used() -> None:
     templates = {path.name for path in (ROOT / "projcore" / "templates").iterdir()}
-    kinds = ("projection", "module")
+    kinds = [*BY_KIND]
     assert templates == {f"{each.format(kind=k)}.tmpl" for each in FILES.values() for k in kinds}
