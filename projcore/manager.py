@@ -186,7 +186,7 @@ class Manager:
             )
         component = make_component(self._loading, kind, name, target, **values)
         for other in self._draft:
-            if other.name == name:
+            if other.name == name and other.stands_alone == component.stands_alone:
                 raise ArgumentError(
                     f"register({name!r}, ...) was called twice. A plugin gives each of its "
                     "components a name of its own. Rename one."
@@ -254,6 +254,11 @@ class Manager:
                 outcomes.append((plugin, None, error))
         return outcomes
 
+    def adds_commands(self, name: str) -> bool:
+        """Whether the plugin of that name adds commands."""
+        hooks = self._pluggy.get_plugin(name)
+        return hooks is not None and hasattr(hooks, "projcore_add_commands")
+
     def _with_conflicts(self, plugin: Plugin) -> Plugin:
         clashes = [
             f"its {mine.kind} {mine.name!r} is also {other.qualified!r} ({other.provider})"
@@ -262,7 +267,7 @@ class Manager:
             for other in self.components
             if other.name == mine.name
             and other.plugin != mine.plugin
-            and (other.kind == "recipe") == (mine.kind == "recipe")
+            and other.stands_alone == mine.stands_alone
         ]
         if not clashes:
             return plugin

@@ -1286,6 +1286,22 @@ HOST = [
 
 KIT = [
     Breakage(
+        "kit-returns",
+        "The kit goes on with a component that returns something else than its contract says.",
+        "projcore/testing/check.py",
+        before="            if self.law.first:",
+        after="            if not self.law.first:",
+        tests=("tests/laws/test_kit_can_fail.py::test_what_all_laws_presuppose_is_told_alone",),
+    ),
+    Breakage(
+        "kit-in-place",
+        "A basis that refresh writes over is no breach of a law.",
+        "projcore/testing/laws/refresh.py",
+        before="value._version == version",
+        after="value is not None",
+        tests=("tests/laws/test_kit_can_fail.py::test_that_law_reports_it[refresh-WrittenOver]",),
+    ),
+    Breakage(
         "kit-round-trip",
         "The law of the round trip compares a point with itself.",
         "projcore/testing/laws/round_trip.py",
@@ -1481,7 +1497,7 @@ PLUGINS = [
     Breakage(
         "fira-norms",
         "Fira's residual is measured with the part that is inside the subspace.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/fira.py",
         before="[scale**2 - 2 * scale for scale in scales]",
         after="[0.0 for scale in scales]",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1489,7 +1505,7 @@ PLUGINS = [
     Breakage(
         "growth-unlimited",
         "The norm of what Fira and APOLLO scale grows as it likes.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/combine.py",
         before="shrink = (allowed / now).clamp_(max=1.0)",
         after="shrink = torch.ones_like(now)",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1521,7 +1537,7 @@ PLUGINS = [
     Breakage(
         "random-repeats",
         "A random subspace is the same after every refresh.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after='key = mix(self.seed, state["index"], 1)',
         tests=(
@@ -1532,7 +1548,7 @@ PLUGINS = [
     Breakage(
         "random-shared",
         "All matrices of one shape have the same random subspace.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after="key = mix(self.seed, 0, refreshes)",
         tests=(
@@ -1543,7 +1559,7 @@ PLUGINS = [
     Breakage(
         "coordinates-memory",
         "Coordinates that are chosen for the first time get the memory of others.",
-        LOWRANK + "src/projcore_lowrank/coordinate_subspace.py",
+        LOWRANK + "src/projcore_lowrank/coordinates.py",
         before="return found.mul_(stays.unsqueeze(-1) if dim == -2 else stays)",
         after="return found",
         tests=(
@@ -1553,7 +1569,7 @@ PLUGINS = [
     Breakage(
         "ldadam-momentum",
         "What the momentum loses as the basis turns is only partly made good.",
-        LOWRANK + "src/projcore_lowrank/ldadam.py",
+        LOWRANK + "src/projcore_lowrank/tracking.py",
         before=".mul_(beta / (1 - beta))",
         after=".mul_(beta)",
         tests=(LOWRANK + "tests/test_ldadam.py::test_it_is_the_published_method",),
@@ -1589,7 +1605,7 @@ PLUGINS = [
     Breakage(
         "plane-columns",
         "The columns of a dense random plane are longer the more blocks there are.",
-        LOWRANK + "src/projcore_lowrank/intrinsic_dimension.py",
+        LOWRANK + "src/projcore_lowrank/intrinsic_subspace.py",
         before="yield block * (math.sqrt(rows / length) / norms)",
         after="yield block / norms",
         tests=(LOWRANK + "tests/test_intrinsic_dimension.py::test_columns_have_unit_length",),
@@ -1706,6 +1722,54 @@ PLUGINS = [
         before='"rms": None, "dim": 0}}',
         after='"rms": None, "dim": 1}}',
         tests=(ADAPTIVE + "tests/test_recipes.py::test_scale_is_the_formula_of_its_authors",),
+    ),
+    Breakage(
+        "dion2-error-feedback",
+        "Dion2 keeps the rows that it used as they were.",
+        ADAPTIVE + "src/projcore_adaptive/dion2.py",
+        before="        used = momenta.new_ones(places.shape) * momentum\n",
+        after="        used = momenta.new_ones(places.shape)\n",
+        tests=(ADAPTIVE + "tests/test_dion2.py::test_30_steps",),
+    ),
+    Breakage(
+        "polar-express-schedule",
+        "Every step of Newton-Schulz takes the first polynomial of a schedule.",
+        ADAPTIVE + "src/projcore_adaptive/orthogonalize.py",
+        before="triples[min(step, len(triples) - 1)]",
+        after="triples[0]",
+        tests=(ADAPTIVE + "tests/test_muon.py::test_a_schedule_is_as_many_polynomials",),
+    ),
+    Breakage(
+        "hyperball-radius",
+        "Hyperball takes the norm of now for the first.",
+        ADAPTIVE + "src/projcore_adaptive/hyperball.py",
+        before="torch.where(old < 0, new, old)",
+        after="new",
+        tests=(ADAPTIVE + "tests/test_hyperball.py::test_a_point_set_from_outside_comes_back",),
+    ),
+    Breakage(
+        "ademamix-half-life",
+        "The slow mean of AdEMAMix rises by its beta, not by its half-life.",
+        ADAPTIVE + "src/projcore_adaptive/ademamix.py",
+        before="math.e ** (log1 * log3 / ((1 - part) * log3 + part * log1))",
+        after="(1 - part) * beta1 + part * beta3",
+        tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
+    ),
+    Breakage(
+        "schedule-free-order",
+        "Schedule-free parameters move by the full learning rate.",
+        BASIC + "src/projcore_basic/schedule_free.py",
+        before="[lr * (1 - beta * (1 - weight)) for weight in weights]",
+        after="[lr for weight in weights]",
+        tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
+    ),
+    Breakage(
+        "ema-nesterov-point",
+        "EMA-Nesterov takes the point ahead for the one that it has reached.",
+        BASIC + "src/projcore_basic/ema_nesterov.py",
+        before='beta + (1 - beta) * scalar(state["ahead"])',
+        after='beta + (1 - beta) * 0.0 * scalar(state["ahead"])',
+        tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
     ),
     Breakage(
         "adafactor-rows",

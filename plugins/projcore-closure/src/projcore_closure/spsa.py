@@ -7,6 +7,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State, require
 from projcore.errors import ArgumentTypeError
+from projcore.ops import sharded_as
 from projcore_closure._evaluating import Evaluating
 from projcore_closure._product import plus
 from projcore_closure._whole import require_whole
@@ -29,6 +30,7 @@ class SPSA(Evaluating):
 
     The signs follow from ``seed`` and the number of steps: torch's random state is not touched, and
     a run that is resumed draws what it would have drawn. On another kind of device they are others.
+    All processes draw the same, also of parameters that are sharded over them.
     A complex element is a pair of reals. A parameter that requires no gradient stays where it is.
 
     Args:
@@ -93,12 +95,14 @@ class SPSA(Evaluating):
         }
         result = [torch.zeros_like(param) for param in params]
         for _ in range(samples):
-            signs = [random_signs(param, generators[param.device]) for param in params]
+            signs = [
+                sharded_as(random_signs(param, generators[param.device]), param) for param in params
+            ]
             losses = [
                 float(objective.evaluate(point, backward=False)[0])
                 for point in (
-                    torch._foreach_add(params, signs, alpha=width),
-                    torch._foreach_sub(params, signs, alpha=width),
+                    plus(params, signs, width),
+                    plus(params, signs, -width),
                 )
             ]
             slope = (losses[0] - losses[1]) / (2 * width)
@@ -108,7 +112,7 @@ class SPSA(Evaluating):
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Returns a tensor of the same shape and dtype whose elements, or their parts, are 1 or -1."""
-    real = torch.view_as_real(like.resolve_conj()) if like.is_complex() else like
-    signs = torch.empty(real.shape, dtype=real.dtype, device=real.device)
+    shape = (*like.shape, 2) if like.is_complex() else like.shape
+    signs = torch.empty(shape, dtype=like.dtype.to_real(), device=like.device)
     signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
     return torch.view_as_complex(signs) if like.is_complex() else signs

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import projcore
-from projcore_lab.recipe import call_recipe, call_torch, read_recipe
+from projcore_lab.peers import call_torch
 from projcore_lab.tasks import Task
 
 Factory = Callable[[nn.Module], torch.optim.Optimizer]
@@ -106,9 +106,6 @@ def contender(name: str, preset_lr: float, lr: float | None = None) -> Contender
     def make(model: nn.Module) -> torch.optim.Optimizer:
         if spec.startswith(TORCH):
             return call_torch(spec.removeprefix(TORCH), model)
-        recipe = read_recipe(spec)
-        if recipe is None:
-            return projcore.Optimizer(model.named_parameters(), spec)
-        return call_recipe(*recipe, model)
+        return projcore.create_optimizer(model, spec)
 
     return Contender(name, spec, make, lr)
