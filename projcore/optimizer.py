@@ -793,7 +793,7 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "nonfinite": "allow",
             "_passes": PASSES,
             "_owners": Owners(),

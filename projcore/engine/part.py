@@ -10,6 +10,7 @@ from torch import Tensor
 
 from projcore.engine import checkpoint
 from projcore.engine.backward import check_scope
+from projcore.engine.gather import Owners
 from projcore.engine.making import all_parameters
 from projcore.engine.names import SIGNATURE
 
@@ -28,17 +29,17 @@ def part_of(whole: Optimizer, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
     for group in whole.param_groups:
         for key in group.keys() & notes.keys():
             notes[key].update(zip(group["params"], group[key], strict=True))
-    given, own = [], []
-    for group in groups:
-        params = list(group["params"])
+    given: list[dict[str, Any]] = []
+    own: list[dict[str, Any]] = []
+    for each in groups:
+        params = list(each["params"])
         absent = [i for i, param in enumerate(params) if takes_part[param] is None]
-        lists = {
-            key: [notes[key][param] for param in params] for key in group.keys() & notes.keys()
-        }
+        lists = {key: [notes[key][param] for param in params] for key in each.keys() & notes.keys()}
         own.append({SIGNATURE: checkpoint.signature(whole.module, absent), **lists})
-        given.append({**group, "params": params, **own[-1]})
+        given.append({**each, "params": params, **own[-1]})
     made = type(whole).__new__(type(whole))
-    made.__setstate__({**whole.__getstate__(), "state": defaultdict(dict), "param_groups": given})
+    fresh = {"state": defaultdict(dict), "param_groups": given, "_owners": Owners()}
+    made.__setstate__({**whole.__getstate__(), **fresh})
 
     def keep(optimizer: Any, *_: Any) -> None:
         """Takes back what is each process's own: ZeroRedundancyOptimizer copies whole groups."""
