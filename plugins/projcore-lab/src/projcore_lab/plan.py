@@ -212,8 +212,8 @@ def notes(data: Mapping[str, Any]) -> list[str]:
     if data["ranks"] is not None:
         apart = data["weight_bytes"] * (data["ranks"] - 1) / data["ranks"]
         lines.append(
-            f"The passes of the model send {_mib(round(3 * apart))} MiB more from each process in a step, "
-            "by two all-gathers and a reduce-scatter."
+            f"The passes of the model send {_mib(round(3 * apart))} MiB more from each process, "
+            "by two all-gathers and a reduce-scatter in a step."
         )
     return [*lines, "Activations, and what a step needs while it runs, come on top."]
 
