@@ -527,7 +527,7 @@ class Optimizer(torch.optim.Optimizer):
         if not _usable(given, self._roll.dtypes):
             check_gradients(parameters, self._called)
         grads = fill_zeros(parameters, given)
-        if "closure" in self.needs:
+        if closure is not None:
             grads = kept_apart(grads)
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
