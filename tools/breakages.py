@@ -997,8 +997,8 @@ ENGINE_BREAKAGES = [
         "passing-twice",
         "Tensors that pass a projection run outside of it and inside as well.",
         ENGINE + "plan.py",
-        before="space = space.select([i for i in range(len(space)) if i not in set(outside)])",
-        after="space = space.select(range(len(space)))",
+        before="projected = [i for i in range(len(space)) if i not in set(passing)]",
+        after="projected = list(range(len(space)))",
         tests=("tests/kernel/test_passing.py",),
     ),
     Breakage(
