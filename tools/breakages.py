@@ -2000,8 +2000,8 @@ PLUGINS = [
         "spsa-repeats",
         "SPSA draws the same signs in every step.",
         CLOSURE + "src/projcore_closure/spsa.py",
-        before="manual_seed(self.seed * 1_000_003 + step)",
-        after="manual_seed(self.seed * 1_000_003)",
+        before="params, self.seed * 1_000_003 + step)",
+        after="params, self.seed * 1_000_003)",
         tests=(CLOSURE + "tests/test_gradient_free.py::test_spsa_is_its_formula",),
     ),
     # lab
