@@ -104,9 +104,10 @@ class Optimizer(torch.optim.Optimizer):
         average_loss: Where a module reads the loss, as line searches do, it is the mean over
             processes, so that all of them take the same step, with the gradients that torch has
             averaged. None, the default: if parameters are sharded (FSDP2). With
-            `torch.nn.parallel.DistributedDataParallel` pass True: it averages gradients only, and
-            whole parameters do not tell whether another process trains the same. With False, the
-            closure returns what is the same in all.
+            `torch.nn.parallel.DistributedDataParallel`, which averages gradients only, pass True;
+            whole parameters do not tell whether another process trains the same, so without it a
+            step of several processes is an error. With False, the closure returns what is the same
+            in all, or each process trains its own.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
@@ -414,8 +415,9 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ArgumentError: If a bad value was written into a group, or a setting was removed.
             StepError: If a closure is needed and there is none, a gradient cannot be used, a
-                parameter has another shape, dtype or device than its state was created for, or a
-                CUDA graph is being captured.
+                parameter has another shape, dtype or device than its state was created for, a
+                CUDA graph is being captured, or a module reads the loss in one of several
+                processes, and ``average_loss`` does not say whether it is the same in all.
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
                 Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
         """
@@ -433,11 +435,15 @@ class Optimizer(torch.optim.Optimizer):
             )
         self._check_settings()
         value = loss = None
+        if wanted:
+            reads = "loss" in wanted or self._zeroth_order
+            average = LossAverage(
+                self._parameters(), self.average_loss, self.module if reads else None
+            )
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
             if wanted:
-                average = LossAverage(self._parameters(), self.average_loss)
                 loss, closure = average(as_loss(value)), average.of(closure)
         run = run_without_autocast
         if torch.compiler.is_compiling():  # by the user, who compiles what calls this
@@ -789,7 +795,12 @@ class Optimizer(torch.optim.Optimizer):
             ArgumentError: If a module needs all parameters at once.
 
         Example:
-            ``ZeroRedundancyOptimizer(optimizer.param_groups, optimizer.part)``
+            Around it: ``ZeroRedundancyOptimizer(whole.param_groups, whole.part)``.
+
+            >>> model = torch.nn.Linear(3, 2)
+            >>> whole = Optimizer(model.parameters(), "adam()", "lr(0.1)")
+            >>> whole.part([{**whole.param_groups[0], "params": [model.bias]}])
+            Optimizer(<1 parameters>, 'adam(); lr(0.1)')
         """
         return part_of(self, groups)
 
