@@ -1,4 +1,4 @@
-"""What modules, chains and projections are recognized by, where torch must not be imported.
+"""Base classes of modules, chains and projections, for where torch must not be imported.
 
 Their classes are in `projcore.core`, which imports torch. Specs and the registry stand below it.
 """

@@ -36,7 +36,7 @@ def expression(module: Module, *, strict: bool = True) -> str:
 
 
 def to_spec(module: Module) -> Any:
-    """Returns the JSON form of a module: texts, numbers, lists and dicts, that `build` reads.
+    """Returns the JSON form of a module: strings, numbers, lists and dicts, that `build` reads.
 
     Raises:
         SpecError: If an argument is something that no spec can hold, as a class.
@@ -68,7 +68,7 @@ def _leading(
 
 
 def _arguments(module: Module) -> dict[str, Any]:
-    """Returns what a module was built with; its children as modules, in whatever form given."""
+    """Returns the arguments that a module was built with; its children as modules."""
     return {key: module.children.get(key, value) for key, value in module.arguments.items()}
 
 
@@ -152,7 +152,7 @@ class _Json:
 
 
 def _simple(value: Any) -> str | int | float | None:
-    """Returns a value as a text or a number of Python's own, or None if it is neither."""
+    """Returns a value as a string or a number of Python's own, or None if it is neither."""
     if isinstance(value, bool):
         return value
     for kind in (str, int, float):
@@ -175,8 +175,8 @@ def _refusal(value: object, where: str) -> SpecError:
     if isinstance(value, type):
         what = "a class"
     elif isinstance(value, Mapping):
-        what = "a mapping whose keys are not texts"
+        what = "a mapping whose keys are not strings"
     return SpecError(
         f"{where}{value!r}) cannot be written as a spec: the value is {what}. A spec holds "
-        "numbers, texts, None, tuples, lists, mappings and modules. Pass one of these."
+        "numbers, strings, None, tuples, lists, mappings and modules."
     )
