@@ -9,12 +9,13 @@ ECOSYSTEM := .venv-ecosystem
 TORCH := .venv-torch-$(VERSION)
 BUILD := hatchling editables hatch-fancy-pypi-readme
 
-.PHONY: help install demo test test-all test-torch test-versions sabotage lint format bench bench-gpu \
+.PHONY: help install demo results test test-all test-torch test-versions sabotage lint format bench bench-gpu \
   parity bench-parity ecosystem docs browser wheels dist changelog clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     train with several optimizers on real text, and draw the result"
+	@echo "make results  make all comparisons of docs/results.md again; takes hours, and goes on where it was"
 	@echo "make test     run the tests; of large products of parameters, a selection with all pairs"
 	@echo "make test-all run them with every case of these products; takes several times as long"
 	@echo "make test-torch VERSION=2.14.1  run the tests with that version of torch"
@@ -49,7 +50,10 @@ $(READY): pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/projcore compare text --output demo $(ARGS)
+	$(BIN)/projcore compare text --output demo --resume $(ARGS)
+
+results: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.results $(ARGS)
 
 # One thread per worker: the workers share the cores already. A file is one worker's, which makes
 # what its tests share once; files marked as long come first.

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from docs.docstrings import markdown, page
-from projcore import Module, registry
+from projcore import Choice, Module, registry
 from projcore.cli import parsers
 from projcore.component import Component
 from projcore.testing.law import Law
@@ -28,21 +28,21 @@ LAUNCHES = DOCS.parent / "tests/launches/table.json"
 NOTE = "<!-- Written by make docs: do not edit. -->"
 
 API = {
-    "projcore": "What `import projcore` gives. Importing it does not import torch.",
-    "projcore.errors": "[Error messages](../errors.md) says what each means.",
+    "projcore": "The names of `import projcore`. Importing it does not import torch.",
+    "projcore.errors": "[Error messages](../errors.md) explains each.",
     "projcore.hookspecs": "[Hooks](../hooks.md) says when each is called, with examples.",
-    "projcore.plugin": "What the author of a plugin imports: [Publishing a plugin](../plugin.md).",
+    "projcore.plugin": "For authors of plugins: see [Publishing a plugin](../plugin.md).",
     "projcore.registry": "The components that plugins provide, by name.",
-    "projcore.spec": "Modules written as text or as JSON: [Settings and specs](../specs.md).",
+    "projcore.spec": "Modules written as strings or as JSON: [Settings and specs](../specs.md).",
     "projcore.testing": "[The conformance kit](../kit.md) says how to use it.",
 }
 
 TAGS = {
     "linear": "The map is linear: a closure inside is evaluated at $x_0 + U (z - z_0)$.",
-    "lossless": "What goes in comes out as it was: $U U^+ x = x$.",
+    "lossless": "Projecting and unprojecting a point returns it: $U U^+ x = x$.",
     "orthonormal": "$U^\\top U = I$: lengths and angles inside are those outside.",
     "redundant": "There are more coordinates inside than the map has rank, as where it pads: "
-    "`project` undoes `unproject` for what a tensor projects to, and not for every $z$.",
+    "`project` undoes `unproject` on the projections of tensors, not on every $z$.",
     "layout": "Elements are only rearranged; elementwise modules inside cost nothing extra.",
     "data_dependent": "The map is learnt from the tensors, in `refresh`.",
     "stochastic": "It draws random numbers.",
@@ -91,10 +91,11 @@ def ours() -> list[Component]:
 def index(components: list[Component]) -> str:
     """Returns the page that lists them."""
     lines = ["# Components", "", NOTE, ""]
-    lines += ["What each is called, what it does, and the plugin it comes with. [By tag](tags.md)."]
+    lines += ["All components of our plugins, by kind. There is an index [by tag](tags.md), too."]
     for kind, title in (
         ("projection", "Projections"),
         ("module", "Modules"),
+        ("choice", "Choices"),
         ("recipe", "Recipes"),
     ):
         chosen = [each for each in components if each.kind == kind]
@@ -158,7 +159,7 @@ def facts(component: Component, target: Any) -> dict[str, str]:
         "import": f"`from projcore.{component.kind}s import {component.attribute}`",
         "install": f"`pip install 'projcore[{component.plugin}]'`",
         "plugin": f"{component.plugin} ({component.provider})",
-        **(class_facts(component, target) if component.kind != "recipe" else {}),
+        **FACTS[component.kind](component, target),
         "tags": ", ".join(f"[{tag}](tags.md)" for tag in component.tags) or "none",
         **({"aliases": ", ".join(map(repr, component.aliases))} if component.aliases else {}),
         "paper": component.paper or "none",
@@ -170,13 +171,32 @@ def class_facts(component: Component, cls: type[Module]) -> dict[str, str]:
     if isinstance(cls.scope, property) or isinstance(cls.needs, property):
         raise TypeError(f"{cls.__name__}: scope and needs are plain attributes")
     subject = as_subjects(component)[0]
-    settings = subject.pick(subject.chain()).defaults
+    module = subject.pick(subject.chain())
     return {
         "scope": f"`{cls.scope}`",
         "needs": ", ".join(f"`{need}`" for need in sorted(cls.needs)) or "nothing",
-        "settings": ", ".join(f"`{name}`" for name in settings) or "none",
+        "settings": ", ".join(f"`{name}`" for name in module.defaults) or "none",
+        "memory": ", ".join(f"`{name}` ({kind})" for name, kind in module.kinds.items()) or "none",
+    }
+
+
+def choice_facts(component: Component, cls: type[Choice]) -> dict[str, str]:
+    """Returns what the table says of a choice."""
+    name, parameter = cls.host
+    made = as_subjects(component)[0].example[parameter]
+    return {
+        "taken by": f"[{name}]({name}.md), as `{parameter}`",
+        "settings": ", ".join(f"`{name}`" for name in made.defaults) or "none",
         "memory": ", ".join(f"`{name}` ({kind})" for name, kind in cls.kinds.items()) or "none",
     }
+
+
+FACTS = {
+    "projection": class_facts,
+    "module": class_facts,
+    "choice": choice_facts,
+    "recipe": lambda component, target: {},
+}
 
 
 def signature(name: str, target: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from projcore import errors, registry
+    from projcore.choice import Choice, as_choice
     from projcore.core.chain import Chain, as_module
     from projcore.core.module import Kind, Module, Need, Observer, Planner, Scope, Transform
     from projcore.core.objective import Objective
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from projcore.core.space import Space
     from projcore.core.state import Node, State
     from projcore.core.writer import Blend, Write, Writer
+    from projcore.create import create_optimizer
     from projcore.engine.adopt import adopt_state
     from projcore.engine.blended import blended
     from projcore.engine.finite import first_nonfinite
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Blend",
     "Chain",
+    "Choice",
     "Current",
     "Kind",
     "Memory",
@@ -55,10 +58,12 @@ __all__ = [
     "Writer",
     "__version__",
     "adopt_state",
+    "as_choice",
     "as_module",
     "blended",
     "build",
     "common",
+    "create_optimizer",
     "errors",
     "first_nonfinite",
     "inspect_model",
@@ -73,6 +78,7 @@ __all__ = [
 _HOMES = {
     "Blend": "core.writer",
     "Chain": "core.chain",
+    "Choice": "choice",
     "Current": "core.projection",
     "Kind": "core.module",
     "Memory": "report.memory",
@@ -94,10 +100,12 @@ _HOMES = {
     "Write": "core.writer",
     "Writer": "core.writer",
     "adopt_state": "engine.adopt",
+    "as_choice": "choice",
     "as_module": "core.chain",
     "blended": "engine.blended",
     "build": "spec",
     "common": "values",
+    "create_optimizer": "create",
     "first_nonfinite": "engine.finite",
     "inspect_model": "roles",
     "param_groups": "rules",

@@ -1,4 +1,4 @@
-"""The arguments of modules' constructors: kept, converted to plain values, and checked."""
+"""Arguments of the constructors of modules and choices: kept, made plain, and checked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
-class Constructed(AnyModule):
+class Remembering:
     """Keeps the arguments of its constructor, and converts them to plain values; see `plain`."""
 
     _signature: ClassVar[inspect.Signature]  # of __init__; read here once, as it takes long
@@ -66,6 +66,10 @@ class Constructed(AnyModule):
             if type(value) is not type(default) or value != default:
                 given[name] = value
         return given
+
+
+class Constructed(Remembering, AnyModule):
+    """The same, for modules."""
 
 
 def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:

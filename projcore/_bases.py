@@ -1,6 +1,6 @@
-"""Base classes of modules, chains and projections, for where torch must not be imported.
+"""Bases of modules, chains, projections and choices, for where torch must not be imported.
 
-Their classes are in `projcore.core`, which imports torch. Specs and the registry stand below it.
+Their classes import torch. Specs and the registry stand below it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
+    from projcore.choice import Choice
     from projcore.core.chain import Chain
     from projcore.core.module import Module
     from projcore.core.projection import ProjectionBase
@@ -25,6 +26,10 @@ class AnyProjection(AnyModule):
     """Base of `projcore.ProjectionBase`."""
 
 
+class AnyChoice:
+    """Base of `projcore.Choice`."""
+
+
 def is_module(value: object) -> TypeGuard[Module]:
     """Whether a value is a module."""
     return isinstance(value, AnyModule)
@@ -33,6 +38,11 @@ def is_module(value: object) -> TypeGuard[Module]:
 def is_chain(value: object) -> TypeGuard[Chain]:
     """Whether a value is a chain."""
     return isinstance(value, AnyChain)
+
+
+def is_choice(value: object) -> TypeGuard[Choice]:
+    """Whether a value is a choice."""
+    return isinstance(value, AnyChoice)
 
 
 def is_projection(value: object) -> TypeGuard[ProjectionBase]:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from projcore import errors, registry
 from projcore._advice import misplaced_argument, unknown_argument
 from projcore._outcome import INTERRUPTS, describe
-from projcore.component import Kind
 from projcore.errors import PluginError, ProjcoreError, SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from projcore.core.chain import Chain
 
-BUILDABLE: tuple[Kind, ...] = ("projection", "module")
 CHAIN = "projcore.core.chain:Chain"
 _ANY = Parameter("any", Parameter.KEYWORD_ONLY)
 
@@ -45,7 +43,7 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
         ProjcoreError: If the constructor raises it; with the place in the spec.
     """
     try:
-        cls = registry.load_component(registry.lookup(BUILDABLE, name))
+        cls = registry.load_component(registry.lookup(registry.IN_SPECS, name))
     except UnknownNameError as error:
         raise UnknownNameError(f"{error}{hint}\n{place}") from None
     except PluginError as error:

@@ -68,6 +68,14 @@ class Expression:
             modules.append(value)
         return modules[0] if len(modules) == 1 else make_chain(modules)
 
+    def value(self) -> Any:
+        """Makes what a single expression stands for, as a choice."""
+        if len(self.body) != 1 or not isinstance(self.body[0], ast.Expr):
+            raise SpecError(
+                f"{self.text!r} is not one call or name. Write one.\n{self.at}".rstrip()
+            )
+        return self._value(self.body[0].value)
+
     def _value(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Call):
             return self._call(node)

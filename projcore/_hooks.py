@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from projcore._trees import Keeper, find_keeper
 from projcore.errors import ContractError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RENAMED = {  # former names of class attributes and methods, and their replacements
     "affine": "coefficients, which returns a list and not None",
@@ -65,7 +70,36 @@ class Hooks:
 
 
 class ProjectionHooks(Hooks):
-    """Properties that follow from the `refresh` and the `combine` of a projection."""
+    """Properties that follow from the `refresh` and the `combine` of a projection.
+
+    Attributes:
+        asks_inside: Whether it asks `keeper_inside` for settings; then it is told live ones.
+    """
+
+    asks_inside: bool = False
+
+    def keeper_inside(
+        self,
+        kind: str,
+        state: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        entry: Tensor | None = None,
+    ) -> Keeper | None:
+        """Returns the first module inside, in its own space, that keeps an entry of that kind.
+
+        So a projection learns what it has to know of Adam inside: its betas as they are in this
+        step, and its moments. For scope ``"tensor"``; `state` and `settings` are the projection's
+        own of one tensor, as its hooks get them. Modules in a projection further in are not looked
+        at. Given an `entry`, the module that keeps that one is returned.
+        """
+        projection: Any = self
+        node = state.get("modules", {})
+        found = find_keeper(projection.chain, node, kind, entry, "modules")
+        if found is None:
+            return None
+        module, entries, path = found
+        live = {n: settings.get(f"{path}/{n}", value) for n, value in module.defaults.items()}
+        return Keeper(module, entries, live)
 
     @property
     def learns(self) -> bool:

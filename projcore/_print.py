@@ -8,16 +8,17 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from projcore import registry
-from projcore._bases import is_chain, is_module
+from projcore._bases import is_chain, is_choice, is_module
 from projcore._construct import is_numbers
 from projcore.errors import SpecError
 
 if TYPE_CHECKING:
+    from projcore.choice import Choice
     from projcore.core.module import Module
 
 
-def expression(module: Module, *, strict: bool = True) -> str:
-    """Returns the expression that builds a module; `projcore.build` reads it.
+def expression(module: Module | Choice, *, strict: bool = True) -> str:
+    """Returns the expression that builds a module or choice; `projcore.build` reads it.
 
     Args:
         module: What to print.
@@ -35,8 +36,8 @@ def expression(module: Module, *, strict: bool = True) -> str:
     return _Text(strict).chain(module)
 
 
-def to_spec(module: Module) -> Any:
-    """Returns the JSON form of a module: strings, numbers, lists and dicts, that `build` reads.
+def to_spec(module: Module | Choice) -> Any:
+    """Returns the JSON form of a module or choice, which `build` reads: strings, numbers and such.
 
     Raises:
         SpecError: If an argument is something that no spec can hold, as a class.
@@ -67,21 +68,22 @@ def _leading(
     return leading
 
 
-def _arguments(module: Module) -> dict[str, Any]:
-    """Returns the arguments that a module was built with; its children as modules."""
-    return {key: module.children.get(key, value) for key, value in module.arguments.items()}
+def _arguments(module: Module | Choice) -> dict[str, Any]:
+    """Returns the arguments that it was built with; its children as modules."""
+    children = module.children if is_module(module) else {}
+    return {key: children.get(key, value) for key, value in module.arguments.items()}
 
 
 class _Text:
     def __init__(self, strict: bool) -> None:
         self.strict = strict
 
-    def chain(self, module: Module) -> str:
+    def chain(self, module: Module | Choice) -> str:
         if is_chain(module) and len(module.modules) > 1:
             return "; ".join(map(self.module, module.modules))
         return self.module(module)
 
-    def module(self, module: Module) -> str:
+    def module(self, module: Module | Choice) -> str:
         if is_chain(module):
             return f"[{', '.join(map(self.module, module.modules))}]"
         name = registry.name_of(type(module)) or type(module).__name__
@@ -96,7 +98,7 @@ class _Text:
         return f"{name}({', '.join(parts)})"
 
     def value(self, value: Any, where: str) -> str:
-        if is_module(value):
+        if is_module(value) or is_choice(value):
             return self.module(value)
         if isinstance(value, (list, tuple)):
             items = [self.value(item, where) for item in value]
@@ -118,7 +120,7 @@ class _Text:
 
 
 class _Json:
-    def module(self, module: Module) -> Any:
+    def module(self, module: Module | Choice) -> Any:
         if is_chain(module):
             return [self.module(each) for each in module.modules]
         name = registry.name_of(type(module)) or type(module).__name__
@@ -137,7 +139,7 @@ class _Json:
         return {name: arguments}
 
     def value(self, value: Any, where: str) -> Any:
-        if is_module(value):
+        if is_module(value) or is_choice(value):
             return self.module(value)
         if isinstance(value, (list, tuple)):
             return [self.value(item, where) for item in value]

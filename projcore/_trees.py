@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from projcore._bases import is_projection
 
@@ -48,14 +48,17 @@ class Trees:
         """Returns the state of a space whose tensor `j` is made from the tensors ``origins[j]``.
 
         It is kept with the first of these; where several share it, they are told apart by number.
+        Without a name, it is kept where that tensor keeps its own.
         """
         used: dict[int, int] = {}
         homes = []
         for first, *_ in origins:
             count = used.get(first, 0)
             used[first] = count + 1
-            homes.append(below(self._homes[first], f"{name}:{count}" if count else name))
-        return type(self)(self.trees, homes, below(self._anchor, name), path)
+            home = self._homes[first]
+            homes.append(below(home, f"{name}:{count}" if count else name) if name else home)
+        anchor = below(self._anchor, name) if name else self._anchor
+        return type(self)(self.trees, homes, anchor, path)
 
     def over(self, trees: Sequence[Tree]) -> Self:
         """Returns the state at the same places of other trees."""
@@ -65,6 +68,26 @@ class Trees:
         """Yields each tensor's tree, the prefix of its keys when flat, and its dict."""
         for (tree, keys), node in zip(self._homes, self.nodes, strict=True):
             yield tree, "".join(f"{key}/" for key in keys), node
+
+
+class Keeper(NamedTuple):
+    """A module inside a projection that keeps state of some kind; see `keeper_inside`.
+
+    Attributes:
+        module: The module.
+        entries: Its state for one tensor; empty before there is any.
+        settings: Its settings for that tensor, as its group has them in this step.
+    """
+
+    module: Module
+    entries: Tree
+    settings: Mapping[str, Any]
+
+    def first_of(self, kind: str) -> Tensor | None:
+        """Returns the first of its entries of that kind, or None."""
+        names = (n for n, found in self.module.kinds.items() if found == kind and n in self.entries)
+        name = next(names, None)
+        return None if name is None else self.entries[name]
 
 
 def below(home: Home, name: str) -> Home:
@@ -93,3 +116,44 @@ def find_entry(module: Module, node: Mapping[str, Any], kind: str) -> Tensor | N
         if inside is not None:
             return inside
     return None
+
+
+def find_keeper(
+    module: Module, node: Tree, kind: str, entry: Tensor | None, path: str
+) -> tuple[Module, Tree, str] | None:
+    """Returns the first module in this space that keeps a kind of entry, its dict and its path.
+
+    Given an `entry`, it is the module whose state has that.
+    """
+    keeps = kind in module.kinds.values()
+    if keeps and (entry is None or any(value is entry for value in node.values())):
+        return module, node, path
+    if is_projection(module):
+        return None
+    for name, child in module.children.items():
+        found = find_keeper(child, node.get(name, {}), kind, entry, f"{path}/{name}")
+        if found is not None:
+            return found
+    return None
+
+
+def with_settings_inside(
+    keys: dict[str, dict[str, str]], modules: Mapping[str, Module]
+) -> dict[str, dict[str, str]]:
+    """Returns the keys of settings, in which projections that ask for them have those inside.
+
+    The settings of the module at ``"0/modules/1"`` are there for the projection at ``"0"`` under
+    names such as ``"modules/1/betas"``.
+    """
+    made = dict(keys)
+    for path, module in modules.items():
+        if is_projection(module) and module.asks_inside:
+            start = f"{path}/" if path else ""
+            inside = {
+                f"{other.removeprefix(start)}/{name}": key
+                for other, names in keys.items()
+                if other.startswith(f"{start}modules/")
+                for name, key in names.items()
+            }
+            made[path] = {**keys.get(path, {}), **inside}
+    return made

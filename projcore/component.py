@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from projcore.errors import ArgumentError, ArgumentTypeError
 
-Kind = Literal["projection", "module", "recipe"]
+Kind = Literal["projection", "module", "choice", "recipe"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Status = Literal["loaded", "failed", "disabled", "conflict", "incompatible", "corrupt"]
 Example = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -20,11 +20,11 @@ _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 @dataclass(frozen=True)
 class Component:
-    """A registered projection, module or recipe; its class is imported when first used.
+    """A registered projection, module, choice or recipe; its class is imported when first used.
 
     Attributes:
         name: How specs call it.
-        kind: ``"projection"``, ``"module"`` or ``"recipe"``.
+        kind: ``"projection"``, ``"module"``, ``"choice"`` or ``"recipe"``.
         target: ``"package.module:Name"``.
         summary: What it does, one sentence.
         paper: Its source.
@@ -52,6 +52,11 @@ class Component:
     def qualified(self) -> str:
         """The name that never clashes: ``"plugin:name"``."""
         return f"{self.plugin}:{self.name}"
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it is a recipe: specs hold all others, so recipes have names of their own."""
+        return self.kind == "recipe"
 
     @property
     def attribute(self) -> str:

@@ -49,6 +49,11 @@ def projcore_register_modules(register: Register) -> None:
 
 
 @hookspec(historic=True)
+def projcore_register_choices(register: Register) -> None:
+    """Registers choices: classes derived from `projcore.Choice`, as a basis of a subspace."""
+
+
+@hookspec(historic=True)
 def projcore_register_recipes(register: Register) -> None:
     """Registers recipes: functions that make a whole optimizer."""
 

@@ -186,7 +186,7 @@ class Manager:
             )
         component = make_component(self._loading, kind, name, target, **values)
         for other in self._draft:
-            if other.name == name:
+            if other.name == name and other.stands_alone == component.stands_alone:
                 raise ArgumentError(
                     f"register({name!r}, ...) was called twice. A plugin gives each of its "
                     "components a name of its own. Rename one."
@@ -267,7 +267,7 @@ class Manager:
             for other in self.components
             if other.name == mine.name
             and other.plugin != mine.plugin
-            and (other.kind == "recipe") == (mine.kind == "recipe")
+            and other.stands_alone == mine.stands_alone
         ]
         if not clashes:
             return plugin

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from projcore import _lookup
-from projcore._bases import AnyModule, AnyProjection
+from projcore._bases import AnyChoice, AnyModule, AnyProjection
 from projcore._outcome import INTERRUPTS, describe
 from projcore.component import KINDS, Component, Kind, Plugin, Status
 from projcore.errors import PluginError, PluginWarning, UnknownNameError
@@ -36,6 +36,9 @@ __all__ = [
 ]
 
 manager = Manager()
+
+IN_SPECS: tuple[Kind, ...] = ("projection", "module", "choice")
+"""The kinds of which specs hold names."""
 
 
 def components(kind: Kind | None = None) -> tuple[Component, ...]:
@@ -71,7 +74,9 @@ def unregister_plugin(name: str) -> None:
 
 
 def get(kind: Kind | None, name: str) -> Component:
-    """Returns the component of that kind (None: of any) and name; imports nothing.
+    """Returns the component of that kind and name; imports nothing.
+
+    With None it is of any kind: the recipe, if it has the name of another component.
 
     Raises:
         UnknownNameError: If there is none, or several; the message says all that is known.
@@ -80,6 +85,8 @@ def get(kind: Kind | None, name: str) -> Component:
         >>> get("module", "adam").plugin
         'adaptive'
     """
+    if kind is None and _find(("recipe",), name, "name"):
+        kind = "recipe"
     return lookup(KINDS if kind is None else (kind,), name)
 
 
@@ -103,7 +110,7 @@ def resolve(name: str) -> list[Component]:
     of_plugin = [component for component in manager.components if component.plugin == name]
     if of_plugin or any(plugin.name == name for plugin in manager.plugins):
         return of_plugin
-    return [get(None, name)]
+    return _find(IN_SPECS, name, "name")[:1] or [get(None, name)]
 
 
 def load(kind: Kind | None, name: str) -> Any:
@@ -151,8 +158,8 @@ def name_of(cls: type) -> str | None:
     """
     manager.discover(lenient=True)
     for component in manager.components:
-        if component.kind != "recipe" and _is_target(component, cls):
-            same = _lookup.find(manager, ("projection", "module"), component.name)
+        if component.kind in IN_SPECS and _is_target(component, cls):
+            same = _lookup.find(manager, IN_SPECS, component.name)
             return component.name if same == [component] else component.qualified
     return None
 
@@ -203,12 +210,14 @@ def all_of(kind: Kind, module: str) -> list[str]:
 def parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
     """Returns the parameters that a class or function is called with.
 
-    A module that has no constructor of its own has none: those of `Module` are for its subclasses.
+    A class that has no constructor of its own has none: those of `Module` and `Choice` are for
+    their subclasses.
     """
     if not isinstance(target, type):
         return list(inspect.signature(target).parameters.values())
     own, *others = [each for each in target.__mro__ if "__init__" in vars(each)]
-    if issubclass(own, AnyModule) and not any(issubclass(each, AnyModule) for each in others):
+    ours = (AnyModule, AnyChoice)
+    if issubclass(own, ours) and not any(issubclass(each, ours) for each in others):
         return []
     init: Callable[..., Any] = target.__init__  # type: ignore[misc]
     return list(inspect.signature(init).parameters.values())[1:]
@@ -239,7 +248,7 @@ def _is_target(component: Component, cls: type) -> bool:
 
 def _fault(component: Component, target: Any) -> str | None:
     """Returns why the target of a component cannot be used, or None."""
-    if component.kind == "recipe":
+    if component.stands_alone:
         return None if callable(target) else "is no function."
     if not isinstance(target, type):
         return "is no class."
@@ -249,6 +258,8 @@ def _fault(component: Component, target: Any) -> str | None:
         return "does not derive from projcore.Module, as a module must."
     if component.kind == "module" and issubclass(target, AnyProjection):
         return "is a projection: register it in projcore_register_projections."
+    if component.kind == "choice" and not issubclass(target, AnyChoice):
+        return "does not derive from projcore.Choice, as a choice must."
     if inspect.isabstract(target):
         names = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
         return f"is abstract: it does not define {names}."

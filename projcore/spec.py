@@ -1,4 +1,4 @@
-"""Specs: modules written as strings or as JSON, and back.
+"""Specs: modules and choices written as strings or as JSON, and back.
 
 A spec is an expression, as a module prints itself::
 
@@ -26,6 +26,11 @@ The same in TOML, any of which ``build(document["optimizer"])`` reads::
     [[optimizer]]
     lr = 1e-3
 
+A choice, as the basis of a subspace, is written as a module is, where an argument takes one::
+
+    "subspace([adam()], rank=64, basis=svd(period=200), combine=fira())"
+    {"subspace": {"modules": ["adam"], "rank": 64, "basis": {"svd": {"period": 200}}}}
+
 An argument that is not given has its default. TOML has no None: where one is wanted that is not
 the default, write that module as an expression, ``"adafactor(lr=None)"``.
 
@@ -39,16 +44,17 @@ from collections.abc import Mapping, Sequence
 from inspect import Parameter, formatannotation
 from typing import TYPE_CHECKING, Any
 
-from projcore._bases import is_module
+from projcore._bases import is_choice, is_module
 from projcore._construct import Argument, construct, make_chain, plain
 from projcore._expression import Expression
 from projcore._print import expression, to_spec
 from projcore.errors import SpecError
 
 if TYPE_CHECKING:
+    from projcore.choice import Choice
     from projcore.core.module import Module
 
-__all__ = ["build", "expression", "to_spec"]
+__all__ = ["build", "build_choice", "expression", "to_spec"]
 
 WHOLE = "spec"
 """The name of a spec in messages; its parts are named as in Python, ``spec['vector'][0]``."""
@@ -79,13 +85,33 @@ def build(spec: Module | str | Mapping[str, Any] | Sequence[Any]) -> Module:
         raise SpecError("The spec is nested too deeply to be read. Flatten it.") from None
 
 
+def build_choice(spec: str | Mapping[str, Any]) -> Choice:
+    """Makes the choice that a spec describes: an expression, as ``"fira(limit=1.01)"``, or JSON.
+
+    Raises:
+        SpecError: If it cannot be read, is no choice, or its arguments do not fit.
+        UnknownNameError: If no component has that name.
+
+    Example:
+        >>> print(build_choice({"svd": {"period": 50}}))
+        svd(period=50)
+    """
+    made: Any = Expression(spec).value() if isinstance(spec, str) else _call(spec, WHOLE)
+    if not is_choice(made):
+        raise SpecError(
+            f"{spec!r} stands for {made!r}, which is no choice. A choice is a name, or a call such "
+            "as 'svd(period=50)'."
+        )
+    return made
+
+
 def _module(spec: Any, path: str) -> Module:
     if is_module(spec):
         return spec
     if isinstance(spec, str):
         return Expression(spec, path if path != WHOLE else "").build()
-    if isinstance(spec, Mapping):
-        return _call(spec, path)
+    if isinstance(spec, Mapping) and is_module(made := _call(spec, path)):
+        return made
     if isinstance(spec, Sequence) and not isinstance(spec, (bytes, bytearray)):
         if not spec:
             raise SpecError(f"The chain at {path} is empty. It runs one module or more.")
@@ -100,7 +126,7 @@ def _modules(specs: Sequence[Any], path: str) -> list[Module]:
     return [_module(spec, f"{path}[{i}]") for i, spec in enumerate(specs)]
 
 
-def _call(spec: Mapping[Any, Any], path: str) -> Module:
+def _call(spec: Mapping[Any, Any], path: str) -> Any:
     if len(spec) != 1 or not isinstance(name := next(iter(spec)), str):
         raise SpecError(
             f"{dict(spec)!r} at {path} has {len(spec)} keys. A mapping that stands for a module "
@@ -113,12 +139,13 @@ def _call(spec: Mapping[Any, Any], path: str) -> Module:
         arguments = [_argument(key, value, f"{path}[{key!r}]") for key, value in given.items()]
     else:
         arguments = [_argument(None, given, path)]
-    module: Module = construct(name, arguments, f"at {path}")
-    return module
+    return construct(name, arguments, f"at {path}")
 
 
 def _argument(keyword: str | None, value: Any, path: str) -> Argument:
     def make(parameter: Parameter) -> Any:
+        if is_choice(parameter.default):
+            return _choice(value, path)
         if not _takes_modules(parameter):
             return plain(value)
         if isinstance(value, Sequence) and not isinstance(value, str):
@@ -126,6 +153,13 @@ def _argument(keyword: str | None, value: Any, path: str) -> Argument:
         return _module(value, path)
 
     return Argument(keyword, make, f"at {path}")
+
+
+def _choice(spec: Any, path: str) -> Any:
+    """Returns what an argument that takes a choice is given; the component refuses what is none."""
+    if isinstance(spec, Mapping):
+        return _call(spec, path)
+    return Expression(spec, path).value() if isinstance(spec, str) else spec
 
 
 def _takes_modules(parameter: Parameter) -> bool:

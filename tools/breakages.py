@@ -1497,7 +1497,7 @@ PLUGINS = [
     Breakage(
         "fira-norms",
         "Fira's residual is measured with the part that is inside the subspace.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/fira.py",
         before="[scale**2 - 2 * scale for scale in scales]",
         after="[0.0 for scale in scales]",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1505,7 +1505,7 @@ PLUGINS = [
     Breakage(
         "growth-unlimited",
         "The norm of what Fira and APOLLO scale grows as it likes.",
-        LOWRANK + "src/projcore_lowrank/_combine.py",
+        LOWRANK + "src/projcore_lowrank/combine.py",
         before="shrink = (allowed / now).clamp_(max=1.0)",
         after="shrink = torch.ones_like(now)",
         tests=(LOWRANK + "tests/test_low_rank.py::test_updates_are_the_published_formulas",),
@@ -1537,7 +1537,7 @@ PLUGINS = [
     Breakage(
         "random-repeats",
         "A random subspace is the same after every refresh.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after='key = mix(self.seed, state["index"], 1)',
         tests=(
@@ -1548,7 +1548,7 @@ PLUGINS = [
     Breakage(
         "random-shared",
         "All matrices of one shape have the same random subspace.",
-        LOWRANK + "src/projcore_lowrank/random_subspace.py",
+        LOWRANK + "src/projcore_lowrank/random_basis.py",
         before='key = mix(self.seed, state["index"], refreshes)',
         after="key = mix(self.seed, 0, refreshes)",
         tests=(
@@ -1559,7 +1559,7 @@ PLUGINS = [
     Breakage(
         "coordinates-memory",
         "Coordinates that are chosen for the first time get the memory of others.",
-        LOWRANK + "src/projcore_lowrank/coordinate_subspace.py",
+        LOWRANK + "src/projcore_lowrank/coordinates.py",
         before="return found.mul_(stays.unsqueeze(-1) if dim == -2 else stays)",
         after="return found",
         tests=(
@@ -1569,7 +1569,7 @@ PLUGINS = [
     Breakage(
         "ldadam-momentum",
         "What the momentum loses as the basis turns is only partly made good.",
-        LOWRANK + "src/projcore_lowrank/ldadam.py",
+        LOWRANK + "src/projcore_lowrank/tracking.py",
         before=".mul_(beta / (1 - beta))",
         after=".mul_(beta)",
         tests=(LOWRANK + "tests/test_ldadam.py::test_it_is_the_published_method",),
@@ -1605,7 +1605,7 @@ PLUGINS = [
     Breakage(
         "plane-columns",
         "The columns of a dense random plane are longer the more blocks there are.",
-        LOWRANK + "src/projcore_lowrank/intrinsic_dimension.py",
+        LOWRANK + "src/projcore_lowrank/intrinsic_subspace.py",
         before="yield block * (math.sqrt(rows / length) / norms)",
         after="yield block / norms",
         tests=(LOWRANK + "tests/test_intrinsic_dimension.py::test_columns_have_unit_length",),
@@ -1724,6 +1724,62 @@ PLUGINS = [
         tests=(ADAPTIVE + "tests/test_recipes.py::test_scale_is_the_formula_of_its_authors",),
     ),
     Breakage(
+        "dion2-error-feedback",
+        "Dion2 keeps the rows that it used as they were.",
+        ADAPTIVE + "src/projcore_adaptive/dion2.py",
+        before="        used = momenta.new_ones(places.shape) * momentum\n",
+        after="        used = momenta.new_ones(places.shape)\n",
+        tests=(ADAPTIVE + "tests/test_dion2.py::test_30_steps",),
+    ),
+    Breakage(
+        "polar-express-schedule",
+        "Every step of Newton-Schulz takes the first polynomial of a schedule.",
+        ADAPTIVE + "src/projcore_adaptive/orthogonalize.py",
+        before="triples[min(step, len(triples) - 1)]",
+        after="triples[0]",
+        tests=(ADAPTIVE + "tests/test_muon.py::test_a_schedule_is_as_many_polynomials",),
+    ),
+    Breakage(
+        "hyperball-radius",
+        "Hyperball takes the norm of now for the first.",
+        ADAPTIVE + "src/projcore_adaptive/hyperball.py",
+        before="torch.where(old < 0, new, old)",
+        after="new",
+        tests=(ADAPTIVE + "tests/test_hyperball.py::test_a_point_set_from_outside_comes_back",),
+    ),
+    Breakage(
+        "ademamix-half-life",
+        "The slow mean of AdEMAMix rises by its beta, not by its half-life.",
+        ADAPTIVE + "src/projcore_adaptive/ademamix.py",
+        before="math.e ** (log1 * log3 / ((1 - part) * log3 + part * log1))",
+        after="(1 - part) * beta1 + part * beta3",
+        tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
+    ),
+    Breakage(
+        "schedule-free-order",
+        "Schedule-free parameters move by the full learning rate.",
+        BASIC + "src/projcore_basic/schedule_free.py",
+        before="[lr * (1 - beta * (1 - weight)) for weight in weights]",
+        after="[lr for weight in weights]",
+        tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
+    ),
+    Breakage(
+        "ema-nesterov-point",
+        "EMA-Nesterov takes the point ahead for the one that it has reached.",
+        BASIC + "src/projcore_basic/ema_nesterov.py",
+        before='beta + (1 - beta) * scalar(state["ahead"])',
+        after='beta + (1 - beta) * 0.0 * scalar(state["ahead"])',
+        tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
+    ),
+    Breakage(
+        "spsa-drawn-again",
+        "SPSA moves parameters along another perturbation than the one that it measured.",
+        CLOSURE + "src/projcore_closure/spsa.py",
+        before="            generator.set_state(self.start[device])\n",
+        after="            pass\n",
+        tests=(CLOSURE + "tests/test_gradient_free.py::test_spsa_is_its_formula",),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
@@ -1839,13 +1895,54 @@ PLUGINS = [
         after="            if False:\n                inner.state[leaf] = {",
         tests=(BASIC + "tests/test_torch_optim.py::test_same_trajectory",),
     ),
+    # several processes
+    Breakage(
+        "norms-of-parts",
+        "The norm of a sharded tensor is that of the part in a process.",
+        "projcore/_shards.py",
+        before="        torch.distributed.all_reduce(vector, group=group)\n",
+        after="",
+        tests=("tests/distributed/test_norms.py::test_sharded_as_whole[2]",),
+    ),
+    Breakage(
+        "nan-lost-in-maximum",
+        "A NaN in one process is lost in the maximum over processes.",
+        "projcore/_shards.py",
+        before="vector = torch.where(both[1] > 0, math.nan, both[0])",
+        after="vector = both[0]",
+        tests=("tests/distributed/test_norms.py::test_all_processes_see_a_nan[2]",),
+    ),
+    Breakage(
+        "loss-of-a-share",
+        "At trial points each process sees the loss of its own share.",
+        ENGINE + "average.py",
+        before="return self(as_loss(closure(**options)))",
+        after="return as_loss(closure(**options))",
+        tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
+    ),
+    Breakage(
+        "gradients-in-buckets",
+        "An evaluation overwrites gradients that are views of buckets.",
+        ENGINE + "facts.py",
+        before="[grad.clone() if grad._is_view() else grad for grad in grads]",
+        after="grads",
+        tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
+    ),
+    Breakage(
+        "names-of-another-process",
+        "A part of an optimizer takes over what another process calls its parameters.",
+        ENGINE + "part.py",
+        before="            group.update(values)\n",
+        after="            pass\n",
+        tests=("tests/distributed/test_zero.py::test_zero_steps_as_one_process",),
+    ),
     # closure
     Breakage(
         "lbfgs-two-loop",
         "The second loop of L-BFGS forgets the first.",
         CLOSURE + "src/projcore_closure/lbfgs.py",
-        before="alpha=alpha - dot(y, result) / curvature",
-        after="alpha=-dot(y, result) / curvature",
+        before="alpha - dot(y, result) / curvature",
+        after="-dot(y, result) / curvature",
         tests=(CLOSURE + "tests/test_lbfgs.py::test_two_loop_is_the_bfgs_formula",),
     ),
     Breakage(
@@ -1884,8 +1981,8 @@ PLUGINS = [
         "conjugate-directions",
         "The directions of conjugate gradients are not conjugate.",
         CLOSURE + "src/projcore_closure/newton_cg.py",
-        before="alpha=square / before)",
-        after="alpha=0.0)",
+        before="square / before)",
+        after="0.0)",
         tests=(
             CLOSURE + "tests/test_newton_cg.py"
             "::test_conjugate_gradients_solve_within_the_krylov_space",
@@ -1912,14 +2009,16 @@ PLUGINS = [
         "lab-equal-time",
         "Runs are compared after the time of the slowest.",
         LAB + "src/projcore_lab/comparison.py",
-        before="return min((run.seconds for run in self.finished), default=None)",
-        after="return max((run.seconds for run in self.finished), default=None)",
-        tests=(LAB + "tests/test_measures.py::test_runs_are_compared_after_the_time_that_all_had",),
+        before="return min((result.seconds for result in self.finished), default=None)",
+        after="return max((result.seconds for result in self.finished), default=None)",
+        tests=(
+            LAB + "tests/test_measures.py::test_results_are_compared_after_the_time_that_all_had",
+        ),
     ),
     Breakage(
         "lab-validation",
         "The loss within a time is the first that was measured.",
-        LAB + "src/projcore_lab/runs.py",
+        LAB + "src/projcore_lab/comparison.py",
         before="for c in reversed(self.checks) if c.seconds <= seconds",
         after="for c in self.checks if c.seconds <= seconds",
         tests=(LAB + "tests/test_measures.py::test_losses_by_time",),
@@ -1928,9 +2027,36 @@ PLUGINS = [
         "lab-tuning",
         "Tuning takes the learning rate of the highest loss.",
         LAB + "src/projcore_lab/tune.py",
-        before="lr=losses[min(losses)]",
-        after="lr=losses[max(losses)]",
+        before="return min(trials, key=lambda trial: (_loss(trial), trial.lr))",
+        after="return max(trials, key=lambda trial: (_loss(trial), trial.lr))",
+        tests=(LAB + "tests/test_measures.py::test_rates_are_searched_around_the_best",),
+    ),
+    Breakage(
+        "lab-target",
+        "A mean at the target counts as below it, whatever the noise.",
+        LAB + "src/projcore_lab/target.py",
+        before="margin = self.constant / math.sqrt(len(result.runs))",
+        after="margin = 0.0",
+        tests=(
+            LAB + "tests/test_measures.py"
+            "::test_a_target_is_reached_when_the_mean_is_below_it_by_more_than_the_noise",
+        ),
+    ),
+    Breakage(
+        "lab-resume",
+        "A comparison that goes on takes a run for that of another learning rate.",
+        LAB + "src/projcore_lab/work.py",
+        before='"lr": learning_rate(contender.optimizer(task.model())),',
+        after='"lr": 0.0,',
         tests=(LAB + "tests/test_compare.py::test_tune_finds_a_learning_rate_and_shows_it",),
+    ),
+    Breakage(
+        "lab-overwriting",
+        "Results that are there are overwritten.",
+        LAB + "src/projcore_lab/compare.py",
+        before="if there and not (resume and RUNS in there):",
+        after="if False:",
+        tests=(LAB + "tests/test_compare.py::test_results_are_not_overwritten",),
     ),
 ]
 

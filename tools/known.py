@@ -1,8 +1,9 @@
 """Writes what the kernel knows of our own plugins, installed or not.
 
 That is ``projcore/_known.py``, by which messages can say what to install, and the stubs
-``projcore/projections.pyi``, ``modules.pyi`` and ``recipes.pyi``, by which type checkers and
-editors see what is imported by name. Run it after a component was added, renamed or removed::
+``projcore/projections.pyi``, ``modules.pyi``, ``choices.pyi`` and ``recipes.pyi``, by which type
+checkers and editors see what is imported by name. Run it after a component was added, renamed or
+removed::
 
     python tools/known.py
 """
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("projection", "module", "recipe")
+KINDS = ("projection", "module", "choice", "recipe")
 
 KNOWN = '''\
 """What our own plugins provide, installed or not. Written by tools/known.py; do not edit."""
@@ -118,7 +119,7 @@ def _settings(components: list[Registered]) -> Iterator[str]:
     """Yields a line for each name of a setting; the classes are imported and built for that."""
     owners: dict[str, set[str]] = {}
     for each in components:
-        if each.kind == "recipe":
+        if each.kind not in ("projection", "module"):
             continue
         module, _, attribute = each.target.partition(":")
         cls = getattr(importlib.import_module(module), attribute)

@@ -52,7 +52,7 @@ def run(arguments: Namespace) -> int:
 
 def _memory(component: Component, target: Any) -> str | None:
     """Returns the state of a component's first example for a parameter of shape (m, n)."""
-    if component.kind == "recipe":
+    if component.kind in ("choice", "recipe"):
         return None
     example = component.example or {}
     first = example if isinstance(example, Mapping) else next(iter(example), {})

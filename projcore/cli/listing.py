@@ -15,7 +15,7 @@ from projcore.errors import ArgumentError, suggest
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("list", help="list projections, modules and recipes")
+    parser = subparsers.add_parser("list", help="list projections, modules, choices and recipes")
     parser.add_argument("--kind", choices=KINDS, help="only this kind")
     parser.add_argument("--tag", help="only those with this tag")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -86,7 +86,7 @@ class Module(Constructed, Hooks, ABC):
 
     scope: Scope = "all"
     needs: frozenset[Need] = frozenset()
-    kinds: ClassVar[Mapping[str, Kind]] = {}
+    kinds: Mapping[str, Kind] = {}
     sharded: ClassVar[bool | None] = None
     traceable: bool = True
     zeroth_order: ClassVar[bool] = False

@@ -188,7 +188,7 @@ def documented(package: Package) -> None:
 def examples(package: Package) -> None:
     """The example that a component is registered with builds it."""
     for component in package.components:
-        if component.kind == "recipe":
+        if component.stands_alone:
             continue
         for subject in as_subjects(component):
             try:
@@ -208,8 +208,8 @@ def examples(package: Package) -> None:
 def names(package: Package) -> None:
     """Names are the plugin's own, and each finds its component."""
     for component in package.components:
-        recipe = component.kind == "recipe"
-        among: tuple[Kind, ...] = ("recipe",) if recipe else ("projection", "module")
+        recipe = component.stands_alone
+        among: tuple[Kind, ...] = ("recipe",) if recipe else registry.IN_SPECS
         words = {component.name, *component.aliases}
         for known in KNOWN:
             same = words & {known.name, *known.aliases}

@@ -32,6 +32,9 @@ TAGS = frozenset(
 class Subject:
     """A module or projection with arguments that build it; a component has one for each example.
 
+    A choice is checked in the component that takes it: its `Choice.host` with the arguments of that
+    one's first example, and the tags of the choice.
+
     Attributes:
         cls: The class.
         name: Its name in the results.
@@ -119,31 +122,43 @@ def as_subjects(thing: object) -> list[Subject]:
 def _named(name: str) -> list[Subject]:
     found = registry.resolve(name)
     is_plugin = any(plugin.name == name for plugin in registry.plugins())
-    if not is_plugin and found[0].kind == "recipe":
+    if not is_plugin and found[0].stands_alone:
         raise ArgumentError(
-            f"{name!r} is a recipe. The laws are about projections and modules. Check those that "
-            "it is made of."
+            f"{name!r} is a recipe. The laws are about projections, modules and choices. Check "
+            "those that it is made of."
         )
     if not found and not registry.manager.adds_commands(name):
         raise ArgumentError(
             f"Plugin {name!r} registers nothing, so there is nothing to check. Run 'projcore "
             "doctor' to see whether it loaded."
         )
-    return [each for one in found if one.kind != "recipe" for each in _registered(one)]
+    return [each for one in found if not one.stands_alone for each in _registered(one)]
 
 
 def _components() -> list[Component]:
-    return [each for each in registry.components() if each.kind != "recipe"]
+    return [each for each in registry.components() if not each.stands_alone]
 
 
 def _registered(component: Component) -> list[Subject]:
     cls = registry.load(component.kind, component.qualified)
+    if component.kind == "choice":
+        return [_with_choice(component, cls, example) for example in _examples(component.example)]
     tags = _with_implied(cls, component.tags)
     spec = registry.name_of(cls)
     return [
         Subject(cls, _label(component.name, example), tags, example, spec)
         for example in _examples(component.example)
     ]
+
+
+def _with_choice(component: Component, cls: Any, example: Mapping[str, Any]) -> Subject:
+    name, parameter = cls.host
+    host = registry.get(None, name)
+    arguments = {**_examples(host.example)[0], parameter: cls(**deepcopy(dict(example)))}
+    label = _label(component.name, example)
+    return Subject(
+        registry.load(host.kind, name), label, frozenset(component.tags), arguments, name
+    )
 
 
 def _with_class(cls: type[Module], example: Mapping[str, Any]) -> Subject:

@@ -221,7 +221,7 @@ def test_a_command_of_ours_that_is_not_installed_says_how(some, capsys):
 def test_without_a_command_it_shows_them(some, capsys):
     code, out, _ = run(capsys)
     assert code == 2
-    assert "list projections, modules and recipes" in out
+    assert "list projections, modules, choices and recipes" in out
 
 
 @pytest.fixture

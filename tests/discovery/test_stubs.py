@@ -13,7 +13,7 @@ from projcore import registry
 from projcore._known import KNOWN
 
 FOLDER = Path(projcore.__file__).parent
-KINDS = ("projection", "module", "recipe")
+KINDS = ("projection", "module", "choice", "recipe")
 
 
 def places(kind):

@@ -16,7 +16,7 @@ from projcore.modules import LBFGS, LR, Adam, AdamMini, ClipNorm, GradientNoise,
 from projcore.projections import (
     BlockPartition,
     CoordinateSubspace,
-    IntrinsicDimension,
+    IntrinsicSubspace,
     LowRank,
     Mask,
     ScalarProjection,
@@ -122,7 +122,7 @@ def test_names_that_wrappers_change() -> None:
 MERGED: dict[str, Callable[[], list[Any]]] = {
     "curvature in a vector": lambda: [VectorProjection([LBFGS(), LR(0.1)])],
     "adam_mini in a vector": lambda: [VectorProjection([ClipNorm(1.0), AdamMini(), LR(0.1)])],
-    "a plane": lambda: [IntrinsicDimension([Adam(), LR(0.1)], dimension=5)],
+    "a plane": lambda: [IntrinsicSubspace([Adam(), LR(0.1)], dimension=5)],
     "stacks": lambda: [Stack([LowRank([Adam()], rank=2), LR(0.1)])],
 }
 
@@ -175,9 +175,9 @@ def test_by_position_where_only_one_side_has_names() -> None:
 
 # Memory that looks the same for parameters of other shapes.
 ALIKE: dict[str, tuple[Callable[[], list[Any]], Any, Any]] = {
-    "a plane": (lambda: [IntrinsicDimension([Adam()], 5), LR(0.1)], [(4, 3)], [(2, 6)]),
+    "a plane": (lambda: [IntrinsicSubspace([Adam()], 5), LR(0.1)], [(4, 3)], [(2, 6)]),
     "a plane of parts": (
-        lambda: [IntrinsicDimension([Adam()], 5), LR(0.1)],
+        lambda: [IntrinsicSubspace([Adam()], 5), LR(0.1)],
         [(4,), (2,)],
         [(2,), (4,)],
     ),

@@ -33,7 +33,7 @@ from projcore.modules import (
     Scale,
     WeightDecay,
 )
-from projcore.projections import IntrinsicDimension, LowRank, To, VectorProjection
+from projcore.projections import IntrinsicSubspace, LowRank, To, VectorProjection
 
 SHAPES = [(4, 3), (5,), (2, 3), (), (7,)]
 MINE, NONE = PASSES, frozenset[str]()
@@ -701,7 +701,7 @@ def test_what_coefficients_count_is_in_the_state_after_each_step() -> None:
 
 def test_a_plan_knows_the_state_of_a_map_inside_another_projection() -> None:
     def build() -> Optimizer:
-        return Optimizer(parameters(), VectorProjection([IntrinsicDimension([Adam()], 2)]), LR(0.1))
+        return Optimizer(parameters(), VectorProjection([IntrinsicSubspace([Adam()], 2)]), LR(0.1))
 
     one, other = build(), build()
     for step in range(2):

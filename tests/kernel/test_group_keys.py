@@ -20,7 +20,7 @@ from projcore.errors import (
     within_one_typo,
 )
 from projcore.modules import LR, Adam, AdamW, ClipNorm, HeavyBall
-from projcore.projections import LDAdam, LowRank, VectorProjection
+from projcore.projections import LDAdamSubspace, LowRank, VectorProjection
 
 KEPT = {"name": "head", "layer_decay": 0.5, "wd_mult": (1.0, 2), "lr_scale": 0.1}
 
@@ -136,7 +136,12 @@ def test_keys_of_schedulers_need_no_warning(make: Any, run: Any) -> None:
 LATER: dict[str, tuple[Callable[[], list[Any]], str, list[Any], str]] = {
     "rank": (lambda: [LowRank([Adam()], rank=2), LR(0.1)], "rank", [0, -3, 2.5, "2"], "LowRank"),
     "period": (lambda: [LowRank([Adam()]), LR(0.1)], "period", [0, -1, None], "LowRank"),
-    "period of LDAdam": (lambda: [LDAdam([Adam()], rank=2), LR(0.1)], "period", [2, 0], "LDAdam"),
+    "period of LDAdam": (
+        lambda: [LDAdamSubspace([Adam()], rank=2), LR(0.1)],
+        "period",
+        [2, 0],
+        "LDAdamSubspace",
+    ),
     "lr": (lambda: [Adam(), LR(0.1)], "lr", [-1.0, math.nan, "0.1"], "LR"),
     "lr inside": (lambda: [VectorProjection([Adam(), LR(0.1)])], "lr", [-1.0], "LR"),
     "the factor": (lambda: [Adam()], "lr", [-1.0, None], "Optimizer"),

@@ -18,7 +18,7 @@ from torch.optim import lr_scheduler
 from projcore import Optimizer
 from projcore.errors import ProjcoreError
 from projcore.modules import LR, Adam, ClipNorm, GradientAccumulation
-from projcore.projections import IntrinsicDimension, LowRank, Reshape, VectorProjection
+from projcore.projections import IntrinsicSubspace, LowRank, Reshape, VectorProjection
 from projcore.values import plain
 
 
@@ -118,7 +118,7 @@ def test_constructors(case: str, make: Any) -> None:
 
 
 def test_arguments_that_are_no_settings() -> None:
-    seeded = IntrinsicDimension([LR(0.1)], dimension=np.int64(2), seed=torch.tensor(3))
+    seeded = IntrinsicSubspace([LR(0.1)], dimension=np.int64(2), seed=torch.tensor(3))
     assert str(seeded) == "intrinsic_subspace([lr(0.1)], 2, seed=3)"
     assert str(Reshape([LR(0.1)], UserList([np.int64(6), 1]))) == "reshape([lr(0.1)], (6, 1))"
 

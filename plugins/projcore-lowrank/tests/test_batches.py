@@ -17,7 +17,7 @@ from projcore.modules import LR, Adam, WeightDecay
 from projcore_lowrank import (
     CoordinateSubspace,
     DCTSelect,
-    LDAdam,
+    LDAdamSubspace,
     LowRank,
     RandomSubspace,
     _batches,
@@ -59,8 +59,8 @@ SUBSPACES: dict[str, Callable[[], Any]] = {
     ),
     "dct": lambda: DCTSelect([Adam()], rank=3, error_feedback=True, policy="transport"),
     "dct-two": lambda: DCTSelect([Adam()], rank=3, period=2, norm=2, side="full"),
-    "ldadam": lambda: LDAdam([Adam()], rank=3),
-    "ldadam-left": lambda: LDAdam([Adam()], rank=3, side="left", error_feedback=False),
+    "ldadam": lambda: LDAdamSubspace([Adam()], rank=3),
+    "ldadam-left": lambda: LDAdamSubspace([Adam()], rank=3, side="left", error_feedback=False),
 }
 
 

@@ -18,8 +18,8 @@ from projcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, S
 from projcore.modules import LR, Adam, HeavyBall, WeightDecay
 from projcore.projections import VectorProjection
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank import coordinate_subspace
-from projcore_lowrank.coordinate_subspace import CoordinateSubspace, largest
+from projcore_lowrank import CoordinateSubspace, coordinates
+from projcore_lowrank.coordinates import largest
 
 TAGS = frozenset({"linear", "orthonormal", "data_dependent"})
 RANDOM = TAGS | {"stochastic"}
@@ -103,7 +103,7 @@ def test_of_equal_ones_the_first_are_chosen():
 
 @pytest.mark.parametrize("most", [0, 1 << 16])
 def test_the_largest_of_many_numbers(most, monkeypatch):
-    monkeypatch.setattr(coordinate_subspace, "SORTED", most)
+    monkeypatch.setattr(coordinates, "SORTED", most)
     for seed in range(20):
         numbers = draw(37, seed).mul(3).round()  # many are equal
         numbers[seed] = -math.inf
@@ -306,7 +306,7 @@ def test_the_basis_is_columns_of_the_identity(axis):
     end = "left" if axis == "rows" else "right"
     subspace = CoordinateSubspace([LR(1.0)], rank=2, axis=axis)
     ((_, memory),) = steps([subspace], [draw((4, 5))])
-    basis = subspace.basis(memory, end, draw(1))
+    basis = subspace.basis.matrix(memory, end, draw(1))
     length = {"columns": 5, "rows": 4, "entries": 20}[axis]
     assert torch.equal(basis, selector(memory[end], length))
 
@@ -417,5 +417,5 @@ def test_bad_arguments_are_refused(error, options):
 
 
 def test_docstrings():
-    module = importlib.import_module("projcore_lowrank.coordinate_subspace")
+    module = importlib.import_module("projcore_lowrank.coordinates")
     assert doctest.testmod(module).failed == 0

@@ -16,7 +16,8 @@ from projcore import Optimizer
 from projcore.errors import ArgumentError, StepError
 from projcore.modules import LR, Adam, HeavyBall, WeightDecay
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank.dct_select import DCTSelect, cosines_of
+from projcore_lowrank import DCTSelect
+from projcore_lowrank.cosines import cosines_of
 
 TAGS = frozenset({"linear", "orthonormal", "data_dependent"})
 SUBJECTS = [
@@ -91,7 +92,7 @@ def test_the_basis(length, dtype):
     subspace = DCTSelect([LR(1.0)])
     chosen = torch.arange(0, length, 1 + length // 20)
     memory = {"left": chosen, "left_length": length}
-    basis = subspace.basis(memory, "left", torch.empty(0, dtype=dtype))
+    basis = subspace.basis.matrix(memory, "left", torch.empty(0, dtype=dtype))
     assert basis.dtype == dtype
     expected = dct_matrix(length)[:, chosen].to(dtype)
     eps = torch.finfo(dtype).eps
@@ -286,5 +287,5 @@ def test_bad_arguments_are_refused(options):
 
 
 def test_docstrings():
-    module = importlib.import_module("projcore_lowrank.dct_select")
+    module = importlib.import_module("projcore_lowrank.cosines")
     assert doctest.testmod(module).failed == 0

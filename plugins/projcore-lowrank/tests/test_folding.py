@@ -18,7 +18,7 @@ from projcore_lowrank import (
     CoordinateSubspace,
     DCTSelect,
     GaLore,
-    LDAdam,
+    LDAdamSubspace,
     LowRank,
     RandomSubspace,
     SOAPRotation,
@@ -27,7 +27,7 @@ from projcore_lowrank import (
 MADE: dict[str, Callable[..., Module]] = {
     "low_rank": lambda **how: LowRank([Adam()], rank=2, period=3, **how),
     "galore": lambda **how: GaLore([Adam()], rank=2, period=3, **how),
-    "ldadam_subspace": lambda **how: LDAdam([Adam()], rank=2, **how),
+    "ldadam_subspace": lambda **how: LDAdamSubspace([Adam()], rank=2, **how),
     "random_subspace": lambda **how: RandomSubspace([Adam()], rank=2, period=3, **how),
     "coordinate_subspace": lambda **how: CoordinateSubspace([Adam()], rank=2, period=3, **how),
     "dct_select": lambda **how: DCTSelect([Adam()], rank=2, period=3, **how),

@@ -18,16 +18,16 @@ from projcore.errors import ArgumentError, ArgumentTypeError, CheckpointError, S
 from projcore.modules import LBFGS, LR, Adam, HeavyBall, StrongWolfe
 from projcore.projections import To
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank.intrinsic_dimension import IntrinsicDimension, conjugate_gradients
+from projcore_lowrank.intrinsic_subspace import IntrinsicSubspace, conjugate_gradients
 
-MODULE = "projcore_lowrank.intrinsic_dimension"
+MODULE = "projcore_lowrank.intrinsic_subspace"
 KINDS = ("fastfood", "dense", "srht")
 SHAPES = ((4, 3), (5,), (), (0, 2), (2, 3, 2))
 DOUBLE = {"dtype": torch.float64}
 LINEAR = frozenset({"linear"})
 SUBJECTS = [
     Subject(
-        IntrinsicDimension,
+        IntrinsicSubspace,
         f"plane by {kind}",
         LINEAR | {"orthonormal"} if kind == "srht" else LINEAR,
         {"dimension": 2, "kind": kind},
@@ -48,7 +48,7 @@ def draw(shape, seed=0, dtype=torch.float64):
 
 def dense(kind, length, dimension, seed=0):
     """The matrix, column by column."""
-    plane = IntrinsicDimension([LR(1.0)], dimension, kind, seed)
+    plane = IntrinsicSubspace([LR(1.0)], dimension, kind, seed)
     like = [torch.zeros(length, **DOUBLE)]
     columns = [
         plane.unproject([row], like, None, None, [{}], [{}], "update")[0]
@@ -60,7 +60,7 @@ def dense(kind, length, dimension, seed=0):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("length", "dimension"), [(31, 1), (31, 5), (64, 16), (300, 33)])
 def test_coordinates_and_adjoint_are_those_of_the_dense_matrix(kind, length, dimension):
-    plane = IntrinsicDimension([LR(1.0)], dimension, kind, seed=3)
+    plane = IntrinsicSubspace([LR(1.0)], dimension, kind, seed=3)
     matrix = dense(kind, length, dimension, seed=3)
     sizes = (length // 2, length - length // 2)
     parts = [draw(size, seed) for seed, size in enumerate(sizes)]
@@ -108,7 +108,7 @@ def loss_of(tensors):
 @pytest.mark.parametrize("kind", KINDS)
 def test_adam_inside_is_adam_on_the_coordinates(kind):
     params = [torch.nn.Parameter(draw(shape, i)) for i, shape in enumerate(SHAPES)]
-    optimizer = Optimizer(params, IntrinsicDimension([Adam()], 6, kind, seed=5), LR(0.05))
+    optimizer = Optimizer(params, IntrinsicSubspace([Adam()], 6, kind, seed=5), LR(0.05))
     start = [param.detach().clone() for param in params]
     length = sum(param.numel() for param in params)
     matrix = dense(kind, length, 6, seed=5)
@@ -155,7 +155,7 @@ def test_lbfgs_with_a_line_search_trains_a_network_on_the_plane(kind):
     model = network()
     closure = closure_of(model)
     start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-    plane = IntrinsicDimension([LBFGS(), StrongWolfe()], 40, kind, seed=7)
+    plane = IntrinsicSubspace([LBFGS(), StrongWolfe()], 40, kind, seed=7)
     optimizer = Optimizer(model.parameters(), plane)
     losses = [float(optimizer.step(closure)) for _ in range(25)]
     losses.append(float(closure(backward=False)))
@@ -174,12 +174,12 @@ import sys
 import torch
 from projcore import Optimizer
 from projcore.modules import LR, Adam
-from projcore_lowrank.intrinsic_dimension import IntrinsicDimension
+from projcore_lowrank.intrinsic_subspace import IntrinsicSubspace
 torch.manual_seed(int(sys.argv[1]))
 for kind in ("fastfood", "dense", "srht"):
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 50).reshape(5, 10))
     bias = torch.nn.Parameter(torch.linspace(0, 1, 7))
-    optimizer = Optimizer([weight, bias], IntrinsicDimension([Adam()], 9, kind, 11), LR(0.1))
+    optimizer = Optimizer([weight, bias], IntrinsicSubspace([Adam()], 9, kind, 11), LR(0.1))
     for _ in range(5):
         weight.grad, bias.grad = weight.detach().sin(), bias.detach().cos()
         optimizer.step()
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_plane_is_refused(other, modules):
     def make(**changes):
         weight = torch.nn.Parameter(torch.ones(4, 3))
         weight.grad = torch.ones(4, 3)
-        plane = IntrinsicDimension(modules, **{"dimension": 3, **changes})
+        plane = IntrinsicSubspace(modules, **{"dimension": 3, **changes})
         return Optimizer([weight], plane)
 
     saved, same, changed = make(), make(), make(**other)
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_plane_is_refused(other, modules):
 
 def test_a_new_group_makes_another_plane_and_resets_memory():
     weight, later = torch.nn.Parameter(torch.ones(6)), torch.nn.Parameter(torch.ones(6))
-    optimizer = Optimizer([weight], IntrinsicDimension([HeavyBall(0.9)], 3), LR(0.1))
+    optimizer = Optimizer([weight], IntrinsicSubspace([HeavyBall(0.9)], 3), LR(0.1))
     weight.grad = torch.ones(6)
     optimizer.step()
     before = optimizer.state[weight]["0/modules/0/momentum_buffer"].clone()
@@ -236,7 +236,7 @@ def test_a_new_group_makes_another_plane_and_resets_memory():
 def test_a_parameter_without_a_gradient_stays_and_counts_as_zero():
     params = [torch.nn.Parameter(draw(4, seed)) for seed in range(3)]
     start = [param.detach().clone() for param in params]
-    optimizer = Optimizer(params, IntrinsicDimension([LR(1.0)], 3))
+    optimizer = Optimizer(params, IntrinsicSubspace([LR(1.0)], 3))
     grads = [draw(4, 10), torch.zeros(4, **DOUBLE), draw(4, 12)]
     params[0].grad, params[2].grad = grads[0], grads[2]
     optimizer.step()
@@ -250,7 +250,7 @@ def test_a_parameter_without_a_gradient_stays_and_counts_as_zero():
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_inside_are_float32_at_least(kind):
     weight = torch.nn.Parameter(draw((5, 4)).bfloat16())
-    optimizer = Optimizer([weight], IntrinsicDimension([Adam()], 3, kind), LR(0.1))
+    optimizer = Optimizer([weight], IntrinsicSubspace([Adam()], 3, kind), LR(0.1))
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     assert optimizer.state[weight]["0/modules/0/exp_avg"].dtype == torch.float32
@@ -260,8 +260,8 @@ def test_numbers_inside_are_float32_at_least(kind):
 def test_several_dtypes_are_refused_or_brought_to_one():
     params = [torch.nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float64)]
     with pytest.raises(ArgumentError, match=r"several dtypes: torch.float32, torch.float64\."):
-        Optimizer(params, IntrinsicDimension([LR(0.1)], 2))
-    optimizer = Optimizer(params, To([IntrinsicDimension([LR(0.1)], 2)], torch.float64))
+        Optimizer(params, IntrinsicSubspace([LR(0.1)], 2))
+    optimizer = Optimizer(params, To([IntrinsicSubspace([LR(0.1)], 2)], torch.float64))
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
@@ -270,15 +270,15 @@ def test_several_dtypes_are_refused_or_brought_to_one():
 
 def test_too_many_dimensions_are_refused():
     params = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))]
-    Optimizer(params, IntrinsicDimension([LR(0.1)], 10))
+    Optimizer(params, IntrinsicSubspace([LR(0.1)], 10))
     with pytest.raises(ArgumentError, match=r"dimension=11\) was given parameters of 10 elements"):
-        Optimizer(params, IntrinsicDimension([LR(0.1)], 11))
+        Optimizer(params, IntrinsicSubspace([LR(0.1)], 11))
 
 
 def test_coordinates_that_are_not_found_are_an_error(monkeypatch):
     monkeypatch.setattr(f"{MODULE}.MOST", 3)
     weight = torch.nn.Parameter(draw(20))
-    plane = IntrinsicDimension([LBFGS(), StrongWolfe()], 18)
+    plane = IntrinsicSubspace([LBFGS(), StrongWolfe()], 18)
     optimizer = Optimizer([weight], plane)
 
     def closure():
@@ -307,7 +307,7 @@ def test_conjugate_gradients_take_as_many_products_as_there_are_eigenvalues():
 
 
 def test_parameters_that_are_not_finite_have_no_finite_coordinates():
-    plane = IntrinsicDimension([LR(1.0)], 3)
+    plane = IntrinsicSubspace([LR(1.0)], 3)
     x = [torch.full((10,), torch.nan)]
     (z,) = plane.project(x, x, None, None, [{}], [{}], "params")
     assert z.isnan().all()
@@ -325,8 +325,8 @@ def test_parameters_that_are_not_finite_have_no_finite_coordinates():
 )
 def test_arguments_out_of_range_are_refused(wrong, error):
     ((name, _),) = wrong.items()
-    with pytest.raises(error, match=rf"IntrinsicDimension.*{name}="):
-        IntrinsicDimension([LR(1.0)], **{"dimension": 2, **wrong})
+    with pytest.raises(error, match=rf"IntrinsicSubspace.*{name}="):
+        IntrinsicSubspace([LR(1.0)], **{"dimension": 2, **wrong})
 
 
 def test_examples():

@@ -16,10 +16,10 @@ from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 from projcore.modules import EMA, LR, Adam, HeavyBall, RMSprop, WeightDecay
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank import LowRank
+from projcore_lowrank import LDAdamSubspace, LowRank
 from projcore_lowrank._seeded import gaussian
 from projcore_lowrank._subspace import orthonormalize
-from projcore_lowrank.ldadam import LDAdam, turned
+from projcore_lowrank.tracking import turned
 
 BETAS = (0.908, 0.99)
 EPS = 1e-3  # so large that rounding is not blown up where a variance happens to be about zero
@@ -145,7 +145,7 @@ def test_it_is_the_published_method(
         ByHandVector(betas) if point.ndim == 1 else ByHand(rank, rho, betas, feedback)
         for point in points
     ]
-    made = LDAdam([Adam(betas=betas, eps=EPS)], rank=rank, rho=rho, error_feedback=feedback)
+    made = LDAdamSubspace([Adam(betas=betas, eps=EPS)], rank=rank, rho=rho, error_feedback=feedback)
     optimizer = Optimizer(params, made, WeightDecay(0.1), LR(0.01))
     for step in range(steps):
         for i, (point, method) in enumerate(zip(points, methods, strict=True)):
@@ -173,7 +173,7 @@ def test_square_matrices_are_compressed_from_the_right_and_sides_may_be_chosen()
         ((9, 6), "left", "left", 9),
     ]:
         weight = Parameter(torch.randn(shape))
-        optimizer = Optimizer([weight], LDAdam([Adam()], rank=2, side=side), LR(0.1))  # type: ignore[arg-type]
+        optimizer = Optimizer([weight], LDAdamSubspace([Adam()], rank=2, side=side), LR(0.1))  # type: ignore[arg-type]
         for _ in range(3):
             weight.grad = torch.randn(shape)
             optimizer.step()
@@ -184,7 +184,7 @@ def test_square_matrices_are_compressed_from_the_right_and_sides_may_be_chosen()
 @pytest.mark.parametrize("feedback", [True, False])
 def test_resuming_is_bitwise(feedback: bool) -> None:
     def build(params: list[Parameter]) -> Optimizer:
-        made = LDAdam([Adam(betas=BETAS)], rank=2, error_feedback=feedback)
+        made = LDAdamSubspace([Adam(betas=BETAS)], rank=2, error_feedback=feedback)
         return Optimizer(params, made, WeightDecay(0.1), LR(0.01))
 
     params = parameters(torch.float32)
@@ -206,9 +206,9 @@ def test_resuming_is_bitwise(feedback: bool) -> None:
 
 
 def test_what_is_written_is_what_combine_makes(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = [LDAdam([Adam(betas=BETAS)], rank=2, scale=0.5), WeightDecay(0.1), LR(0.05)]
+    modules = [LDAdamSubspace([Adam(betas=BETAS)], rank=2, scale=0.5), WeightDecay(0.1), LR(0.05)]
     written = train(8, *modules)
-    monkeypatch.setattr(LDAdam, "writer", lambda self, targets: "for the comparison")
+    monkeypatch.setattr(LDAdamSubspace, "writer", lambda self, targets: "for the comparison")
     for mine, theirs in zip(written, train(8, *modules), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
 
@@ -216,8 +216,8 @@ def test_what_is_written_is_what_combine_makes(monkeypatch: pytest.MonkeyPatch) 
 def test_a_batch_of_matrices_is_each_by_itself() -> None:
     start = torch.randn(3, 4, 6, dtype=torch.float64)
     together, apart = Parameter(start.clone()), [Parameter(each.clone()) for each in start]
-    one = Optimizer([together], LDAdam([Adam()], rank=2, folding="last2"), LR(0.1))
-    other = Optimizer(apart, LDAdam([Adam()], rank=2), LR(0.1))
+    one = Optimizer([together], LDAdamSubspace([Adam()], rank=2, folding="last2"), LR(0.1))
+    other = Optimizer(apart, LDAdamSubspace([Adam()], rank=2), LR(0.1))
     for _ in range(6):
         together.grad = torch.sin(together.detach())
         for each in apart:
@@ -260,7 +260,7 @@ def test_the_basis_does_not_depend_on_the_size_of_what_it_is_learnt_from(size: f
 
 def test_where_nothing_comes_the_basis_stays() -> None:
     weight = Parameter(torch.randn(6, 9))
-    optimizer = Optimizer([weight], LDAdam([LR(0.1)], rank=3, error_feedback=False))
+    optimizer = Optimizer([weight], LDAdamSubspace([LR(0.1)], rank=3, error_feedback=False))
     bases = []
     for step in range(3):
         weight.grad = torch.randn(6, 9) if step == 0 else torch.zeros(6, 9)
@@ -273,7 +273,7 @@ def test_where_nothing_comes_the_basis_stays() -> None:
 def test_nothing_is_lost_with_gradient_descent_inside() -> None:
     """All that came in is in the parameters or in the error."""
     weight = Parameter(torch.randn(6, 9, dtype=torch.float64))
-    optimizer = Optimizer([weight], LDAdam([LR(0.1)], rank=2))
+    optimizer = Optimizer([weight], LDAdamSubspace([LR(0.1)], rank=2))
     start, total = weight.detach().clone(), torch.zeros(6, 9, dtype=torch.float64)
     for _ in range(20):
         weight.grad = torch.randn(6, 9, dtype=torch.float64)
@@ -287,7 +287,7 @@ def test_nothing_is_lost_with_a_running_mean_inside() -> None:
     """All that came in is in the parameters, in the error, or still to come from the mean."""
     beta = 0.9
     weight = Parameter(torch.randn(6, 9, dtype=torch.float64))
-    made = LDAdam([EMA(beta, debias=False), LR(0.1)], rank=2, inner_betas=(beta, 0.0))
+    made = LDAdamSubspace([EMA(beta, debias=False), LR(0.1)], rank=2, inner_betas=(beta, 0.0))
     optimizer = Optimizer([weight], made)
     start, total = weight.detach().clone(), torch.zeros(6, 9, dtype=torch.float64)
     for _ in range(20):
@@ -311,7 +311,7 @@ def step_once(optimizer: Optimizer, weight: Parameter) -> tuple[dict[str, Any], 
 def started(*modules: Any, shape: tuple[int, int] = (6, 9), **arguments: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     weight = Parameter(torch.randn(shape, dtype=torch.float64, generator=generator))
-    optimizer = Optimizer([weight], LDAdam(list(modules), rank=3, **arguments), LR(0.1))
+    optimizer = Optimizer([weight], LDAdamSubspace(list(modules), rank=3, **arguments), LR(0.1))
     for _ in range(3):
         weight.grad = torch.sin(3 * weight.detach())
         optimizer.step()
@@ -350,7 +350,7 @@ def test_second_moments_without_a_first_are_carried_by_squares() -> None:
 @pytest.mark.parametrize("ranks", [(3, 5), (5, 2)])
 def test_a_new_rank_acts_in_the_next_step(ranks: tuple[int, int]) -> None:
     weight = Parameter(torch.randn(6, 9, dtype=torch.float64))
-    optimizer = Optimizer([weight], LDAdam([Adam(betas=BETAS)], rank=3), LR(0.1))
+    optimizer = Optimizer([weight], LDAdamSubspace([Adam(betas=BETAS)], rank=3), LR(0.1))
     for rank in (*ranks[:1] * 3, *ranks[1:] * 3):
         optimizer.param_groups[0]["rank"] = rank
         weight.grad = torch.sin(3 * weight.detach())
@@ -369,17 +369,48 @@ def test_a_new_rank_acts_in_the_next_step(ranks: tuple[int, int]) -> None:
 
 
 def test_it_takes_the_betas_of_what_is_inside() -> None:
-    assert LDAdam([Adam(betas=(0.7, 0.8))]).betas == (0.7, 0.8)
-    assert LDAdam(["clip_norm(1.0)", Adam(betas=(0.7, 0.8))]).betas == (0.7, 0.8)
-    assert LDAdam([Adam(betas=(0.7, 0.8))], inner_betas=(0.6, 0.5)).betas == (0.6, 0.5)
-    assert LDAdam([LR(0.1)]).betas == (0.0, 0.0)
-    assert LDAdam([HeavyBall(0.9)]).betas == (0.0, 0.0)
+    def betas(*modules: Any) -> tuple[float, float] | None:
+        made = LDAdamSubspace(list(modules))
+        return made.betas_inside({}, made.defaults)
+
+    assert betas(Adam(betas=(0.7, 0.8))) == (0.7, 0.8)
+    assert betas("clip_norm(1.0)", Adam(betas=(0.7, 0.8))) == (0.7, 0.8)
+    assert betas(LR(0.1)) == (0.0, 0.0)
+    assert betas(HeavyBall(0.9)) == (0.0, 0.0)
+    assert LowRank([Adam()]).betas_inside({}, {}) is None  # nothing there asks
+
+
+def test_it_takes_the_betas_of_each_group_as_they_are_in_the_step() -> None:
+    """One that was built with other betas goes on as one that was built with these."""
+
+    def trained(built: tuple[float, float], **group: Any) -> list[Tensor]:
+        params = parameters()
+        made = LDAdamSubspace([Adam(betas=built, eps=EPS)], rank=2)
+        optimizer = Optimizer([{"params": params, **group}], made, LR(0.05))
+        for step in range(6):
+            if step == 3:
+                optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+            take(params, optimizer, step)
+        return [param.detach() for param in params]
+
+    expected = trained(BETAS)
+    torch.testing.assert_close(trained((0.1, 0.2), betas=BETAS), expected, rtol=0, atol=0)
+    fixed = LDAdamSubspace([Adam(betas=(0.1, 0.2), eps=EPS)], rank=2, inner_betas=(0.1, 0.2))
+    params = parameters()
+    optimizer = Optimizer([{"params": params, "betas": BETAS}], fixed, LR(0.05))
+    for step in range(3):
+        take(params, optimizer, step)
+    other = parameters()
+    optimizer = Optimizer(other, LDAdamSubspace([Adam(betas=BETAS, eps=EPS)], rank=2), LR(0.05))
+    for step in range(3):
+        take(other, optimizer, step)
+    assert not torch.allclose(params[0], other[0], rtol=1e-6)  # betas that are not live differ
 
 
 def test_memory_is_what_the_formula_says() -> None:
     for feedback in (True, False):
         weight = Parameter(torch.randn(30, 50))
-        made = LDAdam([Adam()], rank=4, error_feedback=feedback)
+        made = LDAdamSubspace([Adam()], rank=4, error_feedback=feedback)
         optimizer = Optimizer([weight], made, LR(0.1))
         foretold = optimizer.memory()
         for _ in range(3):
@@ -412,8 +443,8 @@ class Products(TorchDispatchMode):
     [
         # Beside those of a matrix and a basis, the large ones, there are small ones: of moments and
         # changes of basis (rrl), which are of two bases (rrs).
-        (LDAdam, {"error_feedback": False}, 4, {"rrl": 4, "rrs": 4}),
-        (LDAdam, {}, 6, {"rrl": 4, "rrs": 3}),
+        (LDAdamSubspace, {"error_feedback": False}, 4, {"rrl": 4, "rrs": 4}),
+        (LDAdamSubspace, {}, 6, {"rrl": 4, "rrs": 3}),
         (LowRank, {"period": 1, "policy": "keep"}, 4, {}),
         (LowRank, {"period": 1, "policy": "transport"}, 4, {"rrl": 2, "rrs": 2}),
     ],
@@ -440,7 +471,7 @@ def test_a_step_with_infinite_numbers_is_refused_and_leaves_all_as_it_was() -> N
     optimizer, weight = started(Adam(betas=BETAS))
     point, state = weight.detach().clone(), copy.deepcopy(dict(optimizer.state[weight]))
     weight.grad = torch.full_like(weight, torch.nan)
-    with pytest.raises(StepError, match=r"LDAdam .* shape \(6, 9\) .* Inf or NaN"):
+    with pytest.raises(StepError, match=r"LDAdamSubspace .* shape \(6, 9\) .* Inf or NaN"):
         optimizer.step()
     assert torch.equal(weight, point)
     for key, value in optimizer.state[weight].items():
@@ -456,13 +487,13 @@ def test_arguments_out_of_range_are_refused() -> None:
         {"side": "full"},
         {"inner_betas": (0.9, 1.0)},
     ]:
-        with pytest.raises(ArgumentError, match=f"LDAdam.*{next(iter(arguments))}"):
-            LDAdam([Adam()], **arguments)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match=next(iter(arguments))):
+            LDAdamSubspace([Adam()], **arguments)  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match=r"inner_betas=0\.9"):
-        LDAdam([Adam()], inner_betas=0.9)  # type: ignore[arg-type]
+        LDAdamSubspace([Adam()], inner_betas=0.9)  # type: ignore[arg-type]
     weight = Parameter(torch.randn(6, 9))
     with pytest.raises(ArgumentError, match="period"):
-        Optimizer([{"params": [weight], "period": 3}], LDAdam([Adam()]))
+        Optimizer([{"params": [weight], "period": 3}], LDAdamSubspace([Adam()]))
 
 
 def test_without_inertia_and_feedback_it_is_a_subspace_that_follows_the_gradient() -> None:
@@ -470,7 +501,7 @@ def test_without_inertia_and_feedback_it_is_a_subspace_that_follows_the_gradient
     weight = Parameter(torch.randn(6, 40, dtype=torch.float64))
     other = Parameter(weight.detach().clone())
     plain: dict[str, Any] = {"rank": 6, "side": "left"}  # complete: nothing to be found
-    one = Optimizer([weight], LDAdam([LR(0.1)], rho=0.0, error_feedback=False, **plain))
+    one = Optimizer([weight], LDAdamSubspace([LR(0.1)], rho=0.0, error_feedback=False, **plain))
     two = Optimizer([other], LowRank([LR(0.1)], period=1, policy="transport", **plain))
     for _ in range(4):
         for param, optimizer in ((weight, one), (other, two)):
@@ -482,10 +513,10 @@ def test_without_inertia_and_feedback_it_is_a_subspace_that_follows_the_gradient
 LINEAR = frozenset({"linear", "orthonormal", "data_dependent"})
 WITHOUT: dict[str, Any] = {"rank": 2, "rho": 0.0, "error_feedback": False}
 SUBJECTS = [
-    Subject(LDAdam, "LDAdam without memory", LINEAR, WITHOUT),
-    Subject(LDAdam, "LDAdam", LINEAR, {"rank": 2}),
+    Subject(LDAdamSubspace, "LDAdam without memory", LINEAR, WITHOUT),
+    Subject(LDAdamSubspace, "LDAdam", LINEAR, {"rank": 2}),
     Subject(
-        LDAdam,
+        LDAdamSubspace,
         "LDAdam of batches",
         LINEAR,
         {"rank": 2, "side": "reverse_std", "folding": "last2", "rho": 0.5},
@@ -506,6 +537,6 @@ def test_laws(check):
 
 
 # Without the tag, nesting only asks that it works.
-@parametrize_with_checks(Subject(LDAdam, "LDAdam", LINEAR - {"linear"}, {"rank": 2}))
+@parametrize_with_checks(Subject(LDAdamSubspace, "LDAdam", LINEAR - {"linear"}, {"rank": 2}))
 def test_laws_that_do_not_ask_for_a_linear_map(check):
     check()

@@ -16,7 +16,7 @@ from projcore import Optimizer, Transform
 from projcore.errors import ArgumentError, StepError
 from projcore.modules import LBFGS, LR, Adam, ClipNorm, Scale, StrongWolfe, WeightDecay
 from projcore.projections import VectorProjection
-from projcore_lowrank import GaLore, LowRank
+from projcore_lowrank import Basis, GaLore, LowRank
 
 SHAPES = [(6, 9), (9, 6), (5, 5), (4,), (3, 2, 2)]
 RULES: list[dict[str, Any]] = [
@@ -401,7 +401,7 @@ def test_a_step_that_is_interrupted_while_it_writes_is_finished(at: int) -> None
 def test_an_interrupt_right_behind_a_write_does_not_repeat_it(at: int, monkeypatch: Any) -> None:
     one, other = three(), three()
     step(*one)
-    add, count = LowRank.add_up_, 0
+    add, count = Basis.add_up_, 0
 
     def interrupted(*arguments: Any) -> None:
         nonlocal count
@@ -410,7 +410,7 @@ def test_an_interrupt_right_behind_a_write_does_not_repeat_it(at: int, monkeypat
         if count == at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(LowRank, "add_up_", interrupted)
+    monkeypatch.setattr(Basis, "add_up_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         step(*other)
     assert_same(one, other)
@@ -454,7 +454,7 @@ def test_products_in_bfloat16_are_near(dtype: torch.dtype) -> None:
         ({"rank": 1.5}, "rank=1.5"),
         ({"period": 0}, "period=0"),
         ({"side": "top"}, "side='top'"),
-        ({"combine": "fira", "side": "full"}, "side='full', combine='fira'"),
+        ({"combine": "fira", "side": "full"}, "combine=fira.*side='full'"),
         ({"scale": 0.0}, "scale=0.0"),
         ({"limit": 0.5}, "limit=0.5"),
         ({"compute_dtype": "int8"}, "compute_dtype='int8'"),

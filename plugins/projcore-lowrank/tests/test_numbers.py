@@ -12,7 +12,7 @@ import torch
 from projcore import Optimizer, recipes, registry
 from projcore.errors import NonFiniteError
 from projcore.modules import LR, Adam, RMSprop
-from projcore_lowrank import LDAdam, LowRank, RandomSubspace, Tucker
+from projcore_lowrank import LDAdamSubspace, LowRank, RandomSubspace, Tucker
 
 TRANSPORTING: dict[str, Any] = {
     "low_rank": lambda *inside: LowRank([*inside], rank=2, period=2, policy="transport"),
@@ -22,7 +22,7 @@ TRANSPORTING: dict[str, Any] = {
     "random": lambda *inside: RandomSubspace(
         [*inside], rank=2, period=2, kind="orthonormal", policy="transport"
     ),
-    "ldadam": lambda *inside: LDAdam([*inside], rank=2),
+    "ldadam": lambda *inside: LDAdamSubspace([*inside], rank=2),
     "tucker": lambda *inside: Tucker([*inside], rank=2, period=2, min_ndim=2, policy="transport"),
 }
 

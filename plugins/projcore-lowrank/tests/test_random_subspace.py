@@ -17,7 +17,8 @@ from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError, CheckpointError
 from projcore.modules import LR, Adam, HeavyBall, WeightDecay
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank.random_subspace import RandomSubspace, following
+from projcore_lowrank import RandomSubspace
+from projcore_lowrank.random_basis import following
 
 TAGS = frozenset({"linear", "data_dependent", "stochastic"})
 ORTHONORMAL = TAGS | {"orthonormal"}
@@ -64,14 +65,14 @@ def memory_of(optimizer, weight):
 
 
 def matrix_of(subspace, memory, end, dtype=torch.float64):
-    return subspace.basis(memory, end, torch.empty(0, dtype=dtype))
+    return subspace.basis.matrix(memory, end, torch.empty(0, dtype=dtype))
 
 
 def learnt(subspace, end, length, rank, index=0, dtype=torch.float64):
     """The matrix of the first refresh."""
     like = torch.empty(length, 1, dtype=dtype)
-    state = {"index": index, **subspace.begin(end, length, rank, (), like)}
-    state.update(subspace.learn(end, rank, like, state, {}))
+    state = {"index": index, **subspace.basis.begin(end, length, rank, (), like)}
+    state.update(subspace.basis.learn(end, rank, like, state, {}))
     return matrix_of(subspace, state, end, dtype)
 
 
@@ -185,14 +186,14 @@ def test_a_matrix_has_its_basis_whichever_others_have_a_gradient():
 
 def test_other_processes_draw_the_same():
     program = (
-        "import torch; from projcore_lowrank.random_subspace import RandomSubspace\n"
+        "import torch; from projcore_lowrank import RandomSubspace\n"
         "from projcore.modules import LR; NOTHING = [LR(1.0)]\n"
         "torch.set_num_threads(1); like = torch.empty(33, 1)\n"
         f"for kind in {KINDS}:\n"
         "    subspace = RandomSubspace(NOTHING, kind=kind, seed=5)\n"
-        "    state = {'index': 3, **subspace.begin('left', 33, 4, (), like)}\n"
-        "    state.update(subspace.learn('left', 4, like, state, {}))\n"
-        "    print(state['key'], subspace.basis(state, 'left', like).flatten().tolist())\n"
+        "    state = {'index': 3, **subspace.basis.begin('left', 33, 4, (), like)}\n"
+        "    state.update(subspace.basis.learn('left', 4, like, state, {}))\n"
+        "    print(state['key'], subspace.basis.matrix(state, 'left', like).flatten().tolist())\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -443,5 +444,5 @@ def test_bad_arguments_are_refused(error, options):
 
 
 def test_docstrings():
-    module = importlib.import_module("projcore_lowrank.random_subspace")
+    module = importlib.import_module("projcore_lowrank.random_basis")
     assert doctest.testmod(module).failed == 0

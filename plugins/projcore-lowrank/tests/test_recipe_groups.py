@@ -382,7 +382,7 @@ def test_what_has_no_module_to_go_to_is_an_error() -> None:
         optimizer.add_param_group({"params": [Parameter(torch.ones(7))]})
 
 
-@pytest.mark.parametrize("name", ["apollo", "fira", "ldadam"])
+@pytest.mark.parametrize("name", ["apollo", "fira"])
 def test_what_two_modules_share_is_one_for_later_groups(name: str) -> None:
     _, optimizer = late(name)
     weight = Parameter(torch.ones(7, 6))

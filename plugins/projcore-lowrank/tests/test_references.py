@@ -279,16 +279,21 @@ def dct_adamw(index: int, right: bool, error_feedback: bool, period: int) -> Ref
 
 
 def sumo(index: int, right: bool) -> Reference:
-    update, basis, momentum = None, torch.empty(0), torch.empty(0)
+    update, basis, momentum, before = None, torch.empty(0), torch.empty(0), torch.inf
     for step in range(STEPS + 1):
         full = yield update
         if step % PERIOD == 0:
             new = dominant(full, RANK, "randomized", generator=mix(step, right))
             momentum = (new.T @ basis) @ momentum if step else 0 * new.T @ full
             basis = new
-        momentum = 0.9 * momentum + basis.T @ full
+        low = basis.T @ full
+        momentum = 0.9 * momentum + low
         left, _, other = torch.linalg.svd(momentum, full_matrices=False)
-        update = 0.5 * basis @ (left @ other)
+        orthogonal = left @ other
+        norm = float(orthogonal.norm())
+        orthogonal *= min(1.0, 1.1 * before / norm)
+        before = float(orthogonal.norm())
+        update = full - basis @ (low - 0.5 * 0.2 * max(full.shape) ** 0.5 * orthogonal)
 
 
 ADAM = {"betas": (0.8, 0.95)}

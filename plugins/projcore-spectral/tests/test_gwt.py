@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Chain, Optimizer, Transform
+from projcore import Optimizer, Transform
 from projcore.errors import ArgumentError
 from projcore.modules import LR, Adagrad, Adam, BiasCorrection, HeavyBall, RMSprop, Sign
 from projcore.projections import To
@@ -280,7 +280,6 @@ def test_inside_it_is_the_coarse_part_of_haar() -> None:
 def test_differences_are_divided_as_other_modules_divide(make: Callable[[], Any]) -> None:
     weight = Parameter(torch.randn(3, 8, dtype=torch.float64))
     made = GWT([make()], level=1, scale=1.0, limit=None, bound=None)
-    assert made.eps == EPS
     optimizer = Optimizer([weight], made)
     before = weight.detach().clone()
     for step in range(3):
@@ -432,12 +431,26 @@ def test_what_does_not_divide_last_is_refused(modules: list[Any]) -> None:
     GWT(modules, detail="ratio")
 
 
-def test_it_takes_what_divides_as_it_was_built() -> None:
-    assert GWT([inside(False)]).beta2 == 0
-    assert GWT([inside(True)]).beta2 == BETAS[1]
-    assert GWT([Chain(HeavyBall(0.9), inside(True))]).eps == EPS
-    assert GWT([RMSprop()]).beta2 == 0
-    assert GWT([inside(True)], inner_beta2=0.5, eps=0.0).beta2 == 0.5
+@pytest.mark.parametrize("correct", [False, True])
+def test_it_divides_by_the_betas_and_eps_of_the_step(correct: bool) -> None:
+    """One that was built with others goes on as one that was built with those of its group."""
+
+    def trained(built: tuple[float, float], small: float, **group: Any) -> Tensor:
+        weight = Parameter(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+        adam = Adam(betas=built, eps=small, bias_correction=correct)
+        optimizer = Optimizer([{"params": [weight], **group}], GWT([adam]), LR(0.05))
+        for step in range(6):
+            if step == 3:
+                optimizer.param_groups[0]["betas"] = (0.5, 0.8)
+            weight.grad = gradient(weight.detach(), step)
+            optimizer.step()
+        return weight.detach()
+
+    expected = trained(BETAS, EPS)
+    torch.testing.assert_close(trained((0.1, 0.2), 1.0, betas=BETAS, eps=EPS), expected)
+    assert GWT([inside(correct)]).corrects is correct
+    assert GWT([inside(True)], inner_beta2=0.0).corrects is False
+    assert GWT([RMSprop()]).corrects is False
 
 
 def test_arguments_out_of_range_are_refused() -> None:

@@ -20,7 +20,6 @@ from torch import nn
 import projcore
 from projcore.errors import ArgumentError, ProjcoreError, StepSizeWarning, suggest
 from projcore_lab.llama import LLAMA, Shapes
-from projcore_lab.recipe import call_recipe, read_recipe
 
 Params = list[tuple[str, nn.Parameter]]
 
@@ -127,12 +126,9 @@ def parameters(shapes: Shapes, dtype: str) -> Params:
 def make(spec: str, params: Params) -> projcore.Optimizer:
     """Returns the optimizer of a spec, or of a recipe such as ``"galore_adamw(rank=128)"``."""
     try:
-        recipe = read_recipe(spec)
-        if recipe is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", StepSizeWarning)  # it takes no step
-                return projcore.Optimizer(params, spec)
-        optimizer = call_recipe(*recipe, params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StepSizeWarning)  # it takes no step
+            optimizer = projcore.create_optimizer(params, spec)
     except ProjcoreError as error:
         raise ArgumentError(f"{spec!r} is refused: {error}") from error
     except (NotImplementedError, RuntimeError) as error:

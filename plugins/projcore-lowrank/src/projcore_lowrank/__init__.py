@@ -5,39 +5,102 @@ from typing import TYPE_CHECKING
 from projcore.plugin import lazy
 
 if TYPE_CHECKING:
-    from projcore_lowrank.coordinate_subspace import CoordinateSubspace
-    from projcore_lowrank.dct_select import DCTSelect
+    from projcore_lowrank.apollo import Apollo, ApolloMini
+    from projcore_lowrank.basis import Basis
+    from projcore_lowrank.combine import Combine, Given, Terms
+    from projcore_lowrank.coordinates import Coordinates
+    from projcore_lowrank.cosines import Cosines
+    from projcore_lowrank.fira import Fira
     from projcore_lowrank.galore_torch import from_galore_torch
-    from projcore_lowrank.intrinsic_dimension import IntrinsicDimension
-    from projcore_lowrank.ldadam import LDAdam
-    from projcore_lowrank.low_rank import GaLore, LowRank
-    from projcore_lowrank.random_subspace import RandomSubspace
+    from projcore_lowrank.intrinsic_subspace import IntrinsicSubspace
+    from projcore_lowrank.memory import Keep, Memory, Reset, Transport
+    from projcore_lowrank.published import (
+        CoordinateSubspace,
+        DCTSelect,
+        GaLore,
+        LDAdamSubspace,
+        LowRank,
+        RandomSubspace,
+    )
+    from projcore_lowrank.random_basis import RandomBasis
+    from projcore_lowrank.singular import SVD, Gram, Randomized, SubspaceIteration
     from projcore_lowrank.soap_rotation import SOAPRotation
+    from projcore_lowrank.subspace import Subspace
+    from projcore_lowrank.tracking import Tracking, Variances
     from projcore_lowrank.tucker import Tucker
+    from projcore_lowrank.unproject import Residual, SignResidual, Unproject
 
 __all__ = [
+    "SVD",
+    "Apollo",
+    "ApolloMini",
+    "Basis",
+    "Combine",
     "CoordinateSubspace",
+    "Coordinates",
+    "Cosines",
     "DCTSelect",
+    "Fira",
     "GaLore",
-    "IntrinsicDimension",
-    "LDAdam",
+    "Given",
+    "Gram",
+    "IntrinsicSubspace",
+    "Keep",
+    "LDAdamSubspace",
     "LowRank",
+    "Memory",
+    "RandomBasis",
     "RandomSubspace",
+    "Randomized",
+    "Reset",
+    "Residual",
     "SOAPRotation",
+    "SignResidual",
+    "Subspace",
+    "SubspaceIteration",
+    "Terms",
+    "Tracking",
+    "Transport",
     "Tucker",
+    "Unproject",
+    "Variances",
     "from_galore_torch",
 ]
 
 __getattr__ = lazy(
     __name__,
-    CoordinateSubspace="coordinate_subspace",
-    DCTSelect="dct_select",
-    GaLore="low_rank",
-    IntrinsicDimension="intrinsic_dimension",
-    LDAdam="ldadam",
-    LowRank="low_rank",
-    RandomSubspace="random_subspace",
+    Apollo="apollo",
+    ApolloMini="apollo",
+    Basis="basis",
+    Combine="combine",
+    CoordinateSubspace="published",
+    Coordinates="coordinates",
+    Cosines="cosines",
+    DCTSelect="published",
+    Fira="fira",
+    GaLore="published",
+    Given="combine",
+    Gram="singular",
+    IntrinsicSubspace="intrinsic_subspace",
+    Keep="memory",
+    LDAdamSubspace="published",
+    LowRank="published",
+    Memory="memory",
+    RandomBasis="random_basis",
+    RandomSubspace="published",
+    Randomized="singular",
+    Reset="memory",
+    Residual="unproject",
     SOAPRotation="soap_rotation",
+    SVD="singular",
+    SignResidual="unproject",
+    Subspace="subspace",
+    SubspaceIteration="singular",
+    Terms="combine",
+    Tracking="tracking",
+    Transport="memory",
     Tucker="tucker",
+    Unproject="unproject",
+    Variances="tracking",
     from_galore_torch="galore_torch",
 )

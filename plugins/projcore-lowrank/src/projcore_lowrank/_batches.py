@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from projcore import Node
 
-ENDS = ("left", "right")
+ENDS: tuple[Literal["left", "right"], ...] = ("left", "right")
 Value = TypeVar("Value")
 
 # Bytes that a stack of matrices may have. It takes a copy, in the place of as many calls.

@@ -1,151 +1,208 @@
-"""Registers the subspaces and the published methods; imports none of them."""
+"""Registers the subspaces, their choices and the published methods; imports none of them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from projcore.hookspecs import Register
 from projcore.plugin import hookimpl
 
 PROJCORE_API = 1
 TAGS = ("linear", "orthonormal", "data_dependent")
+RANDOM = ("linear", "data_dependent", "stochastic")
+SOON: dict[str, Any] = {"period": 2, "stagger": False}
+TWO = {"rank": 2, **SOON}
 
-RECIPES: tuple[tuple[str, str, str, dict[str, int]], ...] = (
-    (
-        "galore_adamw",
-        "Adam in the top singular subspace of each gradient.",
-        "arXiv:2403.03507",
-        {"rank": 4},
-    ),
-    ("galore_adafactor", "Adafactor in the subspace of GaLore.", "arXiv:2403.03507", {"rank": 4}),
-    ("golore", "Adam in random orthonormal subspaces.", "arXiv:2410.11289", {"rank": 4}),
-    (
-        "flora",
-        "Adafactor with momentum kept as a random projection.",
-        "arXiv:2402.03293",
-        {"rank": 4},
-    ),
-    ("fira", "GaLore with the residual scaled by channel.", "arXiv:2410.01623", {"rank": 4}),
-    ("apollo", "Scales channels as Adam scales a random projection.", "arXiv:2412.05270", {}),
-    (
-        "apollo_mini",
-        "Scales matrices as Adam scales one random projection.",
-        "arXiv:2412.05270",
-        {},
-    ),
-    ("frugal", "Adam on some columns, signs of the gradient on the rest.", "arXiv:2411.07837", {}),
-    ("ldadam", "Adam in a turning subspace, with error feedback.", "arXiv:2410.16103", {"rank": 4}),
-    ("dct_adamw", "Adam on the frequencies that weigh most.", "arXiv:2505.17967", {"rank": 4}),
-    ("sumo", "Momentum in a low-rank subspace, made orthogonal.", "arXiv:2505.24749", {"rank": 4}),
-    ("soap", "Adam in the eigenbasis of Shampoo's preconditioner.", "arXiv:2409.11321", {}),
-    ("muon_adamw", "Muon on matrices, Adam on the rest.", "arXiv:2502.16982", {}),
-    (
-        "intrinsic_dimension",
-        "Adam on few coordinates of the whole model.",
-        "arXiv:1804.08838",
-        {"dimension": 10},
-    ),
-)
+# Of each: name, class, number at arXiv, tags, examples, summary.
+Row = tuple[str, str, str, Sequence[str], Sequence[Mapping[str, Any]], str]
 
-
-@hookimpl
-def projcore_register_projections(register: Register) -> None:
-    register(
+PROJECTIONS: tuple[Row, ...] = (
+    (
+        "subspace",
+        "Subspace",
+        "2403.03507",
+        TAGS,
+        [{"rank": 2, "basis": "subspace_iteration(period=2, stagger=False)"}],
+        "Runs modules in a subspace of each matrix, by choices of basis, combine and memory.",
+    ),
+    (
         "low_rank",
-        "projcore_lowrank:LowRank",
-        summary="Runs modules in the top singular subspace of each matrix of the update.",
-        paper="arXiv:2403.03507",
-        tags=TAGS,
-        example=[
-            {"rank": 2, "period": 2, "stagger": False},
-            {"rank": 1, "period": 2, "stagger": False, "policy": "transport", "side": "full"},
-            {"rank": 2, "period": 3, "stagger": False, "combine": "fira"},
+        "LowRank",
+        "2403.03507",
+        TAGS,
+        [
+            TWO,
+            {**TWO, "rank": 1, "policy": "transport", "side": "full"},
+            {**TWO, "period": 3, "combine": "fira"},
         ],
-    )
-    register(
+        "Runs modules in the top singular subspace of each matrix of the update.",
+    ),
+    (
         "galore",
-        "projcore_lowrank:GaLore",
-        summary="Runs modules in the top singular subspace of each gradient, as published.",
-        paper="arXiv:2403.03507",
-        tags=TAGS,
-        example={"rank": 2, "period": 2},
-    )
-
-    register(
+        "GaLore",
+        "2403.03507",
+        TAGS,
+        [{"rank": 2, "period": 2}],
+        "Runs modules in the top singular subspace of each gradient, by periodic SVD.",
+    ),
+    (
         "random_subspace",
-        "projcore_lowrank:RandomSubspace",
-        summary="Runs modules in random subspaces, made again from a seed instead of stored.",
-        paper="arXiv:2402.03293",
-        tags=("linear", "data_dependent", "stochastic"),
-        example=[
+        "RandomSubspace",
+        "2402.03293",
+        RANDOM,
+        [
             {"rank": 2, "period": 2},
             {"rank": 2, "period": 2, "kind": "orthonormal", "policy": "transport"},
         ],
-    )
-    register(
+        "Runs modules in random sketches, regenerated from a seed, not stored.",
+    ),
+    (
         "coordinate_subspace",
-        "projcore_lowrank:CoordinateSubspace",
-        summary="Runs modules on some of the rows, columns or entries of each tensor.",
-        paper="arXiv:2411.07837",
-        tags=TAGS,
-        example=[
-            {"rank": 2, "period": 2, "stagger": False},
-            {"rank": 0.5, "period": 2, "stagger": False, "axis": "entries"},
-        ],
-    )
-    register(
+        "CoordinateSubspace",
+        "2411.07837",
+        TAGS,
+        [TWO, {**TWO, "rank": 0.5, "axis": "entries"}],
+        "Runs modules on some of the rows, columns or entries of each tensor.",
+    ),
+    (
         "dct_select",
-        "projcore_lowrank:DCTSelect",
-        summary="Runs modules on the frequencies of each matrix that weigh most.",
-        paper="arXiv:2505.17967",
-        tags=TAGS,
-        example={"rank": 2, "period": 2, "stagger": False},
-    )
-    register(
+        "DCTSelect",
+        "2505.17967",
+        TAGS,
+        [TWO],
+        "Runs modules on the DCT frequencies of each matrix of largest magnitude.",
+    ),
+    (
         "ldadam_subspace",
-        "projcore_lowrank:LDAdam",
-        summary="Runs Adam in a subspace that turns a little each step, with error feedback.",
-        paper="arXiv:2410.16103",
-        tags=("data_dependent",),
-        example={"rank": 2},
-    )
-    register(
+        "LDAdamSubspace",
+        "2410.16103",
+        ("data_dependent",),
+        [{"rank": 2}],
+        "Runs Adam in an online subspace by power iteration, with error feedback.",
+    ),
+    (
         "soap_rotation",
-        "projcore_lowrank:SOAPRotation",
-        summary="Rotates tensors to the eigenbases of their gradients' covariances.",
-        paper="arXiv:2409.11321",
-        tags=("lossless", *TAGS),
-        example=[
+        "SOAPRotation",
+        "2409.11321",
+        ("lossless", *TAGS),
+        [
             {"period": 3},
             {"period": 2, "beta": 0.5, "second": "rotate"},
             {"period": 2, "one_sided": True, "max_side": 8},
         ],
-    )
-    register(
+        "Runs modules in the eigenbases of Shampoo's Kronecker factors.",
+    ),
+    (
         "tucker",
-        "projcore_lowrank:Tucker",
-        summary="Runs modules on the Tucker core of each tensor of the update.",
-        paper="arXiv:2501.02379",
-        tags=TAGS,
-        example=[
+        "Tucker",
+        "2501.02379",
+        TAGS,
+        [
             {"rank": 1, "period": 2, "min_ndim": 2},
             {"rank": 3, "period": 2, "min_ndim": 2, "policy": "transport"},
         ],
-    )
-    register(
+        "Runs modules on the Tucker core of each tensor: a basis along each dimension.",
+    ),
+    (
         "intrinsic_subspace",
-        "projcore_lowrank:IntrinsicDimension",
-        summary="Runs modules on few coordinates of the whole model, along random directions.",
-        paper="arXiv:1804.08838",
-        tags=("linear",),
-        example=[
-            {"dimension": 2},
-            {"dimension": 2, "kind": "dense"},
-            {"dimension": 2, "kind": "srht"},
-        ],
-    )
+        "IntrinsicSubspace",
+        "1804.08838",
+        ("linear",),
+        [{"dimension": 2}, {"dimension": 2, "kind": "dense"}, {"dimension": 2, "kind": "srht"}],
+        "Runs modules on a few random directions of the whole model.",
+    ),
+)
+
+# fmt: off
+BASES: tuple[Row, ...] = (
+    ("svd", "SVD", "2403.03507", TAGS, [SOON], "The top singular vectors, exactly."),
+    ("gram", "Gram", "2403.03507", TAGS, [SOON], "Eigenvectors of the smaller Gram matrix."),
+    ("randomized", "Randomized", "0909.4061", TAGS, [SOON], "Products with random columns."),
+    ("subspace_iteration", "SubspaceIteration", "2408.12857", TAGS,
+     [SOON, {**SOON, "full": True, "source": "momentum"}],
+     "Follows the last basis by a step of subspace iteration."),
+    ("random_basis", "RandomBasis", "2402.03293", RANDOM,
+     [{"period": 2}, {"period": 2, "kind": "srht"}],
+     "Random columns, made again from a seed instead of stored."),
+    ("coordinates", "Coordinates", "2411.07837", TAGS,
+     [SOON, {**SOON, "select": "norm", "axis": "rows"}], "Some rows, columns or entries."),
+    ("cosines", "Cosines", "2505.17967", TAGS, [SOON], "The frequencies of the largest norm."),
+    ("tracking", "Tracking", "2410.16103", TAGS, [{}], "Turns a little in each step, as LDAdam."),
+)
+COMBINES: tuple[Row, ...] = (
+    ("unproject", "Unproject", "2403.03507", TAGS, [{"scale": 0.5}], "The result inside alone."),
+    ("residual", "Residual", "2402.03293", TAGS,
+     [{"residual_scale": 0.5}], "The result inside, and the residual."),
+    ("sign_residual", "SignResidual", "2411.07837", TAGS,
+     [{"residual_scale": 0.1}], "The result inside, and the signs of the residual."),
+    ("fira", "Fira", "2410.01623", TAGS,
+     [{}], "The result inside, and the residual scaled by channel."),
+    ("apollo", "Apollo", "2412.05270", TAGS, [{}], "The full update, scaled by channel as inside."),
+    ("apollo_mini", "ApolloMini", "2412.05270", TAGS,
+     [{"scale": 2.0}], "The full update, scaled as a whole as inside."),
+)
+MEMORIES: tuple[Row, ...] = (
+    ("keep", "Keep", "2403.03507", TAGS, [{}], "State stays as it is when the basis changes."),
+    ("reset", "Reset", "2411.07837", TAGS, [{}], "State is reinitialized when the basis changes."),
+    ("transport", "Transport", "2402.03293", TAGS,
+     [{}, {"second": "absolute"}], "State moves to the new basis."),
+    ("variances", "Variances", "2410.16103", TAGS,
+     [{}], "State moves to the new basis, second moments as variances."),
+)
+RECIPES: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (
+    ("galore_adamw", "2403.03507", {"rank": 4},
+     "Adam in the top singular subspace of each gradient, by periodic SVD."),
+    ("galore_adafactor", "2403.03507", {"rank": 4}, "GaLore with Adafactor inside."),
+    ("golore", "2410.11289", {"rank": 4},
+     "GaLore with random orthonormal subspaces, for noisy gradients."),
+    ("flora", "2402.03293", {"rank": 4},
+     "Adafactor with momentum compressed by random projections."),
+    ("fira", "2410.01623", {"rank": 4},
+     "GaLore plus the residual, scaled by channel as Adam scaled inside."),
+    ("apollo", "2412.05270", {},
+     "Scales channels of the gradient as Adam scales a random sketch of it."),
+    ("apollo_mini", "2412.05270", {}, "APOLLO of rank 1, with one scale for each matrix."),
+    ("frugal", "2411.07837", {}, "Adam on a block of columns, signSGD on the rest."),
+    ("ldadam", "2410.16103", {"rank": 4}, "Adam in an online subspace with error feedback."),
+    ("dct_adamw", "2505.17967", {"rank": 4},
+     "Adam on the DCT frequencies of largest magnitude, chosen each step."),
+    ("sumo", "2505.24749", {"rank": 4},
+     "Momentum orthogonalized by SVD in a low-rank subspace, and the residual."),
+    ("soap", "2409.11321", {}, "Adam in the eigenbasis of Shampoo's preconditioner."),
+    ("muon_adamw", "2502.16982", {}, "Muon on matrices, Adam on the rest."),
+    ("intrinsic_dimension", "1804.08838", {"dimension": 10},
+     "Adam on a few random directions of the whole model."),
+)
+# fmt: on
+
+
+@hookimpl
+def projcore_register_projections(register: Register) -> None:
+    _register(register, PROJECTIONS)
+
+
+@hookimpl
+def projcore_register_choices(register: Register) -> None:
+    _register(register, BASES, "basis")
+    _register(register, COMBINES, "combine")
+    _register(register, MEMORIES, "memory")
 
 
 @hookimpl
 def projcore_register_recipes(register: Register) -> None:
-    for name, summary, paper, example in RECIPES:
+    for name, paper, example, summary in RECIPES:
         target = f"projcore_lowrank.recipes:{name}"
-        register(name, target, summary=summary, paper=paper, example=example)
+        register(name, target, summary=summary, paper=f"arXiv:{paper}", example=example)
+
+
+def _register(register: Register, rows: Sequence[Row], *kind: str) -> None:
+    for name, cls, paper, tags, example, summary in rows:
+        register(
+            name,
+            f"projcore_lowrank:{cls}",
+            summary=summary,
+            paper=f"arXiv:{paper}",
+            tags=(*kind, *tags),
+            example=example,
+        )

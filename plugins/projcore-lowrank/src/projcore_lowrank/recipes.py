@@ -1,4 +1,4 @@
-"""Published optimizers, each a basis, a rule to refresh it, what becomes of memory, and an inside.
+"""Published low-rank optimizers: a basis, its refresh schedule, a state policy and inner modules.
 
 All take a model, or parameters, named or not, or groups of them; and ``project``, which says what
 is projected: a rule (see `projcore.param_groups`), several, or a mapping from rules to settings of
@@ -13,24 +13,18 @@ or where a recipe says so through Adam; so does a matrix whose shorter side is n
 rank, since nothing would be saved. Frozen parameters are left out before all that.
 `Optimizer.describe` shows which is which before the first step, and why; the logger ``projcore``
 tells it once, at the level INFO. Groups that are added later are split by the same rules.
+
+Weight decay multiplies the parameters before the step, as in torch; authors' codes differ. Costs
+are in numbers of state for a matrix of sides ``s <= l``, of which Adam keeps ``2 s l``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from projcore import Optimizer
-from projcore_lowrank._groups import (
-    HIDDEN,
-    LINEAR,
-    Params,
-    Project,
-    Split,
-    trainable,
-    unnamed,
-)
+from projcore_lowrank._groups import HIDDEN, Params, Project, trainable, unnamed
+from projcore_lowrank._recipe import optimizer, recipe, routed
 
 __all__ = [
     "apollo",
@@ -50,54 +44,9 @@ __all__ = [
 ]
 
 Betas = tuple[float, float]
-Spec = Mapping[str, Any]
 
 
-def _optimizer(
-    recipe: str,
-    params: Params,
-    project: Project,
-    rank: float | None,
-    *modules: Spec,
-    fixed: Spec | None = None,
-) -> Optimizer:
-    """Returns the optimizer of these modules; what is not projected is in groups of no rank.
-
-    What is fixed has one value for all parameters, because another module was made with it. Where
-    both have it as a setting, its names in groups are qualified by position.
-    """
-    split = Split(recipe, params, project, {"rank": rank}, {"rank": None}, fixed=fixed)
-    return _finished(split, list(modules))
-
-
-def _routed(
-    recipe: str,
-    params: Params,
-    project: Project,
-    inside: Sequence[Spec],
-    outside: Sequence[Spec],
-    *modules: Spec,
-    rank: float | None = None,
-    default: str = LINEAR,
-) -> Optimizer:
-    """Returns an optimizer that runs other modules on what is not projected."""
-    settings = {} if rank is None else {"rank": rank}
-    routed = inside is not outside
-    left = {"route": 1} if routed else {}
-    split = Split(recipe, params, project, settings, left, default)
-    split.complete = not routed or split.count < len(split.groups)
-    if not routed or not split.complete:
-        return _finished(split, [*inside, *modules])
-    routes = {"ndim>=2": list(inside), "*": list(outside)}
-    return _finished(split, [{"route": {"routes": routes}}, *modules])
-
-
-def _finished(split: Split, modules: list[Spec]) -> Optimizer:
-    optimizer = Optimizer(split.groups, modules)
-    optimizer.regroup = split.late
-    return optimizer
-
-
+@recipe(rank=8)
 def galore_adamw(
     params: Params,
     lr: float = 0.01,
@@ -117,49 +66,21 @@ def galore_adamw(
     The defaults are those of the authors' script for a LLaMA of 60 million parameters. ``refresh``
     may be ``"subspace"``, with ``stagger``, which takes a tenth of the time, spread over steps.
 
-    Differs from the authors' code: weight decay multiplies the parameters before the step, as in
-    torch, not after it. A square matrix is compressed from the right, as there.
-
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
-        betas: Of Adam.
         eps: Of Adam, beside the root of the uncorrected second moment.
-        weight_decay: Decoupled.
-        rank: Of the subspace.
-        period: Steps between refreshes.
-        scale: What the projected update is multiplied by.
-        side: As of `GaLore`; likewise ``refresh`` and ``stagger``.
-        refresh: How the basis is made.
-        stagger: Whether refreshes are spread.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``; Adam's is ``2 s l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = galore_adamw(model, rank=8)
+    Cost: ``s r + 2 l r``.
 
     References:
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2).
     """
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
     galore = {"period": period, "scale": scale, "side": side, "refresh": refresh}
-    return _optimizer(
-        "galore_adamw",
-        params,
-        project,
-        rank,
-        {"galore": {"modules": [adam], "rank": rank, **galore, "stagger": stagger}},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-    )
+    subspace = {"galore": {"modules": [adam], "rank": rank, **galore, "stagger": stagger}}
+    return optimizer("galore_adamw", params, project, rank, [subspace], lr, weight_decay)
 
 
+@recipe(rank=8)
 def galore_adafactor(
     params: Params,
     lr: float = 0.01,
@@ -174,42 +95,22 @@ def galore_adafactor(
     """GaLore with Adafactor: factored second moments of the projected gradients, and no first.
 
     Args:
-        params: A model, parameters, or groups.
         lr: Learning rate; there are no relative steps, and no scaling by the parameters.
         eps: The least root of a second moment.
-        beta2_decay: The power of the step count that is 1 less the decay.
-        weight_decay: Decoupled.
-        rank: Of the subspace.
-        period: Steps between refreshes.
-        scale: What the projected update is multiplied by.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``s r + l + r`` numbers for a matrix of sides ``s <= l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = galore_adafactor(model, rank=8)
+    Cost: ``s r + l + r``.
 
     References:
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (section 4).
     """
     adafactor = {"adafactor": {"lr": None, "eps": (eps, 1e-3), "beta2_decay": beta2_decay}}
     galore = {"modules": [adafactor], "rank": rank, "period": period, "scale": scale}
-    return _optimizer(
-        "galore_adafactor",
-        params,
-        project,
-        rank,
-        {"galore": galore},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
+    return optimizer(
+        "galore_adafactor", params, project, rank, [{"galore": galore}], lr, weight_decay
     )
 
 
+@recipe(rank=8)
 def fira(
     params: Params,
     lr: float = 0.01,
@@ -228,53 +129,28 @@ def fira(
     """Fira: GaLore, and the residual scaled channel by channel as Adam scaled the subspace.
 
     The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
-    their code: after a step of zeros the residual is not limited to almost nothing for good; weight
-    decay comes before the step.
+    their code: after a step of zeros the residual is not limited to almost nothing for good.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
         betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
         eps: Of Adam, beside the root of the uncorrected second moment.
-        weight_decay: Decoupled.
-        rank: Of the subspace.
-        period: Steps between refreshes.
-        scale: What the projected update is multiplied by.
-        side: As of `LowRank`; likewise ``refresh`` and ``stagger``.
-        refresh: How the basis is made.
-        stagger: Whether refreshes are spread.
-        limit: The most by which the norm of the scaled residual grows in a step.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = fira(model, rank=8)
+    Cost: ``s r + 2 l r``.
 
     References:
         Chen et al., 2024, https://arxiv.org/abs/2410.01623 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
-    settings = {"period": period, "scale": scale, "side": side, "refresh": refresh}
-    fira = {"combine": "fira", "limit": limit, "stagger": stagger}
-    return _optimizer(
-        "fira",
-        params,
-        project,
-        rank,
-        {"low_rank": {"modules": [adam], "rank": rank, **settings, **fira}},
+    subspace = {"period": period, "scale": scale, "side": side, "refresh": refresh}
+    how = {"stagger": stagger, "combine": "fira", "limit": limit}
+    modules = (
+        {"low_rank": {"modules": [adam], "rank": rank, **subspace, **how}},
         {"bias_correction": {"betas": betas}},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-        fixed={"betas": betas},
     )
+    return optimizer("fira", params, project, rank, modules, lr, weight_decay, {"betas": betas})
 
 
+@recipe(rank=0.25)
 def apollo(
     params: Params,
     lr: float = 0.01,
@@ -293,41 +169,23 @@ def apollo(
 
     Differs from the authors' code: random numbers are others unless ``chain`` says otherwise, and
     then come from the CPU; after a step of zeros the update is not limited to almost nothing
-    for good; weight decay comes first.
+    for good.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
         betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
         eps: Of Adam, beside the root of the uncorrected second moment.
-        weight_decay: Decoupled.
-        rank: Of the projection: a number, or as a float a part of the shorter side.
-        period: Steps between new projections.
         scale: The update is multiplied by its root, as in the authors' code.
         limit: The most by which the norm of the update grows in a step; None for no limit.
-        seed: Of the projections.
-        chain: How seeds follow from it: as of `RandomSubspace`.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = apollo(model, rank=0.25)
+    Cost: ``2 l r``.
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (algorithm 1).
     """
-    subspace = {"rank": rank, "period": period, "seed": seed, "chain": chain}
-    rule = {"combine": "apollo", "limit": limit}
-    subspace = {**subspace, **rule, "scale": math.sqrt(scale), "stagger": False}
-    return _apollo("apollo", params, project, lr, betas, eps, weight_decay, subspace)
+    return _apollo("apollo", **locals())
 
 
+@recipe()
 def apollo_mini(
     params: Params,
     lr: float = 0.01,
@@ -343,64 +201,45 @@ def apollo_mini(
 ) -> Optimizer:
     """APOLLO-Mini: the gradient, scaled as a whole as Adam scales one random projection of it.
 
-    Differs from the authors' code as `apollo` does. Its memory is twice the longer side.
+    Differs from the authors' code as `apollo` does.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
         betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
         eps: Of Adam, beside the root of the uncorrected second moment.
-        weight_decay: Decoupled.
-        period: Steps between new projections.
         scale: The update is multiplied by its root, as in the authors' code.
         limit: The most by which the norm of the update grows in a step; None for no limit.
-        seed: Of the projections.
-        chain: How seeds follow from it: as of `RandomSubspace`.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``2 l`` numbers for a matrix of sides ``s <= l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = apollo_mini(model)
+    Cost: ``2 l``.
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (section 4.2).
     """
-    subspace = {"rank": 1, "period": period, "seed": seed, "chain": chain}
-    rule = {"combine": "apollo_mini", "limit": limit}
-    subspace = {**subspace, **rule, "scale": math.sqrt(scale), "stagger": False}
-    return _apollo("apollo_mini", params, project, lr, betas, eps, weight_decay, subspace)
+    return _apollo("apollo_mini", rank=1, **locals())
 
 
 def _apollo(
-    recipe: str,
+    rule: str,
     params: Params,
-    project: Project,
     lr: float,
     betas: Betas,
     eps: float,
     weight_decay: float,
-    subspace: Spec,
+    rank: float,
+    period: int,
+    scale: float,
+    limit: float | None,
+    seed: int,
+    chain: str,
+    project: Project,
 ) -> Optimizer:
     adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
-    return _optimizer(
-        recipe,
-        params,
-        project,
-        subspace["rank"],
-        {"random_subspace": {"modules": [adam], **subspace}},
-        {"bias_correction": {"betas": betas}},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-        fixed={"betas": betas},
-    )
+    subspace = {"modules": [adam], "rank": rank, "period": period, "seed": seed, "chain": chain}
+    how = {"combine": rule, "limit": limit, "scale": math.sqrt(scale), "stagger": False}
+    modules = {"random_subspace": {**subspace, **how}}, {"bias_correction": {"betas": betas}}
+    return optimizer(rule, params, project, rank, modules, lr, weight_decay, {"betas": betas})
 
 
+@recipe(rank=8, seed=1)
 def golore(
     params: Params,
     lr: float = 0.01,
@@ -419,44 +258,21 @@ def golore(
     outweighs the gradient: that is `galore_adamw` first, and then this.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
-        betas: Of Adam.
         eps: Of Adam, beside the root of the uncorrected second moment.
-        weight_decay: Decoupled.
-        rank: Of the subspace.
-        period: Steps between new subspaces.
-        scale: What the projected update is multiplied by.
-        seed: Of the subspaces.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``2 l r`` numbers for a matrix of sides ``s <= l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = golore(model, rank=8, seed=1)
+    Cost: ``2 l r``.
 
     References:
         He et al., 2024, https://arxiv.org/abs/2410.11289 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    subspace = {"rank": rank, "period": period, "scale": scale, "seed": seed}
-    memory = {"policy": "transport", "second": "keep", "stagger": False}
-    return _optimizer(
-        "golore",
-        params,
-        project,
-        rank,
-        {"random_subspace": {"modules": [adam], "kind": "orthonormal", **subspace, **memory}},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-    )
+    subspace = {"rank": rank, "period": period, "scale": scale, "seed": seed, "stagger": False}
+    how = {"kind": "orthonormal", "policy": "transport", "second": "keep"}
+    inside = {"random_subspace": {"modules": [adam], **subspace, **how}}
+    return optimizer("golore", params, project, rank, [inside], lr, weight_decay)
 
 
+@recipe(rank=8)
 def flora(
     params: Params,
     lr: float = 1e-3,
@@ -481,44 +297,23 @@ def flora(
     smaller, theirs leaves out those with one side more than four times the other.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
         beta: Of the momentum.
         eps: The least root of a second moment.
-        beta2_decay: The power of the step count that is 1 less the decay.
-        rank: Of the projection.
-        period: Steps between new projections.
-        seed: Of the projections.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``l r + l + s`` numbers for a matrix of sides ``s <= l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = flora(model, rank=8)
+    Cost: ``l r + l + s``.
 
     References:
         Hao et al., 2024, https://arxiv.org/abs/2402.03293 (algorithm 2).
     """
+    adafactor = {"adafactor": {"lr": None, "eps": (eps, 1e-3), "beta2_decay": beta2_decay}}
     momentum = {"ema": {"beta": beta, "debias": False}}
     subspace = {"rank": rank, "period": period, "seed": seed, "policy": "transport"}
     raw = {"combine": "residual", "residual_scale": 1 - beta, "stagger": False}
-    return _optimizer(
-        "flora",
-        params,
-        project,
-        rank,
-        {"adafactor": {"lr": None, "eps": (eps, 1e-3), "beta2_decay": beta2_decay}},
-        {"random_subspace": {"modules": [momentum], **subspace, **raw}},
-        {"lr": lr},
-        fixed={"beta": beta},
-    )
+    inside = {"random_subspace": {"modules": [momentum], **subspace, **raw}}
+    return optimizer("flora", params, project, rank, [adafactor, inside], lr, fixed={"beta": beta})
 
 
+@recipe(density=0.1)
 def frugal(
     params: Params,
     lr: float = 1e-3,
@@ -534,44 +329,23 @@ def frugal(
     """FRUGAL: Adam on some of the columns, drawn anew each period, and signs on the rest.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
-        betas: Of Adam.
-        eps: Of Adam.
-        weight_decay: Decoupled.
-        density: The part of the columns that Adam has memory for.
-        period: Steps between draws, at which memory begins anew.
+        density: The part of the columns that Adam has state for.
+        period: Steps between draws, at which state is reinitialized.
         residual_scale: What the learning rate is multiplied by for the signs.
-        seed: Of the draws.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``2 density m n`` numbers for a matrix, and an index for each column chosen.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = frugal(model, density=0.1)
+    Cost: ``2 density m n``, and an index for each column chosen.
 
     References:
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
     subspace = {"rank": density, "period": period, "seed": seed, "stagger": False}
-    rest = {"policy": "reset", "combine": "sign", "residual_scale": residual_scale}
-    return _optimizer(
-        "frugal",
-        params,
-        project,
-        density,
-        {"coordinate_subspace": {"modules": [adam], "select": "random", **subspace, **rest}},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-    )
+    how = {"select": "random", "combine": "sign", "residual_scale": residual_scale}
+    inside = {"coordinate_subspace": {"modules": [adam], **subspace, **how}}
+    return optimizer("frugal", params, project, density, [inside], lr, weight_decay)
 
 
+@recipe(rank=8)
 def ldadam(
     params: Params,
     lr: float = 1e-3,
@@ -585,48 +359,24 @@ def ldadam(
 ) -> Optimizer:
     """LDAdam: Adam in a subspace that turns a little each step, with generalized error feedback.
 
-    Differs from the authors' code: what is left out is kept in memory of its own, of the
-    parameter's size, not in ``.grad``, where clipping and clearing gradients would spoil it.
+    Differs from the authors' code: errors are kept in a tensor of the parameter's size, not in
+    ``.grad``, where clipping and clearing gradients would spoil them.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
-        betas: Of Adam.
-        eps: Of Adam.
-        weight_decay: Decoupled.
-        rank: Of the subspace.
         rho: How much of the momentum there is in what the subspace is learnt from.
-        error_feedback: Whether what is left out is added to the next gradient.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``s r + 2 l r`` numbers for a matrix of sides ``s <= l``, and ``s l`` for what
-    is left out.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = ldadam(model, rank=8)
+    Cost: ``s r + 2 l r``, and ``s l`` for the errors.
 
     References:
         Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    subspace = {"rank": rank, "rho": rho, "inner_betas": betas, "error_feedback": error_feedback}
-    return _optimizer(
-        "ldadam",
-        params,
-        project,
-        rank,
-        {"ldadam_subspace": {"modules": [adam], **subspace}},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-        fixed={"betas": betas},
-    )
+    subspace = {"rank": rank, "rho": rho, "error_feedback": error_feedback}
+    inside = {"ldadam_subspace": {"modules": [adam], **subspace}}
+    return optimizer("ldadam", params, project, rank, [inside], lr, weight_decay)
 
 
+@recipe(rank=8, error_feedback=True)
 def dct_adamw(
     params: Params,
     lr: float = 1e-3,
@@ -641,43 +391,20 @@ def dct_adamw(
     """DCT-AdamW: Adam on the frequencies of each matrix that weigh most, chosen anew each step.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
-        betas: Of Adam.
-        eps: Of Adam.
-        weight_decay: Decoupled.
         rank: How many frequencies.
-        period: Steps between choices.
-        error_feedback: Whether what is left out is added to the next gradient.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``2 l r`` numbers and `r` indices for a matrix of sides ``s <= l``, and ``s l``
-    numbers with error feedback.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = dct_adamw(model, rank=8, error_feedback=True)
+    Cost: ``2 l r`` and `r` indices, and ``s l`` with error feedback.
 
     References:
         Modoranu et al., 2025, https://arxiv.org/abs/2505.17967 (algorithm 2).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    subspace = {"rank": rank, "period": period, "stagger": False}
-    return _optimizer(
-        "dct_adamw",
-        params,
-        project,
-        rank,
-        {"dct_select": {"modules": [adam], **subspace, "error_feedback": error_feedback}},
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-    )
+    subspace = {"rank": rank, "period": period, "stagger": False, "error_feedback": error_feedback}
+    inside = {"dct_select": {"modules": [adam], **subspace}}
+    return optimizer("dct_adamw", params, project, rank, [inside], lr, weight_decay)
 
 
+@recipe(rank=8)
 def sumo(
     params: Params,
     lr: float = 1e-3,
@@ -685,57 +412,43 @@ def sumo(
     weight_decay: float = 0.0,
     rank: float = 128,
     period: int = 200,
-    scale: float = 0.25,
+    scale: float = 1.0,
+    limit: float = 1.1,
     betas: Betas = (0.9, 0.999),
     project: Project = None,
 ) -> Optimizer:
-    """SUMO: momentum in a low-rank subspace, made exactly orthogonal; Adam for what has no matrix.
+    r"""SUMO: momentum in a low-rank subspace, made exactly orthogonal, and the residual beside it.
 
-    The authors' defaults could not be verified: those here are GaLore's, and Muon's momentum.
+    With :math:`M \leftarrow \mu C M + Q^\top G`, where :math:`C` carries it to a new basis, and
+    :math:`O` its polar factor with the growth of its norm limited, the update is
+    :math:`G - Q (Q^\top G - 0.2 \sqrt{\max(m, n)}\, \alpha O)`. What has no matrix goes through
+    Adam.
+
+    Differs from the authors' code: that has Nesterov momentum, does not carry it to a new basis,
+    and takes four times the learning rate; this is the paper's algorithm, and its code's factor.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
-        momentum: Of the projected gradients.
-        weight_decay: Decoupled.
-        rank: Of the subspace.
-        period: Steps between refreshes, at which the momentum is carried over.
-        scale: What the projected update is multiplied by.
+        scale: :math:`\alpha`, what the orthogonal momentum is multiplied by.
+        limit: The most by which the norm of the orthogonal momentum grows in a step.
         betas: Of Adam, for what is not projected.
-        project: What is projected.
 
-    Raises:
-        ArgumentError: If nothing would be projected, or a setting is out of range.
-
-    Cost: memory of ``s r + l r`` numbers for a matrix of sides ``s <= l``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = sumo(model, rank=8)
+    Cost: ``s r + l r``.
 
     References:
-        Refael et al., 2025, https://arxiv.org/abs/2505.24749 (algorithm 1).
+        Refael et al., 2025, https://arxiv.org/abs/2505.24749 (algorithm 1; section 3.2 for the
+        limit and the factor).
     """
-    inside = [
-        {"heavy_ball": {"momentum": momentum}},
-        {"orthogonalize": {"method": "svd", "folding": "last2"}},
-    ]
-    subspace = {"rank": rank, "period": period, "scale": scale}
-    memory = {"refresh": "randomized", "policy": "transport", "stagger": False}
-    return _routed(
-        "sumo",
-        params,
-        project,
-        [{"low_rank": {"modules": inside, **subspace, **memory}}],
-        [{"adam": {"betas": betas}}],
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-        rank=rank,
-        default=HIDDEN,
-    )
+    orthogonal = {"orthogonalize": {"method": "svd", "folding": "last2"}}
+    modules = [{"heavy_ball": momentum}, orthogonal, {"norm_growth_limiter": limit}]
+    basis = {"randomized": {"period": period, "stagger": False}}
+    choices = {"basis": basis, "memory": "transport"}
+    combine = {"residual": {"scale": scale, "match_rms": True}}
+    inside = {"subspace": {"modules": modules, "rank": rank, **choices, "combine": combine}}
+    outside = {"adam": {"betas": betas}}
+    return routed("sumo", params, project, inside, outside, lr, weight_decay, rank, HIDDEN)
 
 
+@recipe()
 def soap(
     params: Params,
     lr: float = 3e-3,
@@ -748,49 +461,31 @@ def soap(
 ) -> Optimizer:
     """SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
-    Differs from the authors' code: weight decay multiplies the parameters before the step, and in
-    the first step, too, in which nothing else moves them.
+    Differs from the authors' code: weight decay acts in the first step, too, in which nothing else
+    moves the parameters.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate.
         betas: Of Adam; the second is the decay of the preconditioner's averages, too.
         eps: Of Adam, beside the root of the uncorrected second moment.
-        weight_decay: Decoupled.
         period: Steps between changes of the bases.
         max_side: The longest side that is rotated.
         project: What is rotated; by default, all that has two dimensions or more. What others
             leave out has Adam alone, from the first step on.
 
-    Raises:
-        ArgumentError: If nothing would be rotated, or a setting is out of range.
-
-    Cost: memory of ``2 m n + 2 m^2 + 2 n^2`` numbers for a matrix, and ``m + n`` indices.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = soap(model)
+    Cost: ``2 m n + 2 m^2 + 2 n^2`` for a matrix of shape ``(m, n)``, and ``m + n`` indices.
 
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
     """
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
     rotation = {"period": period, "beta": betas[1], "max_side": max_side, "skip_first": True}
-    inside = [{"soap_rotation": {"modules": [adam], **rotation}}]
+    inside = {"soap_rotation": {"modules": [adam], **rotation}}
     # Vectors pass through the rotation, and wait for the second step, as all else there does.
-    outside = inside if project == "*" else [adam]
-    return _routed(
-        "soap",
-        params,
-        project,
-        inside,
-        outside,
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-    )
+    outside = inside if project == "*" else adam
+    return routed("soap", params, project, inside, outside, lr, weight_decay)
 
 
+@recipe()
 def muon_adamw(
     params: Params,
     lr: float = 1e-3,
@@ -802,40 +497,22 @@ def muon_adamw(
     """Muon on matrices, scaled so that Adam's learning rates suit it, and Adam on the rest.
 
     Args:
-        params: A model, parameters, or groups.
         lr: Learning rate of both.
-        momentum: Of Muon.
         weight_decay: Decoupled, of both.
-        betas: Of Adam.
         project: What Muon is for; by default, hidden layers.
 
-    Raises:
-        ArgumentError: If Muon would be for nothing, or a setting is out of range.
-
-    Cost: memory of ``m n`` numbers for a matrix, half of Adam's.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = muon_adamw(model)
+    Cost: ``m n``, half of Adam's.
 
     References:
         Jordan et al., 2024, https://kellerjordan.github.io/posts/muon; Liu et al., 2025,
         https://arxiv.org/abs/2502.16982 (section 2.2, the scale).
     """
-    orthogonal = {"momentum": momentum, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
-    return _routed(
-        "muon_adamw",
-        params,
-        project,
-        [{"muon": {**orthogonal, "flatten": True}}],
-        [{"adam": {"betas": betas}}],
-        {"weight_decay": weight_decay},
-        {"lr": lr},
-        default=HIDDEN,
-    )
+    muon = {"momentum": momentum, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    routes = {"muon": {**muon, "flatten": True}}, {"adam": {"betas": betas}}
+    return routed("muon_adamw", params, project, *routes, lr, weight_decay, default=HIDDEN)
 
 
+@recipe(dimension=100)
 def intrinsic_dimension(
     params: Params,
     dimension: int = 1000,
@@ -848,23 +525,10 @@ def intrinsic_dimension(
     """Adam on few coordinates of the whole model, along random directions through where it began.
 
     Args:
-        params: A model, parameters, or groups.
         dimension: How many coordinates.
-        lr: Learning rate.
-        kind: How the directions are made, as of `IntrinsicDimension`.
-        seed: Of the directions.
-        betas: Of Adam.
-        eps: Of Adam.
+        kind: How the directions are made, as of `IntrinsicSubspace`.
 
-    Raises:
-        ArgumentError: If a setting is out of range.
-
-    Cost: memory of twice the dimension, and a product with the directions each way in a step.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = intrinsic_dimension(model, dimension=100)
+    Cost: twice the dimension, and a product with the directions each way in a step.
 
     References:
         Li et al., 2018, https://arxiv.org/abs/1804.08838; Aghajanyan et al., 2021,

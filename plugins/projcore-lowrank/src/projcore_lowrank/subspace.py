@@ -1,19 +1,28 @@
-"""What all subspaces of matrices share: sides, ranks, refreshes, memory, and what comes out."""
+"""Subspaces: modules run on matrices that are multiplied by a basis; five choices say how."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from projcore import Blend, Current, Kind, Node, ProjectionBase, Settings, Write, require
-from projcore.errors import NonFiniteError, StepError
+from projcore import (
+    Blend,
+    Current,
+    Kind,
+    Node,
+    ProjectionBase,
+    Settings,
+    Write,
+    as_choice,
+    require,
+)
+from projcore.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StepError
 from projcore.ops import require_choice
-from projcore_lowrank import _combine
+from projcore_lowrank import combine as rules
 from projcore_lowrank._batches import (
     Batch,
     all_finite,
@@ -24,15 +33,15 @@ from projcore_lowrank._batches import (
     pick,
     same_kind,
     stacked,
-    stacked_bases,
 )
-from projcore_lowrank._combine import Parts
-from projcore_lowrank._matrices import Folding, compressed, matrix_shape, resolved_rank, view_of
-from projcore_lowrank._options import SETTINGS, Options, as_dtype
+from projcore_lowrank._matrices import Folding, Rank, Side, compressed, view_of
+from projcore_lowrank.basis import Basis, dim_of, ends_of
+from projcore_lowrank.combine import Combine, Given, Terms, has_signs, is_factor
+from projcore_lowrank.memory import Keep, Memory
+from projcore_lowrank.singular import SubspaceIteration
+from projcore_lowrank.unproject import Unproject
 
-End = Literal["left", "right"]
 GOLDEN = (5**0.5 - 1) / 2
-ENDS: tuple[End, ...] = get_args(End)
 PROJECTED = "projected"  # in scratch: what was projected, as `Projected`
 
 
@@ -58,20 +67,20 @@ class Made(NamedTuple):
 
     batch: Batch
     low: Tensor | None
-    parts: Parts
+    terms: Terms
 
     def members(self) -> list[Made]:
         """Returns that of each of its tensors."""
         count = len(self.batch.places)
         if count == 1:
             return [self]
-        low, scale, factor, signs = self.parts
+        low, scale, factor, signs = self.terms
         nothing = [None] * count
         lows = nothing if low is None else parted(low, count)
         insides = nothing if self.low is None else parted(self.low, count)
         factors = parted(factor, count) if isinstance(factor, Tensor) else [factor] * count
         return [
-            Made(batch, inside, Parts(low, scale, factor, signs))
+            Made(batch, inside, Terms(low, scale, factor, signs))
             for batch, inside, low, factor in zip(
                 self.batch.members(), insides, lows, factors, strict=True
             )
@@ -79,43 +88,143 @@ class Made(NamedTuple):
 
 
 class Subspace(ProjectionBase):
-    r"""Runs modules on matrices that are multiplied by a basis, from one side or from both.
+    r"""Runs modules in a subspace of each matrix, by five choices.
 
     A matrix :math:`G`, shape ``(m, n)``, is inside :math:`R = P^H G`, shape ``(r, n)``, with a
-    basis :math:`P` of orthonormal columns, shape ``(m, r)``; or :math:`G P`; or :math:`P^H G Q`.
-    A subclass says how a basis is made (`learn`) and how it multiplies (`down`, `up`).
+    basis :math:`P` of shape ``(m, r)``; or :math:`G P`; or :math:`P^H G Q`. The *basis* says what
+    :math:`P` is, and when it is made; *memory* what happens to the state inside then; *combine*
+    how the update is made of :math:`G`, :math:`R` and :math:`N`, the result of the *modules*
+    inside. Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
 
-    Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
+    Inside, a closure is evaluated on the plane through the current point: what the basis does not
+    span stays. Parameters are written by a product that goes straight into them, where nothing but
+    a learning rate, a factor or weight decay follows in the optimizer.
+
+    Choices are objects, or their specs: ``basis="svd(period=100)"``. Their settings, as ``period``
+    and ``scale``, are settings of the subspace: groups and schedulers find them there.
 
     Args:
         modules: What to run inside.
-        options: What else its constructor was given.
+        rank: `r`: at least 1, capped at the shorter side; a float is a part of that; None, of a
+            group, lets its tensors pass. A setting; a new rank acts in the next step.
+        basis: What spans the subspace: `SVD`, `Gram`, `Randomized`, `SubspaceIteration`,
+            `RandomBasis`, `Coordinates`, `Cosines`, `Tracking`, or one of another plugin.
+        combine: How the update is made: `Unproject`, `Residual`, `SignResidual`, `Fira`, `Apollo`
+            or `ApolloMini`.
+        memory: What happens to the state inside when the basis changes: `Keep`, `Reset`,
+            `Transport` or `Variances`.
+        side: Which side is compressed: ``"std"`` the shorter (the rows, :math:`G P`, if the matrix
+            is square), ``"reverse_std"`` the longer, which makes the state inside smaller still,
+            ``"left"``, ``"right"``, or ``"full"``, both.
+        error_feedback: Keep what was left out of an update, and add it to the next. It takes a
+            tensor of the parameter's size.
+        folding: A tensor of more than two dimensions is a matrix of the first by the rest
+            (``"fold"``), or a batch of matrices of the last two (``"last2"``). Dimensions of
+            length 1 do not count. A setting, fixed once there is state.
+        compute_dtype: A dtype for the products with the basis, such as ``"bfloat16"``.
+        project_update: Hand the incoming update in.
+        project_params: Let modules inside read parameters and evaluate the closure.
+        project_grad: Let modules inside read gradients.
+
+    Raises:
+        ArgumentError: If a setting is out of range, or choices do not go together.
+        ArgumentTypeError: If an argument is no choice of its kind.
+        NonFiniteError: In a step: if what a basis is to be learnt from is not finite.
+
+    Cost: per matrix of sides ``s <= l``: the state of the modules on ``r l`` elements, and that of
+    the basis, mostly ``s r``; two products of ``2 s l r`` operations a step, and the refreshes.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.choices import SVD, Fira, Transport
+        >>> from projcore.modules import LR, Adam
+        >>> model = torch.nn.Linear(30, 20)
+        >>> choices = SVD(period=100), Fira(limit=1.01), Transport("squared")
+        >>> subspace = Subspace([Adam()], 4, *choices)
+        >>> optimizer = Optimizer(model.parameters(), subspace, LR(1e-2))
+        >>> print(subspace)
+        subspace([adam()], rank=4, basis=svd(period=100), combine=fira(), memory=transport())
+
+    References:
+        Zhao et al., 2024, https://arxiv.org/abs/2403.03507; each choice says its own.
     """
 
     scope = "tensor"
-    periodic: bool = True
-    kinds = {
-        "step": "scalar",
-        "index": "scalar",
-        "pending": "scalar",
-        "limited_norm": "scalar",
-        "refolded": "fixed",
-    }
+    kinds = {"step": "scalar", "index": "scalar", "pending": "scalar", "refolded": "fixed"}
 
-    def __init__(self, modules: Any, options: Options) -> None:
-        options.check(self)
-        self.options = options
-        self.compute_dtype = as_dtype(self, options.compute_dtype)
-        self.on_refresh = options.policy
-        if options.source == "gradient":
+    def __init__(
+        self,
+        modules: Any,
+        rank: Rank = 128,
+        basis: Basis | str = SubspaceIteration(),  # noqa: B008  # choices are fixed
+        combine: Combine | str = Unproject(),  # noqa: B008
+        memory: Memory | str = Keep(),  # noqa: B008
+        side: Side = "std",
+        error_feedback: bool = False,
+        folding: Folding = "fold",
+        compute_dtype: torch.dtype | str | None = None,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        self.basis = as_choice(self, "basis", basis, Basis)
+        self.rule = as_choice(self, "combine", combine, Combine)
+        self.memory_rule = as_choice(self, "memory", memory, Memory)
+        self.choices = (self.basis, self.rule, self.memory_rule)
+        self.side = self.basis.side or side
+        self.error_feedback = error_feedback
+        self.folding = folding
+        self.compute_dtype = as_dtype(self, compute_dtype)
+        self.on_refresh = self.memory_rule.on_refresh
+        self.traceable = self.basis.traceable
+        self.asks_inside = any(choice.asks_inside for choice in (self.basis, self.memory_rule))
+        if self.basis.source == "gradient":
             self.needs = frozenset({"grads"})
-        super().__init__(
-            modules,
-            options.project_update,
-            options.project_params,
-            options.project_grad,
-            {name: getattr(options, name) for name in SETTINGS},
-        )
+        self.kinds = dict(Subspace.kinds)
+        defaults: dict[str, Any] = {"rank": rank, "folding": folding}
+        for choice in self.choices:
+            self.kinds |= choice.kinds
+            defaults |= choice.defaults
+        self._check_choices(side)
+        super().__init__(modules, project_update, project_params, project_grad, defaults)
+
+    def _check_choices(self, side: Side) -> None:
+        """Raises if a choice does not go with another."""
+        require_choice(self, "side", side, get_args(Side))
+        basis, rule, memory = self.choices
+        sides = f"combine={rule}, memory={memory}, side={side!r}"
+        columns = "Choose a basis of such, as random_basis(kind='orthonormal')"
+        for wrong, given, why in (
+            (
+                side not in ("std", self.side),
+                f"side={side!r}",
+                "the basis compresses a side of its own. Leave side out",
+            ),
+            (
+                self.side == "full" and (basis.one_sided or memory.one_sided or rule.by_channel),
+                sides,
+                "one of them is for one side: rows or columns. Choose another side",
+            ),
+            (
+                isinstance(rule, rules.Limited) and not basis.has_channels,
+                f"combine={rule}",
+                "channels are scaled, and a vector of entries has none. Choose rows or columns",
+            ),
+            (
+                rule.orthonormal and not basis.orthonormal,
+                f"combine={rule}",
+                f"the residual is known for orthonormal columns. {columns}",
+            ),
+            (
+                self.error_feedback and not basis.orthonormal,
+                "error_feedback=True",
+                "without orthonormal columns, what is left out is larger than what was given, and "
+                f"grows with each step. {columns}",
+            ),
+        ):
+            if wrong:
+                who = type(self).__name__
+                raise ArgumentError(f"{who}(basis={basis}, {given}) cannot be: {why}.")
 
     def check(self, settings: Settings) -> None:
         rank = settings["rank"]
@@ -123,112 +232,35 @@ class Subspace(ProjectionBase):
             require(self, "rank", rank, above=0, maximum=1)
         elif rank is not None:
             require(self, "rank", rank, minimum=1)
-        require(self, "period", settings["period"], minimum=1)
-        require(self, "scale", settings["scale"], above=0)
-        require(self, "residual_scale", settings["residual_scale"], minimum=0)
         require_choice(self, "folding", settings["folding"], Folding)
-
-    # What a subspace defines.
-
-    @abstractmethod
-    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
-        """Returns the memory of one end before its first basis is learnt; the entry ``end``, too.
-
-        The basis has columns of that length; ``batch`` is the shape of a batch of matrices.
-        """
-
-    @abstractmethod
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
-        """Returns the memory of one end with a new basis, of columns as those of ``matrix``."""
-
-    @abstractmethod
-    def basis(self, state: Node, end: End, like: Tensor) -> Tensor:
-        """Returns a basis, ``(..., length, rank)``, with the dtype and device of a tensor."""
-
-    @abstractmethod
-    def rank_of(self, state: Node) -> int:
-        """Returns the rank that a basis has."""
-
-    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
-        r"""Returns :math:`P^H x` from the left, :math:`x P` from the right."""
-        basis = self.basis(state, end, x)
-        return basis.mH @ x if end == "left" else x @ basis
-
-    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
-        r"""Returns :math:`P z` to the left, :math:`z P^H` to the right."""
-        basis = self.basis(state, end, z)
-        return basis @ z if end == "left" else z @ basis.mH
-
-    def add_up_(
-        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
-    ) -> None:
-        """Makes a target ``beta * target + alpha * up(z)``, in one operation."""
-        basis = self.basis(state, end, z)
-        one, other = (basis, z) if end == "left" else (z, basis.mH)
-        if target.ndim == 2:
-            target.addmm_(one, other, beta=beta, alpha=alpha)
-        else:
-            target = target.view(-1, *target.shape[-2:])
-            batches = [  # a basis may be one for the whole batch
-                each.flatten(0, -3) if each.ndim > 2 else each.expand(len(target), *each.shape)
-                for each in (one, other)
-            ]
-            target.baddbmm_(*batches, beta=beta, alpha=alpha)
-
-    def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
-        r"""Returns memory in a new basis, by :math:`C = P_{new}^H P_{old}` or its squares."""
-        change = self.change(old, new, end, tensor)
-        if squared:
-            change = (change * change.conj()).real.to(tensor.dtype)
-        return change @ tensor if end == "left" else tensor @ change.mH
-
-    def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
-        r"""Returns :math:`C = P_{new}^H P_{old}`."""
-        return self.basis(new, end, like).mH @ self.basis(old, end, like)
-
-    def rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
-        """Returns what a matrix, ``low`` inside, has outside of the subspace, as a new tensor."""
-        return torch.sub(full, self._up(low, state))
-
-    def leave_(self, full: Tensor, low: Tensor, state: Node) -> None:
-        """Makes a matrix, ``low`` inside, what it has outside of the subspace."""
-        if self.compute_dtype is None:
-            self._add(full, low, state, 1, -1)
-        else:
-            full.sub_(self._up(low, state))
-
-    def number(self, rank: int | float, shape: tuple[int, ...]) -> int:
-        """Returns the rank that a setting means for matrices of a shape."""
-        return resolved_rank(rank, shape)
-
-    # What is done with it.
+        for choice in self.choices:
+            choice.check(self, settings)
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
-        shape = matrix_shape(tensor.shape, settings["folding"])
+        shape = self.basis.shape(tensor.shape, settings["folding"])
         return shape is not None and settings["rank"] is not None
 
     def init(self, tensor: Tensor, settings: Settings, key: int = 0) -> dict[str, Any]:
         shape = self._shape(tensor, settings)
-        rank = self.number(settings["rank"], shape)
+        rank = self.basis.resolve(settings["rank"], shape)
         node: dict[str, Any] = {"step": 0, "index": key, "pending": 1}
         if self._refolded(settings):
             node["refolded"] = 1
-        for end in compressed(shape, self.options.side):
+        for end in compressed(shape, self.side):
             length = shape[-2] if end == "left" else shape[-1]
-            node.update(self.begin(end, length, rank, shape[:-2], tensor))
-        if self.options.error_feedback:
+            node.update(self.basis.begin(end, length, rank, shape[:-2], tensor))
+        if self.error_feedback:
             node["error"] = torch.zeros_like(tensor)
-        if self.options.limit is not None and self.options.combine in _combine.RULES:
-            wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
-            node["limited_norm"] = tensor.new_zeros((*shape[:-2], 1, 1), dtype=wide)
-        return node
+        return {**node, **self.rule.init(shape, tensor)}
 
     def receive(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Tensor]:
-        if not self.options.error_feedback:
+        if not self.error_feedback:
             return tensors
         return list(torch._foreach_add(tensors, [state["error"] for state in states]))
+
+    # The basis.
 
     def refresh(
         self,
@@ -239,7 +271,7 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Node | None] | None:
-        source = tensors if grads is None or self.options.source != "gradient" else grads
+        source = tensors if grads is None or self.basis.source != "gradient" else grads
         due = []
         for i, (tensor, state, values) in enumerate(zip(source, states, settings, strict=True)):
             self._check_folding(tensor, state, values)
@@ -250,9 +282,7 @@ class Subspace(ProjectionBase):
         usable = [i for i in due if good.get(i, True)]
         new: list[Node | None] = [None] * len(states)
         if usable:
-            learnt = self.learn_all(
-                pick(source, usable), pick(states, usable), pick(settings, usable)
-            )
+            learnt = self._learn(pick(source, usable), pick(states, usable), pick(settings, usable))
             for i, node in zip(usable, learnt, strict=True):
                 new[i] = node
         for i, state in enumerate(states):
@@ -261,8 +291,8 @@ class Subspace(ProjectionBase):
         return new if usable else None
 
     def _refolded(self, settings: Settings) -> bool:
-        """Whether a group folds otherwise than the module; then its memory says so."""
-        return bool(settings["folding"] != self.options.folding)
+        """Whether a group folds otherwise than the module; then its state says so."""
+        return bool(settings["folding"] != self.folding)
 
     def _check_folding(self, tensor: Tensor, state: Node, settings: Settings) -> None:
         if self._refolded(settings) != ("refolded" in state):
@@ -274,19 +304,22 @@ class Subspace(ProjectionBase):
             )
 
     def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
-        offset = spread(state["index"], settings["period"]) if self.options.stagger else 0
+        offset = spread(state["index"], settings["period"]) if self.basis.stagger else 0
         periodic = (state["step"] + offset) % settings["period"] == 0
-        if state["pending"] or (self.periodic and periodic):
+        if state["pending"] or (self.basis.periodic and periodic):
             return True
-        return self.rank_of(state) != self.number(settings["rank"], self._shape(tensor, settings))
+        wanted = self.basis.resolve(settings["rank"], self._shape(tensor, settings))
+        return self.basis.rank_of(state) != wanted
 
     def _asks(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
         """Whether it is looked for Inf and NaN, which waits for a device.
 
         Where bases are learnt in every step, these show there in the parameters.
         """
+        if not self.basis.data_dependent:
+            return False
         every_step = settings["period"] == 1 and not state["pending"]
-        return is_alone(tensor) or self.options.nonfinite == "skip" or not every_step
+        return is_alone(tensor) or self.basis.nonfinite == "skip" or not every_step
 
     def _usable(self, tensors: list[Tensor]) -> list[bool]:
         """Returns from which tensors bases can be learnt; waits for a device once."""
@@ -294,7 +327,7 @@ class Subspace(ProjectionBase):
         for places in same_kind(tensors):
             for i, good in zip(places, all_finite([tensors[i] for i in places]), strict=True):
                 usable[i] = good
-                if not good and self.options.nonfinite == "raise":
+                if not good and self.basis.nonfinite == "raise":
                     raise NonFiniteError(
                         f"{type(self).__name__} was to learn a basis from a tensor of shape "
                         f"{tuple(tensors[i].shape)} in which there is Inf or NaN. A basis is made "
@@ -303,29 +336,44 @@ class Subspace(ProjectionBase):
                     )
         return usable
 
-    def learn_all(
+    def _learn(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Node]:
-        """Returns the memory of new bases; equal matrices are decomposed as one batch."""
+        """Returns the entries of new bases; equal matrices are decomposed as one batch."""
         matrices = self._matrices(tensors, settings)
         ranks = [
-            self.number(values["rank"], matrix.shape)
+            self.basis.resolve(values["rank"], matrix.shape)
             for values, matrix in zip(settings, matrices, strict=True)
         ]
+        found = self.basis.learn_all(matrices, ranks, states, settings)
+        return self._learn_batches(matrices, ranks, states, settings) if found is None else found
+
+    def _learn_batches(
+        self,
+        matrices: list[Tensor],
+        ranks: list[int],
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Node]:
+        betas = [self.betas_inside(*each) for each in zip(states, settings, strict=True)]
         keys = [
-            (rank, self.alike(matrix, state), state["step"], state["pending"])
-            for rank, matrix, state in zip(ranks, matrices, states, strict=True)
+            (rank, self.basis.alike(matrix, state), state["step"], state["pending"], inside)
+            for rank, matrix, state, inside in zip(ranks, matrices, states, betas, strict=True)
         ]
         new: list[Any] = [None] * len(states)
         for places in batches(matrices, keys):
             members, count = [states[i] for i in places], len(places)
-            state = dict(self.together(members))
-            found = (self.memory_inside(each, "first") for each in members)
-            moments = [moment for moment in found if moment is not None]
-            if self.follows_momentum and len(moments) == count:
-                state["moment"] = stacked(moments)
-            matrix = stacked([matrices[i] for i in places])
-            learnt = self.learnt(matrix, state, ranks[places[0]], settings[places[0]])
+            state, matrix = dict(self.basis.together(members)), stacked(pick(matrices, places))
+            first, values = places[0], settings[places[0]]
+            if self.basis.follows_momentum:
+                moments = [self.memory_inside(each, "first") for each in members]
+                known = [moment for moment in moments if moment is not None]
+                if len(known) == count:
+                    state["moment"], state["betas"] = stacked(known), betas[first]
+                    if self.basis.source == "momentum":  # by halves with the first moment inside
+                        moment = self._up(state["moment"], state).to(matrix.dtype)
+                        matrix = torch.lerp(matrix, moment, 0.5)
+            learnt = self.basis.learn_ends(matrix, state, ranks[first], values)
             nodes: list[Node] = [{} for _ in places]
             for name, value in learnt.items():
                 # What is of this step only may be views.
@@ -333,38 +381,39 @@ class Subspace(ProjectionBase):
                 for node, each in zip(nodes, pieces, strict=True):
                     node[name] = each
             for i, node in zip(places, nodes, strict=True):
+                self.basis.pass_on(node, states[i])
                 new[i] = node
         return new
 
-    def alike(self, tensor: Tensor, state: Node) -> Hashable:
-        """Returns what is equal for tensors that may be multiplied by their bases as a stack."""
-        if tensor.ndim != 2:
-            return id(state)
-        return tuple((end, state[end].shape) for end in self.ends(state))
+    def betas_inside(self, state: Node, settings: Settings) -> tuple[float, float] | None:
+        """Returns the betas of the module inside that keeps a first moment, as they are now.
 
-    def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
-        """Returns the memory of several tensors before and after a change of bases."""
-        return self.together(old_states), self.together(new_states)
+        Zeros of a module without any; None unless a choice asks for them.
+        """
+        if not self.asks_inside:
+            return None
+        keeper = self.keeper_inside("first", state, settings)
+        betas = None if keeper is None else keeper.settings.get("betas")
+        return (0.0, 0.0) if betas is None else (float(betas[0]), float(betas[1]))
 
-    def together(self, states: list[Node]) -> Node:
-        """Returns the memory of several tensors as one, whose bases are stacked."""
-        return stacked_bases(states)
+    def materialize(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Node]:
+        return self.basis.materialize(states)
 
-    @property
-    def follows_momentum(self) -> bool:
-        """Whether bases are learnt from the first moments inside, too."""
-        return self.options.source == "momentum"
+    def transport(
+        self,
+        tensors: list[Tensor],
+        kind: Kind,
+        params: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor] | None:
+        states = old_states, new_states
+        return self.memory_rule.transport(self, self.basis, tensors, kind, *states, settings)
 
-    def learnt(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
-        if self.options.source == "momentum" and "moment" in state:
-            # By halves with the first moment inside.
-            moment = self._up(state["moment"], state).to(matrix.dtype)
-            matrix = torch.lerp(matrix, moment, 0.5)
-        node: Node = {}
-        for end in compressed(matrix.shape, self.options.side):
-            seen = matrix.mH if end == "right" and matrix.ndim > 1 else matrix
-            node.update(self.learn(end, rank, seen, state, settings))
-        return node
+    # The way in and out.
 
     def project(
         self,
@@ -378,9 +427,12 @@ class Subspace(ProjectionBase):
         scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
         matrices = self._matrices(tensors, settings)
+        if current == "params" and not self.basis.orthonormal:
+            pairs = zip(matrices, states, strict=True)
+            return [self._coordinates(matrix, state) for matrix, state in pairs]
         made = Projected(self._batches(matrices, states, settings), [], [])
         projected: list[Any] = [None] * len(matrices)
-        measured = current == "update" and self._asks_norms
+        measured = current == "update" and self.rule.measures
         for batch in made.batches:
             low, norms = self._inside(batch, matrices, measured)
             made.low.append(low)
@@ -394,10 +446,20 @@ class Subspace(ProjectionBase):
     def _inside(
         self, batch: Batch, matrices: list[Tensor], measured: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns what a batch is inside, and its norms; the stack is gone when this returns."""
+        """Returns a batch inside, and its norms; the stack is gone when this returns."""
         matrix = batch.gather(matrices)
-        norms = self._norms_of(matrix, batch.states[0]) if measured else None
+        norms = self._measured(matrix, batch) if measured else None
         return self._down(matrix, batch.state), norms  # it finds the matrix in the cache
+
+    def _measured(self, matrix: Tensor, batch: Batch) -> Tensor:
+        return self.rule.measure(matrix, channel(batch.states[0]))
+
+    def _coordinates(self, x: Tensor, state: Node) -> Tensor:
+        """Returns the point inside that comes out as `x`, or as near to it as there is one."""
+        z = x.to(torch.promote_types(x.dtype, torch.float32))
+        for end in ends_of(state):
+            z = self.basis.coordinates(z, state, end)
+        return z.to(x.dtype)
 
     def unproject(
         self,
@@ -420,42 +482,32 @@ class Subspace(ProjectionBase):
     ) -> list[Batch]:
         """Returns the batches in which tensors, outside or inside, are multiplied by bases."""
         keys = [
-            (self.alike(tensor, state), values["scale"], values["residual_scale"])
+            (self.basis.alike(tensor, state), *(values[name] for name in self.rule.defaults))
             for tensor, state, values in zip(tensors, states, settings, strict=True)
         ]
         runs = batches(tensors, keys)
         members = [[states[i] for i in run] for run in runs]
-        made = self.read(members, [tensors[run[0]] for run in runs])
+        like = [tensors[run[0]] for run in runs]
+        made = self.basis.read(members, like, self.rule.reads_again)
         return [Batch(*each) for each in zip(runs, members, made, strict=True)]
-
-    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
-        """Makes bases that products read, if they are not in memory, for a whole step at once.
-
-        Returns for each batch, of tensors like the one given for it, the bases stacked; or None.
-        """
-        return [None] * len(batches)
 
     def _down(self, x: Tensor, state: Node) -> Tensor:
         dtype = x.dtype
         x = self._as_multiplied(x)
-        for end in self.ends(state):
-            x = self.down(x, state, end)
+        for end in ends_of(state):
+            x = self.basis.down(x, state, end)
         return x if x.dtype == dtype else x.to(dtype)
 
     def _up(self, z: Tensor, state: Node) -> Tensor:
         dtype = z.dtype
         z = self._as_multiplied(z)
-        for end in self.ends(state):
-            z = self.up(z, state, end)
+        for end in ends_of(state):
+            z = self.basis.up(z, state, end)
         return z if z.dtype == dtype else z.to(dtype)
 
     def _as_multiplied(self, tensor: Tensor) -> Tensor:
         """Returns a tensor in the dtype in which it is multiplied with a basis."""
         return tensor if self.compute_dtype is None else tensor.to(self.compute_dtype)
-
-    def ends(self, state: Node) -> list[End]:
-        """Returns the sides that a tensor with this memory is multiplied from."""
-        return [end for end in ENDS if end in state]
 
     def _matrices(self, tensors: list[Tensor], settings: list[Settings]) -> list[Tensor]:
         return [self._matrix(*each) for each in zip(tensors, settings, strict=True)]
@@ -465,61 +517,11 @@ class Subspace(ProjectionBase):
         return tensor if tensor.shape == shape else tensor.reshape(shape)
 
     def _shape(self, tensor: Tensor, settings: Settings) -> tuple[int, ...]:
-        shape = matrix_shape(tensor.shape, settings["folding"])
+        shape = self.basis.shape(tensor.shape, settings["folding"])
         assert shape is not None
         return shape
 
-    def transport(
-        self,
-        tensors: list[Tensor],
-        kind: Kind,
-        params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
-        settings: list[Settings],
-    ) -> list[Tensor] | None:
-        if kind not in ("first", "second") or (kind == "second" and self.options.second == "reset"):
-            return None
-        moved = list(tensors)
-        keep = kind == "second" and self.options.second == "keep"
-        chosen = [
-            i
-            for i, (old, new) in enumerate(zip(old_states, new_states, strict=True))
-            if not keep or self.resized(old, new)
-        ]
-        keys = [
-            (
-                self.alike(tensors[i], old_states[i]),
-                self.alike(tensors[i], new_states[i]),
-                new_states[i]["step"],
-            )
-            for i in chosen
-        ]
-        for run in batches([tensors[i] for i in chosen], keys):
-            places = [chosen[k] for k in run]
-            carried = self.carried(
-                pick(tensors, places), kind, pick(old_states, places), pick(new_states, places)
-            )
-            for i, each in zip(places, apart(carried, len(places)), strict=True):
-                moved[i] = each
-        return moved
-
-    def carried(
-        self, tensors: list[Tensor], kind: Kind, old_states: list[Node], new_states: list[Node]
-    ) -> Tensor:
-        """Returns memory of that kind in new bases, that of several tensors stacked."""
-        tensor = stacked(tensors)
-        old, new = self.both(old_states, new_states)
-        for end in self.ends(new):
-            squared = kind == "second" and self.options.second in ("squared", "keep")
-            tensor = self.carry(tensor, old, new, end, squared)
-        return by_parts(torch.abs, tensor) if kind == "second" else tensor
-
-    def resized(self, old: Node, new: Node) -> bool:
-        """Whether a refresh has changed the rank."""
-        return self.rank_of(old) != self.rank_of(new)
-
-    # What comes out.
+    # The update.
 
     def combine(
         self,
@@ -567,18 +569,20 @@ class Subspace(ProjectionBase):
         self, targets: list[Tensor], blends: list[Blend], full: list[Tensor], made: list[Made]
     ) -> list[Write]:
         """Returns what writes parameters."""
+        if self.basis.selects and any(has_signs(each.terms) for each in made):
+            return self._write_signs(targets, blends, full, made)
         operations: list[Write] = []
         for batch in made:
             places = batch.batch.places
             views = [view_of(targets[i], full[i].shape) for i in places]
             known = [view for view in views if view is not None]
             if len(places) > 1 and len(known) == len(views) and _agree(blends, places):
-                some = [full[i] for i in places]
-                operations += self._write_batch(known, blends[places[0]], some, batch)
+                make = partial(self._update_stack, pick(full, places), batch)
+                operations += written(known, blends[places[0]], make)
                 continue
             for view, each in zip(views, batch.members(), strict=True):
                 (i,) = each.batch.places
-                if each.parts.signs or view is None or self.compute_dtype is not None:
+                if each.terms.signs or view is None or self.compute_dtype is not None:
                     write = partial(self._write_whole, targets[i], blends[i], full[i], each)
                     operations.append(Write(targets[i], write))
                 else:
@@ -599,8 +603,10 @@ class Subspace(ProjectionBase):
         if found is None:  # it was the gradient that was projected
             found = Projected(self._batches(full, states, settings), [], [])
             found.low.extend(batch.gather(projected) for batch in found.batches)
+        if self.rule.measures and not found.outside:
+            found.outside.extend(self._measured(b.gather(full), b) for b in found.batches)
         made = self._by_rule(full, found, projected, result, states, settings)
-        if self.options.error_feedback:
+        if self.error_feedback:
             self._keep_errors(full, found, states)
         return made
 
@@ -613,60 +619,20 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Made]:
-        rule = self.options.combine
-        if rule in _combine.RULES:
-            return self._scaled(full, found, result, states, settings)
-        if rule == "sign":
-            made = []
-            for batch, low in zip(found.batches, found.low, strict=True):
-                values = settings[batch.places[0]]
-                out = batch.gather(result)
-                parts = Parts(out, values["scale"], signs=values["residual_scale"])
-                made.append(Made(batch, low, parts))
-            return made
-        alone = [Parts(out, values["scale"]) for out, values in zip(result, settings, strict=True)]
-        if rule == "residual":
-            alone = _with_residuals(alone, projected, [v["residual_scale"] for v in settings])
-        members = [each for batch in found.batches for each in batch.members()]
-        return [Made(each, None, alone[i]) for each in members for i in each.places]
-
-    def _scaled(
-        self,
-        full: list[Tensor],
-        found: Projected,
-        result: list[Tensor],
-        states: list[Node],
-        settings: list[Settings],
-    ) -> list[Made]:
-        """Returns the parts by a rule that scales what comes in, and keeps their norms."""
+        if self.rule.stacked:
+            some, low = found.batches, found.low
+        else:
+            some = [each for batch in found.batches for each in batch.members()]
+            low = [projected[i] for batch in some for i in batch.places]
         made: list[Made] = []
-        outside: Sequence[Any] = found.outside or [None] * len(found.batches)
-        if self._asks_norms and not found.outside:
-            # If it was the gradient that was projected, the update has not been measured.
-            outside = [
-                self._norms_of(batch.gather(full), batch.states[0]) for batch in found.batches
-            ]
-        limited = self.options.limit is not None
-        for places in same_kind(found.low):
-            some = [found.batches[k] for k in places]
-            members = [i for batch in some for i in batch.places]
-            if self.options.combine == "apollo_mini":
-                out = [result[i] for i in members]
-            else:
-                out = [batch.gather(result) for batch in some]
-            given = _combine.Given(
-                [outside[k] for k in places],
-                [found.low[k] for k in places],
-                out,
-                [self._channel(batch.states[0]) for batch in some],
-                [settings[batch.places[0]]["scale"] for batch in some],
-                self.options.limit,
-                [states[i]["limited_norm"] for i in members] if limited else [],
-            )
-            parts, norms = _combine.RULES[self.options.combine](given)
-            made += [Made(batch, None, each) for batch, each in zip(some, parts, strict=True)]
-            for i, norm in zip(members, norms, strict=False):
-                states[i]["limited_norm"] = norm
+        for places in same_kind(low):
+            chosen, inside = pick(some, places), pick(low, places)
+            outside = pick(found.outside, places) if self.rule.measures else []
+            dims = [channel(batch.states[0]) for batch in chosen]
+            shapes = [full[batch.places[0]].shape for batch in chosen]
+            given = Given(chosen, inside, result, outside, shapes, dims, settings, states)
+            for batch, each, terms in zip(chosen, inside, self.rule.terms(given), strict=True):
+                made.append(Made(batch, each if has_signs(terms) else None, terms))
         return made
 
     def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
@@ -681,35 +647,72 @@ class Subspace(ProjectionBase):
             lows = parted(low, len(batch.places))
             for each, inside in zip(batch.members(), lows, strict=True):
                 (i,) = each.places
-                self.leave_(kept[i], inside, each.state)
+                self._leave_(kept[i], inside, each.state)
                 if view_of(states[i]["error"], full[i].shape) is None:
                     states[i]["error"] = kept[i].reshape(shapes[i])
+                for end in ends_of(states[i]):
+                    lost = self.basis.forgotten(states[i], end)
+                    if lost is not None:
+                        columns, moment = lost
+                        error = states[i]["error"].view(full[i].shape)
+                        self.basis.add_up_(error, moment, {end: columns}, end, 1, 1)
 
-    @property
-    def _asks_norms(self) -> bool:
-        """Whether the update depends on the norms of what comes in."""
-        rule = self.options.combine
-        return rule == "fira" or (rule in _combine.RULES and self.options.limit is not None)
+    def _rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
+        """Returns what a matrix, ``low`` inside, has outside of the subspace, as a new tensor."""
+        if self.basis.selects:
+            (end,) = ends_of(state)
+            return full.index_fill(dim_of(end), state[end], 0)
+        return torch.sub(full, self._up(low, state))
 
-    def _norms_of(self, matrix: Tensor, state: Node) -> Tensor:
-        """Returns what the rule takes as ``outside``."""
-        if self.options.combine == "apollo_mini":
-            return _combine.norms_of(matrix)
-        return _combine.norms([matrix], [self._channel(state)])[0]
+    def _leave_(self, full: Tensor, low: Tensor, state: Node) -> None:
+        """Makes a matrix, ``low`` inside, what it has outside of the subspace."""
+        if self.basis.selects:
+            (end,) = ends_of(state)
+            full.index_fill_(dim_of(end), state[end], 0)
+        elif self.compute_dtype is None:
+            self._add(full, low, state, 1, -1)
+        else:
+            full.sub_(self._up(low, state))
 
-    def _channel(self, state: Node) -> int:
-        """Returns the dimension along which a channel lies."""
-        return -2 if "left" in state else -1
+    def _set_chosen(self, full: list[Tensor], made: list[Made]) -> list[Tensor]:
+        """Returns updates of signs but where coordinates were chosen, of matrices of one kind."""
+        _, scale, _, factor = made[0].terms
+        updates = rules.signs(full)
+        if is_factor(factor):
+            torch._foreach_mul_(updates, factor)
+        lows = [each.terms.low for each in made if each.terms.low is not None]
+        if is_factor(scale):
+            lows = list(torch._foreach_mul(lows, scale))
+        for update, low, each in zip(updates, lows, made, strict=True):
+            (end,) = ends_of(each.batch.state)
+            update.index_copy_(dim_of(end), each.batch.state[end], low)
+        return updates
+
+    def _write_signs(
+        self, targets: list[Tensor], blends: list[Blend], full: list[Tensor], made: list[Made]
+    ) -> list[Write]:
+        """Returns what writes parameters where coordinates were chosen, and signs are the rest."""
+        found = {each.batch.places[0]: each for each in made}
+        keys = [(*blend, *found[i].terms[1:]) for i, blend in enumerate(blends)]
+        operations = []
+        for places in batches(full, keys):
+            some, blend = pick(targets, places), blends[places[0]]
+            members = [found[i] for i in places]
+            make = partial(self._set_chosen, pick(full, places), members)
+            operations += written(some, blend, make)
+        return operations
 
     def _update(self, full: Tensor, made: Made, owned: bool = False) -> Tensor:
         """Returns the full update of a matrix or a batch, which may take the place of ``full``."""
-        low, scale, factor, signs = made.parts
-        signed = _combine.has_signs(made.parts)
+        low, scale, factor, signs = made.terms
+        signed = has_signs(made.terms)
+        if signed and self.basis.selects:
+            return self._set_chosen([full], [made])[0]
         state = made.batch.state if signed or low is not None else {}
         rest = None
         if signed:
             assert made.low is not None
-            (rest,) = _combine.signs([self.rest(full, made.low, state)])
+            (rest,) = rules.signs([self._rest(full, made.low, state)])
             rest.mul_(signs)
         update: Tensor | None = None
         if isinstance(factor, Tensor) and owned:
@@ -721,11 +724,14 @@ class Subspace(ProjectionBase):
             update = full * factor
         if low is not None:
             part = self._up(low, state)
-            if _combine.is_factor(scale):
+            if is_factor(scale):
                 part.mul_(scale)
             update = part if update is None else part.add_(update)
         assert update is not None
         return update if rest is None else update.add_(rest)
+
+    def _update_stack(self, full: list[Tensor], made: Made) -> Sequence[Tensor]:
+        return self._update(torch.stack(full), made, owned=True).unbind()
 
     def _write_whole(self, target: Tensor, blend: Blend, full: Tensor, made: Made) -> None:
         """Makes the update of one parameter, now that its turn has come, and writes it."""
@@ -734,65 +740,69 @@ class Subspace(ProjectionBase):
             update.add_(target, alpha=blend.decay)
         target.sub_(update)
 
-    def _write_batch(
-        self, views: list[Tensor], blend: Blend, full: list[Tensor], made: Made
-    ) -> list[Write]:
-        """Returns what makes the updates of a batch, now that its turn has come, and writes it."""
-
-        def write() -> None:
-            updates = self._update(torch.stack(full), made, owned=True).unbind()
-            torch._foreach_sub_(views, list(updates), alpha=blend.scale)
-
-        operations = [Write(views[0], write)]
-        if blend.decay:
-            decay = partial(torch._foreach_mul_, views, 1 - blend.decay)
-            operations.insert(0, Write(views[0], decay))
-        return operations
-
     def _write_parts(self, view: Tensor, blend: Blend, full: Tensor, made: Made) -> list[Write]:
         """Returns the products that go straight into a parameter."""
         operations = []
-        parts, state = made.parts, made.batch.state
+        terms, state = made.terms, made.batch.state
         beta = 1 - blend.decay
-        if parts.low is not None:
-            alpha = -blend.scale * parts.scale
-            operations.append(Write(view, partial(self._add, view, parts.low, state, beta, alpha)))
-        elif blend.decay:
+        if blend.decay and (terms.low is None or self.basis.selects):
             operations.append(Write(view, partial(view.mul_, beta)))
-        if isinstance(parts.factor, Tensor):
-            add = partial(view.addcmul_, full, parts.factor, value=-blend.scale)
+            beta = 1
+        if terms.low is not None:
+            alpha = -blend.scale * terms.scale
+            operations.append(Write(view, partial(self._add, view, terms.low, state, beta, alpha)))
+        if isinstance(terms.factor, Tensor):
+            add = partial(view.addcmul_, full, terms.factor, value=-blend.scale)
             operations.append(Write(view, add))
-        elif parts.factor is not None:
-            alpha = blend.scale * parts.factor
+        elif terms.factor is not None:
+            alpha = blend.scale * terms.factor
             operations.append(Write(view, partial(view.sub_, full, alpha=alpha)))
         return operations
 
     def _add(self, target: Tensor, z: Tensor, state: Node, beta: float, alpha: float) -> None:
-        *others, last = self.ends(state)
+        *others, last = ends_of(state)
         for end in others:
-            z = self.up(z, state, end)
-        self.add_up_(target, z, state, last, beta, alpha)
+            z = self.basis.up(z, state, end)
+        self.basis.add_up_(target, z, state, last, beta, alpha)
 
 
 def _agree(blends: list[Blend], places: list[int]) -> bool:
     return all(blends[i] == blends[places[0]] for i in places)
 
 
-def _with_residuals(
-    parts: list[Parts], projected: list[Tensor], factors: list[float]
-) -> list[Parts]:
-    """Returns parts with residuals beside them: the full update, less what of it is inside."""
-    made: list[Any] = [None] * len(parts)
-    for places in same_kind(projected):
-        some = [parts[i] for i in places]
-        low = torch._foreach_mul(
-            [each.low for each in some if each.low is not None], [each.scale for each in some]
+def written(
+    targets: list[Tensor], blend: Blend, make: Callable[[], Sequence[Tensor]]
+) -> list[Write]:
+    """Returns what makes the updates of some parameters when their turn comes, and writes them."""
+
+    def write() -> None:
+        updates = [
+            update if update.shape == target.shape else update.reshape(target.shape)
+            for update, target in zip(make(), targets, strict=True)
+        ]
+        torch._foreach_sub_(targets, updates, alpha=blend.scale)
+
+    operations = [Write(targets[0], write)]
+    if blend.decay:
+        decay = partial(torch._foreach_mul_, targets, 1 - blend.decay)
+        operations.insert(0, Write(targets[0], decay))
+    return operations
+
+
+def channel(state: Node) -> int:
+    """Returns the dimension along which a channel lies."""
+    return -2 if "left" in state else -1
+
+
+def as_dtype(owner: object, dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Returns a dtype for products, given as such or by name; raises unless it is one."""
+    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ArgumentTypeError(
+            f"{type(owner).__name__}(compute_dtype={dtype!r}) is no dtype of floating numbers. "
+            "Products are made in one. Pass for example 'bfloat16', or None."
         )
-        inside = torch._foreach_mul(pick(projected, places), pick(factors, places))
-        torch._foreach_sub_(low, list(inside))
-        for i, each in zip(places, low, strict=True):
-            made[i] = Parts(each, factor=factors[i])
-    return made
+    return found
 
 
 def spread(index: int, period: int) -> int:
@@ -802,10 +812,3 @@ def spread(index: int, period: int) -> int:
     golden ratio: Steinhaus' three-distance theorem.
     """
     return int(index * GOLDEN % 1 * period)
-
-
-def by_parts(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Applies a function; to a complex tensor, whose parts are two numbers, to each of them."""
-    if tensor.is_complex():
-        return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
-    return function(tensor)

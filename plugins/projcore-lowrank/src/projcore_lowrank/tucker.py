@@ -10,9 +10,9 @@ from torch import Tensor
 
 from projcore import Current, Kind, Node, OnRefresh, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, NonFiniteError
-from projcore_lowrank._combine import is_factor
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank._subspace import dominant
+from projcore_lowrank.combine import is_factor
 
 Refresh = Literal["hosvd", "hooi"]
 Source = Literal["update", "gradient"]

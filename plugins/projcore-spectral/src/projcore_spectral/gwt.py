@@ -68,11 +68,10 @@ class GWT(ProjectionBase):
         detail: How differences are scaled: ``"second"`` or ``"ratio"``, as above.
         scale: :math:`\alpha`, above 0. A setting.
         limit: :math:`\gamma`, at least 1; None for no limit. It is off after a norm of zero.
-        eps: :math:`\epsilon`, at least 0. By default that which the last module was built with.
+        eps: :math:`\epsilon`, at least 0. By default that of the last module in each step.
         inner_beta2: :math:`\beta_2`, if the last module inside corrects its second moment, at least
-            0 and less than 1; with 0 there is no correction. By default the last of the ``betas``
-            it was built with, unless it says ``bias_correction=False``. Like ``eps`` it is fixed:
-            if groups or schedules change those inside, these stay.
+            0 and less than 1; with 0 there is no correction. By default the last of its ``betas``,
+            as they are in each step, unless it says ``bias_correction=False``.
         project_update: Hand the incoming update in.
         project_params: Let modules inside read parameters and evaluate the closure.
         project_grad: Let modules inside read gradients.
@@ -137,11 +136,11 @@ class GWT(ProjectionBase):
         self.detail: Detail = detail
         self.limit = limit
         self.bound = bound
+        self.eps, self.inner_beta2 = eps, inner_beta2
         if detail == "second":
+            self.asks_inside = True
             divider = _divider(self.chain)
-            given = divider.defaults
-            self.eps = float(given.get("eps", 0.0) if eps is None else eps)
-            self.beta2 = float(_correction(divider) if inner_beta2 is None else inner_beta2)
+            self.corrects = bool(_correction(divider) if inner_beta2 is None else inner_beta2)
 
     def check(self, settings: Settings) -> None:
         require(self, "scale", settings["scale"], above=0)
@@ -151,7 +150,7 @@ class GWT(ProjectionBase):
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         node: dict[str, Tensor | float] = {}
-        if self.detail == "second" and self.beta2:
+        if self.detail == "second" and self.corrects:
             node["step"] = torch.zeros((), dtype=torch.int64, device="cpu")
         if self.limit is not None:
             node["limited_norm"] = tensor.new_zeros((), dtype=_wide(tensor.dtype).to_real())
@@ -201,7 +200,7 @@ class GWT(ProjectionBase):
         ):
             full, low, out = (_real(tensor) for tensor in (given, low, out))
             if self.detail == "second":
-                factor, out = self._divided(full, low, out, state)
+                factor, out = self._divided(full, low, out, state, values)
             else:
                 factor = self._matched(full, low, out, state)
             factor, out = factor * values["scale"], out * values["scale"]
@@ -209,30 +208,27 @@ class GWT(ProjectionBase):
         return made
 
     def _divided(
-        self, full: Tensor, low: Tensor, out: Tensor, state: Node
+        self, full: Tensor, low: Tensor, out: Tensor, state: Node, settings: Settings
     ) -> tuple[Tensor, Tensor]:
         """Returns what differences are multiplied by, and the result, limited together."""
-        second = kept = self.memory_inside(state, "second")
-        second = torch.zeros_like(out) if second is None else _real(second)  # None: not yet
+        keeper = self.keeper_inside("second", state, settings)
+        assert keeper is not None  # one was there when it was built
+        kept, inside = keeper.first_of("second"), keeper.settings
+        second = torch.zeros_like(out) if kept is None else _real(kept)  # None: not yet
         if "step" in state:
             state["step"] = state["step"] + 1
-            second = second / (1 - self.beta2 ** scalar(state["step"]))
-        divisor = second.sqrt() + self.eps
+            beta2 = inside["betas"][-1] if self.inner_beta2 is None else self.inner_beta2
+            second = second / (1 - beta2 ** scalar(state["step"]))
+        divisor = second.sqrt() + (inside.get("eps", 0.0) if self.eps is None else self.eps)
         if self.bound is not None:
-            least = self._share(kept, state) / self.bound
+            betas, count = inside.get("betas"), keeper.entries.get("step")
+            share = 1.0  # the size of the root of a second moment, in terms of what it averages
+            if not ("step" in state or betas is None or count is None):
+                share = (1 - betas[-1] ** scalar(count)) ** 0.5
+            least = share / self.bound
             divisor = torch.maximum(divisor, sizes_of_details(full, low, self.level) * least)
         shrink = self._shrink(torch.linalg.vector_norm(out), state)
         return shrink / divisor, out * shrink
-
-    def _share(self, second: Tensor | None, state: Node) -> Any:
-        """Returns the size of the root of a second moment, in terms of what it is the mean of."""
-        if "step" in state or second is None:
-            return 1.0
-        node = _node_of(self.chain, state.get("modules", {}), second)
-        betas = _divider(self.chain).defaults.get("betas")
-        if betas is None or "step" not in node:
-            return 1.0
-        return (1 - betas[-1] ** scalar(node["step"])) ** 0.5
 
     def _matched(self, full: Tensor, low: Tensor, out: Tensor, state: Node) -> Tensor:
         """Returns what the differences of each row are multiplied by: scaled as inside, limited."""
@@ -366,16 +362,6 @@ def _in_this_space(module: Module) -> list[Module]:
         return []
     inside = [each for child in module.children.values() for each in _in_this_space(child)]
     return [module, *inside]
-
-
-def _node_of(module: Module, node: Node, tensor: Tensor) -> Node:
-    """Returns the memory of the module in this space that keeps a tensor; or an empty one."""
-    if any(value is tensor for value in node.values()):
-        return node
-    if isinstance(module, ProjectionBase):
-        return {}
-    found = (_node_of(child, node.get(name, {}), tensor) for name, child in module.children.items())
-    return next((each for each in found if each), {})
 
 
 def _last(module: Module) -> Module:

@@ -1,0 +1,246 @@
+"""The first choice of a subspace: what spans it, and when that is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Choice, Node, Settings, require
+from projcore.ops import require_choice
+from projcore_lowrank._batches import ENDS, stacked_bases
+from projcore_lowrank._matrices import Folding, Side, matrix_shape, resolved_rank
+from projcore_lowrank._seeded import mix
+
+End = Literal["left", "right"]
+Source = Literal["update", "gradient", "momentum"]
+Nonfinite = Literal["raise", "skip"]
+
+
+class Basis(Choice):
+    r"""What spans a subspace: override `columns`, and the rest for what is no matrix in the state.
+
+    A matrix, shape ``(m, n)``, is compressed from an *end*: from the ``"left"`` as :math:`P^H G`,
+    with a basis :math:`P` of shape ``(m, r)``, or from the ``"right"`` as :math:`G P`, with one of
+    shape ``(n, r)``. What a basis keeps is in the state of the `Subspace`, one node for each
+    tensor; the entry of the end's name is there for each end that is compressed.
+
+    Args:
+        period: Steps between refreshes, at least 1. A setting.
+        stagger: Spread the refreshes of different tensors over the period. The first step has all.
+        source: What it is learnt from: the ``"update"`` given, the ``"gradient"``, or the mean of
+            the update and the first moment inside (``"momentum"``).
+        nonfinite: Inf or NaN there is an error (``"raise"``), or the basis stays, and is learnt in
+            the next step (``"skip"``). With ``period=1`` and ``"raise"`` an accelerator is asked in
+            the first step alone: it shows in the parameters.
+
+    Attributes:
+        orthonormal: Whether its columns are.
+        selects: Whether its columns are coordinates, whose indices are the entry of the end.
+        periodic: Whether it is learnt again after the first step.
+        data_dependent: Whether it is made from `source`, which then has to be finite.
+        side: The side that it compresses, if that is its own choice.
+        has_channels: Whether tensors inside are matrices, of rows and columns that may be scaled.
+        traceable: Whether products with it make one graph for `torch.compile`.
+        one_sided: Whether it is for one end alone.
+        asks_inside: Whether it asks for the betas of Adam inside.
+    """
+
+    host = ("subspace", "basis")
+    orthonormal: bool = True
+    selects: ClassVar[bool] = False
+    periodic: bool = True
+    data_dependent: bool = True
+    side: Side | None = None
+    has_channels: bool = True
+    traceable: bool = True
+    asks_inside: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        period: int = 200,
+        stagger: bool = True,
+        source: Source = "update",
+        nonfinite: Nonfinite = "raise",
+    ) -> None:
+        require_choice(self, "source", source, get_args(Source))
+        require_choice(self, "nonfinite", nonfinite, get_args(Nonfinite))
+        self.stagger = stagger
+        self.source = source
+        self.nonfinite = nonfinite
+        super().__init__({"period": period})
+
+    def check(self, owner: object, settings: Settings) -> None:
+        require(owner, "period", settings["period"], minimum=1)
+
+    # How it is learnt.
+
+    def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
+        """Returns orthonormal columns for a matrix, or for each of a batch.
+
+        Args:
+            matrix: Shape ``(..., m, n)``; from the right, the adjoint of the one given.
+            rank: `r`, 1 to `m`.
+            start: The basis so far, or None if none was learnt yet.
+            seed: Of random numbers; it differs from step to step.
+
+        Returns:
+            Shape ``(..., m, r)``.
+        """
+        raise NotImplementedError
+
+    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+        """Returns the entries of an end before its first basis is learnt.
+
+        Columns have that length; ``batch`` is the shape of a batch of matrices.
+        """
+        eye = torch.eye(length, rank, dtype=like.dtype, device=like.device)
+        return {end: eye.expand(*batch, length, rank).contiguous() if batch else eye}
+
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        """Returns the entries of an end with a new basis, of columns as those of ``matrix``."""
+        start = None if state["pending"] else state[end]
+        made = self.columns(matrix, rank, start, mix(state["step"], end == "right"))
+        return {end: made.to(matrix.dtype)}
+
+    def learn_ends(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
+        """Returns the entries with new bases of all ends.
+
+        Entries that the state does not have are for this step: `pass_on` takes them.
+        """
+        node: Node = {}
+        for end in ends_of(state):
+            seen = matrix.mH if end == "right" and matrix.ndim > 1 else matrix
+            node.update(self.learn(end, rank, seen, state, settings))
+        return node
+
+    def learn_all(
+        self,
+        matrices: list[Tensor],
+        ranks: list[int],
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Node] | None:
+        """Returns what `learn_ends` does, of all tensors at once; None to go batch by batch."""
+        return None
+
+    def pass_on(self, node: Node, state: Node) -> None:
+        """Moves entries of this step alone from the new node to where they are looked for."""
+
+    def forgotten(self, state: Node, end: End) -> tuple[Tensor, Tensor] | None:
+        """Returns two factors of what state inside lost by the refresh, for error feedback."""
+        return None
+
+    @property
+    def follows_momentum(self) -> bool:
+        """Whether it is learnt from first moments inside, too.
+
+        Then these are in ``state["moment"]`` when it is learnt, if there are any yet, and the betas
+        that they are made with in ``state["betas"]``, if it ``asks_inside``.
+        """
+        return self.source == "momentum"
+
+    # What it is.
+
+    def matrix(self, state: Node, end: End, like: Tensor) -> Tensor:
+        """Returns the basis, ``(..., length, rank)``, with the dtype and device of a tensor."""
+        basis: Tensor = state[end]
+        return basis if basis.dtype == like.dtype else basis.to(like.dtype)
+
+    def rank_of(self, state: Node) -> int:
+        """Returns the rank that it has."""
+        return int(state[ends_of(state)[0]].shape[-1])
+
+    def resolve(self, rank: int | float, shape: tuple[int, ...]) -> int:
+        """Returns the rank that a setting means for matrices of a shape."""
+        return resolved_rank(rank, shape)
+
+    def shape(self, shape: torch.Size, folding: Folding) -> tuple[int, ...] | None:
+        """Returns the shape that tensors are compressed in; None for those that pass."""
+        return matrix_shape(shape, folding)
+
+    # How it multiplies.
+
+    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
+        r"""Returns :math:`P^H x` from the left, :math:`x P` from the right."""
+        basis = self.matrix(state, end, x)
+        return basis.mH @ x if end == "left" else x @ basis
+
+    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
+        r"""Returns :math:`P z` to the left, :math:`z P^H` to the right."""
+        basis = self.matrix(state, end, z)
+        return basis @ z if end == "left" else z @ basis.mH
+
+    def coordinates(self, x: Tensor, state: Node, end: End) -> Tensor:
+        """Returns the point inside that comes out as ``x``, or as near to it as there is one."""
+        return self.down(x, state, end)
+
+    def add_up_(
+        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
+    ) -> None:
+        """Makes a target ``beta * target + alpha * up(z)``, in one operation."""
+        basis = self.matrix(state, end, z)
+        one, other = (basis, z) if end == "left" else (z, basis.mH)
+        if target.ndim == 2:
+            target.addmm_(one, other, beta=beta, alpha=alpha)
+        else:
+            target = target.view(-1, *target.shape[-2:])
+            batches = [  # a basis may be one for the whole batch
+                each.flatten(0, -3) if each.ndim > 2 else each.expand(len(target), *each.shape)
+                for each in (one, other)
+            ]
+            target.baddbmm_(*batches, beta=beta, alpha=alpha)
+
+    def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
+        r"""Returns state in a new basis, by :math:`C = P_{new}^H P_{old}` or its squares."""
+        change = self.change(old, new, end, tensor)
+        if squared:
+            change = (change * change.conj()).real.to(tensor.dtype)
+        return change @ tensor if end == "left" else tensor @ change.mH
+
+    def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
+        r"""Returns :math:`C = P_{new}^H P_{old}`."""
+        return self.matrix(new, end, like).mH @ self.matrix(old, end, like)
+
+    # How several are one.
+
+    def alike(self, tensor: Tensor, state: Node) -> Hashable:
+        """Returns what is equal for tensors that may be multiplied by their bases as a stack."""
+        if tensor.ndim != 2:
+            return id(state)
+        return tuple((end, state[end].shape) for end in ends_of(state))
+
+    def together(self, states: list[Node]) -> Node:
+        """Returns the states of several tensors as one, whose bases are stacked."""
+        return stacked_bases(states)
+
+    def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
+        """Returns the states of several tensors before and after a change of bases."""
+        return self.together(old_states), self.together(new_states)
+
+    def read(
+        self, batches: list[list[Node]], like: list[Tensor], again: bool
+    ) -> Sequence[Node | None]:
+        """Makes the bases that products of a whole step read, if it pays to make them at once.
+
+        Returns for each batch, of tensors like the one given for it, the bases stacked; or None.
+        ``again`` says that they are read once more when parameters are written.
+        """
+        return [None if len(batch) == 1 or not again else self.together(batch) for batch in batches]
+
+    def materialize(self, states: list[Node]) -> list[Node]:
+        """Returns entries for a graph: see `ProjectionBase.materialize`."""
+        return [{} for _ in states]
+
+
+def ends_of(state: Node) -> list[End]:
+    """Returns the ends that a tensor with this state is multiplied from."""
+    return [end for end in ENDS if end in state]
+
+
+def dim_of(end: End) -> int:
+    """Returns the dimension of a matrix that is compressed from an end."""
+    return -2 if end == "left" else -1

@@ -1,0 +1,248 @@
+"""The second choice of a subspace: how the update is made of what is inside it and outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from projcore import Choice, Node, Settings, ops, require
+from projcore_lowrank._batches import Batch
+
+TINY = 1e-8  # beside the norm that is divided by; as in the authors' codes
+
+
+class Terms(NamedTuple):
+    """An update: ``scale * U low + full * factor + signs * sign(full - U projected)``.
+
+    What is None, or 0, is left out. So no residual need be formed.
+    """
+
+    low: Tensor | None = None
+    scale: float = 1.0
+    factor: Tensor | float | None = None
+    signs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Given:
+    r"""What a rule makes updates of: matrices :math:`G`, or stacks, of one dtype and device.
+
+    Attributes:
+        batches: Which tensors are in each.
+        projected: :math:`R = U^H G` of each.
+        results: :math:`N`, what the modules inside returned, of all tensors of the step.
+        outside: What `Combine.measure` returned for each; empty if it measures nothing.
+        shapes: Those of :math:`G`.
+        dims: The dimension along which a channel of each lies: -2 if it is compressed from the
+            left, where each column is one.
+        settings: Of all tensors of the step.
+        states: Of all tensors of the step.
+    """
+
+    batches: Sequence[Batch]
+    projected: list[Tensor]
+    results: Sequence[Tensor]
+    outside: list[Tensor]
+    shapes: list[torch.Size]
+    dims: list[int]
+    settings: Sequence[Settings]
+    states: Sequence[Node]
+
+    @property
+    def members(self) -> list[int]:
+        """The tensors of all batches."""
+        return [i for batch in self.batches for i in batch.places]
+
+    @property
+    def result(self) -> list[Tensor]:
+        """:math:`N` of each batch, stacked as it is."""
+        return [batch.gather(self.results) for batch in self.batches]
+
+    def setting(self, name: str) -> list[Any]:
+        """Returns a setting of each batch, whose tensors share it."""
+        return [self.settings[batch.places[0]][name] for batch in self.batches]
+
+
+class Combine(Choice):
+    r"""How the update is made of the full one, :math:`G`, of :math:`R`, and of the result inside.
+
+    Override `terms`, and `measure` where the update depends on what the matrices were before.
+
+    Args:
+        scale: :math:`\alpha`, what the update is multiplied by, above 0. A setting.
+
+    Attributes:
+        stacked: Whether it takes equal matrices as one stack, where they are multiplied as one.
+        orthonormal: Whether it is right for orthonormal columns alone.
+        by_channel: Whether it scales the rows or columns of a matrix.
+        reads_again: Whether bases are read when parameters are written, too.
+        measures: Whether it depends on what `measure` returns.
+    """
+
+    host = ("subspace", "combine")
+    stacked: ClassVar[bool] = False
+    orthonormal: ClassVar[bool] = False
+    by_channel: ClassVar[bool] = False
+    reads_again: ClassVar[bool] = False
+    measures: bool = False
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__({"scale": scale})
+
+    def check(self, owner: object, settings: Settings) -> None:
+        require(owner, "scale", settings["scale"], above=0)
+
+    def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
+        """Returns the entries that it keeps in the state of a tensor, seen in that shape."""
+        return {}
+
+    def measure(self, matrix: Tensor, dim: int) -> Tensor:
+        """Returns what it has to know of a matrix, or of a stack, before it is projected."""
+        raise NotImplementedError
+
+    def terms(self, given: Given) -> list[Terms]:
+        """Returns what the update of each batch is made of."""
+        raise NotImplementedError
+
+
+class Limited(Combine):
+    r"""A rule that scales the full update, and lets the norm of that grow by a factor at most.
+
+    .. math:: S_t \leftarrow S_t \min\left(1, \gamma \frac{\lVert S_{t-1} \rVert}{\lVert S_t
+        \rVert}\right)
+
+    Nothing is limited by a norm of zero before: otherwise all updates after it would be zero, too.
+    """
+
+    kinds = {"limited_norm": "scalar"}
+    stacked = True
+
+    def __init__(self, scale: float = 1.0, limit: float | None = 1.01) -> None:
+        if limit is not None:
+            require(self, "limit", limit, minimum=1)
+        self.limit = limit
+        super().__init__(scale)
+
+    def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
+        if self.limit is None:
+            return {}
+        wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
+        return {"limited_norm": tensor.new_zeros((*shape[:-2], 1, 1), dtype=wide)}
+
+    def measure(self, matrix: Tensor, dim: int) -> Tensor:
+        return norms([matrix], [dim])[0]
+
+    def limited(self, now: Tensor, given: Given) -> Tensor:
+        """Returns the factors for matrices whose norms are now these, and notes the new norms."""
+        assert self.limit is not None
+        shrink, left = grown(
+            now, self.limit, [given.states[i]["limited_norm"] for i in given.members]
+        )
+        for i, norm in zip(given.members, left, strict=True):
+            given.states[i]["limited_norm"] = norm
+        return shrink
+
+
+def has_signs(terms: Terms) -> bool:
+    """Whether the signs of the residual are added; a tensor, as in a trace, may be any number."""
+    return isinstance(terms.signs, Tensor) or bool(terms.signs)
+
+
+def is_factor(factor: float | Tensor) -> bool:
+    """Whether multiplying by a factor changes anything; a tensor, as in a trace, may."""
+    return isinstance(factor, Tensor) or factor != 1
+
+
+def signs(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the sign of each element; NaN of one that is not finite, so that it shows."""
+    if any(tensor.is_complex() for tensor in tensors):
+        return [tensor.sgn().add_(tensor, alpha=0) for tensor in tensors]
+    return ops.signs(tensors)
+
+
+def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
+    """Returns norms along dimensions, which stay with length 1, in float32 or wider."""
+    return [_norm(tensor, dim) for tensor, dim in zip(_wide(tensors), dims, strict=True)]
+
+
+def _norm(tensor: Tensor, dim: int) -> Tensor:
+    if dim == -2 and tensor.is_cpu:
+        # Along columns torch's own takes six times as long.
+        parts = tensor.abs() if tensor.is_complex() else tensor
+        return (parts * parts).sum(-2, keepdim=True).sqrt_()
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
+    return norm
+
+
+def matrix_norms(tensors: list[Tensor]) -> Tensor:
+    """Returns the norm of each matrix, those of batches one after the other, as a vector."""
+    matrices = [
+        matrix
+        for tensor in _wide(tensors)
+        for matrix in (tensor.flatten(0, -3).unbind() if tensor.ndim > 2 else (tensor,))
+    ]
+    return torch.stack(torch._foreach_norm(matrices))
+
+
+def norms_of(tensor: Tensor) -> Tensor:
+    """Returns the norm of a matrix, or of each of a batch, as a vector."""
+    (tensor,) = _wide([tensor])
+    if tensor.ndim == 2 and tensor.is_contiguous() and not tensor.is_complex():
+        flat = tensor.view(-1)
+        return torch.dot(flat, flat).sqrt_().view(1)  # for a large one the fastest on a CPU
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=(-2, -1))
+    return norms.view(-1)
+
+
+def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
+    """Returns how much modules have scaled what they were given."""
+    return list(torch._foreach_div(above, torch._foreach_add(below, TINY)))
+
+
+def grown(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Finds by what to multiply matrices so that their norms grow by at most `gamma`.
+
+    Nothing is limited by a norm of zero before: otherwise all updates after it would be zero, too.
+
+    Args:
+        now: The norm of each matrix.
+        gamma: As said.
+        previous: The norms before, of each matrix or batch.
+
+    Returns:
+        The factors, one for each matrix, and the norms that there are with them.
+    """
+    before = torch.cat([norm.view(-1) for norm in previous])
+    allowed = (before + TINY).mul_(gamma).masked_fill_(before <= 0, math.inf)
+    shrink = (allowed / now).clamp_(max=1.0)
+    # Each in memory of its own.
+    return shrink, list(torch._foreach_mul(split_like(now, previous), split_like(shrink, previous)))
+
+
+def split_like(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """Splits a vector of a number for each matrix, into shapes that broadcast with tensors."""
+    if all(tensor.ndim == 2 for tensor in tensors):
+        return list(numbers.view(-1, 1, 1).unbind())
+    shapes = [(*tensor.shape[:-2], 1, 1) for tensor in tensors]
+    counts = [math.prod(shape) for shape in shapes]
+    parts = numbers.split(counts)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def in_dtype_of(factors: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Returns factors in the dtype that the tensors share; but float16 does not hold all."""
+    dtype = tensors[0].dtype
+    if dtype in (torch.float16, factors[0].dtype):
+        return factors
+    return [factor.to(dtype) for factor in factors]
+
+
+def _wide(tensors: list[Tensor]) -> list[Tensor]:
+    """Returns tensors, which share a dtype, in float32 or wider."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return tensors if tensors[0].dtype == dtype else [tensor.to(dtype) for tensor in tensors]

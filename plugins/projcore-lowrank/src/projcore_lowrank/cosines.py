@@ -1,0 +1,147 @@
+"""Bases of cosines: the frequencies of the largest norm, of each matrix."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings
+from projcore.errors import ArgumentError
+from projcore_lowrank.basis import End, Nonfinite, Source, ends_of
+from projcore_lowrank.coordinates import Chosen, largest
+
+Norm = Literal[1, 2]
+
+
+class Cosines(Chosen):
+    r"""Some frequencies of each matrix, along the side that is compressed.
+
+    The basis :math:`P` consists of `r` columns of the orthonormal DCT matrix of that side,
+
+    .. math:: Q_{ik} = c_k \cos\frac{\pi (2i + 1) k}{2s}, \qquad
+        c_0 = \sqrt{1/s}, \quad c_k = \sqrt{2/s},
+
+    those for which the rows of :math:`Q^\top G` have the largest norm; of equal ones, the lowest.
+    Only the indices are in the state. The matrices of a batch share their frequencies. State inside
+    that is transported is kept for frequencies that stay, and is zero for new ones.
+
+    Args:
+        period: Steps between choices of the frequencies, at least 1. A setting.
+        norm: By which norm they are chosen: 1, the sum of absolute values, or 2.
+        stagger: As of `Basis`; likewise ``source`` and ``nonfinite``.
+        source: As said.
+        nonfinite: As said.
+
+    Raises:
+        ArgumentError: If a setting is out of range or a choice unknown.
+
+    Cost: 8 bytes for each index; the choice is a cosine transform, O(s l log s) for a matrix of
+    sides ``s <= l``. A table of ``4 s`` cosines is kept for the process.
+
+    Differs from the authors' code: on both sides the basis is of DCT-II vectors; theirs has DCT-III
+    ones on one side if it transforms by a product.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], rank=4, basis=Cosines(norm=2), error_feedback=True))
+        subspace([adam()], rank=4, basis=cosines(norm=2), error_feedback=True)
+
+    References:
+        Modoranu et al., 2025, https://arxiv.org/abs/2505.17967 (DCT-AdamW); the transform:
+        Makhoul, 1980, https://doi.org/10.1109/TASSP.1980.1163351.
+    """
+
+    traceable = False  # the tables are kept in caches
+
+    def __init__(
+        self,
+        period: int = 1,
+        norm: Norm = 1,
+        stagger: bool = True,
+        source: Source = "update",
+        nonfinite: Nonfinite = "raise",
+    ) -> None:
+        if norm not in (1, 2):
+            raise ArgumentError(
+                f"Cosines(norm={norm!r}) cannot be. Frequencies are chosen by sums of absolute "
+                "values, or of squares. Pass 1 or 2."
+            )
+        self.norm = norm
+        super().__init__(period, stagger, source, nonfinite)
+
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        rows = matrix.movedim(-2, -1)  # what is transformed lies together, mostly
+        if matrix.is_complex():
+            sizes = torch.complex(cosines_of(rows.real), cosines_of(rows.imag)).abs()
+        else:
+            sizes = cosines_of(rows).abs_()
+        if self.norm == 2:
+            sizes.square_()
+        if state[end].ndim == 1:  # the matrices of one tensor share their frequencies
+            sizes = sizes.flatten(0, -2)
+        return {end: largest(sizes.sum(-2), rank)}
+
+    def read(self, batches: list[list[Node]], like: list[Tensor], again: bool) -> list[Node]:
+        return [
+            {end: self.matrix(state, end, tensor) for end in ends_of(state)}
+            for state, tensor in zip(map(self.together, batches), like, strict=True)
+        ]
+
+    def matrix(self, state: Node, end: End, like: Tensor) -> Tensor:
+        chosen = state[end]
+        if chosen.is_floating_point() or chosen.is_complex():  # it was made by `read`
+            made: Tensor = chosen.to(like.dtype)
+            return made
+        length = state[f"{end}_length"]
+        wide = torch.promote_types(like.dtype.to_real(), torch.float32)
+        table = _cosines(length, wide, like.device)
+        steps = torch.arange(1, 2 * length, 2, device=like.device).unsqueeze(-1)  # 2i + 1
+        chosen = chosen.unsqueeze(-2)
+        basis = table.take((steps * chosen).remainder_(4 * length))
+        return basis.mul_(_factors(chosen, length, basis)).to(like.dtype)
+
+
+def cosines_of(x: Tensor) -> Tensor:
+    r"""Returns the orthonormal DCT-II along the last dimension, of real numbers.
+
+    With :math:`V` the Fourier transform of the numbers 0, 2, 4, ..., 5, 3, 1 in that order, and
+    :math:`w_k = c_k e^{-i \pi k / 2n} V_k`, the result is the real part of :math:`w_k` at `k`, and
+    the negative imaginary part at :math:`n - k`. Computed in float32 or wider.
+    """
+    length = x.shape[-1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    order = torch.arange(length, device=x.device)
+    order = torch.cat([order[::2], order[1::2].flip(0)])
+    turns = _turns(length, wide.to_complex(), x.device)
+    turned = torch.fft.rfft(x.to(wide).index_select(-1, order)).mul_(turns)
+    mirrored = turned.imag[..., 1 : (length + 1) // 2].flip(-1).neg()
+    return torch.cat([turned.real, mirrored], dim=-1)
+
+
+@lru_cache(256)
+def _cosines(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    r"""Returns :math:`\cos(\pi j / 2n)` for `j` up to :math:`4n`, a full turn."""
+    with torch.inference_mode(False), torch.no_grad():
+        angles = torch.arange(4 * length, dtype=torch.float64, device="cpu") * (
+            math.pi / (2 * length)
+        )
+        return angles.cos().to(device, dtype)
+
+
+@lru_cache(256)
+def _turns(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    r"""Returns :math:`c_k e^{-i \pi k / 2n}` for `k` up to :math:`n / 2`."""
+    with torch.inference_mode(False), torch.no_grad():
+        k = torch.arange(length // 2 + 1, dtype=torch.float64, device="cpu")
+        turns = torch.polar(_factors(k, length, k), k * (-math.pi / (2 * length)))
+        return turns.to(device, dtype)
+
+
+def _factors(k: Tensor, length: int, like: Tensor) -> Tensor:
+    """Returns what makes the cosines of frequencies orthonormal."""
+    factors = torch.full_like(k, math.sqrt(2 / length), dtype=like.dtype)
+    return factors.masked_fill_(k == 0, math.sqrt(1 / length))

@@ -1,0 +1,67 @@
+"""Fira: the residual, scaled as the modules inside scaled the subspace."""
+
+from __future__ import annotations
+
+import torch
+
+from projcore_lowrank.combine import (
+    Given,
+    Limited,
+    Terms,
+    in_dtype_of,
+    matrix_norms,
+    norms,
+    quotients,
+    split_like,
+)
+
+
+class Fira(Limited):
+    r"""Scales each channel of the residual as the modules inside scaled it in the subspace.
+
+    .. math:: \alpha P N + S, \quad S = (G - \alpha P R) \operatorname{diag}(\phi), \quad
+        \phi_j = \lVert N_j \rVert / \lVert R_j \rVert
+
+    with the norm of :math:`S` limited. Its norm follows from those of :math:`G` and
+    :math:`R`, since :math:`P` is orthonormal: :math:`\lVert S_j \rVert^2 = \phi_j^2 (\lVert G_j
+    \rVert^2 - (2 \alpha - \alpha^2) \lVert R_j \rVert^2)`. Channels are columns if matrices are
+    compressed from the left, else rows.
+
+    Args:
+        scale: :math:`\alpha`, above 0. A setting.
+        limit: By how much, at most, the norm of :math:`S` grows from one step to the next, at
+            least 1; None for no limit.
+
+    Differs from the authors' code: after a step of zeros nothing is limited to almost nothing.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], rank=4, combine=Fira(scale=0.25)))
+        subspace([adam()], rank=4, combine=fira(scale=0.25))
+
+    References:
+        Chen et al., 2024, https://arxiv.org/abs/2410.01623 (equations 4 to 7).
+    """
+
+    orthonormal = True
+    by_channel = True
+    reads_again = True
+    measures = True
+
+    def terms(self, given: Given) -> list[Terms]:
+        projected, result, scales = given.projected, given.result, given.setting("scale")
+        inside = norms(projected, given.dims)
+        factors = quotients(norms(result, given.dims), inside)
+        rest = torch._foreach_mul(inside, inside)
+        torch._foreach_mul_(rest, [scale**2 - 2 * scale for scale in scales])
+        torch._foreach_addcmul_(rest, given.outside, given.outside)
+        rest = torch._foreach_clamp_min(rest, 0.0)
+        torch._foreach_sqrt_(rest)
+        channels = list(torch._foreach_mul(rest, factors))
+        if self.limit is not None:
+            shrink = self.limited(matrix_norms(channels), given)
+            factors = list(torch._foreach_mul(factors, split_like(shrink, result)))
+        factors = in_dtype_of(factors, result)
+        mixed = torch._foreach_addcmul(result, projected, factors, value=-1.0)
+        low = [each.to(out.dtype) for each, out in zip(mixed, result, strict=True)]
+        return [Terms(*each) for each in zip(low, scales, factors, strict=True)]

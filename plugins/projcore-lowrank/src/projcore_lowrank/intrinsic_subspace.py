@@ -1,0 +1,301 @@
+"""All parameters of a model on one random plane of few dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Current, Node, ProjectionBase, Settings, require
+from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+from projcore_lowrank._seeded import (
+    fastfood_down,
+    fastfood_up,
+    mix,
+    srht_down,
+    srht_up,
+    stream,
+)
+
+Plane = Literal["fastfood", "dense", "srht"]
+
+# Numbers of a dense matrix that are made at a time.
+BLOCK = 1 << 22
+# Iterations of conjugate gradients after which they do not converge.
+MOST = 1000
+
+
+class IntrinsicSubspace(ProjectionBase):
+    r"""Runs modules on `d` coordinates of the whole model, along random directions.
+
+    With :math:`\theta \in R^D` all elements of all parameters in a row, and a fixed random matrix
+    :math:`P`, shape ``(D, d)``, training moves on the plane
+
+    .. math:: \theta = \theta_0 + P z, \qquad z \in R^d.
+
+    Inside there is one vector, of `d` elements. A gradient goes in as :math:`P^T g`, and a step
+    :math:`z` comes out as :math:`P z`; parameters go in as the coordinates of the nearest point of
+    the plane through 0, :math:`(P^T P)^{-1} P^T \theta`. So even methods that need far too much
+    memory or time for all parameters run inside. The least `d` at which a model learns its task is
+    the task's intrinsic dimension.
+
+    :math:`P` is made from the seed whenever it is needed, and never kept:
+
+    - ``"fastfood"``: blocks of diagonal, Hadamard and permutation matrices that together are much
+      like a Gaussian matrix. Its columns have a length of about 1.
+    - ``"dense"``: Gaussian, made in blocks of rows, the columns of each scaled to one length, so
+      that those of :math:`P` have exactly length 1. For small models.
+    - ``"srht"``: signs, Hadamard transforms of all elements, and a choice of `d` of them. Its
+      columns are orthonormal.
+
+    Complex parameters have complex coordinates; :math:`P` is real.
+
+    Args:
+        modules: What to run on the coordinates.
+        dimension: `d`, from 1 to the number of elements. Beside ``"srht"``, well below it.
+        kind: ``"fastfood"``, ``"dense"`` or ``"srht"``.
+        seed: Of :math:`P`, at least 0.
+        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
+
+    Raises:
+        ArgumentTypeError: If ``dimension`` or ``seed`` is no int.
+        ArgumentError: If an argument is out of range; when the optimizer is built, if there are
+            fewer elements than dimensions, or parameters of several dtypes or devices.
+        StepError: If modules inside need the parameters, and `d` is so near to the number of
+            elements that their coordinates cannot be found.
+        CheckpointError: If a checkpoint with another seed, kind, dimension or number of elements
+            is loaded.
+
+    Cost: no memory beside that of the modules inside. Each way :math:`O(D \log d)` operations and
+    `3D` random numbers for ``"fastfood"``, :math:`O(D \log D)` and `3D` for ``"srht"``, `2Dd` and
+    `Dd` for ``"dense"``, which holds 4 million of them at a time. Coordinates of parameters, where
+    modules inside ask for them, take conjugate gradients for ``"fastfood"``, of about
+    :math:`\log\epsilon / \log\sqrt{d/D}` times both ways, and :math:`O(D d^2)` for ``"dense"``.
+    Numbers inside are float32 at least. Not compiled.
+
+    Differs from the authors' code: the point :math:`\theta_0` is not kept, because steps are added
+    to the parameters. Adding a parameter group makes another plane, and resets memory inside.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LBFGS, StrongWolfe
+        >>> model = torch.nn.Linear(30, 20)
+        >>> plane = IntrinsicSubspace([LBFGS(), StrongWolfe()], dimension=50)
+        >>> optimizer = Optimizer(model.parameters(), plane)
+
+    References:
+        Li et al., 2018, https://arxiv.org/abs/1804.08838 (equation 2)
+        Le, Sarlós, Smola, 2013, https://arxiv.org/abs/1408.3060 (Fastfood)
+        Aghajanyan et al., 2021, https://arxiv.org/abs/2012.13255 (with Fastfood; "DID")
+    """
+
+    kinds = {"seed": "fixed", "plane": "fixed", "dimension": "fixed", "elements": "fixed"}
+    on_refresh = "reset"  # the map changes when parameters are added, and then altogether
+    traceable = False  # random numbers from generators of its own
+
+    def __init__(
+        self,
+        modules: Any,
+        dimension: int,
+        kind: Plane = "fastfood",
+        seed: int = 0,
+        project_update: bool = True,
+        project_params: bool = True,
+        project_grad: bool = True,
+    ) -> None:
+        if kind not in get_args(Plane):
+            raise ArgumentError(
+                f"IntrinsicSubspace was given kind={kind!r}. It is one of "
+                f"{', '.join(map(repr, get_args(Plane)))}. Pass one."
+            )
+        require(self, "dimension", dimension, minimum=1)
+        require(self, "seed", seed, minimum=0)
+        for name, value in (("dimension", dimension), ("seed", seed)):
+            if not isinstance(value, int):
+                raise ArgumentTypeError(
+                    f"IntrinsicSubspace({name}={value!r}) was given a {type(value).__name__}. "
+                    f"{name} is a whole number. Pass an int."
+                )
+        self.dimension = dimension
+        self.kind = kind
+        self.seed = seed
+        super().__init__(modules, project_update, project_params, project_grad)
+
+    def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
+        plane = get_args(Plane).index(self.kind)
+        return {"seed": self.seed, "plane": plane, "dimension": self.dimension, "elements": 0}
+
+    def refresh(  # type: ignore[override]  # it needs the number of elements only
+        self, params: list[Tensor], states: list[Node]
+    ) -> list[Node | None] | None:
+        count = sum(tensor.numel() for tensor in params)
+        if count < self.dimension:
+            raise ArgumentError(
+                f"IntrinsicSubspace(dimension={self.dimension}) was given parameters of {count} "
+                "elements in all. A plane has at most as many dimensions as the space that it is "
+                f"in. Pass one of at most {count}."
+            )
+        if all(state["elements"] == count for state in states):
+            return None
+        return [{"elements": count} for _ in states]
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        x = merge(tensors)
+        if x.is_meta:
+            return [x.new_empty(self.dimension)]
+        if current == "params":
+            return [self._coordinates(x)]
+        return [self._down(x)]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        (z,) = projected_tensors
+        sizes = [param.numel() for param in params]
+        pieces = torch.functional.split(self._up(z, sum(sizes)), sizes)
+        return [
+            piece.reshape(param.shape).to(param.dtype)
+            for piece, param in zip(pieces, params, strict=True)
+        ]
+
+    def _up(self, z: Tensor, length: int) -> Tensor:
+        """Returns `P z`."""
+        if self.kind == "fastfood":
+            return fastfood_up(z, self.seed, length)
+        if self.kind == "srht":
+            return srht_up(z, self.seed, length)
+        return dense_up(z, self.seed, length)
+
+    def _down(self, x: Tensor) -> Tensor:
+        """Returns `P^T x`."""
+        if self.kind == "fastfood":
+            return fastfood_down(x, self.seed, self.dimension)
+        if self.kind == "srht":
+            return srht_down(x, self.seed, self.dimension)
+        return dense_down(x, self.seed, self.dimension)
+
+    def _coordinates(self, x: Tensor) -> Tensor:
+        """Returns the `z` for which `P z` is nearest to a vector."""
+        if self.kind == "srht":
+            return self._down(x)
+        if self.kind == "dense":
+            return dense_solve(x, self.seed, self.dimension)
+        z = conjugate_gradients(lambda z: self._down(self._up(z, len(x))), self._down(x))
+        if z is None:
+            raise StepError(
+                f"IntrinsicSubspace(dimension={self.dimension}) did not find the coordinates of "
+                f"parameters of {len(x)} elements: so many random directions are nearly "
+                "dependent. Pass a smaller dimension, or kind='srht'."
+            )
+        return z
+
+
+def merge(tensors: list[Tensor]) -> Tensor:
+    """Returns the elements of tensors in one vector, float32 at least.
+
+    Raises:
+        ArgumentError: If they differ in dtype or device.
+    """
+    for what in ("dtype", "device"):
+        found = list(dict.fromkeys(str(getattr(tensor, what)) for tensor in tensors))
+        if len(found) > 1:
+            raise ArgumentError(
+                f"IntrinsicSubspace was given tensors of several {what}s: {', '.join(found)}. "
+                f"Inside they are one vector, which has one {what}. Bring them to one with "
+                "To([IntrinsicSubspace(...)], dtype=..., device=...)."
+            )
+    x = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def dense_up(z: Tensor, seed: int, length: int) -> Tensor:
+    """Multiplies a vector by the dense matrix, from ``(d,)`` to ``(length,)``."""
+    columns = as_columns(z)
+    return as_vector([block @ columns for block in blocks(seed, length, len(z), columns)], z)
+
+
+def dense_down(x: Tensor, seed: int, dimension: int) -> Tensor:
+    """Applies the transpose of `dense_up`, from ``(D,)`` to ``(dimension,)``."""
+    columns = as_columns(x)
+    total = columns.new_zeros(dimension, columns.shape[1])
+    start = 0
+    for block in blocks(seed, len(x), dimension, columns):
+        total.addmm_(block.mT, columns[start : start + len(block)])
+        start += len(block)
+    return as_vector([total], x)
+
+
+def dense_solve(x: Tensor, seed: int, dimension: int) -> Tensor:
+    """Returns the `z` for which `dense_up` comes nearest to a vector, by Cholesky factors."""
+    columns = as_columns(x)
+    gram = columns.new_zeros(dimension, dimension)
+    for block in blocks(seed, len(x), dimension, columns):
+        gram.addmm_(block.mT, block)
+    down = as_columns(dense_down(x, seed, dimension))
+    return as_vector([torch.cholesky_solve(down, torch.linalg.cholesky(gram))], x)
+
+
+def blocks(seed: int, length: int, dimension: int, like: Tensor) -> Iterator[Tensor]:
+    """Yields the dense matrix, some rows at a time, in the dtype and on the device of a tensor."""
+    most = max(1, BLOCK // dimension)
+    for number, start in enumerate(range(0, length, most)):
+        rows = min(most, length - start)
+        block = stream(mix(seed, number), (rows, dimension), like.dtype, like.device)
+        # Each block has its part of the length of the columns, whatever was drawn.
+        norms = torch.linalg.vector_norm(block, dim=0)
+        yield block * (math.sqrt(rows / length) / norms)
+
+
+def as_columns(x: Tensor) -> Tensor:
+    """Returns a vector as a column; a complex one as two, its real and imaginary parts."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.unsqueeze(1)
+
+
+def as_vector(columns: list[Tensor], like: Tensor) -> Tensor:
+    """Undoes `as_columns`, of parts one below the other."""
+    whole = torch.cat(columns)
+    return torch.view_as_complex(whole) if like.is_complex() else whole.squeeze(1)
+
+
+def conjugate_gradients(times: Callable[[Tensor], Tensor], b: Tensor) -> Tensor | None:
+    """Solves an equation with a positive matrix, given by its products; None if it does not.
+
+    Begins at `b`, the solution for the identity.
+
+    References:
+        Hestenes, Stiefel, 1952, https://doi.org/10.6028/jres.049.044
+    """
+    goal = float(torch.finfo(b.dtype).eps * torch.linalg.vector_norm(b)) ** 2
+    z = b
+    residual = b - times(z)
+    direction = residual
+    square = float(torch.vdot(residual, residual).real)
+    for _ in range(MOST):
+        if not square > goal:  # or it is NaN, as the vector was
+            return z
+        image = times(direction)
+        step = square / float(torch.vdot(direction, image).real)
+        z = z + step * direction
+        residual = residual - step * image
+        before, square = square, float(torch.vdot(residual, residual).real)
+        direction = residual + square / before * direction
+    return None

@@ -1,0 +1,167 @@
+"""The third choice of a subspace: what happens to the state inside when the basis changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from projcore import Choice, Kind, Node, OnRefresh, Settings
+from projcore.ops import require_choice
+from projcore_lowrank._batches import apart, batches, pick, stacked
+from projcore_lowrank.basis import Basis, ends_of
+
+if TYPE_CHECKING:
+    from projcore_lowrank.subspace import Subspace
+
+Second = Literal["squared", "absolute", "keep", "reset"]
+
+
+class Memory(Choice):
+    r"""What happens to the state inside at a refresh; where the rank changes, it is transported.
+
+    With :math:`C = P_{new}^H P_{old}`, first moments move as :math:`C m`.
+
+    Args:
+        second: How second moments are transported: by :math:`|C_{ij}|^2`, which is the diagonal of
+            the transformed covariance (``"squared"``); as :math:`|C v|` (``"absolute"``); not at
+            all while the rank is the same (``"keep"``); or so that all state is reinitialized
+            (``"reset"``).
+
+    Attributes:
+        on_refresh: As of `ProjectionBase`.
+        one_sided: Whether it is for bases of one end.
+        asks_inside: Whether it asks the subspace for the betas of Adam inside.
+    """
+
+    host = ("subspace", "memory")
+    on_refresh: ClassVar[OnRefresh]
+    asks_inside: ClassVar[bool] = False
+    one_sided: ClassVar[bool] = False
+
+    def __init__(self, second: Second = "squared") -> None:
+        require_choice(self, "second", second, get_args(Second))
+        self.second = second
+        super().__init__()
+
+    def transport(
+        self,
+        subspace: Subspace,
+        basis: Basis,
+        tensors: list[Tensor],
+        kind: Kind,
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor] | None:
+        """Returns state of that kind in the new bases, or None if it cannot be carried over."""
+        if kind not in ("first", "second") or (kind == "second" and self.second == "reset"):
+            return None
+        moved = list(tensors)
+        keep = kind == "second" and self.second == "keep"
+        chosen = [
+            i
+            for i, (old, new) in enumerate(zip(old_states, new_states, strict=True))
+            if not keep or basis.rank_of(old) != basis.rank_of(new)
+        ]
+        keys = [
+            (
+                basis.alike(tensors[i], old_states[i]),
+                basis.alike(tensors[i], new_states[i]),
+                new_states[i]["step"],
+                subspace.betas_inside(new_states[i], settings[i]),
+            )
+            for i in chosen
+        ]
+        for run in batches([tensors[i] for i in chosen], keys):
+            places = [chosen[k] for k in run]
+            carried = self.carried(
+                subspace,
+                basis,
+                kind,
+                pick(tensors, places),
+                pick(old_states, places),
+                pick(new_states, places),
+                pick(settings, places),
+            )
+            for i, each in zip(places, apart(carried, len(places)), strict=True):
+                moved[i] = each
+        return moved
+
+    def carried(
+        self,
+        subspace: Subspace,
+        basis: Basis,
+        kind: Kind,
+        tensors: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> Tensor:
+        """Returns state of that kind in new bases, that of several tensors stacked."""
+        tensor = stacked(tensors)
+        old, new = basis.both(old_states, new_states)
+        for end in ends_of(new):
+            squared = kind == "second" and self.second in ("squared", "keep")
+            tensor = basis.carry(tensor, old, new, end, squared)
+        return by_parts(torch.abs, tensor) if kind == "second" else tensor
+
+
+class Keep(Memory):
+    """State stays as it is, although its coordinates mean something else now; as in GaLore.
+
+    Args:
+        second: How second moments are transported where the rank changes, as of `Memory`.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], memory=Keep("absolute")))
+        subspace([adam()], memory=keep(second='absolute'))
+    """
+
+    on_refresh = "keep"
+
+
+class Reset(Memory):
+    """State is reinitialized, counts of steps included; as in FRUGAL.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], memory=Reset()))
+        subspace([adam()], memory=reset())
+    """
+
+    on_refresh = "reset"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Transport(Memory):
+    r"""First moments move as :math:`C m`, with :math:`C = P_{new}^H P_{old}`; second as said.
+
+    Args:
+        second: ``"squared"``, :math:`|C_{ij}|^2` times :math:`v`, the diagonal of the transformed
+            covariance; ``"absolute"``, :math:`|C v|`; ``"keep"``, as they are while the rank is the
+            same; ``"reset"``, so that all state is reinitialized.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], memory=Transport("keep")))
+        subspace([adam()], memory=transport(second='keep'))
+
+    References:
+        Hao et al., 2024, https://arxiv.org/abs/2402.03293 (first moments); He et al., 2024,
+        https://arxiv.org/abs/2410.11289 (``"keep"``).
+    """
+
+    on_refresh = "transport"
+
+
+def by_parts(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Applies a function; to a complex tensor, whose parts are two numbers, to each of them."""
+    if tensor.is_complex():
+        return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
+    return function(tensor)

@@ -1,0 +1,293 @@
+"""LDAdam's choices: a basis that turns in every step, and second moments as variances."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from projcore import Kind, Node, Settings, require
+from projcore.errors import ArgumentTypeError
+from projcore_lowrank._batches import stacked
+from projcore_lowrank._seeded import gaussian, mix
+from projcore_lowrank._subspace import orthonormal_columns, orthonormalize
+from projcore_lowrank.basis import Basis, End, ends_of
+from projcore_lowrank.memory import Transport, by_parts
+from projcore_lowrank.singular import SVD
+
+if TYPE_CHECKING:
+    from projcore_lowrank.subspace import Subspace
+
+Betas = tuple[float, float]
+
+
+class Turn(NamedTuple):
+    """How a basis turns in a step.
+
+    Attributes:
+        columns: One factor of the momentum that has no place any more.
+        moment: The other: the first moment before.
+        change: The old basis in the new one.
+    """
+
+    columns: Tensor
+    moment: Tensor
+    change: Tensor
+
+
+class Tracking(Basis):
+    r"""A basis that turns a little in every step, after the update and the momentum; as in LDAdam.
+
+    Let :math:`A` be the update given, with the errors so far if there is error feedback,
+    :math:`P_{old}` the basis so far and :math:`\hat m` the first moment that Adam keeps in it, with
+    its correction. The basis takes one step of a block power iteration, in the first step the
+    singular vectors of :math:`A`:
+
+    .. math::
+        B = \rho P_{old} \hat m + (1 - \rho) A, \qquad P = \operatorname{qr}(B B^H P_{old})
+
+    With ``error_feedback`` of the subspace, what the first moment :math:`m` loses is kept, too,
+    with all that it would still have done, where :math:`C = P^H P_{old}`:
+
+    .. math::
+        E \leftarrow A - P P^H A + \frac{\beta_1}{1 - \beta_1} (P_{old} m - P C m)
+
+    :math:`m` is the first moment that a module right inside keeps, not one in a projection further
+    in; without one it is zero.
+
+    Args:
+        rho: :math:`\rho`, at least 0 and less than 1: how much of the momentum there is in what the
+            basis follows. Fixed, groups do not change it.
+        inner_betas: :math:`\beta_1, \beta_2` of the Adam inside. By default its ``betas`` as they
+            are in each step; a module without any is taken to have zeros.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`. On an accelerator in the
+            first step alone: later ones would wait for that, and it shows in the parameters.
+
+    Cost: per matrix of sides ``s <= l``, beside the two products, ``8 s l r`` operations and about
+    ``12 s r^2`` for the QR and :math:`C`. :math:`B` is never formed.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], 4, Tracking(rho=0.9), memory="variances()"))
+        subspace([adam()], rank=4, basis=tracking(rho=0.9), memory=variances())
+
+    References:
+        Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).
+    """
+
+    asks_inside = True
+    one_sided = True
+
+    def __init__(self, rho: float = 0.908, inner_betas: Betas | None = None) -> None:
+        require(self, "rho", rho, minimum=0, below=1)
+        self.rho = float(rho)
+        self.inner_betas = None if inner_betas is None else as_betas(self, inner_betas)
+        self.first = SVD(1)
+        super().__init__(period=1, stagger=False)
+
+    def check(self, owner: object, settings: Settings) -> None:
+        require(owner, "period", settings["period"], minimum=1, maximum=1)
+
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        count = state["step"]
+        if count == 0:
+            return self.first.learn(end, rank, matrix, state, settings)
+        moment = state.get("moment") if self.rho else None
+        weights = 1.0, 0.0
+        if moment is not None:
+            moment = moment if end == "left" else moment.mH
+            weights = 1 - self.rho, self.rho / (1 - self._beta(state) ** count)
+        seed = mix(count, end == "right")
+        basis = turned(state[end], matrix, moment, weights, rank, seed)
+        return {end: basis.to(matrix.dtype).contiguous()}
+
+    @property
+    def follows_momentum(self) -> bool:
+        return True
+
+    def learn_ends(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
+        node = super().learn_ends(matrix, state, rank, settings)
+        moment = state.get("moment")
+        if (
+            "error" in state
+            and moment is not None
+            and state["step"]
+            and (beta := self._beta(state))
+        ):
+            (end,) = ends_of(node)
+            before, now = self.matrix(state, end, matrix), self.matrix(node, end, matrix)
+            wide = torch.promote_types(matrix.dtype, torch.float32)
+            change = now.to(wide).mH @ before.to(wide)
+            columns = (before - now @ change.to(now.dtype)).mul_(beta / (1 - beta))
+            node.update(columns=columns, moment=moment, change=change)
+        return node
+
+    def _beta(self, state: Node) -> float:
+        """Returns the decay of the first moment inside."""
+        beta: float = (state["betas"] if self.inner_betas is None else self.inner_betas)[0]
+        return beta
+
+    def pass_on(self, node: Node, state: Node) -> None:
+        if "change" in node:  # until `forgotten` takes it
+            state["turn"] = Turn(*(node.pop(name) for name in Turn._fields))
+
+    def forgotten(self, state: Node, end: End) -> tuple[Tensor, Tensor] | None:
+        turn: Turn | None = state.pop("turn", None)
+        return None if turn is None else (turn.columns, turn.moment)
+
+    def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
+        turns = [state["turn"] for state in new_states if "turn" in state]
+        if len(turns) < len(new_states):
+            return super().both(old_states, new_states)
+        turn = turns[0]._replace(change=stacked([each.change for each in turns]))
+        return {}, {**new_states[0], "turn": turn}  # of the old bases no more is asked
+
+    def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
+        turn: Turn | None = new.get("turn")
+        return super().change(old, new, end, like) if turn is None else turn.change.to(like.dtype)
+
+
+class Variances(Transport):
+    r"""Second moments move as variances about the first, as in LDAdam; :math:`C = P^H P_{old}`.
+
+    .. math::
+        m \leftarrow C m, \qquad \hat v \leftarrow
+        \left| (C \circ C) (\hat v - \hat m^2) + (C \hat m)^2 \right|
+
+    where :math:`\hat m, \hat v` are the moments with Adam's corrections. A second moment whose
+    module keeps no first moves by :math:`C \circ C`.
+
+    Args:
+        inner_betas: :math:`\beta_1, \beta_2` of the Adam inside, as of `Tracking`.
+
+    Raises:
+        ArgumentError: If ``inner_betas`` is out of range.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], 4, memory=Variances()))
+        subspace([adam()], rank=4, memory=variances())
+
+    References:
+        Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).
+    """
+
+    asks_inside = True
+    one_sided = True
+
+    def __init__(self, inner_betas: Betas | None = None) -> None:
+        self.inner_betas = None if inner_betas is None else as_betas(self, inner_betas)
+        super().__init__()
+
+    def carried(
+        self,
+        subspace: Subspace,
+        basis: Basis,
+        kind: Kind,
+        tensors: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> Tensor:
+        """Returns state in new bases.
+
+        The state inside that new states hold is still that of before: what a module keeps is
+        replaced when all of it has been carried over.
+        """
+        found = [
+            subspace.keeper_inside("second", new, values, tensor)
+            for tensor, new, values in zip(tensors, new_states, settings, strict=True)
+        ]
+        moments = [m for each in found if each and (m := each.first_of("first")) is not None]
+        if kind != "second" or len(moments) < len(tensors):
+            states = old_states, new_states
+            return super().carried(subspace, basis, kind, tensors, *states, settings)
+        beta1, beta2 = (
+            self.inner_betas or subspace.betas_inside(new_states[0], settings[0]) or (0, 0)
+        )
+        count = new_states[0]["step"] - 1
+        # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
+        factor = (1 - beta2**count) / (1 - beta1**count) ** 2
+        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        second, first = stacked(tensors).to(dtype), stacked(moments).to(dtype)
+        variance = second.sub(by_parts(torch.square, first), alpha=factor)
+        old, new = basis.both(old_states, new_states)
+        (end,) = ends_of(new)
+        carried = basis.carry(variance, old, new, end, squared=True)
+        mean = basis.carry(first, old, new, end, squared=False)
+        carried = by_parts(torch.abs, carried.add(by_parts(torch.square, mean), alpha=factor))
+        return carried.to(tensors[0].dtype)
+
+
+def turned(
+    basis: Tensor,
+    matrix: Tensor,
+    moment: Tensor | None,
+    weights: tuple[float, float],
+    rank: int,
+    seed: int,
+) -> Tensor:
+    r"""Returns a basis after one block power iteration on :math:`B = \alpha A + \beta P m`.
+
+    :math:`\operatorname{qr}(B B^H P)`, without :math:`B`: since :math:`P^H P = I` it is of
+    :math:`B Z = \alpha A Z + \beta P (m Z)` with :math:`Z = \alpha A^H P + \beta m^H`. If the rank
+    is smaller than before, only the first columns of :math:`P` are followed; if it is larger,
+    random ones are added to it.
+
+    Args:
+        basis: :math:`P`, shape ``(..., s, k)``.
+        matrix: :math:`A`, shape ``(..., s, l)``.
+        moment: :math:`m`, shape ``(..., k, l)``, or None for zero.
+        weights: :math:`\alpha, \beta`.
+        rank: `r`, how many columns are returned.
+        seed: Of random columns.
+
+    Returns:
+        Orthonormal columns, shape ``(..., s, r)``; float32 of bfloat16 or float16.
+    """
+    wide = torch.float32 if matrix.dtype in (torch.bfloat16, torch.float16) else matrix.dtype
+    a, p = matrix.to(wide), basis.to(wide)
+    m = None if moment is None else moment.to(wide)
+    missing = rank - p.shape[-1]
+    if missing > 0:
+        drawn = gaussian(seed, (p.shape[-2], missing), wide, p.device)
+        p = orthonormalize(torch.cat([p, drawn.expand(*p.shape[:-1], missing)], -1))
+        if m is not None:
+            m = torch.cat([m, m.new_zeros(*m.shape[:-2], missing, m.shape[-1])], -2)
+    alpha, beta = weights
+    start = p[..., :rank]
+    z = a.mH @ start if m is None else _sum(m.mH[..., :rank], a.mH, start, beta, alpha)
+    z = _scaled(z)
+    y = a @ z if m is None else _sum(p @ (m @ z), a, z, beta, alpha)
+    # Where nothing leads the basis, it stays: as if of B B^H and what rounding loses anyway.
+    return orthonormal_columns(_scaled(y).add_(start, alpha=torch.finfo(wide).eps))
+
+
+def _sum(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
+    """Returns ``beta * c + alpha * a @ b``, of matrices or batches of them."""
+    if a.ndim == 2:
+        return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+    flat = (each.flatten(0, -3) for each in (c, a, b))
+    return torch.baddbmm(*flat, beta=beta, alpha=alpha).view(c.shape)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Divides matrices by their largest entries: products neither overflow nor vanish."""
+    largest = x.abs().amax((-2, -1), keepdim=True)
+    return x.div_(largest.clamp_(min=torch.finfo(x.dtype).tiny))
+
+
+def as_betas(owner: object, betas: object) -> Betas:
+    """Returns two betas; raises unless they are such."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ArgumentTypeError(
+            f"{type(owner).__name__}(inner_betas={betas!r}) is no pair. inner_betas is the two "
+            "betas of the Adam inside. Pass for example (0.908, 0.99), or None."
+        )
+    for beta in betas:
+        require(owner, "inner_betas", beta, minimum=0, below=1)
+    return float(betas[0]), float(betas[1])
