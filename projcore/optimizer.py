@@ -69,8 +69,8 @@ class Optimizer(torch.optim.Optimizer):
     module has a setting ``lr``, or several share it, the group's ``lr`` is a factor on the step.
 
     A step computes first and writes parameters last, all of them or none: after an exception
-    anywhere in it they are bitwise what they were or, if it came while they were being written,
-    what the step makes them.
+    anywhere in it they are bitwise unchanged or, if it came while they were being written, bitwise
+    the result of the step.
 
     Args:
         params: A model, whose named parameters are taken; or parameters, pairs of name and
@@ -85,15 +85,15 @@ class Optimizer(torch.optim.Optimizer):
             first step, which creates the state, runs in Python. The second compiles, which may take
             minutes: the logger ``projcore`` tells it at the level INFO.
         bucket_bytes: Computes and writes so many bytes of parameters at a time, or one parameter
-            if it is larger, so that what a step needs beside its state is small, and stays in the
+            if it is larger, so that temporaries of a step are small, and stay in the
             cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
             in the middle of a step the buckets before it are written, and the rest is not. The
             first step, which creates the state, is whole.
-        nonfinite: What a gradient with Inf or NaN, or such a loss where a module reads it, does to
-            a step. With ``"raise"`` the step raises `NonFiniteError`, which names the parameter,
-            and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either way nothing
-            has changed. That costs one reduction over the gradients, and on an accelerator a wait
-            for it. With ``"allow"`` (the default) the step is taken as it is.
+        nonfinite: The treatment of steps whose gradients have Inf or NaN, or whose loss does where
+            a module reads it. With ``"raise"`` the step raises `NonFiniteError`, which names the
+            parameter, and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either
+            way nothing has changed. That costs one reduction over the gradients, and on an
+            accelerator a wait for it. With ``"allow"`` (the default) the step is taken as it is.
         in_backward: Takes the step of each parameter in the backward pass, as soon as its gradient
             is complete, and frees the gradient: so there are never all gradients at a time. Then
             `step` only finishes the step, and must still be called. The result is the same. For
@@ -127,7 +127,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     regroup: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
-    """What a recipe makes of a group that is added later; not kept by pickling and copying."""
+    """Splits a group that is added later by the recipe's rules; lost by pickling and copying."""
 
     def __init__(
         self,
@@ -159,8 +159,8 @@ class Optimizer(torch.optim.Optimizer):
         self.bucket_bytes = bucket_bytes
         if nonfinite not in get_args(Nonfinite):
             raise ArgumentError(
-                f"Optimizer(nonfinite={nonfinite!r}) is not known. It says what a gradient with "
-                f"Inf or NaN does to a step: one of {', '.join(map(repr, get_args(Nonfinite)))}."
+                f"Optimizer(nonfinite={nonfinite!r}) is not known. It is one of "
+                f" {', '.join(map(repr, get_args(Nonfinite)))}."
             )
         self.nonfinite: Nonfinite = nonfinite
         if average_loss is not None and not self.module.total_needs & {"loss", "closure"}:
@@ -187,8 +187,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(groups, dict(self._names.defaults))
         if not any(group["params"] for group in self.param_groups):
             raise ArgumentError(
-                "Optimizer was given groups without parameters. It needs at least one parameter. "
-                "Pass some."
+                "Optimizer was given groups without parameters. It needs at least one parameter."
             )
         self._note_presence(presence(self._parameters()))
         self._reset_plan()
@@ -213,7 +212,7 @@ class Optimizer(torch.optim.Optimizer):
         if sets is False and any(RATE in each.defaults for each in self._names.modules.values()):
             text = (
                 f"Optimizer was given {self}, in which a learning rate stands before a module that "
-                "divides by the size of what comes in, and so has no effect"
+                "divides by the size of the update, and so has no effect"
             )
         warnings.warn(
             f"{text}. Pass lr=1e-3, or the rate that you want, or append it as LR(1e-3).",
@@ -410,7 +409,7 @@ class Optimizer(torch.optim.Optimizer):
                 ``backward=False`` where only the loss is wanted.
 
         Returns:
-            What the closure returned at this step's point, or None.
+            The result of the closure at the parameters before the step, or None.
 
         Raises:
             ArgumentError: If a bad value was written into a group, or a setting was removed.
@@ -419,7 +418,7 @@ class Optimizer(torch.optim.Optimizer):
                 CUDA graph is being captured, or a module reads the loss in one of several
                 processes, and ``average_loss`` does not say whether it is the same in all.
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
-                Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
+                Inf or NaN, or a module rejects it. Nothing has changed in any of these cases.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
@@ -456,7 +455,7 @@ class Optimizer(torch.optim.Optimizer):
         return value
 
     def _check_settings(self) -> None:
-        """Checks what was written into groups since the last step; numbers become plain ones."""
+        """Checks values written into groups since the last step; numbers become plain ones."""
         groups = self.param_groups
         for i, group in enumerate(groups):
             if not self._names.defaults.keys() <= group.keys():
@@ -545,7 +544,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._run_buckets(plan, active, parameters, grads, loss)
                 store.settle()
         except BaseException:
-            self._store = None  # modules may have changed what is not to be saved
+            self._store = None  # modules may have changed state that is not to be saved
             raise
         self._end_first(plan)
 
@@ -577,7 +576,7 @@ class Optimizer(torch.optim.Optimizer):
         return self._roll.pick(everything)
 
     def _called(self, i: int) -> str:
-        """What a parameter that takes part is called: by its name, or its place among all."""
+        """Returns the name of a parameter that takes part, or its index among all."""
         place = self._roll.members[i]
         name = parameter_names(self.param_groups)[place]
         return str(place) if name is None else repr(name)
@@ -675,8 +674,8 @@ class Optimizer(torch.optim.Optimizer):
         """Returns the state that a step works on.
 
         A closure is the user's code and may well fail, in the middle of a line search. So a step
-        that evaluates the loss works on copies, beside which an evaluation is dear; but not of
-        histories, which are large, and whose modules replace rather than overwrite what they read.
+        that evaluates the loss works on copies of the state, which are cheap next to an evaluation;
+        but not of histories, which are large, and which modules replace rather than overwrite.
         """
         if "closure" in self.needs:
             return Store(
@@ -714,7 +713,7 @@ class Optimizer(torch.optim.Optimizer):
             group[SIGNATURE] = checkpoint.signature(self.module, absent)
 
     def _reset_plan(self) -> None:
-        """Forgets what was compiled; the next step runs eagerly and creates missing state."""
+        """Drops compiled steps; the next step runs eagerly and creates missing state."""
         self._warm = False
         if self._backward is not None:
             self._backward.reset(self._parameters())
@@ -766,7 +765,7 @@ class Optimizer(torch.optim.Optimizer):
         return describe(self)
 
     def memory(self) -> Memory:
-        """Returns what the state takes, by module and entry; at first, what it will take."""
+        """Returns the bytes of the state, by module and entry; estimated before the first step."""
         return measure(self)
 
     def sharding(self, ranks: int) -> Sharding:
