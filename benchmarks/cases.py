@@ -116,6 +116,7 @@ CASES: dict[str, Case] = {
     "adam_h": recipe("adam_h", periodic=False),
     "muon_h": recipe("muon_h", periodic=False),
     "soap_h": recipe("soap_h"),
+    "soap_muon": recipe("soap_muon"),
     # Of a large model it makes thousands of blocks, one by one.
     "intrinsic_dimension, of a small model": replace(
         recipe("intrinsic_dimension", periodic=False, dimension=10), model=SMALL

@@ -145,6 +145,7 @@ KNOWN: tuple[Known, ...] = (
     Known("recipe", "scale_adamw", "scale_adamw", "adaptive"),
     Known("recipe", "soap", "soap", "lowrank"),
     Known("recipe", "soap_h", "soap_h", "adaptive"),
+    Known("recipe", "soap_muon", "soap_muon", "adaptive"),
     Known("recipe", "sumo", "sumo", "lowrank"),
 )
 

@@ -52,6 +52,7 @@ from projcore.errors import (
 )
 from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
+from projcore.report.sharding import Sharding, foretell
 from projcore.values import require
 
 T = TypeVar("T")
@@ -526,7 +527,7 @@ class Optimizer(torch.optim.Optimizer):
         if not _usable(given, self._roll.dtypes):
             check_gradients(parameters, self._called)
         grads = fill_zeros(parameters, given)
-        if "closure" in self.needs:
+        if closure is not None:
             grads = kept_apart(grads)
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
@@ -761,6 +762,22 @@ class Optimizer(torch.optim.Optimizer):
     def memory(self) -> Memory:
         """Returns what the state takes, by module and entry; at first, what it will take."""
         return measure(self)
+
+    def sharding(self, ranks: int) -> Sharding:
+        """Returns what so many processes would keep, and send in a step, by rows (FSDP2).
+
+        It needs neither processes nor values: parameters may be on the device ``meta``.
+
+        Raises:
+            ArgumentError: If a module cannot run on sharded parameters.
+
+        Example:
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(4)))
+            >>> optimizer = Optimizer(model, "muon()", lr=0.01)
+            >>> optimizer.sharding(ranks=2).state  # the momentum of two matrices in each
+            (512, 512)
+        """
+        return foretell(self, ranks)
 
     def part(self, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
         """Returns an optimizer of some of the parameters, in groups as here, that has no state yet.

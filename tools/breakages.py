@@ -1772,6 +1772,14 @@ PLUGINS = [
         tests=(BASIC + "tests/test_points.py::test_60_steps_and_what_is_evaluated",),
     ),
     Breakage(
+        "spsa-drawn-again",
+        "SPSA moves parameters along another perturbation than the one that it measured.",
+        CLOSURE + "src/projcore_closure/spsa.py",
+        before="            generator.set_state(self.start[device])\n",
+        after="            pass\n",
+        tests=(CLOSURE + "tests/test_gradient_free.py::test_spsa_is_its_formula",),
+    ),
+    Breakage(
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
@@ -1887,13 +1895,54 @@ PLUGINS = [
         after="            if False:\n                inner.state[leaf] = {",
         tests=(BASIC + "tests/test_torch_optim.py::test_same_trajectory",),
     ),
+    # several processes
+    Breakage(
+        "norms-of-parts",
+        "The norm of a sharded tensor is that of the part in a process.",
+        "projcore/_shards.py",
+        before="        torch.distributed.all_reduce(vector, group=group)\n",
+        after="",
+        tests=("tests/distributed/test_norms.py::test_sharded_as_whole[2]",),
+    ),
+    Breakage(
+        "nan-lost-in-maximum",
+        "A NaN in one process is lost in the maximum over processes.",
+        "projcore/_shards.py",
+        before="vector = torch.where(both[1] > 0, math.nan, both[0])",
+        after="vector = both[0]",
+        tests=("tests/distributed/test_norms.py::test_all_processes_see_a_nan[2]",),
+    ),
+    Breakage(
+        "loss-of-a-share",
+        "At trial points each process sees the loss of its own share.",
+        ENGINE + "average.py",
+        before="return self(as_loss(closure(**options)))",
+        after="return as_loss(closure(**options))",
+        tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
+    ),
+    Breakage(
+        "gradients-in-buckets",
+        "An evaluation overwrites gradients that are views of buckets.",
+        ENGINE + "facts.py",
+        before="[grad.clone() if grad._is_view() else grad for grad in grads]",
+        after="grads",
+        tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
+    ),
+    Breakage(
+        "names-of-another-process",
+        "A part of an optimizer takes over what another process calls its parameters.",
+        ENGINE + "part.py",
+        before="            group.update(values)\n",
+        after="            pass\n",
+        tests=("tests/distributed/test_zero.py::test_zero_steps_as_one_process",),
+    ),
     # closure
     Breakage(
         "lbfgs-two-loop",
         "The second loop of L-BFGS forgets the first.",
         CLOSURE + "src/projcore_closure/lbfgs.py",
-        before="alpha=alpha - dot(y, result) / curvature",
-        after="alpha=-dot(y, result) / curvature",
+        before="alpha - dot(y, result) / curvature",
+        after="-dot(y, result) / curvature",
         tests=(CLOSURE + "tests/test_lbfgs.py::test_two_loop_is_the_bfgs_formula",),
     ),
     Breakage(
@@ -1932,8 +1981,8 @@ PLUGINS = [
         "conjugate-directions",
         "The directions of conjugate gradients are not conjugate.",
         CLOSURE + "src/projcore_closure/newton_cg.py",
-        before="alpha=square / before)",
-        after="alpha=0.0)",
+        before="square / before)",
+        after="0.0)",
         tests=(
             CLOSURE + "tests/test_newton_cg.py"
             "::test_conjugate_gradients_solve_within_the_krylov_space",

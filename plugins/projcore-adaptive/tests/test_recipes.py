@@ -266,3 +266,23 @@ def test_a_step_has_the_length_of_the_learning_rate(name: str) -> None:
     torch.testing.assert_close(
         moved.norm() / before.norm(), torch.tensor(0.03).double(), rtol=0.1, atol=0
     )
+
+
+def test_soap_muon_is_orthogonal_and_as_long_as_soap() -> None:
+    """By the modules that it is made of: SOAP's step, and its polar factor."""
+    (a, b), grads = matrices_of("soap_muon", 4, betas=(0.5, 0.5))
+    lengths = []
+    for steps in (3, 4):
+        weights = [torch.zeros_like(grad).requires_grad_() for grad in grads]
+        soap = Optimizer(weights, "soap_rotation([adam((0.5, 0.5))], 1, 0.5)", "lr(1.0)")
+        for _ in range(steps):
+            for weight, grad in zip(weights, grads, strict=True):
+                weight.grad = grad
+            soap.step()
+        lengths.append([weight.detach().clone() for weight in weights])
+    before = matrices_of("soap_muon", 3, betas=(0.5, 0.5))[0]
+    for now, then, late, early in zip((a, b), before, lengths[1], lengths[0], strict=True):
+        step = now - then
+        torch.testing.assert_close(step.norm(), (late - early).norm())
+        values = torch.linalg.svdvals(step)
+        assert float(values.min() / values.max()) > 0.6

@@ -65,6 +65,12 @@ RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         "arXiv:2606.16899",
         {},
     ),
+    (
+        "soap_muon",
+        "SOAP-Muon on matrices: SOAP, made orthogonal with its norm kept; AdamW on the rest.",
+        "arXiv:2409.11321",
+        {},
+    ),
 )
 
 
@@ -256,6 +262,7 @@ def projcore_register_modules(register: Register) -> None:
             {"dtype": None, "flatten": True},
             {"method": "svd", "flatten": True},
             {"dtype": None, "ns_coefficients": "polar_express", "flatten": True},
+            {"method": "svd", "flatten": True, "keep_norm": True},
         ],
     )
     register(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.ops import refuse_complex, require_choice
+from projcore.ops import norms, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, matrix_shape
 
 Method = Literal["newton_schulz", "svd"]
@@ -284,6 +284,8 @@ class Orthogonalize(Transform):
         folding: What a tensor of more than two dimensions is: ``"fold"``, see ``flatten``, or a
             stack of matrices of its last two (``"last2"``), as the experts of a mixture are, each
             of which is orthogonalized by itself, in one batched call.
+        keep_norm: Whether each tensor is given back the norm that it had, as behind Adam, whose
+            steps have a length to keep.
 
     All are fixed, groups do not change them.
 
@@ -327,9 +329,11 @@ class Orthogonalize(Transform):
         dtype: Dtype | None = "bfloat16",
         flatten: bool = False,
         folding: Folding = "fold",
+        keep_norm: bool = False,
     ) -> None:
         require_choice(self, "folding", folding, Folding)
         self.folding: Folding = folding
+        self.keep_norm = keep_norm
         self.orthogonalizer = Orthogonalizer(
             "Orthogonalize", method, ns_coefficients, ns_steps, eps, dtype, flatten
         )
@@ -357,4 +361,8 @@ class Orthogonalize(Transform):
             results = self.orthogonalizer(batch)
             for i, tensor in zip(batch.places, results, strict=True):
                 update[i] = tensor
+        if self.keep_norm:
+            lengths = norms(update, batch_dims)
+            torch._foreach_clamp_min_(lengths, torch.finfo(lengths[0].dtype).tiny)
+            torch._foreach_mul_(update, torch._foreach_div(norms(tensors, batch_dims), lengths))
         return update

@@ -23,6 +23,7 @@ __all__ = [
     "racs_adamw",
     "scale_adamw",
     "soap_h",
+    "soap_muon",
 ]
 
 Betas = tuple[float, float]
@@ -462,3 +463,48 @@ def soap_h(
     rotation = {"modules": [adam], "period": period, "beta": betas[1]}
     modules: list[Spec] = [{"soap_rotation": rotation}]
     return _on_spheres("soap_h", params, lr, ratio, weight_decay, betas, project, modules)
+
+
+def soap_muon(
+    params: Params,
+    lr: float = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    eps: float = 1e-8,
+    period: int = 1,
+    weight_decay: float = 0.0,
+    project: Rule = HIDDEN,
+) -> Optimizer:
+    """SOAP-Muon on matrices: SOAP, made orthogonal with its norm kept; AdamW on the rest.
+
+    Args:
+        params: A model, parameters, or groups.
+        lr: Learning rate of both.
+        betas: Of Adam; the second also of the covariances.
+        eps: Of Adam.
+        period: Steps between new bases.
+        weight_decay: Decoupled, of both.
+        project: What SOAP-Muon is for; by default, hidden layers.
+
+    Raises:
+        ArgumentError: If SOAP-Muon would be for nothing, or a setting is out of range.
+
+    Cost: memory of ``2 m n + 2 m m + 2 n n`` numbers for a matrix; see `SOAPRotation` and
+    `Orthogonalize`.
+    Differs from the authors' script, of which no description was at hand: their gate by a trust
+    ratio is left out.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = soap_muon(model)
+
+    References:
+        Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3, SOAP).
+        Jordan et al., 2024, https://kellerjordan.github.io/posts/muon (orthogonalization).
+    """
+    adam = {"adam": {"betas": betas, "eps": eps}}
+    rotation = {"modules": [adam], "period": period, "beta": betas[1]}
+    orthogonal = {"flatten": True, "keep_norm": True}
+    modules: list[Spec] = [{"soap_rotation": rotation}, {"orthogonalize": orthogonal}]
+    rest = {"betas": betas}
+    return _matrices("soap_muon", params, lr, weight_decay, rest, project, modules)

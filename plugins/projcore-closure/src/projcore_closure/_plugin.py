@@ -58,7 +58,11 @@ def projcore_register_modules(register: Register) -> None:
         summary="Zeroth-order: two losses along a random direction, as in MeZO.",
         paper="Spall, 1992, IEEE Transactions on Automatic Control 37",
         tags=(*GRADIENT_FREE, "stochastic"),
-        example=[{}, {"perturbation": 1e-2, "samples": 3, "seed": 7}],
+        example=[
+            {},
+            {"perturbation": 1e-2, "samples": 3, "seed": 7},
+            {"perturbation": 1e-2, "samples": 2, "sides": 1, "distribution": "gaussian"},
+        ],
     )
     register(
         "finite_difference",
