@@ -109,6 +109,14 @@ CASES: dict[str, Case] = {
     "muon_adamw": recipe("muon_adamw", periodic=False),
     "racs_adamw": recipe("racs_adamw", periodic=False),
     "scale_adamw": recipe("scale_adamw", periodic=False),
+    "normuon_adamw": recipe("normuon_adamw", periodic=False),
+    "muon_plus_adamw": recipe("muon_plus_adamw", periodic=False),
+    "muon_heads_adamw": recipe("muon_heads_adamw", periodic=False, heads={"*.[qkv]_proj.*": 32}),
+    "dion2_adamw": recipe("dion2_adamw", periodic=False),
+    "adam_h": recipe("adam_h", periodic=False),
+    "muon_h": recipe("muon_h", periodic=False),
+    "soap_h": recipe("soap_h"),
+    "soap_muon": recipe("soap_muon"),
     # Of a large model it makes thousands of blocks, one by one.
     "intrinsic_dimension, of a small model": replace(
         recipe("intrinsic_dimension", periodic=False, dimension=10), model=SMALL

@@ -28,21 +28,21 @@ LAUNCHES = DOCS.parent / "tests/launches/table.json"
 NOTE = "<!-- Written by make docs: do not edit. -->"
 
 API = {
-    "projcore": "What `import projcore` gives. Importing it does not import torch.",
-    "projcore.errors": "[Error messages](../errors.md) says what each means.",
+    "projcore": "The names of `import projcore`. Importing it does not import torch.",
+    "projcore.errors": "[Error messages](../errors.md) explains each.",
     "projcore.hookspecs": "[Hooks](../hooks.md) says when each is called, with examples.",
-    "projcore.plugin": "What the author of a plugin imports: [Publishing a plugin](../plugin.md).",
+    "projcore.plugin": "For authors of plugins: see [Publishing a plugin](../plugin.md).",
     "projcore.registry": "The components that plugins provide, by name.",
-    "projcore.spec": "Modules written as text or as JSON: [Settings and specs](../specs.md).",
+    "projcore.spec": "Modules written as strings or as JSON: [Settings and specs](../specs.md).",
     "projcore.testing": "[The conformance kit](../kit.md) says how to use it.",
 }
 
 TAGS = {
     "linear": "The map is linear: a closure inside is evaluated at $x_0 + U (z - z_0)$.",
-    "lossless": "What goes in comes out as it was: $U U^+ x = x$.",
+    "lossless": "Projecting and unprojecting a point returns it: $U U^+ x = x$.",
     "orthonormal": "$U^\\top U = I$: lengths and angles inside are those outside.",
     "redundant": "There are more coordinates inside than the map has rank, as where it pads: "
-    "`project` undoes `unproject` for what a tensor projects to, and not for every $z$.",
+    "`project` undoes `unproject` on the projections of tensors, not on every $z$.",
     "layout": "Elements are only rearranged; elementwise modules inside cost nothing extra.",
     "data_dependent": "The map is learnt from the tensors, in `refresh`.",
     "stochastic": "It draws random numbers.",
@@ -91,7 +91,7 @@ def ours() -> list[Component]:
 def index(components: list[Component]) -> str:
     """Returns the page that lists them."""
     lines = ["# Components", "", NOTE, ""]
-    lines += ["What each is called, what it does, and the plugin it comes with. [By tag](tags.md)."]
+    lines += ["All components of our plugins, by kind. There is an index [by tag](tags.md), too."]
     for kind, title in (
         ("projection", "Projections"),
         ("module", "Modules"),
@@ -255,7 +255,7 @@ def applies(law: Law) -> str:
 # Commands.
 
 
-COMMANDS = """`projcore COMMAND --help` prints the same, `projcore -V` the version;
+COMMANDS = """`projcore COMMAND --help` prints the same, and `projcore -V` the version.
 `python -m projcore` is the same command.
 A command exits with 1 if it failed, and with 2 if it was not understood.
 An interrupt (Ctrl-C) prints one line, keeps the results so far, and exits with 130.

@@ -254,12 +254,12 @@ def draw_energy(matrix: Tensor) -> None:
     save(figure, "energy")
 
 
-def save(figure: Figure, name: str) -> None:
-    """Writes a small file: of 64 colours, which is enough for these."""
+def save(figure: Figure, name: str, folder: Path = FOLDER, colors: int = 64) -> None:
+    """Writes a small file: of few colours, which is enough for these."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    picture = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    picture.save(FOLDER / f"{name}.png", optimize=True)
+    picture = Image.open(buffer).convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+    picture.save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -48,14 +48,17 @@ class Trees:
         """Returns the state of a space whose tensor `j` is made from the tensors ``origins[j]``.
 
         It is kept with the first of these; where several share it, they are told apart by number.
+        Without a name, it is kept where that tensor keeps its own.
         """
         used: dict[int, int] = {}
         homes = []
         for first, *_ in origins:
             count = used.get(first, 0)
             used[first] = count + 1
-            homes.append(below(self._homes[first], f"{name}:{count}" if count else name))
-        return type(self)(self.trees, homes, below(self._anchor, name), path)
+            home = self._homes[first]
+            homes.append(below(home, f"{name}:{count}" if count else name) if name else home)
+        anchor = below(self._anchor, name) if name else self._anchor
+        return type(self)(self.trees, homes, anchor, path)
 
     def over(self, trees: Sequence[Tree]) -> Self:
         """Returns the state at the same places of other trees."""

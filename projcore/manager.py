@@ -254,6 +254,11 @@ class Manager:
                 outcomes.append((plugin, None, error))
         return outcomes
 
+    def adds_commands(self, name: str) -> bool:
+        """Whether the plugin of that name adds commands."""
+        hooks = self._pluggy.get_plugin(name)
+        return hooks is not None and hasattr(hooks, "projcore_add_commands")
+
     def _with_conflicts(self, plugin: Plugin) -> Plugin:
         clashes = [
             f"its {mine.kind} {mine.name!r} is also {other.qualified!r} ({other.provider})"

@@ -1,20 +1,12 @@
-"""What is imported from here, for type checkers. Written by tools/known.py; do not edit."""
+"""What is imported from here, for type checkers. Written by tools/known.py; do not edit.
+
+A component of a plugin that is not ours is imported from its own package where types are checked.
+"""
 
 # mypy: disable-error-code="import-not-found"
 # pyright: reportMissingImports=false
 
-from typing import Any
-
-from projcore import Module
 from projcore_adaptive import *  # noqa: F403
 from projcore_basic import *  # noqa: F403
 from projcore_closure import *  # noqa: F403
 from projcore_structural import *  # noqa: F403
-
-# Of a plugin that is not known here: what it takes and has is not known either.
-class _Module(Module):
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def __getattr__(self, name: str) -> Any: ...
-    def step(self, *args: Any, **kwargs: Any) -> Any: ...
-
-def __getattr__(name: str) -> type[_Module]: ...

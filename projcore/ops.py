@@ -13,7 +13,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from projcore._shards import by_parts, is_sharded, join_norms, local, splits, zeros_over
+from projcore._shards import (
+    as_part,
+    by_parts,
+    is_sharded,
+    join_norms,
+    local,
+    sharded_as,
+    splits,
+    sums_of_parts,
+    zeros_over,
+)
 from projcore.errors import ArgumentError
 
 __all__ = [
@@ -21,6 +31,7 @@ __all__ = [
     "add_squares_",
     "alike",
     "as_given",
+    "as_part",
     "as_real",
     "at_once",
     "by_kind",
@@ -38,8 +49,10 @@ __all__ = [
     "once",
     "refuse_complex",
     "require_choice",
+    "sharded_as",
     "signs",
     "splits",
+    "sums_of_parts",
     "times",
     "unsharded",
     "zeros_over",
@@ -253,9 +266,11 @@ def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 
 def by_kind(
-    function: Callable[[list[Tensor]], Sequence[Tensor]], tensors: Sequence[Tensor]
+    function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], *others: Sequence[Tensor]
 ) -> list[Tensor]:
     """Returns what a function makes of tensors, which it gets as lists of those that are alike.
+
+    Of other lists it gets what is at the same places.
 
     Example:
         >>> by_kind(torch._foreach_neg, [torch.ones(1), torch.ones(1).double()])
@@ -263,10 +278,11 @@ def by_kind(
     """
     kinds = alike(tensors)
     if len(kinds) == 1:
-        return list(function(list(tensors)))
+        return list(function(list(tensors), *map(list, others)))
     results: list[Any] = [None] * len(tensors)
     for places in kinds:
-        for i, result in zip(places, function([tensors[i] for i in places]), strict=True):
+        some = ([each[i] for i in places] for each in (tensors, *others))
+        for i, result in zip(places, function(*some), strict=True):
             results[i] = result
     return results
 

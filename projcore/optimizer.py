@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
@@ -19,25 +19,28 @@ from projcore.core.module import Module, Need
 from projcore.engine import checkpoint
 from projcore.engine.arguments import (
     as_iterable,
+    check_flattened,
     check_gradients,
     check_parameters,
     check_sharding,
 )
 from projcore.engine.autocast import run_without_autocast
+from projcore.engine.average import LossAverage
 from projcore.engine.backward import InBackward, check_scope
 from projcore.engine.commit import Store, make_buckets, run_writes
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
-from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros
+from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros, kept_apart
 from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
+from projcore.engine.part import part_of
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
-from projcore.engine.resharding import share
+from projcore.engine.resharding import announce, share
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
@@ -49,8 +52,10 @@ from projcore.errors import (
 )
 from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
+from projcore.report.sharding import Sharding, foretell
 from projcore.values import require
 
+T = TypeVar("T")
 Nonfinite = Literal["allow", "raise", "skip"]
 PLANS = 64  # how many are kept, of steps in which other gradients were missing
 
@@ -96,12 +101,19 @@ class Optimizer(torch.optim.Optimizer):
             others, to accumulate gradients, are run in the context `accumulating`. The price: after
             an exception in a backward pass some parameters have had their step. Sharded parameters
             (FSDP2) are stepped when their gradients are reduced.
+        average_loss: Where a module reads the loss, as line searches do, it is the mean over
+            processes, so that all of them take the same step, with the gradients that torch has
+            averaged. None, the default: if parameters are sharded (FSDP2). With
+            `torch.nn.parallel.DistributedDataParallel` pass True: it averages gradients only, and
+            whole parameters do not tell whether another process trains the same. With False, the
+            closure returns what is the same in all.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
             of floating point, or a group has a misspelt setting, or a bad value; or if
-            ``bucket_bytes`` is given for modules that need all parameters at once, or to compile;
-            or if `torch.compile` rejects the options.
+            ``bucket_bytes`` is given for modules that need all parameters at once, or to compile,
+            or ``average_loss`` where no module reads the loss; or if `torch.compile` rejects the
+            options.
         ArgumentTypeError: If something is not a tensor or not a module, or ``compile`` is neither a
             bool nor a mapping.
 
@@ -125,6 +137,7 @@ class Optimizer(torch.optim.Optimizer):
         bucket_bytes: int | None = None,
         nonfinite: Nonfinite = "allow",
         in_backward: bool = False,
+        average_loss: bool | None = None,
     ) -> None:
         if not modules:
             raise ArgumentError(
@@ -149,6 +162,12 @@ class Optimizer(torch.optim.Optimizer):
                 f"Inf or NaN does to a step: one of {', '.join(map(repr, get_args(Nonfinite)))}."
             )
         self.nonfinite: Nonfinite = nonfinite
+        if average_loss is not None and not self.module.total_needs & {"loss", "closure"}:
+            raise ArgumentError(
+                f"Optimizer(average_loss={average_loss}) says how the loss is found, but no module "
+                f"of {self} reads it. Leave it out."
+            )
+        self.average_loss = average_loss
         self._warm: bool
         self._plans: dict[tuple[int, ...] | None, Plan]
         self._store: Store | None
@@ -254,6 +273,7 @@ class Optimizer(torch.optim.Optimizer):
         others = [p for other in self.param_groups for p in other["params"]]
         check_parameters(tensors, others)
         check_sharding(tensors, self.module)
+        check_flattened(tensors, self.module, self.nonfinite)
         self._names.check_keys(group)
         self._names.check_values(group)
         return tensors
@@ -373,8 +393,14 @@ class Optimizer(torch.optim.Optimizer):
             )
         return False
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[..., T]) -> T: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[..., Any] | None = None) -> Any:
+    def step(self, closure: Callable[..., T] | None = None) -> T | None:
         """Performs one step.
 
         Args:
@@ -394,7 +420,7 @@ class Optimizer(torch.optim.Optimizer):
                 Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
-        if torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise StepError(
                 "step() was called while a CUDA graph is captured. It reads counts and settings on "
                 "the host, which the graph would repeat as they are now. Capture the forward and "
@@ -406,11 +432,13 @@ class Optimizer(torch.optim.Optimizer):
                 "that computes the loss and its gradients: optimizer.step(closure)."
             )
         self._check_settings()
-        value = None
+        value = loss = None
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        loss = as_loss(value) if wanted else None
+            if wanted:
+                average = LossAverage(self._parameters(), self.average_loss)
+                loss, closure = average(as_loss(value)), average.of(closure)
         run = run_without_autocast
         if torch.compiler.is_compiling():  # by the user, who compiles what calls this
             run = torch.compiler.disable(run)
@@ -499,6 +527,8 @@ class Optimizer(torch.optim.Optimizer):
         if not _usable(given, self._roll.dtypes):
             check_gradients(parameters, self._called)
         grads = fill_zeros(parameters, given)
+        if closure is not None:
+            grads = kept_apart(grads)
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
         plan, store = self._prepare(parameters, active)
@@ -511,6 +541,12 @@ class Optimizer(torch.optim.Optimizer):
         except BaseException:
             self._store = None  # modules may have changed what is not to be saved
             raise
+        self._end_first(plan)
+
+    def _end_first(self, plan: Plan) -> None:
+        """Ends a step after which all state is there."""
+        if not self._warm and plan.gathers:
+            announce(plan.region, self.state, self._parameters())
         self._warm = True
 
     def _prepare(
@@ -691,9 +727,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         state_dict = super().state_dict()
         plan = self.plan_of(self.param_groups)
-        if plan.gathers:
-            state_dict["state"] = {i: dict(each) for i, each in state_dict["state"].items()}
-            share(plan.region, state_dict["state"])
+        if plan.shares:
+            state_dict["state"] = share(plan.region, state_dict["state"])
         checkpoint.complete(self, state_dict)
         return state_dict
 
@@ -728,6 +763,36 @@ class Optimizer(torch.optim.Optimizer):
         """Returns what the state takes, by module and entry; at first, what it will take."""
         return measure(self)
 
+    def sharding(self, ranks: int) -> Sharding:
+        """Returns what so many processes would keep, and send in a step, by rows (FSDP2).
+
+        It needs neither processes nor values: parameters may be on the device ``meta``.
+
+        Raises:
+            ArgumentError: If a module cannot run on sharded parameters.
+
+        Example:
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(4)))
+            >>> optimizer = Optimizer(model, "muon()", lr=0.01)
+            >>> optimizer.sharding(ranks=2).state  # the momentum of two matrices in each
+            (512, 512)
+        """
+        return foretell(self, ranks)
+
+    def part(self, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
+        """Returns an optimizer of some of the parameters, in groups as here, that has no state yet.
+
+        It is what `torch.distributed.optim.ZeroRedundancyOptimizer` runs in each process, on the
+        parameters that this one steps; of some of the groups it may have none.
+
+        Raises:
+            ArgumentError: If a module needs all parameters at once.
+
+        Example:
+            ``ZeroRedundancyOptimizer(optimizer.param_groups, optimizer.part)``
+        """
+        return part_of(self, groups)
+
     def __getstate__(self) -> dict[str, Any]:
         own = {
             name: getattr(self, name)
@@ -739,12 +804,19 @@ class Optimizer(torch.optim.Optimizer):
                 "_owners",
                 "nonfinite",
                 "in_backward",
+                "average_loss",
             )
         }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {"nonfinite": "allow", "_passes": PASSES, "_owners": Owners(), **state}
+        defaults: dict[str, Any] = {
+            "nonfinite": "allow",
+            "_passes": PASSES,
+            "_owners": Owners(),
+            "average_loss": None,
+        }
+        state = defaults | state
         in_backward, compile = state.pop("in_backward", False), state.pop("compile", False)
         self._built = False
         self._backward = None

@@ -56,44 +56,18 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 %s}
 '''
 
-# A star, since what cannot be resolved, because its plugin is not installed, is then not bound at
-# all, and falls to __getattr__. `from package import Name` would bind it, to Any or to an error.
+# A star binds what an installed plugin has and nothing of one that is missing, so that each other
+# name is an error, as it is when the program runs.
 STUB = '''\
-"""What is imported from here, for type checkers. Written by tools/known.py; do not edit."""
+"""What is imported from here, for type checkers. Written by tools/known.py; do not edit.
+
+A component of a plugin that is not ours is imported from its own package where types are checked.
+"""
 
 # mypy: disable-error-code="import-not-found"
 # pyright: reportMissingImports=false
 
-%s'''
-
-CLASS_STUB = """\
-from typing import Any
-
-from projcore import {base}
-{imports}
-# Of a plugin that is not known here: what it takes and has is not known either.
-class _{base}({base}):
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def __getattr__(self, name: str) -> Any: ...
-{methods}
-def __getattr__(name: str) -> type[_{base}]: ...
-"""
-
-METHOD = "    def {name}(self, *args: Any, **kwargs: Any) -> Any: ...\n"
-
-CLASSES = {
-    "projection": ("ProjectionBase", ("project", "unproject")),
-    "module": ("Module", ("step",)),
-    "choice": ("Choice", ()),
-}
-
-RECIPE_STUB = """\
-from collections.abc import Callable
-
-from projcore import Optimizer
-{imports}
-def __getattr__(name: str) -> Callable[..., Optimizer]: ...
-"""
+{imports}'''
 
 
 class Registered(NamedTuple):
@@ -168,12 +142,8 @@ def _wrapped(line: str, names: Sequence[str]) -> str:
 
 def _stub(kind: str, components: list[Registered]) -> str:
     places = {each.target.partition(":")[0] for each in components if each.kind == kind}
-    imports = "".join(f"from {place} import *  # noqa: F403\n" for place in sorted(places))
-    if kind == "recipe":
-        return STUB % RECIPE_STUB.format(imports=imports)
-    base, abstract = CLASSES[kind]
-    methods = "".join(METHOD.format(name=name) for name in abstract)
-    return STUB % CLASS_STUB.format(imports=imports, base=base, methods=methods)
+    lines = (f"from {place} import *  # noqa: F403\n" for place in sorted(places))
+    return STUB.format(imports="".join(lines))
 
 
 class _Recorder:

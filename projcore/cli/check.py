@@ -70,11 +70,12 @@ def _expectation(text: str) -> tuple[str, str]:
 
 
 class Progress:
-    """Prints one line for each component when all its checks have run, and what failed."""
+    """Prints a line for each component when its checks have run, and each failure once."""
 
     def __init__(self, verbose: bool) -> None:
         self.verbose = verbose
         self.results: list[CheckResult] = []
+        self.told: dict[str, str] = {}  # of each reason for a failure, the check that told it
 
     def __call__(self, result: CheckResult) -> None:
         if self.results and self.results[0].component != result.component:
@@ -87,11 +88,17 @@ class Progress:
 
         if self.results:
             print(f"{self.results[0].component}: {summary(self.results)}", flush=True)
+        failed: dict[str, list[CheckResult]] = {}
         for result in self.results:
             if result.status == "failed":
-                print(f"  failed {result.law}: {result.message}")
-                if self.verbose:
-                    print("".join(f"    {line}\n" for line in result.traceback.splitlines()))
+                failed.setdefault(result.reason or result.message, []).append(result)
+        for reason, (first, *others) in failed.items():
+            laws = ", ".join(result.law for result in (first, *others))
+            before = self.told.setdefault(reason, f"{first.component}-{first.law}")
+            is_new = before == f"{first.component}-{first.law}"
+            print(f"  failed {laws}: {first.message if is_new else f'as {before}'}")
+            if self.verbose and is_new:
+                print("".join(f"    {line}\n" for line in first.traceback.splitlines()))
         self.results = []
 
 

@@ -30,21 +30,72 @@ FILES = {
     ".gitignore": "gitignore",
     ".github/workflows/test.yml": "workflow.yml",
     "src/{package}/__init__.py": "__init__.py",
-    "src/{package}/_plugin.py": "_plugin.py",
+    "src/{package}/_plugin.py": "{hooks}.py",
+    "src/{package}/{module}.py": "{kind}.py",
     "src/{package}/py.typed": "py.typed",
-    "src/{package}/{name}.py": "{kind}.py",
     "tests/test_laws.py": "test_laws.py",
     "tests/test_{name}.py": "test_{kind}.py",
 }
-"""What is written, and the template it is made from."""
+"""The files that are written, and the template of each."""
 
-BY_KIND = {
+_SPEC = """\
+```python
+import projcore
+import torch
+
+model = torch.nn.Linear(4, 2)
+optimizer = projcore.Optimizer(
+    model,
+    "$spec",
+    lr=1e-3,
+)
+```
+
+What it is combined with here, $others, comes with `pip install 'projcore[adaptive,basic]'`."""
+
+_RECIPE = """\
+```python
+import torch
+from projcore.recipes import $name
+
+model = torch.nn.Linear(4, 2)
+optimizer = $name(model, lr=1e-3)
+```"""
+
+_COMMAND = """\
+```sh
+projcore $command optimizer.pt
+```"""
+
+_COMPONENT = {
+    "kernel": "projcore",
+    "hooks": "_plugin_component",
+    "module": "$name",
+    "cls": "$camel",
+    "title": "$camel",
+    "usage": _SPEC,
+    "facts": "        tags=$tags,\n        example=$example,\n",
+    "checks": "the laws, the packaging, and the oracle in tests/test_$name.py",
+    "registers": "registers it by name, with the tags that say which laws it keeps",
+    "laws": "the laws",
+    "laws_doc": "The laws that the tags promise hold, and the package is as others need it.",
+    "oracle": "compares it with an oracle",
+}
+
+_PACKAGE = {
+    "checks": "the packaging, and tests/test_$name.py",
+    "laws": "the checks of the packaging",
+    "laws_doc": "The package is as others need it.",
+}
+
+BY_KIND: dict[str, dict[str, str]] = {
     "projection": {
         "summary": "Runs modules in coordinates in which pairs of elements are rotated.",
         "tags": '("linear", "lossless", "orthonormal")',
         "example": '{"angle": 0.5}',
         "spec": "$name([adam()], angle=0.5)",
         "others": "`adam` and `lr`",
+        **_COMPONENT,
     },
     "module": {
         "summary": "Replaces the update by its moving average.",
@@ -52,6 +103,31 @@ BY_KIND = {
         "example": '{"beta": 0.9}',
         "spec": "$name(beta=0.9)",
         "others": "`lr`",
+        **_COMPONENT,
+    },
+    "recipe": {
+        "summary": "AdamW on clipped gradients, without weight decay of biases and gains.",
+        "kernel": "projcore[adaptive,basic]",
+        "hooks": "_plugin_component",
+        "module": "recipes",
+        "cls": "$name",
+        "title": "$name",
+        "usage": _RECIPE,
+        "facts": "",
+        "registers": "registers it by name",
+        "oracle": "compares it with torch's optimizer, and resumes it",
+        **_PACKAGE,
+    },
+    "command": {
+        "kernel": "projcore",
+        "hooks": "_plugin_command",
+        "module": "command",
+        "cls": "run",
+        "title": "$command",
+        "usage": _COMMAND,
+        "registers": "adds it to `projcore`",
+        "oracle": "runs it",
+        **_PACKAGE,
     },
     "basis": {
         "hook": "choice",
@@ -61,6 +137,7 @@ BY_KIND = {
         "example": '{"period": 2, "stagger": False}',
         "spec": "subspace([adam()], rank=2, basis=$name())",
         "others": "`adam` and `lr`",
+        **_COMPONENT,
     },
     "combine": {
         "hook": "choice",
@@ -70,16 +147,19 @@ BY_KIND = {
         "example": '{"scale": 0.5}',
         "spec": "subspace([adam()], rank=2, combine=$name())",
         "others": "`adam` and `lr`",
+        **_COMPONENT,
     },
 }
-"""What the templates that all kinds share say of each."""
+"""What the templates say of each kind; each text may use those before it."""
 
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("new-plugin", help="write a plugin to begin with")
     parser.add_argument("name", help="what it will provide, for example fast-hadamard")
-    parser.add_argument("--kind", choices=[*BY_KIND], default="projection", help="of its component")
+    parser.add_argument(
+        "--kind", choices=tuple(BY_KIND), default="projection", help="what it provides"
+    )
     parser.add_argument("--directory", type=Path, help="where; by default projcore-NAME, here")
     parser.add_argument("--author", help="for the licence and the metadata")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -98,6 +178,7 @@ def run(arguments: Namespace) -> int:
         )
     written = render(name, arguments.kind, author)
     _write(directory, written)
+    source = next(path for path in written if path.startswith("src/") and "/_" not in path)
     if arguments.json:
         print_json({"name": name, "directory": str(directory), "files": sorted(written)})
         return 0
@@ -107,8 +188,8 @@ def run(arguments: Namespace) -> int:
         "  python -m pip install -e '.[dev]'\n"
         "  python -m pytest\n"
         f"  projcore check {name}\n\n"
-        f"Then put your own into src/{package_name(name)}/{name}.py, and its oracle into "
-        f"tests/test_{name}.py.\nREADME.md says how to publish it."
+        f"Then put your own into {source}, and its tests into tests/test_{name}.py.\n"
+        "README.md says how to publish it."
     )
     return 0
 
@@ -176,7 +257,8 @@ def render(name: str, kind: str, author: str) -> dict[str, str]:
     values = {
         "name": name,
         "kind": kind,
-        "cls": class_name(name),
+        "camel": class_name(name),
+        "command": name.replace("_", "-"),
         "package": package_name(name),
         "distribution": f"projcore-{name.replace('_', '-')}",
         "author": author,
@@ -186,9 +268,9 @@ def render(name: str, kind: str, author: str) -> dict[str, str]:
         "api": str(PROJCORE_API),
         "hook": kind,
         "requires": "",
-        **BY_KIND[kind],
     }
-    values["spec"] = Template(values["spec"]).substitute(name=name)
+    for key, text in BY_KIND[kind].items():
+        values[key] = Template(text).substitute(values)
     templates = files("projcore").joinpath("templates")
     return {
         path.format_map(values): Template(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore.core.module import Module
-from projcore.engine.tree import first_unsharded
+from projcore.engine.tree import first_unsharded, is_elementwise, tree
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 
 
@@ -47,6 +47,24 @@ def check_sharding(params: list[Tensor], module: Module) -> None:
             "ones are for modules that work on each parameter by itself and without the loss, and "
             "for those that declare sharded = True. Use such modules, or DistributedDataParallel, "
             "which keeps parameters whole."
+        )
+
+
+def check_flattened(params: list[Any], module: Module, nonfinite: str) -> None:
+    """Raises if FSDP1 has flattened parameters, and something is not done element by element."""
+    flat = [i for i, param in enumerate(params) if getattr(param, "_fsdp_flattened", False)]
+    if not flat:
+        return
+    wide = next((str(each) for each in tree(module) if not is_elementwise(each)), None)
+    if nonfinite != "allow":
+        wide = f"nonfinite={nonfinite!r}"
+    if wide is not None:
+        raise ArgumentError(
+            f"Parameter {flat[0]}, of shape {tuple(params[flat[0]].shape)}, is what this process "
+            "has of parameters that FullyShardedDataParallel (FSDP1) has flattened, and "
+            f"{wide} was given, which looks at more than single elements. Use modules of scope "
+            "'element', and clip with model.clip_grad_norm_; or shard by "
+            "torch.distributed.fsdp.fully_shard (FSDP2), for which there are no such limits."
         )
 
 

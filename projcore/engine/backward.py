@@ -123,7 +123,7 @@ class InBackward:
             region.remember(RootObjective(region.space, live, early.parameters, grads))
             early.store.save()
         early.store.settle()
-        optimizer._warm = True
+        optimizer._end_first(early.plan)
 
 
 def _second(optimizer: Optimizer, place: int) -> StepError:
@@ -154,8 +154,8 @@ def check_reduced(parameter: Tensor) -> None:
     several = is_available() and is_initialized() and get_world_size() > 1
     if several and not hasattr(parameter, "placements"):  # not a DTensor
         raise StepError(
-            "A parameter got its step in backward in one of several processes, and is whole in "
-            "each. DistributedDataParallel averages gradients later than that, so the processes "
-            "would drift apart. Shard the parameters by torch.distributed.fsdp.fully_shard, which "
-            "averages first, or leave out in_backward."
+            "A parameter got its step in backward in one of several processes, and is not sharded "
+            "by torch.distributed.fsdp.fully_shard. DistributedDataParallel and FSDP1 average "
+            "gradients later than that, so the processes would drift apart. Shard the parameters "
+            "by fully_shard, which averages first, or leave out in_backward."
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from projcore._checks import check_writable
 from projcore.core.space import Space
 from projcore.core.writer import Blend, Write
+from projcore.ops import local
 
 
 def alike(space: Space, indices: Iterable[int]) -> list[list[int]]:
@@ -45,6 +46,8 @@ def blended(
 
 def _blended(targets: list[Tensor], update: list[Tensor], blends: list[Blend]) -> Write:
     check_writable(targets, update)
+    # Elementwise, so parts are enough; torch takes long over each operation on sharded tensors.
+    targets, update = list(map(local, targets)), list(map(local, update))
     alpha = 1.0
     if len(set(blends)) == 1 and not blends[0].decay:
         alpha = blends[0].scale

@@ -22,6 +22,7 @@ from projcore.engine.names import SettingNames
 from projcore.engine.plan import Builder, add_rate
 from projcore.engine.region import Region
 from projcore.errors import StepError
+from projcore.ops import copy_, is_sharded, unsharded
 from projcore.values import common
 
 Groups = Sequence[Mapping[str, Any]]
@@ -204,21 +205,31 @@ class RootObjective(Objective):
         try:
             for parameter in self._parameters:
                 parameter.grad = None  # so that the closure cannot add to what a module still reads
-            torch._foreach_copy_(parameters, [point[i] for i in active])
-            loss = call_closure(self._closure, backward)
+            copy_(parameters, [point[i] for i in active])
+            # FSDP2 keeps what a forward pass put together, of an old point, until one backward.
+            sharded = any(map(is_sharded, parameters))
+            loss = call_closure(self._closure, backward or sharded)
             grads = [parameter.grad for parameter in self._parameters]
         finally:
             try:
-                torch._foreach_copy_(parameters, self._origin)
+                copy_(parameters, self._origin)
             except BaseException:  # a parameter must not stay at a trial point, whatever comes
-                torch._foreach_copy_(parameters, self._origin)
+                copy_(parameters, self._origin)
                 raise
             finally:
                 for parameter, grad in zip(self._parameters, kept, strict=True):
                     parameter.grad = grad
         if not backward:
             return loss, None
-        return loss, fill_zeros(self._parameters, grads)
+        return loss, kept_apart(fill_zeros(self._parameters, grads))
+
+
+def kept_apart(grads: list[Tensor]) -> list[Tensor]:
+    """Returns gradients that the next evaluation does not overwrite.
+
+    It would those that DistributedDataParallel keeps as views of its buckets.
+    """
+    return [grad.clone() if grad._is_view() else grad for grad in grads]
 
 
 def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
@@ -232,7 +243,8 @@ def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
 def as_loss(value: object) -> Tensor:
     """Returns what a closure returned as a 0-d tensor; raises unless it is one real number."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return value.detach().reshape(())
+        loss: Tensor = unsharded(value.detach()).reshape(())
+        return loss
     if isinstance(value, (int, float)):
         return torch.tensor(value, dtype=torch.float64, device="cpu")
     given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

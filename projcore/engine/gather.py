@@ -8,7 +8,6 @@ in two collectives for all parameters together, whatever the modules are.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -21,11 +20,11 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.engine.crossing import Crossing
-from projcore.engine.flat import module_path
 from projcore.engine.inside import Inside
 from projcore.engine.nodes import Frame, Node
 from projcore.engine.shards import Team, Transfer
 from projcore.errors import StepError
+from projcore.ops import as_part
 
 
 class Owners:
@@ -55,11 +54,29 @@ class Owners:
         places = [place for (place,) in space.sources]
         loads = self._loads.setdefault(mesh, [0] * len(self.team(mesh)))
         new = [i for i, place in enumerate(places) if place not in self._owners]
-        for i in sorted(new, key=lambda i: (-space.template[i].numel(), places[i])):
-            owner = loads.index(min(loads))
+        for i, owner in zip(
+            new, balance([space.template[i].numel() for i in new], loads), strict=True
+        ):
             self._owners[places[i]] = owner
-            loads[owner] += space.template[i].numel()
         return [self._owners[place] for place in places]
+
+
+def balance(sizes: Sequence[int], loads: list[int]) -> list[int]:
+    """Returns who gets each of some things: the largest goes to who has least, and so on.
+
+    Args:
+        sizes: How large they are.
+        loads: What each has; it grows.
+
+    Example:
+        >>> balance([2, 3, 5], [0, 0])
+        [1, 1, 0]
+    """
+    owners = [0] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        owners[i] = loads.index(min(loads))
+        loads[owners[i]] += sizes[i]
+    return owners
 
 
 class Gather(ProjectionBase):
@@ -118,7 +135,8 @@ class Gather(ProjectionBase):
     ) -> list[Tensor]:
         if params[0].is_meta:
             return params
-        return self.transfer.hand_out(list(projected_tensors))
+        parts = self.transfer.hand_out(list(projected_tensors))
+        return list(map(as_part, parts, params))
 
 
 class Gathered(Inside):
@@ -129,19 +147,10 @@ class Gathered(Inside):
 
     projection: Gather
 
-    def keeps(self, key: str) -> bool:
-        """Whether an entry of that name is of what runs inside."""
-        path = module_path(key)
-        return path == self.space.path or path.startswith(f"{self.space.path}/")
-
     @property
     def transfer(self) -> Transfer:
         """The way of the tensors."""
         return self.projection.transfer
-
-    def inner_space(self, template: Sequence[Tensor], name: str, path: str) -> Space:
-        space = super().inner_space(template, name, path)
-        return replace(space, state=self.site.state.select(self.transfer.own))
 
     def part(self, index: Mapping[int, int]) -> Node | None:
         chosen = [k for k, place in enumerate(self.where) if place in index]

@@ -24,6 +24,7 @@ from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
 from projcore.engine.transport import forget
 from projcore.errors import ProjcoreError
+from projcore.ops import local
 
 Shapes = list[tuple[torch.Size, torch.dtype]]
 
@@ -437,5 +438,5 @@ def _share(views: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
     return all(
         view.nbytes == target.nbytes
         and view.untyped_storage()._cdata == target.untyped_storage()._cdata
-        for view, target in zip(views, targets, strict=True)
+        for view, target in zip(map(local, views), map(local, targets), strict=True)
     )

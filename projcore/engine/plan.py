@@ -18,10 +18,11 @@ from projcore.core.state import State
 from projcore.engine.gather import Gather, Gathered
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
+from projcore.engine.local import Local, OnParts
 from projcore.engine.nodes import Call, Node, Observe, Site, Step, has_factor
 from projcore.engine.region import Region
 from projcore.engine.shards import Shards, Transfer
-from projcore.engine.tree import takes_shards
+from projcore.engine.tree import runs_locally, takes_shards
 from projcore.errors import ArgumentError, ContractError
 from projcore.ops import is_sharded
 from projcore.values import common, scalar
@@ -64,7 +65,7 @@ class Builder(Planner):
         return Region(space, self.nodes, self.notes, self.passes)
 
     def step(self, module: Module, space: Space, runs: Sequence[Planned] = ()) -> None:
-        space = self._gather(module, space)
+        space = self._take_shards(module, space)
         if not len(space):
             return
         if isinstance(module, Transform):
@@ -121,7 +122,7 @@ class Builder(Planner):
 
     def _enter(self, projection: ProjectionBase, space: Space, beside: Space | None = None) -> None:
         """Has modules run inside a projection, or outside where that is the same."""
-        space = self._gather(projection, space, beside)
+        space = self._take_shards(projection, space, beside)
         if not len(space):
             return
         path = f"{space.path}/{INNER}"
@@ -142,9 +143,10 @@ class Builder(Planner):
                 plan = _some(projection, names)
                 self._inside(projection, space, INNER, path, plan)
 
-    def _gather(self, module: Module, space: Space, beside: Space | None = None) -> Space:
-        """Has a module run on sharded tensors that it needs whole; returns the others."""
-        if takes_shards(module):
+    def _take_shards(self, module: Module, space: Space, beside: Space | None = None) -> Space:
+        """Has a module run on sharded tensors, whole or by parts; returns those that are left."""
+        here = runs_locally(module)
+        if takes_shards(module) and not here:
             return space
         meshes: dict[Any, list[int]] = {}
         for i, tensor in enumerate(space.template):
@@ -152,6 +154,9 @@ class Builder(Planner):
                 meshes.setdefault(tensor.device_mesh, []).append(i)  # type: ignore[attr-defined]
         for mesh, places in meshes.items():
             some = space.select(places)
+            if here:
+                self._inside(Local(module), some, "", space.path, module.plan, None, OnParts)
+                continue
             owners = space.context.owners
             transfer = Transfer(
                 [Shards.of(tensor) for tensor in some.template],

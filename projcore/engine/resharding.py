@@ -8,12 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from projcore.engine.flat import module_path
 from projcore.engine.gather import Gathered, gathered
+from projcore.engine.inside import Inside
+from projcore.engine.local import OnParts
 from projcore.engine.region import Region
 from projcore.engine.shards import Shards, Transfer
-from projcore.ops import is_sharded, unsharded
+from projcore.ops import is_sharded, local, unsharded
 
 Entries = dict[str, Any]
+
+NOTHING = torch.empty(0, device="cpu")
 
 
 class Fact(NamedTuple):
@@ -37,17 +42,86 @@ class Fact(NamedTuple):
     order: tuple[int, ...] = ()
 
 
-def share(region: Region, state: dict[int, Entries]) -> None:
-    """Has each process hold a part of what owners keep: of each entry, some of its rows.
+def share(region: Region, state: Mapping[int, Entries]) -> dict[int, Entries]:
+    """Returns the state in which each process has a part of what owners keep: some of its rows.
 
-    Numbers and 0-d tensors are then in all processes. All of them must call it.
+    Numbers and 0-d tensors are then in all processes. All of them must call it, and have the same
+    entries in the same order, in which torch puts them together.
 
     Args:
         region: What runs on the parameters.
         state: The state of each parameter, by its place, as this process has it.
     """
+    shared = {place: dict(entries) for place, entries in state.items()}
+    for node in region.walk():
+        if isinstance(node, Gathered):
+            _share(node, shared)
+        elif isinstance(node, OnParts):
+            _wrap(node, shared)
+    return {place: dict(sorted(shared[place].items())) for place in sorted(shared)}
+
+
+def announce(region: Region, state: Mapping[Tensor, Entries], parameters: Sequence[Tensor]) -> None:
+    """Puts empty tensors where other processes keep entries, whose names torch looks for.
+
+    So does `torch.distributed.checkpoint`, to read state that was saved under flat names.
+
+    Args:
+        region: What runs on the parameters.
+        state: What this process keeps.
+        parameters: The parameters, by their places.
+    """
     for node in gathered(region):
-        _share(node, state)
+        places = [place for (place,) in node.space.sources]
+        own = [
+            (place, key)
+            for place in (places[i] for i in node.transfer.own)
+            for key in state[parameters[place]]
+            if _is_of(key, node)
+        ]
+        for found in node.transfer.team.gathered(own):
+            for place, key in found:
+                state[parameters[place]].setdefault(key, NOTHING)
+
+
+def _is_of(key: str, node: Inside) -> bool:
+    """Whether an entry of that name is of what runs inside a node."""
+    path = module_path(key)
+    return path == node.space.path or path.startswith(f"{node.space.path}/")
+
+
+def _wrap(node: OnParts, state: dict[int, Entries]) -> None:
+    """Has entries of which each process keeps a part be those parts."""
+    for template, (place,) in zip(node.space.template, node.space.sources, strict=True):
+        entries = state.get(place, {})
+        for key in [key for key in entries if _is_of(key, node)]:
+            value = entries[key]
+            lead = _lead(value, local(template))
+            if lead is not None:
+                entries[key] = _shards(template, value.shape[:lead]).wrap(value)
+
+
+def _lead(value: Any, template: Tensor) -> int | None:
+    """How many dimensions an entry has in front of those of its tensor; None if it has not."""
+    if not isinstance(value, Tensor) or value.shape[value.ndim - template.ndim :] != template.shape:
+        return None
+    return value.ndim - template.ndim
+
+
+def _shards(template: Tensor, lead: Sequence[int]) -> Shards:
+    """Returns how an entry lies that has some dimensions in front of those of its tensor."""
+    shards = Shards.of(template)
+    placements = [
+        each if each.is_replicate() or not lead else _moved(each, len(lead))
+        for each in shards.placements
+    ]
+    return Shards(torch.Size([*lead, *shards.shape]), shards.mesh, tuple(placements))
+
+
+def _moved(placement: Any, lead: int) -> Any:
+    """Returns the placement that shards the same dimension behind others."""
+    extra = {key: getattr(placement, key) for key in ("split_factor",) if hasattr(placement, key)}
+    return type(placement)(placement.dim + lead, **extra)
 
 
 def _share(node: Gathered, state: dict[int, Entries]) -> None:
@@ -56,7 +130,7 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
     facts = []
     for tensor in node.transfer.own:
         (place,) = node.space.sources[tensor]
-        for key in sorted(filter(node.keeps, state.get(place, {}))):
+        for key in sorted(key for key in state.get(place, ()) if _is_of(key, node)):
             value = state[place][key]
             if isinstance(value, Tensor) and value.ndim:
                 order = tuple(sorted(range(value.ndim), key=lambda d: -value.stride()[d]))
@@ -80,7 +154,8 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
         team,
     )
     mine = [own[wide[i][1].place, wide[i][1].key] for i in transfer.own]
-    for (_, fact), shared in zip(wide, transfer.hand_out(mine), strict=True):
+    parts = map(Shards.wrap, transfer.shards, transfer.hand_out(mine))
+    for (_, fact), shared in zip(wide, parts, strict=True):
         state[fact.place][fact.key] = shared.permute(_inverse(fact.order))
 
 
@@ -100,10 +175,19 @@ def settle(region: Region, state: Sequence[Entries], expected: Sequence[Mapping[
     for node in gathered(region):
         for tensor, (place,) in enumerate(node.space.sources):
             keepers.setdefault(place, []).append((node, tensor))
+    parts = {
+        (place, node.space.path): template
+        for node in region.walk()
+        if isinstance(node, OnParts)
+        for template, (place,) in zip(node.space.template, node.space.sources, strict=True)
+    }
     for place, entries in enumerate(state):
         for key in sorted(entries):
-            found = [(node, i) for node, i in keepers.get(place, ()) if node.keeps(key)]
-            if found:
+            found = [(node, i) for node, i in keepers.get(place, ()) if _is_of(key, node)]
+            template = parts.get((place, module_path(key)))
+            if template is not None:
+                entries[key] = _part(entries[key], template)
+            elif found:
                 whole = _whole(entries.pop(key))
                 if any(i in node.transfer.own for node, i in found):
                     entries[key] = whole
@@ -121,14 +205,22 @@ def _whole(value: Any) -> Any:
     ).copy_(whole)
 
 
+def _part(value: Any, template: Tensor) -> Any:
+    """Returns the part of an entry in this process, whole or sharded, as its tensor has it."""
+    lead = _lead(value, template)
+    return value if lead is None else local(_lying(value, _shards(template, value.shape[:lead])))
+
+
 def _as_expected(value: Any, expected: Any) -> Any:
-    """Returns a tensor sharded as is expected, or whole."""
-    if expected is None or not is_sharded(expected) or not value.ndim:
+    """Returns an entry sharded as is expected, or whole."""
+    if expected is None or not is_sharded(expected):
         return value if expected is None else unsharded(value)
-    shards = Shards.of(expected)
+    return _lying(value, Shards.of(expected)) if value.shape == expected.shape else value
+
+
+def _lying(value: Tensor, shards: Shards) -> Tensor:
+    """Returns a tensor, whole or sharded, as it is to lie."""
     if is_sharded(value) and Shards.of(value) == shards:
         return value
-    whole = unsharded(value)
-    if whole.shape != shards.shape:
-        return value  # it is refused later, by name
-    return shards.wrap(whole[shards.part(shards.mesh.get_coordinate())].clone())
+    part = shards.part(shards.mesh.get_coordinate())
+    return shards.wrap(unsharded(value)[part].clone())

@@ -98,13 +98,6 @@ class Shards:
         ]
         return all(place == its for place, its in places)
 
-    def local(self, tensor: Any) -> Tensor:
-        """Returns the part of this process, of a tensor that may lie otherwise, as gradients do."""
-        if tuple(tensor.placements) != self.placements:
-            tensor = tensor.redistribute(self.mesh, self.placements)
-        found: Tensor = tensor.to_local()
-        return found
-
     def wrap(self, local: Tensor) -> Tensor:
         """Returns the tensor of which this is the part of this process."""
         stride = torch.empty(self.shape, device="meta").stride()
@@ -112,6 +105,14 @@ class Shards:
             local, self.mesh, self.placements, run_check=False, shape=self.shape, stride=stride
         )
         return made
+
+
+def local_like(tensor: Any, like: Any) -> Tensor:
+    """Returns the part of a tensor in this process if it lay as another; gradients may not."""
+    if tuple(tensor.placements) != tuple(like.placements):
+        tensor = tensor.redistribute(placements=like.placements)
+    part: Tensor = tensor.to_local()
+    return part
 
 
 def _chunk(index: Tensor, count: int, which: int) -> Tensor:
@@ -275,7 +276,7 @@ class Transfer:
 
     def collect(self, tensors: Sequence[Any]) -> list[Tensor]:
         """Returns the whole tensors that this process owns."""
-        local = [each.local(tensor) for each, tensor in zip(self.shards, tensors, strict=True)]
+        local = list(map(local_like, tensors, self.shards))
         received = self._exchange(self._held, self._collected, lambda cargo: local[cargo.place])
         whole = {
             i: torch.empty(self.shards[i].shape, dtype=self.dtypes[i], device=self.team.device)
@@ -285,7 +286,7 @@ class Transfer:
         return list(whole.values())
 
     def hand_out(self, whole: Sequence[Tensor]) -> list[Tensor]:
-        """Returns sharded tensors, of which each process gave those that it owns."""
+        """Returns the parts here of tensors of which each process gave those that it owns."""
         given = dict(zip(self.own, whole, strict=True))
         received = self._exchange(
             self._given, self._taken, lambda cargo: given[cargo.place][cargo.part]
@@ -295,7 +296,7 @@ class Transfer:
             if i not in local:  # there is nothing of it here
                 shape = tuple(part.stop - part.start for part in each.parts[self.team.me])
                 local[i] = torch.empty(shape, dtype=self.dtypes[i], device=self.team.device)
-        return [each.wrap(local[i]) for i, each in enumerate(self.shards)]
+        return [local[i] for i in range(len(self.shards))]
 
     def _exchange(
         self, leaving: Sequence[Load], coming: Sequence[Load], find: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from projcore.core.module import Module
+from projcore.core.module import Module, Transform
 
 
 def tree(module: Module) -> Iterator[Module]:
@@ -17,6 +17,14 @@ def tree(module: Module) -> Iterator[Module]:
 def is_zeroth_order(module: Module) -> bool:
     """Whether a module or one of its children is zeroth-order."""
     return any(each.zeroth_order for each in tree(module))
+
+
+def is_elementwise(module: Module) -> bool:
+    """Whether a module by itself, apart from its children, depends on single elements only."""
+    scopes = module.scope, module.total_scope  # of a layout, the latter is narrower
+    if module.sharded is False:
+        return False
+    return "element" in scopes or bool(module.sharded and module.children)
 
 
 def first_unsharded(module: Module) -> Module | None:
@@ -32,6 +40,24 @@ def takes_shards(module: Module) -> bool:
     if module.sharded is not None:
         return module.sharded
     return "element" in (module.scope, module.total_scope)  # of a layout, the latter is narrower
+
+
+def runs_locally(module: Module) -> bool:
+    """Whether a module runs on the parts of sharded parameters as if they were whole.
+
+    Affine ones need not, as they become numbers.
+    """
+    return (
+        isinstance(module, Transform)
+        and module.scope == "element"
+        and module.sharded is None
+        and not is_affine(module)
+    )
+
+
+def is_affine(module: Transform) -> bool:
+    """Whether a module has coefficients: if it returns any for no tensors."""
+    return module.coefficients([], [module.defaults]) is not None
 
 
 def _is_wide(module: Module) -> bool:

@@ -23,6 +23,9 @@ def momentum(function: Function, z: Tensor, memory: dict[str, Any]) -> Tensor:
     return 0.05 * memory["m"]  # type: ignore[no-any-return]
 
 
+EPS = 1e-3  # far above rounding: where all but one element of a gradient are 0, Adam divides by it
+
+
 def adam(function: Function, z: Tensor, memory: dict[str, Any], lr: float = 0.05) -> Tensor:
     """Adam."""
     gradient = _gradient(function, z)
@@ -31,7 +34,7 @@ def adam(function: Function, z: Tensor, memory: dict[str, Any], lr: float = 0.05
     memory["v"] = 0.99 * memory.get("v", 0) + 0.01 * gradient**2
     mean = memory["m"] / (1 - 0.9 ** memory["t"])
     root = (memory["v"] / (1 - 0.99 ** memory["t"])).sqrt()
-    return lr * mean / (root + 1e-8)  # type: ignore[no-any-return]
+    return lr * mean / (root + EPS)  # type: ignore[no-any-return]
 
 
 def adam_armijo(function: Function, z: Tensor, memory: dict[str, Any]) -> Tensor:
@@ -58,10 +61,10 @@ def methods() -> dict[str, tuple[Method, Callable[[], list[Module]]]]:
     """Returns methods by name: the one by hand, and the modules that do the same."""
     return {
         "momentum": (momentum, lambda: [Momentum(), Scale()]),
-        "adam": (adam, lambda: [Moments(), Scale()]),
+        "adam": (adam, lambda: [Moments(eps=EPS), Scale()]),
         "adam and a line search": (
             adam_armijo,
-            lambda: [Moments(), Scale(2.0), Armijo()],
+            lambda: [Moments(eps=EPS), Scale(2.0), Armijo()],
         ),
         "a mixture of all facts": (every_fact, lambda: [EveryFact()]),
     }

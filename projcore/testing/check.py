@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from projcore._outcome import INTERRUPTS
-from projcore.errors import ArgumentError
+from projcore.errors import ArgumentError, ProjcoreError
+from projcore.testing import conditions
 from projcore.testing.law import Law, NotApplicable, Violation
 from projcore.testing.packaging import CHECKS, Package, as_packages
 from projcore.testing.subject import Subject, as_subjects
@@ -30,12 +31,15 @@ class Check:
         subject: The component, or the plugin.
         skip: Why it does not apply, or None.
         expected: Why it is expected to fail, or None.
+        blocked: Of the components that break a law that all others presuppose, that law; shared by
+            the checks that are made together.
     """
 
     law: Law
     subject: Subject | Package
     skip: str | None = None
     expected: str | None = None
+    blocked: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.subject.name}-{self.law.name}"
@@ -47,11 +51,19 @@ class Check:
             Violation: If the component does not keep the law.
             NotApplicable: If it turns out that the law does not apply.
         """
+        conditions.forget()
+        if self.subject.name in self.blocked:
+            raise NotApplicable(f"{self.blocked[self.subject.name]!r} comes first")
         try:
             return self.law.body(self.subject)
         except Violation as violation:
-            text = f"{self.subject.name} breaks the law {self.law.name!r}: {violation.what}"
-            raise Violation(text, violation.mend) from None
+            if self.law.first:
+                self.blocked[self.subject.name] = self.law.name
+            raise Violation(
+                f"{self.subject.name} breaks the law {self.law.name!r}: {violation.what}",
+                f"{violation.fix} {conditions.told()}".rstrip(),
+                violation.reason,
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class CheckResult:
         status: ``"passed"``, ``"failed"``, ``"skipped"``, or ``"expected"`` for a failure that
             was announced. An announced failure that does not come is one that failed.
         message: Why it failed or was skipped, or what is worth knowing.
+        reason: Of a failure, the part of the message that may be the same for several laws.
         seconds: How long it took.
         traceback: Where it failed.
     """
@@ -72,6 +85,7 @@ class CheckResult:
     law: str
     status: Status
     message: str = ""
+    reason: str = ""
     seconds: float = 0.0
     traceback: str = ""
 
@@ -99,19 +113,21 @@ def checks(
         subjects += [*as_packages(thing), *as_subjects(thing)]
     reasons = dict(expected_failures or {})
     unused = set(reasons)
+    blocked: dict[str, str] = {}
     result = []
     for subject in subjects:
         for law in CHECKS if isinstance(subject, Package) else LAWS:
             if law.slow and not slow:
                 continue
             skip = None if isinstance(subject, Package) else law.not_applicable(subject)
-            check = Check(law, subject, skip)
+            check = Check(law, subject, skip, blocked=blocked)
             names = [name for name in (str(check), law.name) if name in reasons]
             unused -= set(names)
             if names:
-                check = Check(law, subject, check.skip, reasons[names[0]])
+                check = replace(check, expected=reasons[names[0]])
             result.append(check)
-    if not any(check.skip is None for check in result if isinstance(check.subject, Subject)):
+    of_components = [check for check in result if isinstance(check.subject, Subject)]
+    if not result or (of_components and all(check.skip for check in of_components)):
         raise ArgumentError(
             f"There is nothing to check: {', '.join(map(str, things)) or 'nothing'} was given. A "
             "check that never runs proves nothing. Pass a plugin that registers components."
@@ -159,7 +175,7 @@ def check_component(
             of_components.append(result)
         if report is not None:
             report(result)
-    if all(result.status == "skipped" for result in of_components):
+    if of_components and all(result.status == "skipped" for result in of_components):
         reasons = sorted({result.message for result in of_components})
         raise ArgumentError(
             f"There is nothing to check: of {thing}, all was skipped ({'; '.join(reasons)}). A "
@@ -170,18 +186,19 @@ def check_component(
 
 def _run(check: Check) -> CheckResult:
     status: Status = "passed"
-    message, trace = "", ""
+    message, reason, trace = "", "", ""
     start = time.perf_counter()
     if check.skip is not None:
         status, message = "skipped", check.skip
     else:
         try:
             message = check() or ""
-        except NotApplicable as reason:
-            status, message = "skipped", str(reason)
+        except NotApplicable as why:
+            status, message = "skipped", str(why)
         except INTERRUPTS:
             raise
         except BaseException as error:
+            reason = error.reason if isinstance(error, Violation) else _said(error)
             status, message = "failed", _message(check, error)
             trace = "".join(traceback.format_exception(error))
     if check.expected is not None and status == "failed":
@@ -193,16 +210,22 @@ def _run(check: Check) -> CheckResult:
             "Remove it from expected_failures."
         )
     seconds = time.perf_counter() - start
-    return CheckResult(check.subject.name, check.law.name, status, message, seconds, trace)
+    name = check.subject.name
+    return CheckResult(name, check.law.name, status, message, reason, seconds, trace)
 
 
 def _message(check: Check, error: BaseException) -> str:
     if isinstance(error, Violation):
         return str(error)
-    return (
-        f"{check.subject.name} breaks the law {check.law.name!r}: {type(error).__name__}: {error}. "
-        "It must work, or be refused with a ProjcoreError. The traceback says where."
-    )
+    text = f"{check.subject.name} breaks the law {check.law.name!r}: {_said(error)}"
+    return f"{text} {conditions.told()}".rstrip()
+
+
+def _said(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}".rstrip(" .:")
+    if isinstance(error, ProjcoreError):
+        return f"{text}."
+    return f"{text}. It must work, or raise a ProjcoreError. The traceback says where."
 
 
 def summary(results: Iterable[CheckResult]) -> str:

@@ -25,13 +25,15 @@ class Violation(AssertionError):
 
     Attributes:
         what: What was violated.
-        mend: What to do.
+        fix: What to do.
+        reason: Both, without the name of the component and the conditions.
     """
 
-    def __init__(self, what: str, mend: str) -> None:
-        super().__init__(f"{what} {mend}")
+    def __init__(self, what: str, fix: str, reason: str = "") -> None:
+        super().__init__(f"{what} {fix}")
         self.what = what
-        self.mend = mend
+        self.fix = fix
+        self.reason = reason or f"{what} {fix}"
 
 
 class NotApplicable(Exception):
@@ -49,6 +51,7 @@ class Law:
         tags: Tags that a component must have for it to apply.
         unless: Tags with which it does not apply.
         slow: It takes seconds, and runs only when asked for.
+        first: All other laws presuppose it, and are not checked on a component that breaks it.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Law:
     tags: frozenset[str] = frozenset()
     unless: frozenset[str] = frozenset()
     slow: bool = False
+    first: bool = False
 
     def not_applicable(self, subject: Subject) -> str | None:
         """Returns why the law does not apply to a component, or None if it does."""
@@ -74,19 +78,20 @@ def law(
     tags: Sequence[str] = (),
     unless: Sequence[str] = (),
     slow: bool = False,
+    first: bool = False,
 ) -> Callable[[Body], Law]:
     """Makes a law of the function that checks it, which lends it its name."""
 
     def make(body: Body) -> Law:
-        return Law(body.__name__, body, kind, frozenset(tags), frozenset(unless), slow)
+        return Law(body.__name__, body, kind, frozenset(tags), frozenset(unless), slow, first)
 
     return make
 
 
-def ensure(holds: bool, what: str, mend: str) -> None:
+def ensure(holds: bool, what: str, fix: str) -> None:
     """Raises unless a condition holds."""
     if not holds:
-        raise Violation(what, mend)
+        raise Violation(what, fix)
 
 
 def ensure_close(
@@ -94,17 +99,15 @@ def ensure_close(
     expected: Sequence[Tensor],
     tolerance: float,
     what: str,
-    mend: str,
+    fix: str,
 ) -> None:
     """Raises unless two lists agree: each element within `tolerance` times the largest, or 1."""
-    ensure(
-        len(actual) == len(expected), f"{what}: {len(actual)} for {len(expected)} tensors.", mend
-    )
+    ensure(len(actual) == len(expected), f"{what}: {len(actual)} for {len(expected)} tensors.", fix)
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         ensure(
             one.shape == other.shape,
             f"{what}: tensor {i} has shape {tuple(one.shape)} for {tuple(other.shape)}.",
-            mend,
+            fix,
         )
         if not one.numel():
             continue
@@ -112,8 +115,9 @@ def ensure_close(
         limit = tolerance * max(1.0, float(other.abs().max()))
         ensure(
             error <= limit,
-            f"{what}: tensor {i} is off by {error:.3g}, more than {limit:.3g}.",
-            mend,
+            f"{what}: tensor {i} (shape {tuple(one.shape)}, {one.dtype}) is off by "
+            f"{error:.3g}, more than {limit:.3g}.",
+            fix,
         )
 
 
@@ -123,12 +127,14 @@ def listed(reasons: Iterable[object]) -> str | None:
     return " ".join(sentences) or None
 
 
-def ensure_equal(
-    actual: Sequence[Tensor], expected: Sequence[Tensor], what: str, mend: str
-) -> None:
+def ensure_equal(actual: Sequence[Tensor], expected: Sequence[Tensor], what: str, fix: str) -> None:
     """Raises unless two lists agree in every bit."""
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
-        ensure(same_bits(one, other), f"{what}: tensor {i} differs.", mend)
+        ensure(
+            same_bits(one, other),
+            f"{what}: tensor {i} (shape {tuple(one.shape)}, {one.dtype}) differs.",
+            fix,
+        )
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from projcore.testing.conditions import note_problem
+
 SHAPES = ((4, 3), (5,), (), (3, 4), (2, 3, 2))
 
 
@@ -77,6 +79,7 @@ def make_problem(
     seed: int = 0,
 ) -> Problem:
     """Returns a problem with parameters of these shapes, drawn from the seed."""
+    note_problem(shapes, dtype, seed)
     generator = torch.Generator().manual_seed(seed)
     return Problem(torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from projcore import Module, Optimizer
 from projcore.engine.plan import PASSES
 from projcore.errors import ProjcoreError, StepSizeWarning
+from projcore.testing.conditions import note_modules
 from projcore.testing.law import NotApplicable
 from projcore.testing.map import Map, learnt
 from projcore.testing.problem import Problem, make_problem
@@ -30,6 +31,7 @@ def make_optimizer(
 
     That nothing sets its step size is of no importance here.
     """
+    note_modules(modules)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StepSizeWarning)
         params = problem.params if groups is None else groups

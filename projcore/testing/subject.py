@@ -121,20 +121,18 @@ def as_subjects(thing: object) -> list[Subject]:
 
 def _named(name: str) -> list[Subject]:
     found = registry.resolve(name)
-    if [(each.name, each.stands_alone) for each in found] == [(name, True)]:
+    is_plugin = any(plugin.name == name for plugin in registry.plugins())
+    if not is_plugin and found[0].stands_alone:
         raise ArgumentError(
             f"{name!r} is a recipe. The laws are about projections, modules and choices. Check "
             "those that it is made of."
         )
-    subjects = [
-        each for component in found if not component.stands_alone for each in _registered(component)
-    ]
-    if not subjects:
+    if not found and not registry.manager.adds_commands(name):
         raise ArgumentError(
-            f"Plugin {name!r} registers no projection, module or choice, so there is nothing to "
-            "check. Run 'projcore doctor' to see whether it loaded."
+            f"Plugin {name!r} registers nothing, so there is nothing to check. Run 'projcore "
+            "doctor' to see whether it loaded."
         )
-    return subjects
+    return [each for one in found if not one.stands_alone for each in _registered(one)]
 
 
 def _components() -> list[Component]:

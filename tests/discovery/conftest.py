@@ -136,7 +136,8 @@ class Site:
         self, arguments: list[str], environment: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
         clean = {key: value for key, value in os.environ.items() if "PROJCORE" not in key}
-        clean |= {"PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+        path = os.pathsep.join([str(self.path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        clean |= {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **environment}
         return subprocess.run(
             [sys.executable, *arguments], env=clean, capture_output=True, text=True, check=False
         )

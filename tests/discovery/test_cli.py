@@ -284,11 +284,28 @@ def test_check_says_what_is_broken_and_how_to_fix_it(few_laws, broken, capsys):
     assert code == 1
     assert (
         "  failed settings: broken breaks the law 'settings': check accepted momentum=nan. "
-        "Validate it in check: require(self, 'momentum', settings['momentum'], minimum=...).\n"
+        "Validate it in check: require(self, 'momentum', settings['momentum'], minimum=...). "
+        "Seen with broken(); Scale(), on parameters of shapes"
     ) in out
     assert "Traceback" not in out
     assert " 1 failed, 0 failed as expected, " in out.splitlines()[-1]
     assert "Traceback" in run(capsys, "check", "broken", "--verbose")[1]
+
+
+def test_a_failure_that_several_checks_share_is_told_once(few_laws, broken, monkeypatch, capsys):
+    def fails(subject):
+        raise law.Violation("It does not.", "Make it.")
+
+    settings = next(each for each in laws.LAWS if each.name == "settings")
+    twice = [replace(settings, name=name, body=fails) for name in ("one", "two")]
+    monkeypatch.setattr(laws, "LAWS", twice)
+    out = run(capsys, "check", "broken")[1]
+    assert "  failed one, two: broken breaks the law 'one': It does not. Make it.\n" in out
+    assert out.count("It does not.") == 1
+    out = run(capsys, "check", "clip_norm")[1]  # which has several examples
+    assert out.count("It does not.") == 1
+    assert "-one\n" in out
+    assert "  failed one, two: as clip_norm(" in out
 
 
 def test_check_with_failures_that_are_expected(few_laws, broken, capsys):
@@ -307,7 +324,7 @@ def test_check_of_nothing_is_an_error(some, plugin, found, capsys):
     some.append(found("empty", plugin(modules={})))
     for name, message in [
         ("har", "no component named 'har'. Did you mean 'haar'?"),
-        ("empty", "registers no projection, module or choice, so there is nothing to check"),
+        ("empty", "registers nothing, so there is nothing to check"),
         (
             "bad",
             "cannot be checked, because it is installed but failed to load: RuntimeError: it b",

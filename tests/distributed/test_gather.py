@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ pytestmark = [
 
 # How far rounding takes it in 20 steps; one recipe amplifies it, see below.
 EXACT = 1e-12
+TIMEOUT = 300  # seconds
 
 
 def launch(task: str, size: int, folder: Path) -> list[dict[str, Any]]:
@@ -28,14 +30,15 @@ def launch(task: str, size: int, folder: Path) -> list[dict[str, Any]]:
         [sys.executable, str(WORKER), task, str(rank), str(size), str(folder)]
         for rank in range(size)
     ]
-    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
-    try:
+    with ExitStack() as stack:
+        processes = []
+        for line in lines:
+            process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
         for process in processes:
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=TIMEOUT)
             assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
     files = [folder / f"{task}-{size}-{rank}.pt" for rank in range(size)]
     return [torch.load(file, weights_only=True) for file in files]
 
@@ -99,6 +102,7 @@ def test_a_step_has_two_collectives(tmp_path: Path) -> None:
         for name, found in result.items():
             assert [kind for kind, _ in found["found"]] == ["all_to_all_single"] * 2, name
             assert [tuple(bytes for _, bytes in found["found"])] == found["told"], name
+            assert found["on paper"] == [found["state"], sum(found["told"][0])], name
             for count in found["told"][0]:
                 assert f"{count:,}" in found["text"], name
 

@@ -58,7 +58,6 @@ REFUSED: dict[str, Modules] = {
     "subspace": lambda: ["intrinsic_subspace([adam()], dimension=4)", LR(0.01)],
     "in a route": lambda: [Route({"*": [LowRank([ClipNorm(1.0)], rank=2)]}), LR(0.01)],
     "a vector": lambda: [VectorProjection([ClipNorm(0.1)])],
-    "LBFGS": lambda: ["lbfgs()", "backtracking()"],
 }
 
 
@@ -181,7 +180,9 @@ if __name__ == "__main__":
     for name, modules in REFUSED.items():
         results["refused"][name] = refusal(modules, size)
     results["nonfinite"] = nonfinite(size)
-    early = {name: RIGHT[name] for name in ("gradients", "Adam", "HeavyBall", "LAMB", "To")}
+    early = {
+        name: RIGHT[name] for name in ("gradients", "Adam", "HeavyBall", "per tensor", "LAMB", "To")
+    }
     results["in backward"] = {name: in_backward(each, rank, size) for name, each in early.items()}
     results["beside plain"] = beside_plain(size)
     torch.save(results, sys.argv[4])

@@ -63,7 +63,6 @@ def test_what_needs_parameters_whole_is_refused(results: list[dict[str, Any]]) -
         "subspace": "intrinsic_subspace([adam()], 4)",
         "in a route": "low_rank([clip_norm(1.0)], rank=2)",
         "a vector": "vector([clip_norm(0.1)])",
-        "LBFGS": "lbfgs()",
     }
     for result in results:
         assert result["refused"].keys() == culprits.keys()

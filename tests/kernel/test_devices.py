@@ -59,11 +59,27 @@ def test_a_step_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     parameter = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = Optimizer([parameter], "adam()", "lr(0.1)")
     parameter.grad = torch.ones(3, 2)
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(StepError, match=r"CUDA graph.*call step\(\) after"):
         optimizer.step()
     assert not optimizer.state
+
+
+def test_a_build_for_cuda_steps_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There torch raises when it is asked about a stream, whose device it cannot initialize."""
+
+    def no_driver() -> bool:
+        raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+
+    parameter = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = Optimizer([parameter], "adam()", "lr(0.1)")
+    parameter.grad = torch.ones(3, 2)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", no_driver)
+    optimizer.step()
+    assert optimizer.state
 
 
 def test_blocks_on_accelerators_are_larger() -> None:

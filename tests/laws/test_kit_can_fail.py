@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from projcore.testing.parts import Merge, Mix, Momentum, Scale, UnitNorm
 from projcore.testing.problem import flat, shaped
 
 LINEAR = frozenset({"linear"})
+ALIGNED = frozenset({"linear", "lossless", "orthonormal", "data_dependent"})
 LAYOUT = frozenset({"linear", "lossless", "orthonormal", "layout"})
 
 
@@ -325,7 +327,83 @@ class Misfolded(Transform):
         return [tensor / 2 for tensor in tensors]
 
 
+class ReturnsATensor(Mix):
+    """Returns the first tensor in place of the list."""
+
+    def project(self, tensors, *args):
+        return super().project(tensors, *args)[0]
+
+
+class ReturnsTooFew(Mix):
+    """Forgets a tensor."""
+
+    def unproject(self, projected_tensors, *args):
+        return super().unproject(projected_tensors, *args)[:-1]
+
+
+class ReturnsNone(Momentum):
+    """Has no return."""
+
+    def apply(self, *args):
+        super().apply(*args)
+
+
+class ReturnsOneState(Mix):
+    """Learns one map for all."""
+
+    def refresh(self, states):
+        return [{}]
+
+
+class Reflection(ProjectionBase):
+    """Reflects each tensor so that its gradient is a multiple of the first axis."""
+
+    scope = "tensor"
+
+    def __init__(self, modules):
+        super().__init__(modules, project_params=True, project_grad=True)
+
+    def init(self, tensor, settings):
+        normal = torch.zeros(flat([tensor]).numel(), dtype=torch.float64, device=tensor.device)
+        return {"normal": normal}
+
+    def refresh(self, tensors, states):
+        return [{"normal": self.normal(flat([tensor]))} for tensor in tensors]
+
+    @staticmethod
+    def normal(x):
+        if not x.numel():
+            return x
+        first = torch.zeros_like(x)
+        first[0] = torch.linalg.vector_norm(x)
+        return torch.nn.functional.normalize(x - first, dim=0)
+
+    def project(self, tensors, params, grads, loss, states, settings, current):
+        return [reflect(t, state["normal"]) for t, state in zip(tensors, states, strict=True)]
+
+    def unproject(self, projected_tensors, params, grads, loss, states, settings, current):
+        return self.project(projected_tensors, params, grads, loss, states, settings, current)
+
+
+def reflect(tensor, normal):
+    x = flat([tensor])
+    return shaped(x - 2 * (normal @ x) * normal, [tensor])[0]
+
+
+class WrittenOver(Reflection):
+    """Writes the new map over the old one."""
+
+    def refresh(self, tensors, states):
+        for new, state in zip(super().refresh(tensors, states), states, strict=True):
+            state["normal"].copy_(new["normal"])
+
+
 BROKEN = [
+    (ReturnsATensor, LINEAR, {}, "returns", ()),
+    (ReturnsTooFew, LINEAR, {}, "returns", ()),
+    (ReturnsNone, (), {}, "returns", ()),
+    (ReturnsOneState, LINEAR, {}, "returns", ()),
+    (WrittenOver, ALIGNED, {}, "refresh", ()),
     (Counting, (), {}, "recipe", ()),
     (Unchecked, (), {}, "settings", ()),
     (TransposedParams, LINEAR, {}, "round_trip", ()),
@@ -383,6 +461,30 @@ def test_that_law_reports_it(cls, tags, example, law, implied, monkeypatch):
     assert {law, *implied} <= set(failed) <= {law, *implied, "nesting"}, failed
     assert cls.__name__ in failed[law]
     assert f"{law!r}" in failed[law]
+
+
+def test_a_gradient_along_one_axis_is_no_fault():
+    results = check_component(subject(Reflection, ALIGNED))
+    assert [result for result in results if result.status == "failed"] == []
+
+
+def test_what_all_laws_presuppose_is_told_alone():
+    results = check_component(subject(ReturnsNone))
+    skipped = {result.message for result in results if result.status == "skipped"}
+    assert "'returns' comes first" in skipped
+    assert "passed" not in {result.status for result in results}
+
+
+@pytest.mark.parametrize(("cls", "law"), [(Deaf, "reach"), (TransposedParams, "round_trip")])
+def test_a_failure_tells_the_conditions(cls, law):
+    results = check_component(subject(cls, LINEAR if cls is TransposedParams else ()))
+    message = next(result.message for result in results if result.law == law)
+    assert re.search(
+        r"Seen .*on parameters of shapes \(.*, in torch\.float\d+, from seed 0\.$", message
+    )
+    reason = next(result.reason for result in results if result.law == law)
+    assert reason in message.replace(f"{cls.__name__} breaks the law {law!r}: ", "")
+    assert "Seen" not in reason
 
 
 def test_autocast_reports_a_step_that_autocast_reaches(monkeypatch):

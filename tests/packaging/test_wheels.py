@@ -28,12 +28,31 @@ def test_wheels_carry_types_and_licence(wheels: Path) -> None:
         assert {name.split("/")[0].split("-")[0] for name in files} == {package}
 
 
-def test_sdist_of_the_kernel_holds_the_kernel_only(tmp_path: Path, run: Run) -> None:
-    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
-    (sdist,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        top = {name.split("/")[1] for name in archive.getnames()}
-    assert top <= {"projcore", "README.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}
+def sdist(folder: Path, out: Path, run: Run) -> Path:
+    """Builds an sdist, and returns the folder that it unpacks to."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", out, cwd=folder)
+    (archive,) = out.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(out, filter="data")
+    return out / archive.name.removesuffix(".tar.gz")
+
+
+def test_the_sdist_of_the_kernel_holds_the_kernel_and_its_tests(tmp_path: Path, run: Run) -> None:
+    unpacked = sdist(ROOT, tmp_path, run)
+    assert {path.name for path in unpacked.iterdir()} <= {
+        *("projcore", "tests", "conftest.py", "pyproject.toml", "PKG-INFO", ".gitignore"),
+        *("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"),
+    }
+    tests = ["tests/kernel/test_values.py", "tests/discovery/test_formula.py"]
+    assert "passed" in run(sys.executable, "-m", "pytest", "-q", *tests, cwd=unpacked)
+
+
+@pytest.mark.parametrize("name", ["projcore-basic", "projcore-closure"])
+def test_the_sdist_of_a_plugin_runs_its_tests(name: str, tmp_path: Path, run: Run) -> None:
+    unpacked = sdist(ROOT / "plugins" / name, tmp_path, run)
+    test = {"projcore-basic": "test_kinds.py", "projcore-closure": "test_product.py"}[name]
+    out = run(sys.executable, "-m", "pytest", "-q", f"tests/{test}", cwd=unpacked)
+    assert "passed" in out
 
 
 @pytest.mark.parametrize("name", PLUGINS)

@@ -13,6 +13,7 @@ from projcore.modules import (
     LAMB,
     LARS,
     LR,
+    MARS,
     RACS,
     Adadelta,
     Adafactor,
@@ -21,6 +22,9 @@ from projcore.modules import (
     Adamax,
     AdamMini,
     Adan,
+    AdEMAMix,
+    Dion2,
+    Hyperball,
     Lion,
     Muon,
     Orthogonalize,
@@ -41,6 +45,8 @@ GROWTH = {
     AdamMini(): 1,
     RACS(): 0,
     RMSNormalize(): 3,
+    AdEMAMix(): 0,
+    MARS(): 0,
     Adamax(): 0,
     Adadelta(): 0,
     Adagrad(): 0,
@@ -48,6 +54,8 @@ GROWTH = {
     Adam(): 0,
     Muon(flatten=True): 0,
     Orthogonalize(flatten=True): 0,
+    Dion2(flatten=True): 0,
+    Hyperball(): 0,
 }
 
 
@@ -59,6 +67,6 @@ def test_the_number_of_tensors_hardly_matters(module: Any, launches: Any) -> Non
     assert len(many) - len(few) == 5 * GROWTH[module]
 
 
-@pytest.mark.parametrize("module", [Adan(), RAdam()], ids=str)
+@pytest.mark.parametrize("module", [Adan(), RAdam(), AdEMAMix(warmup=10)], ids=str)
 def test_nothing_is_read_of_a_device(module: Any, launches: Any) -> None:
     launches(module, LR(0.1))

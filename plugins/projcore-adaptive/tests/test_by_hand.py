@@ -14,11 +14,13 @@ from projcore.modules import (
     LAMB,
     LARS,
     LR,
+    MARS,
     RACS,
     Adafactor,
     Adam,
     AdamMini,
     Adan,
+    AdEMAMix,
     HeavyBall,
     NormGrowthLimiter,
     RMSNormalize,
@@ -172,6 +174,45 @@ def adafactor(tau: float, eps: float, d: float) -> Method:
     return update
 
 
+def ademamix(betas: tuple[float, float, float], alpha: float, warmup: float, eps: float) -> Method:
+    """Algorithm 1 of the paper, its schedule by half-lives (appendix A.1)."""
+    memory: dict[tuple[int, int], tuple[float, float, float]] = {}
+
+    def half_life(beta: float) -> float:
+        return math.log(0.5) / math.log(beta) - 1
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        b1, b2, b3 = betas
+        part = min(1.0, t / warmup)
+        steps = (1 - part) * half_life(b1) + part * half_life(b3)
+        slow = 0.5 ** (1 / (steps + 1))
+        result: list[Numbers] = []
+        for i, row in enumerate(grads):
+            result.append([])
+            for j, g in enumerate(row):
+                m, n, v = memory.get((i, j), (0.0, 0.0, 0.0))
+                m, n = b1 * m + (1 - b1) * g, slow * n + (1 - slow) * g
+                v = b2 * v + (1 - b2) * g * g
+                memory[i, j] = (m, n, v)
+                top = m / (1 - b1**t) + alpha * part * n
+                result[-1].append(top / (math.sqrt(v / (1 - b2**t)) + eps))
+        return result
+
+    return update
+
+
+def mars(gamma: float, beta: float) -> Method:
+    before: list[Numbers] = [[0.0, 0.0]] * 3
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        nonlocal before
+        result = add(grads, add(grads, before, -1.0), gamma * beta / (1 - beta))
+        before = grads
+        return result
+
+    return update
+
+
 def racs(beta: float, iterations: int, gamma: float, alpha: float) -> Method:
     """Algorithm 1 of the paper, with its limiter and scale."""
     q, s, phi = [0.0, 0.0, 0.0], [0.0, 0.0], 0.0
@@ -227,6 +268,11 @@ CASES: dict[str, tuple[Callable[[], list[Module]], Callable[[], Method]]] = {
         lambda: [Adan((0.9, 0.8, 0.95), 1e-3), LR(0.05)],
         lambda: adan((0.9, 0.8, 0.95), 1e-3),
     ),
+    "ademamix": (
+        lambda: [AdEMAMix((0.8, 0.95, 0.99), 4.0, 100, 1e-3), LR(0.05)],
+        lambda: ademamix((0.8, 0.95, 0.99), 4.0, 100, 1e-3),
+    ),
+    "mars": (lambda: [MARS(0.1, 0.8), LR(0.05)], lambda: mars(0.1, 0.8)),
     "adam mini": (
         lambda: [AdamMini((0.8, 0.95), 1e-3), LR(0.05)],
         lambda: adam_mini((0.8, 0.95), 1e-3, by_row=False),
@@ -270,7 +316,7 @@ CASES: dict[str, tuple[Callable[[], list[Module]], Callable[[], Method]]] = {
         lambda: rms_normalize(0.0, 0.0, None, columns=False),
     ),
 }
-ELEMENTWISE = ("adam hat", "adan")
+ELEMENTWISE = ("adam hat", "adan", "ademamix", "mars")
 OUTSIDE = [(name, place) for name in CASES for place in ("bare", "to")]
 INSIDE = [(name, place) for name in ELEMENTWISE for place in ("vector", "scalar")]
 PLACES: dict[str, Callable[[list[Module]], list[Module]]] = {

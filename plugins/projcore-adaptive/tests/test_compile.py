@@ -14,6 +14,7 @@ from projcore import Transform
 from projcore.modules import (
     LAMB,
     LARS,
+    MARS,
     RACS,
     Adadelta,
     Adafactor,
@@ -23,6 +24,9 @@ from projcore.modules import (
     AdamMini,
     AdamW,
     Adan,
+    AdEMAMix,
+    Dion2,
+    Hyperball,
     Lion,
     Muon,
     NAdam,
@@ -54,6 +58,8 @@ MODULES: dict[str, Transform] = {
     "adadelta": Adadelta(),
     "rprop": Rprop(0.1),
     "adan": Adan(),
+    "ademamix": AdEMAMix(warmup=4),
+    "mars": MARS(),
     "adafactor": Adafactor(weight_decay=0.1),
     "adafactor eps": Adafactor(None, eps=(1e-3, 1e-3)),
     "adam mini": AdamMini(block="row"),
@@ -65,6 +71,8 @@ MODULES: dict[str, Transform] = {
     "rms normalize columns": RMSNormalize(0.0, 0, 0.2),
     "muon": Muon(flatten=True, dtype=None, ns_steps=1),  # each step triples rounding errors
     "orthogonalize": Orthogonalize("svd", flatten=True),
+    "hyperball": Hyperball(),
+    "dion2": Dion2(0.5, method="svd", flatten=True),
 }
 
 Memory = dict[str, list[dict[str, Any]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -100,6 +101,52 @@ def test_the_polar_factor(shape: tuple[int, int], module: Module) -> None:
     # What defines the nearest: the other factor is symmetric and has no negative eigenvalue.
     torch.testing.assert_close(rest, rest.T, rtol=1e-12, atol=1e-12)
     assert float(torch.linalg.eigvalsh(rest).min()) > 0
+
+
+def nearest_to_1(least: float, most: float) -> tuple[float, float, float]:
+    """Returns a, b, c of the odd polynomial of degree 5 that is nearest to 1 on an interval.
+
+    Its error has one size with changing sign in four places (Remez), of which two are inside.
+    """
+    places = [least, (3 * least + most) / 4, (least + 3 * most) / 4, most]
+    for _ in range(100):
+        rows = [[x, x**3, x**5, sign] for x, sign in zip(places, (1, -1, 1, -1), strict=True)]
+        a, b, c, _ = torch.linalg.solve(
+            torch.tensor(rows, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+        ).tolist()
+        root = math.sqrt(9 * b * b - 20 * a * c)
+        places[1:3] = (math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1))
+    return a, b, c
+
+
+def test_polar_express_is_the_nearest_to_1_step_by_step() -> None:
+    """Made again from what its paper minimizes; the cushion bounds how steep a step may be."""
+    least, most = 1e-3, 1.0
+    for found in orthogonalize.NEAREST[:6]:
+        a, b, c = nearest_to_1(max(least, 0.02407327424182761 * most), most)
+        ends = [a * x + b * x**3 + c * x**5 for x in (least, most)]
+        expected = torch.tensor([a, b, c], dtype=torch.float64) * (2 / sum(ends))
+        torch.testing.assert_close(torch.tensor(found).double(), expected, rtol=1e-6, atol=0)
+        least = ends[0] * 2 / sum(ends)
+        most = 2 - least
+
+
+def test_a_schedule_is_as_many_polynomials() -> None:
+    matrix = draw(4, 6)
+    triples = ((3.0, -4.0, 2.0), (2.0, -1.5, 0.5))
+    arguments: dict[str, Any] = {"dtype": None, "ns_steps": 4, "eps": 1e-7}
+    (ours,) = orthogonalized([matrix], Orthogonalize(ns_coefficients=triples, **arguments))
+    u, values, vh = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    for a, b, c in (triples[0], triples[1], triples[1], triples[1]):
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(ours, (u * values) @ vh, rtol=1e-12, atol=1e-12)
+
+
+def test_polar_express_converges() -> None:
+    express = Orthogonalize(ns_coefficients="polar_express", ns_steps=9, dtype=None)
+    (ours,) = orthogonalized([draw(4, 6)], express)
+    (exact,) = orthogonalized([draw(4, 6)], Orthogonalize("svd"))
+    torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
 
 
 def test_bfloat16_is_rough() -> None:
@@ -253,6 +300,11 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
             ({"ns_steps": 100}, "ns_steps"),
             ({"ns_steps": -1}, "ns_steps"),
             ({"ns_coefficients": (1.0, float("nan"), 0.0)}, "ns_coefficients[1]"),
+            (
+                {"ns_coefficients": [orthogonalize.COEFFICIENTS, (1.0, 0.0, float("nan"))]},
+                "ns_coefficients[1][2]",
+            ),
+            ({"ns_coefficients": "jordan"}, "ns_coefficients"),
             ({"eps": 0.0}, "eps"),
             ({"dtype": "int8"}, "dtype"),
         ]
@@ -267,7 +319,9 @@ def test_values_out_of_range(cls: Any, arguments: dict[str, Any], name: str) -> 
     assert f"{cls.__name__}({name}=" in str(caught.value)
 
 
-@pytest.mark.parametrize("arguments", [{"ns_steps": 2.5}, {"ns_coefficients": (1.0, 2.0)}])
+@pytest.mark.parametrize(
+    "arguments", [{"ns_steps": 2.5}, {"ns_coefficients": (1.0, 2.0)}, {"ns_coefficients": []}]
+)
 def test_values_of_the_wrong_type(arguments: dict[str, Any]) -> None:
     for cls in (Muon, Orthogonalize):
         with pytest.raises(ArgumentTypeError, match=next(iter(arguments))):

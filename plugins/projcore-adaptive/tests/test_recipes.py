@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,12 +16,17 @@ from torch import Tensor
 from projcore import Optimizer, registry
 from projcore.errors import ArgumentError, ArgumentTypeError
 
+SPHERES = ["adam_h", "muon_h", "soap_h"]
 NAMES = [each.name for each in registry.components("recipe") if each.plugin == "adaptive"]
 TOKENS = torch.randint(0, 11, (16, 8), generator=torch.Generator().manual_seed(0))
 
 
 def recipe(name: str) -> Callable[..., Optimizer]:
     made: Callable[..., Optimizer] = registry.load("recipe", name)
+    if name == "muon_heads_adamw":
+        return partial(made, heads={"shape==8x6": 2})
+    if name in SPHERES:  # in few steps, the rest has to move as well
+        return partial(made, ratio=1.0)
     return made
 
 
@@ -83,7 +89,7 @@ def test_training(name: str, form: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16(name: str) -> None:
     model = model_of(torch.bfloat16)
-    losses = train(model, recipe(name)(model, lr=0.02), 20)
+    losses = train(model, recipe(name)(model, lr=0.03), 20)
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.isfinite().all() and p.dtype == torch.bfloat16 for p in model.parameters())
 
@@ -131,7 +137,11 @@ def rows(optimizer: Optimizer) -> dict[str, tuple[str, int]]:
     cells = [
         [cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()
     ]
-    return {each[0]: (each[-2], int(each[-1].replace(",", ""))) for each in cells[2:]}
+    routes = {each[0]: next(cell for cell in each if cell.startswith("0: ")) for each in cells[2:]}
+    return {
+        each[0]: (routes[each[0]].partition(",")[0], int(each[-1].replace(",", "")))
+        for each in cells[2:]
+    }
 
 
 def test_racs_keeps_a_vector_for_each_side() -> None:
@@ -196,3 +206,83 @@ def test_a_rule_says_what_it_is_for(name: str) -> None:
         return
     found = rows(made(model_of(), project="up.weight"))
     assert {key for key, (route, _) in found.items() if route == "0: ndim>=2"} == {"up.weight"}
+
+
+def matrices_of(name: str, steps: int = 5, **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the weights of two matrices after steps of fixed gradients, and these gradients."""
+    random = torch.Generator().manual_seed(3)
+    shapes = [(6, 4), (4, 6)]
+    weights = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    named = zip(("a.weight", "b.weight"), weights, strict=True)
+    optimizer = registry.load("recipe", name)(named, lr=1.0, weight_decay=0.0, **settings)
+    grads = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
+    for _ in range(steps):
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad
+        optimizer.step()
+    return [weight.detach() for weight in weights], grads
+
+
+@pytest.mark.parametrize("name", ["normuon_adamw", "muon_plus_adamw"])
+def test_rows_have_one_length(name: str) -> None:
+    """With gradients that do not change, the mean squares of late are those of now."""
+    for weight in matrices_of(name, 1)[0]:
+        torch.testing.assert_close(
+            weight.square().mean(1).sqrt(), torch.full((len(weight),), 0.2).double()
+        )
+
+
+def test_each_head_is_orthogonal() -> None:
+    heads = {"a.weight": 2, "b.*": 4}
+    (a, b), grads = matrices_of("muon_heads_adamw", 1, heads=heads)
+    for weight, grad, parts in zip((a, b), grads, (2, 4), strict=True):
+        for head, given in zip(weight.chunk(parts), grad.chunk(parts), strict=True):
+            values = torch.linalg.svdvals(head)
+            assert float(values.min() / values.max()) > 0.6  # in bfloat16, and rough
+            assert float((head * given).sum()) < 0
+
+
+@pytest.mark.parametrize("name", SPHERES)
+def test_matrices_keep_their_norm_and_the_rest_does_not(name: str) -> None:
+    model = model_of()
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    train(model, recipe(name)(model, lr=0.03), 10)
+    for key, parameter in model.named_parameters():
+        held = key in ("up.weight", "experts")
+        moved = parameter.detach() - before[key]
+        assert moved.norm() > 0
+        change = abs(float(parameter.detach().norm() / before[key].norm()) - 1)
+        assert (change < 1e-12) == held, key
+
+
+@pytest.mark.parametrize("name", SPHERES)
+def test_a_step_has_the_length_of_the_learning_rate(name: str) -> None:
+    model = model_of()
+    before = model.up.weight.detach().clone()
+    optimizer = recipe(name)(model, lr=0.03)
+    train(model, optimizer, 1)
+    moved = model.up.weight.detach() - before
+    # The way along the tangent, brought back to the sphere.
+    torch.testing.assert_close(
+        moved.norm() / before.norm(), torch.tensor(0.03).double(), rtol=0.1, atol=0
+    )
+
+
+def test_soap_muon_is_orthogonal_and_as_long_as_soap() -> None:
+    """By the modules that it is made of: SOAP's step, and its polar factor."""
+    (a, b), grads = matrices_of("soap_muon", 4, betas=(0.5, 0.5))
+    lengths = []
+    for steps in (3, 4):
+        weights = [torch.zeros_like(grad).requires_grad_() for grad in grads]
+        soap = Optimizer(weights, "soap_rotation([adam((0.5, 0.5))], 1, 0.5)", "lr(1.0)")
+        for _ in range(steps):
+            for weight, grad in zip(weights, grads, strict=True):
+                weight.grad = grad
+            soap.step()
+        lengths.append([weight.detach().clone() for weight in weights])
+    before = matrices_of("soap_muon", 3, betas=(0.5, 0.5))[0]
+    for now, then, late, early in zip((a, b), before, lengths[1], lengths[0], strict=True):
+        step = now - then
+        torch.testing.assert_close(step.norm(), (late - early).norm())
+        values = torch.linalg.svdvals(step)
+        assert float(values.min() / values.max()) > 0.6

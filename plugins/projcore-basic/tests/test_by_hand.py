@@ -97,6 +97,16 @@ def careful(momentum: float) -> Hook:
 CASES: dict[str, tuple[Callable[[], list[Module]], Callable[[], Hook], set[str]]] = {
     "scale": (lambda: [Scale(0.5)], each(lambda g, p: 0.5 * g), ELEMENT),
     "maximize": (lambda: [Scale(-0.1)], each(lambda g, p: -0.1 * g), ELEMENT),
+    "cautious decay": (
+        lambda: [WeightDecay(0.3, cautious=True)],
+        each(lambda g, p: g + 0.3 * p * (g * p >= 0)),
+        ELEMENT,
+    ),
+    "cautious l1 decay": (
+        lambda: [WeightDecay(0.3, 1, cautious=True)],
+        each(lambda g, p: g + 0.3 * p.sign() * (g * p >= 0)),
+        ELEMENT,
+    ),
     "l1": (lambda: [WeightDecay(0.3, norm=1)], each(lambda g, p: g + 0.3 * p.sign()), ELEMENT),
     "sign": (lambda: [Sign()], each(lambda g, p: g.sign()), ELEMENT),
     "clip value": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 from projcore import Module, Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 from projcore.modules import LR, SPSA, Adam, FiniteDifference, StrongWolfe
-from projcore.projections import ScalarProjection, To, VectorProjection, ViewAsReal
+from projcore.projections import RandomSubspace, ScalarProjection, To, VectorProjection, ViewAsReal
+from projcore_closure import spsa
 
 PLACES: dict[str, Any] = {
     "bare": lambda *modules: list(modules),
@@ -67,6 +69,78 @@ def test_spsa_is_its_formula(make, place, samples):
     drawn = torch.stack(all_signs)  # (3 * samples, n)
     assert len(drawn.round().unique(dim=0)) == 3 * samples
     assert drawn.mean().abs() < 0.5
+
+
+@everywhere
+@pytest.mark.parametrize("samples", [1, 3])
+def test_spsa_on_one_side_is_its_formula(make, place, samples):
+    problem = make()
+    points = watch(problem)
+    module = SPSA(0.01, samples, seed=5, sides=1, distribution="gaussian")
+    optimizer = Optimizer(problem.params, *PLACES[place](module, LR(1e-3)))
+    drawn = []
+    for _ in range(3):
+        points.clear()
+        problem.backwards.clear()
+        actual = moved(problem, optimizer)
+        assert problem.backwards == [True, *[False] * samples]
+        here, *others = points
+        expected = torch.zeros_like(here)
+        for ahead in others:
+            drawn.append((ahead - here) / 0.01)
+            rise = problem.loss([ahead]) - problem.loss([here])
+            expected += rise / 0.01 * drawn[-1] / samples
+        torch.testing.assert_close(1e3 * actual, expected, rtol=1e-9, atol=1e-9)
+    numbers = torch.stack(drawn)
+    assert len(numbers.round(decimals=6).unique(dim=0)) == 3 * samples
+    assert 0.6 < float(numbers.square().mean()) < 1.6
+    assert (numbers.abs() - 1).abs().max() > 0.1  # they are no signs
+
+
+def test_spsa_holds_perturbations_of_two_tensors_at_most(make, monkeypatch):
+    """MeZO's memory, beside the point to come back to and the update."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = []
+    draw = spsa.random_normal
+
+    def drawn(like: Tensor, generator: torch.Generator) -> Tensor:
+        most.append(sum(each() is not None for each in alive))
+        made = draw(like, generator)
+        alive.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(spsa, "random_normal", drawn)
+    problem = make()
+    Optimizer(problem.params, SPSA(samples=2, distribution="gaussian"), LR(0.01)).step(
+        problem.closure
+    )
+    assert len(most) == 2 * 3 * len(problem.params)  # on either side, and for the update
+    assert max(most) <= 2 < len(problem.params)
+
+
+def test_lozo_is_a_composition(make):
+    """A perturbation of rank 2 is a product, whose right factor stays for a period."""
+    weight = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight.requires_grad_()
+    target, points = torch.ones(6, 5, dtype=torch.float64), []
+
+    def closure(backward: bool = True) -> Tensor:
+        points.append(weight.detach().clone())
+        return (weight.detach() - target).square().sum()
+
+    inner = [SPSA(distribution="gaussian"), LR(0.01)]
+    optimizer = Optimizer([weight], RandomSubspace(inner, rank=2, period=3))
+    spans = []
+    for _ in range(6):
+        points.clear()
+        optimizer.step(closure)
+        perturbation = (points[1] - points[2]) / 2e-3
+        assert torch.linalg.matrix_rank(perturbation, rtol=1e-6) == 2
+        _, _, vh = torch.linalg.svd(perturbation)
+        spans.append(vh[:2].T @ vh[:2])
+    torch.testing.assert_close(spans[0], spans[2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(spans[3], spans[5], rtol=1e-6, atol=1e-6)
+    assert (spans[2] - spans[3]).norm() > 0.1
 
 
 def test_the_mean_of_spsa_is_the_gradient(make):
@@ -269,6 +343,8 @@ def test_a_line_search_may_follow(make):
     ("module", "arguments", "error"),
     [
         (SPSA, {"perturbation": 0.0}, ArgumentError),
+        (SPSA, {"sides": 3}, ArgumentError),
+        (SPSA, {"distribution": "uniform"}, ArgumentError),
         (SPSA, {"samples": 0}, ArgumentError),
         (SPSA, {"samples": 1.5}, ArgumentTypeError),
         (SPSA, {"seed": -1}, ArgumentError),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ class Result:
         return json.loads((self.folder / "compare.json").read_text("utf-8"))
 
     @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs in the file, in the order in which they were made, with what they depend on."""
+        lines = (self.folder / "runs.jsonl").read_text("utf-8").splitlines()
+        found = [json.loads(line) for line in lines[1:]]
+        return [{"key": each["key"], **each["run"]} for each in found]
+
+    @property
     def picture(self) -> Path:
         return self.folder / "compare.png"
 
@@ -39,9 +47,12 @@ def one_thread():
 
 @pytest.fixture
 def compare(tmp_path, capsys):
-    def run(*arguments: str) -> Result:
-        code = main(["compare", *arguments, "--output", str(tmp_path / "out")])
-        return Result(code, "".join(capsys.readouterr()), tmp_path / "out")
+    folders = (tmp_path / f"out{number}" for number in count())
+
+    def run(*arguments: str, folder: Path | None = None) -> Result:
+        folder = folder or next(folders)
+        code = main(["compare", *arguments, "--output", str(folder)])
+        return Result(code, "".join(capsys.readouterr()), folder)
 
     return run
 

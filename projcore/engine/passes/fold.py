@@ -7,6 +7,7 @@ from dataclasses import replace
 from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call
 from projcore.engine.passes.last import is_last
+from projcore.engine.tree import is_affine
 
 
 def fold(ending: Ending) -> Ending:
@@ -14,12 +15,11 @@ def fold(ending: Ending) -> Ending:
     nodes, folded = list(ending.nodes), list(ending.folded)
     for k in reversed(range(len(nodes))):
         node = nodes[k]
-        if isinstance(node, Call) and is_affine(node) and is_last([*nodes, *ending.writers], k):
+        if (
+            isinstance(node, Call)
+            and is_affine(node.module)
+            and is_last([*nodes, *ending.writers], k)
+        ):
             folded.insert(0, node)
             del nodes[k]
     return replace(ending, nodes=tuple(nodes), folded=tuple(folded))
-
-
-def is_affine(call: Call) -> bool:
-    """Whether a module has coefficients: if it returns any for no tensors."""
-    return call.module.coefficients([], [call.site.module.defaults]) is not None

@@ -21,7 +21,7 @@ from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later, subtract
 from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call, Frame, Node
-from projcore.engine.passes.fold import is_affine
+from projcore.engine.tree import is_affine
 
 
 def trace(ending: Ending) -> Ending:
@@ -55,7 +55,7 @@ def traced(nodes: Sequence[Node]) -> list[Node]:
 
 
 def _folds(node: Node) -> bool:
-    return isinstance(node, Call) and is_affine(node)
+    return isinstance(node, Call) and is_affine(node.module)
 
 
 class Traced(Node):

@@ -1,4 +1,4 @@
-"""The laws, one file each, in the order in which they are checked."""
+"""The laws, one file each; those that say most precisely what is wrong are checked first."""
 
 from projcore.testing.law import Law
 from projcore.testing.laws.adjoint import adjoint
@@ -18,20 +18,25 @@ from projcore.testing.laws.passes import passes
 from projcore.testing.laws.reach import reach
 from projcore.testing.laws.rebuild import rebuild
 from projcore.testing.laws.recipe import recipe
+from projcore.testing.laws.refresh import refresh
 from projcore.testing.laws.resume import resume
+from projcore.testing.laws.returns import returns
 from projcore.testing.laws.round_trip import round_trip
 from projcore.testing.laws.scope import scope
 from projcore.testing.laws.settings import settings
 from projcore.testing.laws.side_effects import side_effects
 
 LAWS: tuple[Law, ...] = (
+    returns,
+    settings,
+    side_effects,
     recipe,
     rebuild,
-    settings,
+    refresh,
     round_trip,
     adjoint,
-    composition,
     invariance,
+    composition,
     scope,
     batched,
     memory,
@@ -39,7 +44,6 @@ LAWS: tuple[Law, ...] = (
     passes,
     in_parts,
     resume,
-    side_effects,
     autocast,
     reach,
     inputs,

@@ -24,7 +24,7 @@ from projcore.testing.subject import Subject
 SHAPES = ((3, 2), (4,), ())
 MOST = 24  # operations of a step that are made to fail when it must be quick; more lines, more
 TORCH = os.path.dirname(torch.__file__) + os.sep
-MEND = (
+FIX = (
     "Compute first, write last: nothing but objective.evaluate may write a parameter, and it "
     "restores them."
 )
@@ -167,12 +167,12 @@ def _check_fault(
     ensure(bool(text), "It swallowed an exception raised in a step.", "Never catch Exception.")
     written = not _same(point, expected) and _same(problem.point(), expected)
     if not written:
-        ensure_equal(problem.point(), point, f"After an exception {text} parameters differ", MEND)
+        ensure_equal(problem.point(), point, f"After an exception {text} parameters differ", FIX)
     optimizer.step(problem.closure)
     after = problem.point()
     if written:
         what = f"All was written when there was an exception {text}, but the step after differs"
-        ensure_equal(after, following, what, MEND)
+        ensure_equal(after, following, what, FIX)
     ensure(
         all(bool(torch.isfinite(tensor).all()) for tensor in after),
         f"The step after an exception {text} is not finite.",
@@ -252,7 +252,7 @@ def _check_modules_fail(modules: Sequence[Module]) -> bool:
             optimizer.step(problem.closure)
         except InjectedFault as error:
             ensure_equal(
-                problem.point(), point, f"After an exception {error} parameters differ", MEND
+                problem.point(), point, f"After an exception {error} parameters differ", FIX
             )
             take_steps(problem, optimizer, 1)
             return True

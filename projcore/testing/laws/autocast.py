@@ -38,5 +38,5 @@ def autocast(subject: Subject) -> None:
             "Evaluate through objective.evaluate.",
         )
         seen.clear()
-    what, mend = "Under autocast a step is not what it is without", "Leave autocast as it is."
-    ensure_equal(points[1], points[0], what, mend)
+    what, fix = "Under autocast a step is not what it is without", "Leave autocast as it is."
+    ensure_equal(points[1], points[0], what, fix)

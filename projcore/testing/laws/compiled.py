@@ -16,7 +16,7 @@ from projcore.testing.subject import Subject
 TOLERANCE = 1e-6
 STEPS = 4
 SHAPES = ((4, 3), (5,))
-MEND = (
+FIX = (
     "Do not branch on the value of a tensor or of a setting that is a number, or declare "
     "traceable = False."
 )
@@ -31,13 +31,13 @@ def compiled(subject: Subject) -> None:
         warnings.simplefilter("ignore")  # the compiler's own
         # A break of the graph is an error.
         compiled_point, compiled_state = _run(subject, {"fullgraph": True})
-    ensure_close(compiled_point, point, TOLERANCE, "Compiled, a step leads elsewhere", MEND)
+    ensure_close(compiled_point, point, TOLERANCE, "Compiled, a step leads elsewhere", FIX)
     for mine, expected in zip(compiled_state, state, strict=True):
-        ensure(mine.keys() == expected.keys(), "Compiled, a step keeps other state.", MEND)
+        ensure(mine.keys() == expected.keys(), "Compiled, a step keeps other state.", FIX)
         found, wanted = (
             [torch.as_tensor(each[key]) for key in sorted(each)] for each in (mine, expected)
         )
-        ensure_close(found, wanted, TOLERANCE, "Compiled, a step keeps other state", MEND)
+        ensure_close(found, wanted, TOLERANCE, "Compiled, a step keeps other state", FIX)
 
 
 def _run(subject: Subject, compile: Any = False) -> tuple[list[Tensor], list[dict[str, Any]]]:

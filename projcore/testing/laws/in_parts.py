@@ -15,7 +15,7 @@ from projcore.testing.subject import Subject
 
 STEPS = 4
 TOLERANCE = 1e-8  # of float64, as for the law `passes`
-MEND = (
+FIX = (
     "Declare scope = 'all' if a tensor's result or state depends on other tensors. Let what "
     "depends on which parameter it is depend on the key that init is given."
 )
@@ -55,12 +55,12 @@ def in_parts(subject: Subject) -> None:
         ("in buckets", problem_small, small),
     ):
         what = f"{subject.name} makes other steps {how}"
-        ensure_close(other.point(), problem.point(), TOLERANCE, what, MEND)
+        ensure_close(other.point(), problem.point(), TOLERANCE, what, FIX)
         pairs = zip(remembered(optimizer), remembered(expected), strict=True)
         for i, (found, wanted) in enumerate(pairs):
             same = found.keys() == wanted.keys()
-            ensure(same, f"{subject.name} has other state for parameter {i} {how}.", MEND)
-            ensure_close(_tensors(found), _tensors(wanted), TOLERANCE, what, MEND)
+            ensure(same, f"{subject.name} has other state for parameter {i} {how}.", FIX)
+            ensure_close(_tensors(found), _tensors(wanted), TOLERANCE, what, FIX)
 
 
 def _tensors(entries: dict[str, Any]) -> list[Tensor]:
@@ -80,5 +80,5 @@ def _train(problem: Problem, optimizer: Optimizer, steps: range) -> None:
         torch.autograd.backward(problem.loss(problem.params), inputs=wanted)
         left = [parameter for parameter in wanted if parameter.grad is not None]
         held = optimizer.in_backward and any(parameter.requires_grad for parameter in left)
-        ensure(not held, f"{len(left)} gradients were left after a step in backward.", MEND)
+        ensure(not held, f"{len(left)} gradients were left after a step in backward.", FIX)
         optimizer.step(problem.closure if optimizer.needs & {"loss"} else None)

@@ -27,7 +27,7 @@ from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-12  # between two float64 runs of a few steps that sum in another order
 STEPS = 2
-MEND = "Work on any shape, strides and dtype; what cannot be meant, refuse with a ProjcoreError."
+FIX = "Work on any shape, strides and dtype; what cannot be meant, refuse with a ProjcoreError."
 
 
 @law()
@@ -51,14 +51,14 @@ def inputs(subject: Subject) -> str | None:
             problem = Problem(tensors)
             train(problem, subject.chain(), STEPS)
         except ProjcoreError as error:
-            ensure_equal(tensors, copies, f"{name}: refused, but parameters changed", MEND)
+            ensure_equal(tensors, copies, f"{name}: refused, but parameters changed", FIX)
             refused.append(f"{name}: {error}")
             continue
         for parameter, tensor in zip(problem.params, copies, strict=True):
             same = parameter.shape == tensor.shape and parameter.dtype == tensor.dtype
-            ensure(same, f"{name}: a parameter changed its shape or dtype.", MEND)
+            ensure(same, f"{name}: a parameter changed its shape or dtype.", FIX)
             finite = bool(torch.isfinite(parameter).all())
-            ensure(finite, f"{name}: a parameter is not finite.", MEND)
+            ensure(finite, f"{name}: a parameter is not finite.", FIX)
     if len(refused) == cases:
         raise NotApplicable(f"all was refused: {refused[0]}")
     _check_strides(subject)
@@ -107,7 +107,7 @@ def _check_strides(subject: Subject) -> None:
         for name, tensor in _layouts(plain[0]):
             actual = train(Problem([tensor, plain[1].clone()]), subject.chain(), STEPS)
             what = f"A {name} parameter of shape {shape} moves otherwise than a contiguous one"
-            ensure_close(actual, expected, TOLERANCE, what, MEND)
+            ensure_close(actual, expected, TOLERANCE, what, FIX)
         problem = Problem([t.clone() for t in plain])
         optimizer = make_optimizer(problem, subject.chain())
 
@@ -121,7 +121,7 @@ def _check_strides(subject: Subject) -> None:
         for _ in range(STEPS):
             optimizer.step(closure)
         what = f"With a transposed gradient a parameter of shape {shape} moves otherwise"
-        ensure_close(problem.point(), expected, TOLERANCE, what, MEND)
+        ensure_close(problem.point(), expected, TOLERANCE, what, FIX)
 
 
 def _check_default_device(subject: Subject) -> None:
@@ -132,15 +132,15 @@ def _check_default_device(subject: Subject) -> None:
         with torch.device("cpu"):
             return problem.closure(backward)
 
-    mend = "Say on which device a new tensor is: that of what it goes with, the CPU for a count."
+    fix = "Say on which device a new tensor is: that of what it goes with, the CPU for a count."
     try:
         with torch.device("meta"):  # where there are no numbers
             optimizer = make_optimizer(problem, subject.chain())
             for _ in range(STEPS):
                 optimizer.step(closure)
     except (RuntimeError, NotImplementedError) as error:
-        raise Violation(f"With another default device: {error}.", mend) from error
-    ensure_equal(problem.point(), expected, "With another default device it moves otherwise", mend)
+        raise Violation(f"With another default device: {error}.", fix) from error
+    ensure_equal(problem.point(), expected, "With another default device it moves otherwise", fix)
 
 
 class _Slope(Problem):
@@ -156,7 +156,7 @@ class _Slope(Problem):
 
 def _check_half(subject: Subject) -> None:
     """The first size is 0; of the others, squares are 0 in float16, and so are most eps."""
-    mend = "Compute in float32, and round what is returned."
+    fix = "Compute in float32, and round what is returned."
     for size in (0.0, 1e-4, 1e-7):
         rests = False
         for dtype in (torch.float64, torch.float16, torch.bfloat16):
@@ -168,12 +168,12 @@ def _check_half(subject: Subject) -> None:
                 continue
             where = f"a parameter of {dtype} with gradients of {size}"
             ensure(
-                all(bool(each.isfinite().all()) for each in after), f"{where} is not finite.", mend
+                all(bool(each.isfinite().all()) for each in after), f"{where} is not finite.", fix
             )
             still = all(map(torch.equal, after, before))
             if size == 0 and dtype is torch.float64:
                 rests = still
-            ensure(still or not rests, f"{where} moves, but not in float64.", mend)
+            ensure(still or not rests, f"{where} moves, but not in float64.", fix)
 
 
 def _check_missing(subject: Subject) -> None:
@@ -187,7 +187,7 @@ def _check_missing(subject: Subject) -> None:
 
 
 def _check_missing_in(problem: Problem, optimizer: Optimizer, apart: bool) -> None:
-    mend = "Return as many tensors as given, and keep to those of this step's states."
+    fix = "Return as many tensors as given, and keep to those of this step's states."
     for missing in (set(), {3}, {1}, {0, 3}, {2, 4}, set(range(5)), set()):
         problem.missing = frozenset(missing)
         before, kept = problem.point(), remembered(optimizer)
@@ -195,13 +195,13 @@ def _check_missing_in(problem: Problem, optimizer: Optimizer, apart: bool) -> No
         take_steps(problem, optimizer, 1)
         for i in missing:
             ensure_equal(
-                [problem.params[i]], [before[i]], "A parameter without a gradient moved", mend
+                [problem.params[i]], [before[i]], "A parameter without a gradient moved", fix
             )
             if apart and kept[i]:
                 what = "At a parameter without a gradient"
-                ensure_same_memory([remembered(optimizer)[i]], [kept[i]], what, mend)
+                ensure_same_memory([remembered(optimizer)[i]], [kept[i]], what, fix)
         ensure(
             all(bool(torch.isfinite(p).all()) for p in problem.params),
             "With some gradients missing a parameter is not finite.",
-            mend,
+            fix,
         )

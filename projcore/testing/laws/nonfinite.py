@@ -13,7 +13,7 @@ from projcore.testing.problem import Problem, make_problem
 from projcore.testing.run import make_optimizer, remembered, take_steps
 from projcore.testing.subject import Subject
 
-MEND = (
+FIX = (
     "Let NaN through, as arithmetic does (sign and comparisons do not), or raise a NonFiniteError "
     "before memory changes."
 )
@@ -48,7 +48,7 @@ def _refused(subject: Subject, bad: float, good: int) -> str | None:
             before = problem.point()
             take_steps(problem, optimizer, 1)
     except ProjcoreError as error:
-        ensure_equal(problem.point(), before, "A step was refused, but parameters changed", MEND)
+        ensure_equal(problem.point(), before, "A step was refused, but parameters changed", FIX)
         return str(error)
     if all(bool(parameter.isfinite().all()) for parameter in problem.params):
         for memory in remembered(optimizer):
@@ -57,7 +57,7 @@ def _refused(subject: Subject, bad: float, good: int) -> str | None:
                     not isinstance(value, Tensor) or bool(value.isfinite().all()),
                     f"After {bad} in a gradient the memory {name!r} is not finite, while "
                     "parameters are.",
-                    MEND,
+                    FIX,
                 )
     return None
 

@@ -25,7 +25,7 @@ SMALL = 8  # elements in a block, of the few that there are
 # Of float64; kernels that write parameters round in another order, and what iterates, such as
 # conjugate gradients, or divides by small residuals, as Fira does, amplifies it.
 TOLERANCE = 1e-8
-MEND = (
+FIX = (
     "Coefficients, factor and writer must do what apply does, and a writer must work in place; "
     "scope and geometry must be true."
 )
@@ -68,17 +68,17 @@ def _nestings(subject: Subject) -> Iterator[tuple[str, Callable[[], Sequence[Mod
 def _check(name: str, modules: Callable[[], Sequence[Module]], bare: bool) -> None:
     plain, hoisted = (_run(modules, frozenset(each), missing=False) for each in ((), ("hoist",)))
     what = f"{name} does something else"
-    ensure_close(hoisted[0], plain[0], TOLERANCE, f"Outside of a layout {what}", MEND)
+    ensure_close(hoisted[0], plain[0], TOLERANCE, f"Outside of a layout {what}", FIX)
     hoist = frozenset() if bare else frozenset({"hoist"})
     expected, state = _run(modules, hoist)
     each_alone = [hoist | {each} for each in sorted(PASSES - {"hoist"})] if bare else []
     for chosen, anew in [*((each, False) for each in [*each_alone, hoist | REST]), (hoist, True)]:
         how = f"with the passes {sorted(chosen)}{', planned anew in each step' * anew}"
         point, kept = _run(modules, chosen, anew)
-        ensure_close(point, expected, TOLERANCE, f"{what} {how}", MEND)
+        ensure_close(point, expected, TOLERANCE, f"{what} {how}", FIX)
         for one, two in zip(kept, state, strict=True):
-            ensure(one.keys() == two.keys(), f"{name} has other state {how}.", MEND)
-            ensure_close(_tensors(one), _tensors(two), TOLERANCE, f"{what} {how}", MEND)
+            ensure(one.keys() == two.keys(), f"{name} has other state {how}.", FIX)
+            ensure_close(_tensors(one), _tensors(two), TOLERANCE, f"{what} {how}", FIX)
 
 
 def _run(

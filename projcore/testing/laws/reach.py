@@ -19,7 +19,7 @@ from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-12  # between two float64 runs of a few steps that round differently
 STEPS = 3
-MEND = "Read settings[i][name] in each step, and never an attribute of the module."
+FIX = "Read settings[i][name] in each step, and never an attribute of the module."
 
 
 @law()
@@ -69,7 +69,7 @@ def _check_settings(subject: Subject) -> list[str]:
                 actual.point(),
                 expected.point(),
                 f"{name}={other!r} in a parameter group is not {name}={other!r} in the constructor",
-                MEND,
+                FIX,
             )
     return untried
 
@@ -176,7 +176,7 @@ def _check_groups(subject: Subject) -> None:
     except ProjcoreError as error:
         if subject.cls.scope == "all":
             return
-        raise Violation(f"It refused groups with different lr: {error}", MEND) from error
+        raise Violation(f"It refused groups with different lr: {error}", FIX) from error
     apart = make_problem()
     if subject.cls.scope == "all":
         if "layout" not in subject.tags:
@@ -197,5 +197,5 @@ def _check_groups(subject: Subject) -> None:
         apart.point(),
         TOLERANCE,
         "Tensors in groups with different lr do not move as each would alone",
-        MEND,
+        FIX,
     )

@@ -29,15 +29,15 @@ def rebuild(subject: Subject) -> None:
     again = projcore.build(text)
     if len(again.children) == 1 and type(again) is not type(original):
         (again,) = again.children.values()
-    mend = "Take every argument of the constructor as it is, and change none of them there."
-    ensure(type(again) is type(original), f"{text!r} builds a {type(again).__name__}.", mend)
-    ensure(str(again) == text, f"{text!r} builds {str(again)!r}.", mend)
+    fix = "Take every argument of the constructor as it is, and change none of them there."
+    ensure(type(again) is type(original), f"{text!r} builds a {type(again).__name__}.", fix)
+    ensure(str(again) == text, f"{text!r} builds {str(again)!r}.", fix)
     if comes_last(original):
         chains = [[original], [again]]
     else:
         chains = [[original, Scale()], [again, Scale()]]
     one, other = (train(make_problem(), chain, 2) for chain in chains)
-    ensure_equal(other, one, f"What {text!r} builds does something else", mend)
+    ensure_equal(other, one, f"What {text!r} builds does something else", fix)
 
 
 def _known_modules() -> Iterator[Module]:

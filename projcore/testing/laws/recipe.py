@@ -13,7 +13,7 @@ from projcore.testing.run import make_optimizer, take_steps
 from projcore.testing.subject import Subject
 
 STEPS = 3
-MEND = "Keep what outlives a step in the state, and nothing on the module."
+FIX = "Keep what outlives a step in the state, and nothing on the module."
 
 
 @law()
@@ -38,18 +38,18 @@ def recipe(subject: Subject) -> None:
             problem.point(),
             take_steps(alone, make(alone, subject.chain()), STEPS),
             "One object in two optimizers does not do what two objects do",
-            MEND,
+            FIX,
         )
     for name, value in vars(module).items():
         ensure(
             name in before and value is before[name],
             f"A step set its attribute {name!r}.",
-            MEND,
+            FIX,
         )
         ensure(
             name.startswith("__") or not _holds_tensor(value),
             f"Its attribute {name!r} holds a tensor of {_size(value)} elements.",
-            MEND,
+            FIX,
         )
 
 

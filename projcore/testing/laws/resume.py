@@ -51,31 +51,31 @@ def resume(subject: Subject) -> None:
         again = Problem(loaded["point"])
         other = make_optimizer(again, wrap(subject.chain()), passes)
         other.load_state_dict(loaded["optimizer"])
-        mend = (
+        fix = (
             "All that outlives a step must be in its state, as tensors and numbers: what a module "
             "keeps on itself is not saved."
         )
         ensure_equal(
-            take_steps(again, other, STEPS), expected, f"Resuming {name} is not bitwise", mend
+            take_steps(again, other, STEPS), expected, f"Resuming {name} is not bitwise", fix
         )
-        ensure_same_memory(remembered(other), remembered(optimizer), f"After resuming {name}", mend)
+        ensure_same_memory(remembered(other), remembered(optimizer), f"After resuming {name}", fix)
 
 
 def ensure_same_memory(
-    actual: list[dict[str, Any]], expected: list[dict[str, Any]], what: str, mend: str
+    actual: list[dict[str, Any]], expected: list[dict[str, Any]], what: str, fix: str
 ) -> None:
     """Raises unless two memories agree in every bit."""
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         ensure(
             one.keys() == other.keys(),
             f"{what} the memory of tensor {i} has {sorted(one)}, not {sorted(other)}.",
-            mend,
+            fix,
         )
         for key, value in one.items():
             same = (
                 same_bits(value, other[key]) if isinstance(value, Tensor) else value == other[key]
             )
-            ensure(same, f"{what} {key!r} of tensor {i} differs.", mend)
+            ensure(same, f"{what} {key!r} of tensor {i} differs.", fix)
 
 
 def _save(value: object) -> bytes:

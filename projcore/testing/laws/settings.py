@@ -48,13 +48,13 @@ def _check_nan(subject: Subject) -> None:
     for name, value in module.defaults.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        mend = f"Validate it in check: require(self, {name!r}, settings[{name!r}], minimum=...)."
+        fix = f"Validate it in check: require(self, {name!r}, settings[{name!r}], minimum=...)."
         try:
             module.check({**module.defaults, name: math.nan})
         except ProjcoreError:
             pass
         else:
-            raise Violation(f"check accepted {name}=nan.", mend)
+            raise Violation(f"check accepted {name}=nan.", fix)
         if name not in accepted:
             continue
         try:
@@ -62,14 +62,14 @@ def _check_nan(subject: Subject) -> None:
         except ProjcoreError:
             pass
         else:
-            raise Violation(f"The constructor accepted {name}=nan.", mend)
+            raise Violation(f"The constructor accepted {name}=nan.", fix)
 
 
 def _check_written(subject: Subject) -> None:
     """Writes values into groups that the constructor would refuse."""
     module = subject.pick(subject.chain())
     for name in module.defaults:
-        mend = f"Refuse it in check, with a sentence: what {name!r} is, and what to pass."
+        fix = f"Refuse it in check, with a sentence: what {name!r} is, and what to pass."
         bad = []
         for value in CANDIDATES:
             try:
@@ -91,14 +91,14 @@ def _check_written(subject: Subject) -> None:
             except ProjcoreError:
                 pass
             else:
-                raise Violation(f"A step took {name}={value!r}, which check refuses.", mend)
+                raise Violation(f"A step took {name}={value!r}, which check refuses.", fix)
             what = f"After a step refused {name}={value!r}"
-            ensure_equal(problem.point(), point, f"{what}, parameters differ", mend)
+            ensure_equal(problem.point(), point, f"{what}, parameters differ", fix)
             same = all(
                 old.keys() == new.keys() and all(_same(old[k], new[k]) for k in old)
                 for old, new in zip(memory, remembered(optimizer), strict=True)
             )
-            ensure(same, f"{what}, memory differs.", mend)
+            ensure(same, f"{what}, memory differs.", fix)
         group[key] = good
         take_steps(problem, optimizer, 1)
 

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from projcore_adaptive.adam_mini import AdamMini
     from projcore_adaptive.adamax import Adamax
     from projcore_adaptive.adan import Adan
+    from projcore_adaptive.ademamix import AdEMAMix
     from projcore_adaptive.bias_correction import BiasCorrection
+    from projcore_adaptive.dion2 import Dion2
+    from projcore_adaptive.hyperball import Hyperball
     from projcore_adaptive.lion import Lion
+    from projcore_adaptive.mars import MARS
     from projcore_adaptive.muon import Muon
     from projcore_adaptive.nadam import NAdam
     from projcore_adaptive.orthogonalize import Orthogonalize
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "LAMB",
     "LARS",
+    "MARS",
     "RACS",
+    "AdEMAMix",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -37,6 +43,8 @@ __all__ = [
     "Adamax",
     "Adan",
     "BiasCorrection",
+    "Dion2",
+    "Hyperball",
     "Lion",
     "Muon",
     "NAdam",
@@ -59,9 +67,13 @@ __getattr__ = lazy(
     Adamax="adamax",
     BiasCorrection="bias_correction",
     Adan="adan",
+    AdEMAMix="ademamix",
+    Dion2="dion2",
+    Hyperball="hyperball",
     LAMB="trust_ratio",
     LARS="trust_ratio",
     Lion="lion",
+    MARS="mars",
     Muon="muon",
     NAdam="nadam",
     Orthogonalize="orthogonalize",

@@ -2,12 +2,76 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from projcore.hookspecs import Register
 from projcore.plugin import hookimpl
 
 PROJCORE_API = 1
 TAGS = ("adaptive",)
 MATRIX_TAGS = ("orthogonalization",)
+RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    (
+        "racs_adamw",
+        "RACS on matrices, which keep a vector for each side, and AdamW on the rest.",
+        "arXiv:2502.07752",
+        {},
+    ),
+    (
+        "scale_adamw",
+        "SCALE: gradients normalized by output, momentum for the output layer only.",
+        "arXiv:2506.16659",
+        {},
+    ),
+    (
+        "normuon_adamw",
+        "NorMuon on matrices: Muon, of which all rows have one length of late; AdamW on the rest.",
+        "arXiv:2510.05491",
+        {},
+    ),
+    (
+        "muon_plus_adamw",
+        "Muon+ on matrices: Muon, whose columns and then rows are normalized; AdamW on the rest.",
+        "arXiv:2602.21545",
+        {},
+    ),
+    (
+        "muon_heads_adamw",
+        "Muon on each attention head, and on each expert of a mixture; AdamW on the rest.",
+        "arXiv:2602.15763",
+        {"heads": {"*": 2}},
+    ),
+    (
+        "dion2_adamw",
+        "Dion2 on matrices: Muon on the largest rows of the momentum alone; AdamW on the rest.",
+        "arXiv:2512.16928",
+        {},
+    ),
+    (
+        "adam_h",
+        "AdamH: Adam on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+    (
+        "muon_h",
+        "MuonH: Muon on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+    (
+        "soap_h",
+        "SOAPH: SOAP on matrices, which keep their norm; AdamW on the rest.",
+        "arXiv:2606.16899",
+        {},
+    ),
+    (
+        "soap_muon",
+        "SOAP-Muon on matrices: SOAP, made orthogonal with its norm kept; AdamW on the rest.",
+        "arXiv:2409.11321",
+        {},
+    ),
+)
 
 
 @hookimpl
@@ -15,7 +79,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adam",
         "projcore_adaptive:Adam",
-        summary="Divides momentum by the root of the running mean of squared gradients.",
+        summary="Divides the first moment by the root of the second, both bias-corrected.",
         paper="arXiv:1412.6980",
         tags=TAGS,
         example=[{}, {"amsgrad": True}, {"eps_mode": "hat"}, {"bias_correction": False}],
@@ -71,7 +135,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "radam",
         "projcore_adaptive:RAdam",
-        summary="Adam whose first steps are rectified.",
+        summary="Adam with the variance of its first steps rectified.",
         paper="arXiv:1908.03265",
         tags=TAGS,
         example=[{}, {"betas": (0.9, 0.9)}],
@@ -79,7 +143,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adamax",
         "projcore_adaptive:Adamax",
-        summary="Divides momentum by the largest recent magnitude.",
+        summary="Adam with the infinity norm: divides by a decayed maximum of magnitudes.",
         paper="arXiv:1412.6980",
         tags=TAGS,
         example={},
@@ -87,7 +151,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adadelta",
         "projcore_adaptive:Adadelta",
-        summary="Gives updates the size of the steps before.",
+        summary="Multiplies by the RMS of past steps over the RMS of gradients.",
         paper="arXiv:1212.5701",
         tags=TAGS,
         example={},
@@ -103,15 +167,31 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adan",
         "projcore_adaptive:Adan",
-        summary="Adam with Nesterov's momentum from differences of gradients.",
+        summary="Adam with Nesterov's momentum estimated from differences of gradients.",
         paper="arXiv:2208.06677",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "ademamix",
+        "projcore_adaptive:AdEMAMix",
+        summary="Adam with a second mean of the update, which goes back much further.",
+        paper="arXiv:2409.03137",
+        tags=TAGS,
+        example=[{}, {"warmup": 4}],
+    )
+    register(
+        "mars",
+        "projcore_adaptive:MARS",
+        summary="Adds a part of the difference to the last update, which reduces variance.",
+        paper="arXiv:2411.10438",
         tags=TAGS,
         example={},
     )
     register(
         "adafactor",
         "projcore_adaptive:Adafactor",
-        summary="Divides by the root of a mean square kept as means of rows and columns.",
+        summary="Divides by a second moment factored into means of rows and columns.",
         paper="arXiv:1804.04235",
         tags=TAGS,
         example=[{}, {"weight_decay": 0.1, "eps": (1e-5, 1e-2)}, {"lr": None}],
@@ -143,7 +223,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lamb",
         "projcore_adaptive:LAMB",
-        summary="Adam whose step is scaled to the norm of each tensor.",
+        summary="Adam with a layer-wise trust ratio: steps scaled to the norm of each tensor.",
         paper="arXiv:1904.00962",
         tags=TAGS,
         example={},
@@ -151,7 +231,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lars",
         "projcore_adaptive:LARS",
-        summary="Scales gradients to the norm of each tensor.",
+        summary="Gradients with a layer-wise trust ratio: scaled to the norm of each tensor.",
         paper="arXiv:1708.03888",
         tags=TAGS,
         example={},
@@ -159,26 +239,36 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "trust_ratio",
         "projcore_adaptive:TrustRatio",
-        summary="Scales the update of each tensor to the norm of its parameters.",
+        summary="Layer-wise trust ratio: scales updates to the norm of each tensor.",
         paper="arXiv:1904.00962",
+        tags=TAGS,
+        example={},
+    )
+    register(
+        "hyperball",
+        "projcore_adaptive:Hyperball",
+        summary="Keeps the norm of each tensor of parameters as it was first.",
+        paper="arXiv:2606.16899",
         tags=TAGS,
         example={},
     )
     register(
         "orthogonalize",
         "projcore_adaptive:Orthogonalize",
-        summary="Replaces each matrix by the nearest orthogonal one.",
+        summary="Replaces each matrix by its polar factor, by Newton-Schulz iterations.",
         paper="Jordan et al., 2024, Muon",
         tags=MATRIX_TAGS,
         example=[
             {"dtype": None, "flatten": True},
             {"method": "svd", "flatten": True},
+            {"dtype": None, "ns_coefficients": "polar_express", "flatten": True},
+            {"method": "svd", "flatten": True, "keep_norm": True},
         ],
     )
     register(
         "muon",
         "projcore_adaptive:Muon",
-        summary="Makes the momentum of each matrix orthogonal.",
+        summary="Momentum of each matrix, orthogonalized by Newton-Schulz iterations.",
         paper="Jordan et al., 2024, Muon",
         tags=MATRIX_TAGS,
         example=[
@@ -186,21 +276,21 @@ def projcore_register_modules(register: Register) -> None:
             {"nesterov": False, "method": "svd", "flatten": True},
         ],
     )
+    register(
+        "dion2",
+        "projcore_adaptive:Dion2",
+        summary="Makes the largest rows of the momentum orthogonal, and keeps the others.",
+        paper="arXiv:2512.16928",
+        tags=MATRIX_TAGS,
+        example=[
+            {"dtype": None, "flatten": True},
+            {"fraction": 0.5, "method": "svd", "flatten": True},
+        ],
+    )
 
 
 @hookimpl
 def projcore_register_recipes(register: Register) -> None:
-    register(
-        "racs_adamw",
-        "projcore_adaptive.recipes:racs_adamw",
-        summary="RACS on matrices, which keep a vector for each side, and AdamW on the rest.",
-        paper="arXiv:2502.07752",
-        example={},
-    )
-    register(
-        "scale_adamw",
-        "projcore_adaptive.recipes:scale_adamw",
-        summary="SCALE: gradients normalized by output, momentum for the output layer only.",
-        paper="arXiv:2506.16659",
-        example={},
-    )
+    for name, summary, paper, example in RECIPES:
+        target = f"projcore_adaptive.recipes:{name}"
+        register(name, target, summary=summary, paper=paper, example=example)

@@ -19,6 +19,8 @@ Rule = str | Callable[[str | None, Tensor], bool]
 Spec = Mapping[str, Any]
 Group = dict[str, Any]
 
+# What a stack of matrices is, is a setting of these, or of the one module inside.
+FOLDING = {"dion2", "muon", "racs", "rms_normalize", "soap_rotation", "split_fused"}
 HIDDEN = "ndim>=2 role!=embedding role!=head role!=last role!=depthwise role!=other"
 
 
@@ -30,20 +32,31 @@ class Way:
         rules: One of these must hold for a parameter, and none of a way before.
         modules: What they go through.
         shape: The rule of `Route` that stands for it, which groups that are added later follow.
-        folding: Which of the modules has the setting ``folding``; None if none has.
     """
 
     rules: Sequence[Rule]
     modules: Sequence[Spec]
     shape: str = "*"
-    folding: int | None = None
+
+    @property
+    def folding(self) -> list[int]:
+        """Which of the modules have the setting ``folding``."""
+        return [k for k, module in enumerate(self.modules) if FOLDING.issuperset(module)]
 
 
-def routed(recipe: str, params: Params, ways: Sequence[Way], modules: Sequence[Spec]) -> Optimizer:
+def routed(
+    recipe: str,
+    params: Params,
+    ways: Sequence[Way],
+    modules: Sequence[Spec],
+    last: Sequence[Spec] = (),
+) -> Optimizer:
     """Returns an optimizer of the ways that parameters take, and of modules for all of them.
 
+    Those of `last` come behind these, for the first way alone.
+
     A way that no parameter takes is left out; the first is what the recipe is for. Stacks of
-    matrices are in groups of their own, which say so to the module that folds them.
+    matrices are in groups of their own, which say so to the modules that fold them.
 
     Raises:
         ArgumentError: If no parameter takes the first way.
@@ -62,7 +75,7 @@ def routed(recipe: str, params: Params, ways: Sequence[Way], modules: Sequence[S
         chosen = rules.choose(names, tensors, types, roles=roles)
         for pair, role, rule in zip(pairs, roles, chosen, strict=True):
             number = table[rule][1]
-            stack = role == "stack" and ways[number].folding is not None
+            stack = role == "stack" and bool(ways[number].folding)
             found.setdefault((number, place, stack), {**group, "params": []})["params"].append(pair)
     taken = sorted({number for number, *_ in found})
     if 0 not in taken:
@@ -71,7 +84,7 @@ def routed(recipe: str, params: Params, ways: Sequence[Way], modules: Sequence[S
             f"follow {', '.join(map(repr, ways[0].rules))}. Pass a model with such, or another "
             "rule as project."
         )
-    several = sum(ways[number].folding is not None for number in taken) > 1  # share the name
+    several = sum(len(ways[number].folding) for number in taken) > 1  # modules of one setting
     groups = []
     for number, place, stack in sorted(found):
         group = found[number, place, stack]
@@ -79,14 +92,21 @@ def routed(recipe: str, params: Params, ways: Sequence[Way], modules: Sequence[S
         if any(name is None for name, _ in group["params"]):
             group["params"] = [parameter for _, parameter in group["params"]]
         if stack:
-            position = f"0.{route}.{ways[number].folding}." if several else ""
-            group = {f"{position}folding": "last2", **group}
-        groups.append({"route": route, **group} if len(taken) > 1 else group)
-    first = list(ways[taken[0]].modules)
-    if len(taken) > 1:
-        routes = {ways[number].shape: list(ways[number].modules) for number in taken}
-        first = [{"route": {"routes": routes}}]
-    return Optimizer(groups, [*first, *modules])
+            start = f"0.{route}." if len(taken) > 1 else ""
+            places = [f"{start}{k}." if several else "" for k in ways[number].folding]
+            group = {**{f"{each}folding": "last2" for each in places}, **group}
+        if len(taken) > 1 and last:
+            group = {"0.route": route, f"{1 + len(modules)}.route": min(route, 1), **group}
+        elif len(taken) > 1:
+            group = {"route": route, **group}
+        groups.append(group)
+    if len(taken) == 1:
+        return Optimizer(groups, [*ways[taken[0]].modules, *modules, *last])
+    routes = {ways[number].shape: list(ways[number].modules) for number in taken}
+    chain: list[Spec] = [{"route": {"routes": routes}}, *modules]
+    if last:
+        chain.append({"route": {"routes": {ways[taken[0]].shape: list(last), "*": None}}})
+    return Optimizer(groups, chain)
 
 
 def _groups(recipe: str, params: Params) -> list[Group]:

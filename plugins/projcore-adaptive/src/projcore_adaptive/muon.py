@@ -54,7 +54,8 @@ class Muon(Transform):
             parameters are needed; otherwise groups and schedulers may change it.
         adjust_lr_fn: ``"original"`` or ``"match_rms_adamw"``; fixed.
         method: ``"newton_schulz"`` or ``"svd"``; fixed.
-        ns_coefficients: The polynomial of Newton-Schulz; fixed.
+        ns_coefficients: The polynomial of Newton-Schulz, or that of each step, or
+            ``"polar_express"``; fixed.
         ns_steps: How often it is applied; fixed.
         eps: The least norm that a matrix is divided by; fixed.
         dtype: In which Newton-Schulz is computed; None for the tensor's own; fixed.
@@ -65,7 +66,7 @@ class Muon(Transform):
         ArgumentError: If a setting is out of range or unknown; when the optimizer is built, if a
             tensor is no matrix and neither ``flatten`` nor ``folding`` makes one of it, or is
             complex.
-        ArgumentTypeError: If ``ns_coefficients`` are not three, or ``ns_steps`` is no integer.
+        ArgumentTypeError: If ``ns_coefficients`` are no triples, or ``ns_steps`` is no integer.
 
     Cost: memory of one tensor; as `Orthogonalize`, and 4 passes. Where only decay and `LR` follow,
     parameters are written batch by batch, and its update is never there as a whole.

@@ -49,7 +49,11 @@ def projcore_register_modules(register: Register) -> None:
         summary="Pulls parameters towards zero, coupled to the gradient or decoupled from it.",
         paper="arXiv:1711.05101",
         tags=("regularization",),
-        example=[{"weight_decay": 0.1}, {"weight_decay": 0.1, "norm": 1}],
+        example=[
+            {"weight_decay": 0.1},
+            {"weight_decay": 0.1, "norm": 1},
+            {"weight_decay": 0.1, "cautious": True},
+        ],
     )
     register(
         "clip_norm",
@@ -88,14 +92,14 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "centralize",
         "projcore_basic:Centralize",
-        summary="Subtracts from each row of the update its mean.",
+        summary="Gradient centralization: subtracts the mean of each row.",
         paper="arXiv:2004.01461",
         example={},
     )
     register(
         "cautious",
         "projcore_basic:Cautious",
-        summary="Drops the elements of the update that point against the gradient.",
+        summary="Masks elements of the update whose sign disagrees with the gradient's.",
         paper="arXiv:2411.16085",
         example={},
     )
@@ -126,10 +130,34 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "polyak_averaging",
         "projcore_basic:PolyakAveraging",
-        summary="Keeps an average of the parameters.",
+        summary="Averages the parameters after each step: a mean of all, or exponential.",
         paper="Polyak & Juditsky, 1992",
         tags=("averaging",),
         example=[{}, {"beta": 0.9}],
+    )
+    register(
+        "schedule_free",
+        "projcore_basic:ScheduleFree",
+        summary="Takes gradients near an average of the points, in place of a schedule.",
+        paper="arXiv:2405.15682",
+        tags=("averaging",),
+        example={"lr": 0.1},
+    )
+    register(
+        "lookahead",
+        "projcore_basic:Lookahead",
+        summary="Goes every few steps back to slow weights, and these a part of the way.",
+        paper="arXiv:1907.08610",
+        tags=("averaging",),
+        example={"period": 2},
+    )
+    register(
+        "ema_nesterov",
+        "projcore_basic:EMANesterov",
+        summary="Takes gradients ahead, along the running mean of the steps.",
+        paper="arXiv:2605.25395",
+        tags=("averaging",),
+        example={},
     )
     register(
         "torch_optim",

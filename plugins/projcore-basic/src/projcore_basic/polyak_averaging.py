@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from projcore import Module, Node, Observer, Optimizer, Settings, require, scalar
-from projcore.errors import ArgumentError, StepError
+from projcore import Node, Observer, Settings, require, scalar
 from projcore.ops import lerp_, once
+from projcore_basic.averaging import Averaging
 
 
 def average_(
@@ -23,7 +23,7 @@ def average_(
     lerp_(averages, wide, once(weights))
 
 
-class PolyakAveraging(Observer):
+class PolyakAveraging(Observer, Averaging):
     r"""Keeps an average of the parameters; leaves the update as it is.
 
     With :math:`p_t` the parameters after step :math:`t`, the first of which is 1,
@@ -52,6 +52,7 @@ class PolyakAveraging(Observer):
     Cost: memory of one tensor. Eager, 4 passes.
 
     Example:
+        >>> from projcore import Optimizer
         >>> from projcore.modules import LR
         >>> from projcore_basic import averaged
         >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -72,6 +73,7 @@ class PolyakAveraging(Observer):
 
     scope = "element"
     kinds = {"average": "first", "step": "scalar"}
+    kept = "average"
 
     def __init__(self, beta: float | None = None) -> None:
         super().__init__({"beta": beta})
@@ -94,89 +96,7 @@ class PolyakAveraging(Observer):
         for state, count in zip(states, counts, strict=True):  # once the point is in, as it counts
             state["step"] = count
 
-
-def averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
-    """Returns a copy of the average of each parameter that `PolyakAveraging` keeps, by parameter.
-
-    A parameter that has not moved yet is its own average.
-
-    Raises:
-        ArgumentError: If the optimizer has no `PolyakAveraging`, several for one parameter, or one
-            that sees merged tensors rather than the parameters.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.ones(2))
-        >>> optimizer = Optimizer([weight], "lr(0.1)", "polyak_averaging(0.99)")
-        >>> averages(optimizer)[weight]
-        tensor([1., 1.])
-    """
-    return {parameter: average.clone() for parameter, average in _averages(optimizer).items()}
-
-
-@contextmanager
-def averaged(optimizer: Optimizer) -> Iterator[None]:
-    """Puts the averages into the parameters, and on leaving the parameters back.
-
-    Raises:
-        ArgumentError: As `averages`.
-        StepError: If parameters were changed inside, as by a step: that is undone.
-
-    Cost: memory of the parameters once more.
-
-    Example:
-        >>> model = torch.nn.Linear(3, 2)
-        >>> optimizer = Optimizer(model.parameters(), "adam()", "lr(0.1)", "polyak_averaging(0.99)")
-        >>> with averaged(optimizer):
-        ...     output = model(torch.ones(3))
-    """
-    found = _averages(optimizer)
-    parameters = list(found)
-    kept = [parameter.detach().clone() for parameter in parameters]
-    try:
-        _copy_(parameters, list(found.values()))
-        versions = [parameter._version for parameter in parameters]
-        yield
-        changed = versions != [parameter._version for parameter in parameters]
-    finally:
-        _copy_(parameters, kept)
-    if changed:
-        raise StepError(
-            "Parameters were changed while averaged(optimizer) held averages in them. They are "
-            "as before again, and the change is lost. Take steps outside of it."
-        )
-
-
-@torch.no_grad()
-def _copy_(parameters: list[Tensor], values: list[Tensor]) -> None:
-    torch._foreach_copy_(parameters, values)
-
-
-def _averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
-    places = list(_places(optimizer.module))
-    if not places:
-        raise ArgumentError(
-            f"The averages of {optimizer} were asked for. It keeps none. Put PolyakAveraging last "
-            "among its modules."
-        )
-    found = {}
-    for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
-        memory = optimizer.state.get(parameter, {})
-        here = [place for place in places if f"{place}/step" in memory]
-        shapes = [tuple(memory[f"{place}/average"].shape) for place in here]
-        if here and shapes != [tuple(parameter.shape)]:
-            raise ArgumentError(
-                f"The averages of {optimizer} were asked for. With a parameter of shape "
-                f"{tuple(parameter.shape)} are kept averages of the shapes {shapes}, not one of "
-                "its own. Put one PolyakAveraging outside of all projections."
-            )
-        moved = bool(here) and bool(memory[f"{here[0]}/step"] > 0)
-        found[parameter] = memory[f"{here[0]}/average"] if moved else parameter.detach()
-    return found
-
-
-def _places(module: Module, path: str = "") -> Iterator[str]:
-    """Yields the positions of `PolyakAveraging` in a tree."""
-    if isinstance(module, PolyakAveraging):
-        yield path
-    for name, child in module.children.items():
-        yield from _places(child, f"{path}/{name}" if path else name)
+    def average(self, parameter: Tensor, memory: Mapping[str, Any]) -> Tensor:
+        moved = bool(memory["step"] > 0)
+        average: Tensor = memory["average"] if moved else parameter.detach()
+        return average

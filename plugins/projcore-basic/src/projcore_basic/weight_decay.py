@@ -12,6 +12,15 @@ from projcore.errors import ArgumentError
 from projcore.ops import add_scaled, as_given, as_real
 
 
+def agreeing(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    """Returns 0 for elements of which the two have opposite signs, and 1 for all others."""
+    same = torch._foreach_sign(tensors)  # a product of the numbers could underflow
+    torch._foreach_mul_(same, torch._foreach_sign(params))
+    torch._foreach_add_(same, 1)
+    torch._foreach_clamp_max_(same, 1)
+    return list(same)
+
+
 class WeightDecay(Transform):
     r"""Adds the parameters to the update: :math:`u \leftarrow u + \lambda p`; or their signs.
 
@@ -37,15 +46,20 @@ class WeightDecay(Transform):
 
     Without a module with memory, as in ``WeightDecay(w), LR(lr)``, the first two are the same.
 
+    With ``cautious`` elements decay only where the update does not pull them away from zero:
+    :math:`u_i \leftarrow u_i + \lambda p_i \, [u_i p_i \ge 0]`. So decay never works against the
+    update, and a minimum of the loss stays one. It stands where decoupled decay does.
+
     Args:
         weight_decay: :math:`\lambda`, at least 0.
         norm: 2 or 1; fixed, groups do not change it.
+        cautious: Whether to decay only where the update does, too; fixed.
 
     Raises:
         ArgumentError: If ``weight_decay`` is negative or NaN, or ``norm`` is neither 1 nor 2.
 
-    Cost: one pass over the update and the parameters, two with ``norm=1``; none, eager, where
-    ``weight_decay`` is 0.
+    Cost: one pass over the update and the parameters, two with ``norm=1``, and 6 with ``cautious``;
+    none, eager, where ``weight_decay`` is 0.
 
     Example:
         >>> from projcore import Optimizer
@@ -57,18 +71,22 @@ class WeightDecay(Transform):
 
     References:
         Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101 (algorithms 1 and 2).
+        Chen et al., 2025, https://arxiv.org/abs/2510.12402 (algorithm 1, cautious).
     """
 
     scope = "element"
     needs = frozenset({"params"})
 
-    def __init__(self, weight_decay: float = 0.01, norm: Literal[1, 2] = 2) -> None:
+    def __init__(
+        self, weight_decay: float = 0.01, norm: Literal[1, 2] = 2, cautious: bool = False
+    ) -> None:
         if norm not in (1, 2):
             raise ArgumentError(
                 f"WeightDecay(norm={norm!r}) cannot be. Decay is by the parameters (2) or by their "
                 "signs (1). Pass one of these."
             )
         self.norm = norm
+        self.cautious = cautious
         super().__init__({"weight_decay": weight_decay})
 
     def check(self, settings: Settings) -> None:
@@ -77,7 +95,7 @@ class WeightDecay(Transform):
     def coefficients(
         self, states: list[Node], settings: list[Settings]
     ) -> list[tuple[float, float]] | None:
-        if self.norm != 2:
+        if self.norm != 2 or self.cautious:
             return None
         return [(1.0, scalar(settings[0]["weight_decay"]))] * len(states)
 
@@ -94,6 +112,10 @@ class WeightDecay(Transform):
         weight_decay = scalar(settings[0]["weight_decay"])
         if not isinstance(weight_decay, Tensor) and weight_decay == 0:
             return tensors
-        if self.norm == 1:
-            params = as_given(list(torch._foreach_sign(as_real(params))), params)
-        return add_scaled(tensors, params, weight_decay)
+        real = as_real(params)
+        pull = list(torch._foreach_sign(real)) if self.norm == 1 else real
+        if self.cautious:
+            same = agreeing(as_real(tensors), real)
+            torch._foreach_mul_(same, pull)
+            pull = same
+        return add_scaled(tensors, as_given(pull, params), weight_decay)

@@ -16,6 +16,7 @@ class Evaluating(Module):
     settings. Override `find`.
     """
 
+    sharded = True
     needs = frozenset({"params", "closure"})
 
     @abstractmethod

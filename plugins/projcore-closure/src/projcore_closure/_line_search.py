@@ -11,7 +11,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State
 from projcore_closure._evaluating import Evaluating
-from projcore_closure._product import dot, peaks
+from projcore_closure._product import dot, peaks, plus, scaled
 
 
 class Trial(NamedTuple):
@@ -35,7 +35,7 @@ class Line:
         if slope <= 0:
             length, steepness = math.sqrt(dot(update, update)), math.sqrt(dot(grads, grads))
             ratio = length / steepness if steepness > 0 else 0.0
-            update, slope = list(torch._foreach_mul(grads, ratio)), length * steepness
+            update, slope = scaled(grads, ratio), length * steepness
         loss = math.nan if objective.loss is None else float(objective.loss)
         self.update = update
         self.start = Trial(0.0, loss, -slope)
@@ -53,7 +53,7 @@ class Line:
 
     def shift(self, step: float) -> list[Tensor]:
         """Returns the update times a step."""
-        return list(torch._foreach_mul(self.update, step))
+        return scaled(self.update, step)
 
     def value(self, step: float) -> float:
         """Returns the loss at a step, infinity if it is not finite; takes no gradient."""
@@ -71,7 +71,7 @@ class Line:
 
     def _point(self, step: float) -> list[Tensor]:
         # Rounded as the step will be that is taken: its loss is the one found here, exactly.
-        return list(torch._foreach_sub(self._objective.params, self.shift(step)))
+        return plus(self._objective.params, self.shift(step), -1.0)
 
 
 class LineSearch(Evaluating):

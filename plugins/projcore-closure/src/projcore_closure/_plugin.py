@@ -15,7 +15,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lbfgs",
         "projcore_closure:LBFGS",
-        summary="Multiplies by an approximate inverse Hessian, made from the last steps.",
+        summary="L-BFGS two-loop recursion: an inverse Hessian from the last steps.",
         paper="Liu & Nocedal, 1989, Mathematical Programming 45",
         tags=("quasi_newton",),
         example={},
@@ -23,7 +23,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "backtracking",
         "projcore_closure:Backtracking",
-        summary="Shortens the step until the loss falls enough (Armijo's condition).",
+        summary="Line search: halves the step until Armijo's sufficient decrease holds.",
         paper="Armijo, 1966, Pacific Journal of Mathematics 16",
         tags=LINE_SEARCH,
         example={},
@@ -31,7 +31,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "strong_wolfe",
         "projcore_closure:StrongWolfe",
-        summary="Finds a step length by the strong Wolfe conditions.",
+        summary="Line search: brackets and zooms to the strong Wolfe conditions.",
         paper="Nocedal & Wright, 2006, Numerical Optimization, algorithms 3.5 and 3.6",
         tags=LINE_SEARCH,
         example={},
@@ -39,7 +39,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "newton_cg",
         "projcore_closure:NewtonCG",
-        summary="Multiplies by the inverse Hessian, with conjugate gradients.",
+        summary="Truncated Newton: conjugate gradients on Hessian-vector products.",
         paper="Nocedal & Wright, 2006, Numerical Optimization, algorithm 7.1",
         tags=("second_order",),
         example=[{}, {"max_iterations": 3, "tolerance": 1e-3, "central": True}],
@@ -47,7 +47,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "sam",
         "projcore_closure:SAM",
-        summary="Takes the gradient where the loss is about the highest nearby.",
+        summary="Sharpness-aware: the gradient at the worst point within a radius.",
         paper="arXiv:2010.01412",
         tags=("flat_minima",),
         example=[{}, {"rho": 0.5, "adaptive": True}],
@@ -55,15 +55,19 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "spsa",
         "projcore_closure:SPSA",
-        summary="Estimates the gradient from two losses, at points moved at random.",
+        summary="Zeroth-order: two losses along a random direction, as in MeZO.",
         paper="Spall, 1992, IEEE Transactions on Automatic Control 37",
         tags=(*GRADIENT_FREE, "stochastic"),
-        example=[{}, {"perturbation": 1e-2, "samples": 3, "seed": 7}],
+        example=[
+            {},
+            {"perturbation": 1e-2, "samples": 3, "seed": 7},
+            {"perturbation": 1e-2, "samples": 2, "sides": 1, "distribution": "gaussian"},
+        ],
     )
     register(
         "finite_difference",
         "projcore_closure:FiniteDifference",
-        summary="Takes the gradient from two losses for each element.",
+        summary="Central differences: the gradient from two losses for each element.",
         paper="Nocedal & Wright, 2006, Numerical Optimization, equation 8.7",
         tags=GRADIENT_FREE,
         example=[{}, {"perturbation": 1e-4}],

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from projcore.ops import alike, by_kind, local, norms_of_kinds, sums_of_parts
+
 
 def flat(tensor: Tensor) -> Tensor:
     """Returns a vector of the elements; those of a complex tensor as real and imaginary parts."""
@@ -20,17 +22,28 @@ def dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     r"""Returns :math:`\mathrm{Re} \sum_i \langle x_i, y_i \rangle` of two lists of tensors.
 
     Tensors of less than 32 bits are multiplied and summed in float32, others in their own dtype;
-    the sums of the tensors are added in float64.
+    the sums of the tensors are added in float64. Sharded tensors take one collective together.
 
     Example:
         >>> dot([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
         11.0
     """
     parts = [
-        torch.dot(wide(flat(one)), wide(flat(other)))
+        torch.dot(wide(flat(local(one))), wide(flat(local(other))))
         for one, other in zip(ones, others, strict=True)
     ]
-    return sum(_numbers(parts), 0.0)
+    return sum(_numbers(sums_of_parts(parts, ones)), 0.0)
+
+
+def size(tensors: Sequence[Tensor]) -> float:
+    r"""Returns :math:`\sum_i \|x_i\|_1`, the sum of absolute values of elements, or of their parts.
+
+    Example:
+        >>> size([torch.tensor([1.0, -2.0]), torch.tensor(0.5)])
+        3.5
+    """
+    parts = [flat(local(tensor)).abs().sum(dtype=torch.float64) for tensor in tensors]
+    return sum(_numbers(sums_of_parts(parts, tensors)), 0.0)
 
 
 def peaks(tensors: Sequence[Tensor]) -> list[float]:
@@ -42,8 +55,7 @@ def peaks(tensors: Sequence[Tensor]) -> list[float]:
     """
     if not tensors:
         return []
-    filled = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
-    return _numbers(list(torch._foreach_norm(filled, math.inf)))
+    return _numbers(norms_of_kinds(list(tensors), math.inf))
 
 
 def plus(ones: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> list[Tensor]:
@@ -54,9 +66,36 @@ def plus(ones: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> lis
         >>> plus([torch.zeros(1)], [small], 1e6)
         [tensor([1.0133])]
     """
-    others = [wide(other) for other in others]
-    sums = torch._foreach_add(list(ones), others, alpha=factor)
-    return [each.to(one.dtype) for each, one in zip(sums, ones, strict=True)]
+
+    def added(some: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+        sums = torch._foreach_add(some, [wide(each) for each in more], alpha=factor)
+        return [each.to(one.dtype) for each, one in zip(sums, some, strict=True)]
+
+    return by_kind(added, ones, others)
+
+
+def add_(targets: list[Tensor], others: list[Tensor], factor: float) -> None:
+    """Adds a factor times others, in place.
+
+    Example:
+        >>> target = torch.ones(1)
+        >>> add_([target], [torch.ones(1)], 2.0)
+        >>> target
+        tensor([3.])
+    """
+    for places in alike(targets):
+        some = [targets[i] for i in places]
+        torch._foreach_add_(some, [others[i] for i in places], alpha=factor)
+
+
+def scaled(tensors: Sequence[Tensor], factor: float) -> list[Tensor]:
+    """Returns tensors times a number.
+
+    Example:
+        >>> scaled([torch.ones(1)], 2.0)
+        [tensor([2.])]
+    """
+    return by_kind(lambda some: torch._foreach_mul(some, factor), tensors)
 
 
 def _numbers(scalars: list[Tensor]) -> list[float]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State, require
 from projcore.errors import StepError
+from projcore.ops import sharded_as, unsharded
 from projcore_closure._evaluating import Evaluating
 from projcore_closure._product import flat
 
@@ -36,7 +37,8 @@ class FiniteDifference(Evaluating):
         StepError: If a parameter is too coarse for ``perturbation`` to move it.
 
     Cost: two losses without gradients (``backward=False``) for each element; two copies of the
-    parameters. No memory between steps.
+    parameters; of sharded parameters, each process has one whole at a time. No memory between
+    steps.
 
     Example:
         >>> from projcore import Optimizer
@@ -68,16 +70,16 @@ class FiniteDifference(Evaluating):
         result = []
         for i, param in enumerate(params):
             relative = perturbation or torch.finfo(param.dtype).eps ** (1 / 3)
-            moved = param.clone(memory_format=torch.contiguous_format)
+            moved = unsharded(param).clone(memory_format=torch.contiguous_format)
             grad = torch.zeros_like(moved)
             elements, slopes = flat(moved), flat(grad)  # views
-            point = [*params[:i], moved, *params[i + 1 :]]
             for k, x in enumerate(elements.tolist()):
                 width = float(relative) * max(1.0, abs(x))
                 ends, losses = [], []
                 for there in (x + width, x - width):
                     elements[k] = there
                     ends.append(elements[k].item())
+                    point = [*params[:i], sharded_as(moved, param), *params[i + 1 :]]
                     losses.append(float(objective.evaluate(point, backward=False)[0]))
                 elements[k] = x
                 if ends[0] == ends[1]:
@@ -87,5 +89,5 @@ class FiniteDifference(Evaluating):
                         "perturbation, or None."
                     )
                 slopes[k] = (losses[0] - losses[1]) / (ends[0] - ends[1])
-            result.append(grad)
+            result.append(sharded_as(grad, param))
         return result

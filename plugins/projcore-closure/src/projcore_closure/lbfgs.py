@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore import Module, Objective, Settings, State, common, require
-from projcore_closure._product import dot, flat, peaks
+from projcore_closure._product import add_, dot, peaks, plus, scaled, size
 from projcore_closure._rounding import rounding
 from projcore_closure._whole import require_whole
 
@@ -44,14 +44,14 @@ def two_loop(update: list[Tensor], pairs: Iterable[Pair], least: float) -> list[
         curvature = dot(y, s)
         if curvature > 0 and curvature >= least:
             alpha = dot(s, result) / curvature
-            torch._foreach_sub_(result, y, alpha=alpha)
+            add_(result, y, -alpha)
             used.append((s, y, curvature, alpha))
     if not used:
         return None
     _, y, curvature, _ = used[0]
-    torch._foreach_mul_(result, curvature / dot(y, y))
+    result = scaled(result, curvature / dot(y, y))
     for s, y, curvature, alpha in reversed(used):
-        torch._foreach_add_(result, s, alpha=alpha - dot(y, result) / curvature)
+        add_(result, s, alpha - dot(y, result) / curvature)
     return result
 
 
@@ -61,9 +61,9 @@ def first_factor(update: list[Tensor], point: list[Tensor], rounding: float) -> 
     It is :math:`\min(1, 1 / \|u\|_1)`, as in torch; but where :math:`u` is so short that rounding
     would hide the change of the gradient, :math:`\epsilon^{2/3} \|x\| / \|u\|`.
     """
-    size = sum(float(tensor.abs().sum(dtype=torch.float64)) for tensor in update)
-    if size > 1:
-        return 1 / size
+    total = size(update)
+    if total > 1:
+        return 1 / total
     length, norm = math.sqrt(dot(point, point)), math.sqrt(dot(update, update))
     return max(1.0, rounding ** (2 / 3) * length / norm) if norm > 0 else 1.0
 
@@ -131,6 +131,7 @@ class LBFGS(Module):
         Nocedal and Wright, Numerical Optimization, 2nd edition, 2006, algorithm 7.4, equation 7.20.
     """
 
+    sharded = True
     needs = frozenset({"params", "grads"})
     traceable = False  # how many pairs there are, and whether one is kept, depends on values
     kinds = {
@@ -151,10 +152,10 @@ class LBFGS(Module):
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         # The pair of a step is written while the step may still fail: into the row to spare.
-        rows = (settings["history_size"] + 1, *tensor.shape)
+        rows = tensor.expand(settings["history_size"] + 1, *tensor.shape)
         return {
-            "steps": tensor.new_zeros(rows),
-            "changes": tensor.new_zeros(rows),
+            "steps": torch.zeros_like(rows, memory_format=torch.contiguous_format),
+            "changes": torch.zeros_like(rows, memory_format=torch.contiguous_format),
             "last_params": torch.zeros_like(tensor),
             "last_grads": torch.zeros_like(tensor),
             "last_check": torch.full((), -1.0, dtype=torch.float64, device="cpu"),
@@ -184,26 +185,22 @@ class LBFGS(Module):
         settings = common(self, self.remember(objective, state))
         min_curvature = float(settings["min_curvature"])
         pairs = self._pairs(state)
-        newest, size = newest_upward(pairs, objective.params)
-        least = min_curvature * min(1.0, size)
+        newest, scale = newest_upward(pairs, objective.params)
+        least = min_curvature * min(1.0, scale)
         pairs = self._learn(objective, state, pairs, min(least, newest))
         active = set(range(len(update)) if objective.active is None else objective.active)
         vectors = [
-            flat(tensor) if i in active else torch.zeros_like(flat(tensor))
-            for i, tensor in enumerate(update)
+            tensor if i in active else torch.zeros_like(tensor) for i, tensor in enumerate(update)
         ]
         result = two_loop(vectors, pairs, least)
         precision = rounding(objective)
         if result is None:  # a tiny loss begins with pairs of less, but not of none beside rounding
-            result = two_loop(vectors, pairs, precision**2 * size)
+            result = two_loop(vectors, pairs, precision**2 * scale)
         if result is None:
             point = [objective.params[i] for i in active]
             factor = first_factor(vectors, point, precision)
-            result = list(torch._foreach_mul(vectors, factor))
-        return [
-            unflat(vector, tensor) if i in active else tensor
-            for i, (vector, tensor) in enumerate(zip(result, update, strict=True))
-        ]
+            result = scaled(vectors, factor)
+        return [result[i] if i in active else tensor for i, tensor in enumerate(update)]
 
     def _learn(
         self, objective: Objective, state: State, pairs: list[Pair], least: float
@@ -220,8 +217,7 @@ class LBFGS(Module):
         # lost there would be in s and y.
         check = sum(peaks(last_params + last_grads))
         if all(float(node["last_check"]) == check for node in nodes):
-            s = torch._foreach_sub(params, last_params)
-            y = torch._foreach_sub(grads, last_grads)
+            s, y = plus(params, last_params, -1.0), plus(grads, last_grads, -1.0)
             curvature = dot(y, s)
             if 0 < curvature < math.inf and curvature >= least and dot(y, y) < math.inf:
                 for node, step, change in zip(nodes, s, y, strict=True):
@@ -229,8 +225,7 @@ class LBFGS(Module):
                     node["steps"][row].copy_(step)
                     node["changes"][row].copy_(change)
                     node["pairs"] = node["pairs"] + 1
-                new = [flat(step) for step in s], [flat(change) for change in y]
-                pairs = [new, *pairs][: len(nodes[0]["steps"]) - 1]
+                pairs = [(s, y), *pairs][: len(nodes[0]["steps"]) - 1]
         check = sum(peaks(params + grads))
         for node, param, grad in zip(nodes, params, grads, strict=True):
             node["last_params"], node["last_grads"] = param.clone(), grad.clone()
@@ -241,24 +236,10 @@ class LBFGS(Module):
         """Returns the pairs in memory, the newest first."""
         if not state.nodes:
             return []
-        steps = [rows(node["steps"]) for node in state.nodes]
-        changes = [rows(node["changes"]) for node in state.nodes]
-        size, count = len(steps[0]), int(state.nodes[0]["pairs"])
+        steps = [node["steps"].unbind(0) for node in state.nodes]
+        changes = [node["changes"].unbind(0) for node in state.nodes]
+        rows, count = len(steps[0]), int(state.nodes[0]["pairs"])
         return [
-            ([step[k % size] for step in steps], [change[k % size] for change in changes])
-            for k in range(count - 1, max(count - size, -1), -1)
+            ([step[k % rows] for step in steps], [change[k % rows] for change in changes])
+            for k in range(count - 1, max(count - rows, -1), -1)
         ]
-
-
-def rows(history: Tensor) -> tuple[Tensor, ...]:
-    """Returns the entries of a history, each as a vector."""
-    if history.is_complex():
-        history = torch.view_as_real(history)
-    return history.reshape(len(history), history[0].numel()).unbind(0)
-
-
-def unflat(vector: Tensor, like: Tensor) -> Tensor:
-    """Undoes `flat`."""
-    if like.is_complex():
-        return torch.view_as_complex(vector.reshape(*like.shape, 2))
-    return vector.reshape(like.shape)

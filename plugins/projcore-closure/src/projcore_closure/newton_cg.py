@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Objective, Settings, State, require
 from projcore_closure._evaluating import Evaluating
-from projcore_closure._product import dot, plus, wide
+from projcore_closure._product import add_, dot, plus, scaled, wide
 from projcore_closure._rounding import rounding
 from projcore_closure._whole import require_whole
 
@@ -63,12 +63,12 @@ def conjugate_gradients(
         length = square / abs(curvature) if curvature else math.inf
         if not length < math.inf:  # not: it may be no number
             return solution if iteration else list(target)
-        torch._foreach_add_(solution, direction, alpha=length)
+        add_(solution, direction, length)
         if curvature < 0:
             break
-        residual = list(torch._foreach_sub(residual, turned, alpha=length))
+        residual = plus(residual, turned, -length)
         before, square = square, dot(residual, residual)
-        direction = list(torch._foreach_add(residual, direction, alpha=square / before))
+        direction = plus(residual, direction, square / before)
     return solution
 
 
@@ -97,7 +97,7 @@ class Curvature:
             width *= 2
         else:
             behind = self._objective.grads
-        return list(torch._foreach_div(torch._foreach_sub(ahead, behind), width))
+        return scaled(plus(ahead, behind, -1.0), 1 / width)
 
     def _gradient(self, vector: list[Tensor], step: float) -> list[Tensor]:
         _, grads = self._objective.evaluate(plus(self._objective.params, vector, step))
@@ -216,5 +216,5 @@ class NewtonCG(Evaluating):
             settings["max_iterations"],
             unit(objective) / norm,
         )
-        result = torch._foreach_mul(solution, norm)
+        result = scaled(solution, norm)
         return [each.to(tensor.dtype) for each, tensor in zip(result, update, strict=True)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from projcore import Objective, Settings, State, require
+from projcore.ops import by_kind
 from projcore_closure._evaluating import Evaluating
 from projcore_closure._product import dot, plus
 
@@ -73,11 +74,11 @@ class SAM(Evaluating):
         params = objective.params
         climb = update
         if self.adaptive:
-            sizes = torch._foreach_abs(params)
-            climb = list(torch._foreach_mul(update, sizes))
+            sizes = by_kind(torch._foreach_abs, params)
+            climb = by_kind(torch._foreach_mul, update, sizes)
         norm = math.sqrt(dot(climb, climb))
         if self.adaptive:
-            climb = list(torch._foreach_mul(climb, sizes))
+            climb = by_kind(torch._foreach_mul, climb, sizes)
         factor = float(settings["rho"]) / norm if norm > 0 else 0.0
         _, grads = objective.evaluate(plus(params, climb, factor))
         assert grads is not None

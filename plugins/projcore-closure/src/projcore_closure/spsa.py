@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from projcore import Objective, Settings, State, require
-from projcore.errors import ArgumentTypeError
+from projcore.errors import ArgumentError, ArgumentTypeError
+from projcore.ops import require_choice, sharded_as
 from projcore_closure._evaluating import Evaluating
 from projcore_closure._product import plus
 from projcore_closure._whole import require_whole
+
+Distribution = Literal["signs", "gaussian"]
 
 
 class SPSA(Evaluating):
@@ -19,16 +25,30 @@ class SPSA(Evaluating):
         u \leftarrow \frac{1}{n} \sum_{k=1}^n
         \frac{f(x + c \Delta_k) - f(x - c \Delta_k)}{2 c}\, \Delta_k
 
-    where the elements of :math:`\Delta_k` are independently 1 or -1. Its mean is the gradient, but
-    for terms of order :math:`c^2`; its variance grows with the number of parameters and falls with
-    ``samples``. What came in is not used, so it stands first; momentum and a small learning rate
-    come after it. Inside a projection to few dimensions the variance is small.
+    where the elements of :math:`\Delta_k` are independently 1 or -1, or Gaussian. Its mean is the
+    gradient, but for terms of order :math:`c^2`; its variance grows with the number of parameters
+    and falls with ``samples``. The update that is given is not used, so it stands first; momentum
+    and a small learning rate come after it. Inside a projection to few dimensions the variance is
+    small.
+
+    With ``sides=1`` the loss at :math:`x`, which is known, takes the place of the second one, for
+    all samples: half the evaluations, and an error of order :math:`c`.
+
+    Published methods are
+
+    =====  =========================================================================================
+    MeZO   ``SPSA(distribution="gaussian"), LR(1e-6)``
+    FZOO   ``SPSA(samples=8, sides=1), LR(lr)``, but for the length of its steps
+    LOZO   ``RandomSubspace([SPSA(distribution="gaussian"), LR(lr)], rank=2, period=50)``, but for
+           a factor
+    =====  =========================================================================================
 
     No gradient is read, and the closure need not run backward. Line searches and `LBFGS` do read
     gradients, so after this they need a closure that does.
 
     The signs follow from ``seed`` and the number of steps: torch's random state is not touched, and
     a run that is resumed draws what it would have drawn. On another kind of device they are others.
+    All processes draw the same, also of parameters that are sharded over them.
     A complex element is a pair of reals. A parameter that requires no gradient stays where it is.
 
     Args:
@@ -36,12 +56,16 @@ class SPSA(Evaluating):
             tell apart: for bfloat16 some 0.01.
         samples: `n`, at least 1.
         seed: From 0 to 2**32 - 1.
+        sides: 2, or 1 for differences to the loss at :math:`x`; fixed, groups do not change it.
+        distribution: ``"signs"`` or ``"gaussian"``; fixed.
 
     Raises:
-        ArgumentError: If an argument is out of range.
+        ArgumentError: If an argument is out of range or unknown.
 
-    Cost: ``2 samples`` losses without gradients (``backward=False``); three copies of the
-    parameters. Memory: the number of steps.
+    Cost: ``sides * samples`` losses without gradients (``backward=False``). Memory: the number of
+    steps. In a step, two copies of the parameters, three with several samples: perturbations are
+    drawn again where they are needed, tensor by tensor, and the point to come back to is kept, so
+    that it is the same to the last bit.
     Differs from the source: `c` does not fall by itself; schedule the group's ``perturbation``.
 
     Example:
@@ -57,12 +81,31 @@ class SPSA(Evaluating):
 
     References:
         Spall, 1992, https://doi.org/10.1109/9.119632, equations 2.1 and 2.2.
+        Malladi et al., 2023, https://arxiv.org/abs/2305.17333, algorithm 1 (MeZO), which adds and
+        subtracts the perturbation in place, and does not come back to the last bit.
+        Dang et al., 2025, https://arxiv.org/abs/2506.09034 (FZOO: one side, a batch of samples).
+        Chen et al., 2024, https://arxiv.org/abs/2410.07698 (LOZO).
     """
 
     zeroth_order = True
     kinds = {"step": "scalar"}
 
-    def __init__(self, perturbation: float = 1e-3, samples: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        perturbation: float = 1e-3,
+        samples: int = 1,
+        seed: int = 0,
+        sides: Literal[1, 2] = 2,
+        distribution: Distribution = "signs",
+    ) -> None:
+        require_choice(self, "distribution", distribution, Distribution)
+        if sides not in (1, 2):
+            raise ArgumentError(
+                f"SPSA(sides={sides!r}) cannot be. The loss is taken on both sides of the point "
+                "(2), or on one (1). Pass one of these."
+            )
+        self.sides = sides
+        self.distribution: Distribution = distribution
         require(self, "seed", seed, minimum=0, maximum=2**32 - 1)
         if not isinstance(seed, int):
             raise ArgumentTypeError(
@@ -87,28 +130,72 @@ class SPSA(Evaluating):
         state.shared["step"] = state.shared["step"] + 1
         width, samples = float(settings["perturbation"]), settings["samples"]
         params = objective.params
-        generators = {
-            device: torch.Generator(device).manual_seed(self.seed * 1_000_003 + step)
-            for device in {param.device for param in params}
-        }
+        draws = Draws(self.distribution, params, self.seed * 1_000_003 + step)
         result = [torch.zeros_like(param) for param in params]
         for _ in range(samples):
-            signs = [random_signs(param, generators[param.device]) for param in params]
-            losses = [
-                float(objective.evaluate(point, backward=False)[0])
-                for point in (
-                    torch._foreach_add(params, signs, alpha=width),
-                    torch._foreach_sub(params, signs, alpha=width),
-                )
-            ]
-            slope = (losses[0] - losses[1]) / (2 * width)
-            result = plus(result, signs, slope / samples)
+            losses = [self.loss(objective, draws, side * width) for side in (1, -1)[: self.sides]]
+            if self.sides == 1:
+                assert objective.loss is not None
+                losses.append(float(objective.loss))
+            slope = (losses[0] - losses[1]) / (self.sides * width)
+            for i, perturbation in enumerate(draws):
+                (result[i],) = plus([result[i]], [perturbation], slope / samples)
+            draws.advance()
         return result
+
+    def loss(self, objective: Objective, draws: Draws, width: float) -> float:
+        """Returns the loss at the point moved by the perturbation, times the width."""
+        point = [
+            plus([param], [perturbation], width)[0]
+            for param, perturbation in zip(objective.params, draws, strict=True)
+        ]
+        return float(objective.evaluate(point, backward=False)[0])
+
+
+class Draws:
+    """A perturbation, as an iterable of tensors, each of which is drawn anew each time.
+
+    Args:
+        distribution: Of the elements, or of their parts.
+        like: Tensors of these shapes, dtypes and devices.
+        seed: Of the numbers.
+    """
+
+    def __init__(self, distribution: Distribution, like: list[Tensor], seed: int) -> None:
+        self.draw = random_signs if distribution == "signs" else random_normal
+        self.like = like
+        self.generators = {
+            device: torch.Generator(device).manual_seed(seed)
+            for device in {tensor.device for tensor in like}
+        }
+        self.start = self._states()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for device, generator in self.generators.items():
+            generator.set_state(self.start[device])
+        for tensor in self.like:
+            yield sharded_as(self.draw(tensor, self.generators[tensor.device]), tensor)
+
+    def advance(self) -> None:
+        """Makes it the next perturbation, once this one was drawn to its end."""
+        self.start = self._states()
+
+    def _states(self) -> dict[torch.device, Tensor]:
+        return {device: generator.get_state() for device, generator in self.generators.items()}
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Returns a tensor of the same shape and dtype whose elements, or their parts, are 1 or -1."""
-    real = torch.view_as_real(like.resolve_conj()) if like.is_complex() else like
-    signs = torch.empty(real.shape, dtype=real.dtype, device=real.device)
-    signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+    signs = _empty(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
     return torch.view_as_complex(signs) if like.is_complex() else signs
+
+
+def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns a tensor of the same shape and dtype whose elements, or parts, are Gaussian."""
+    numbers = _empty(like).normal_(generator=generator)
+    return torch.view_as_complex(numbers) if like.is_complex() else numbers
+
+
+def _empty(like: Tensor) -> Tensor:
+    shape = (*like.shape, 2) if like.is_complex() else like.shape
+    return torch.empty(shape, dtype=like.dtype.to_real(), device=like.device)

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 PROJCORE_API = 1
 
+TASKS = (
+    *("text", "digits", "logistic", "rosenbrock", "beale", "rastrigin", "saddle", "plateau"),
+    *("ill_conditioned", "kronecker", "layer_scales", "parameter_scales", "minimax"),
+    *("low_noise", "high_noise", "sparse_gradients"),
+)
+
 EPILOG = """\
 presets (the default for text is those marked *):
   torch-adamw *    torch's own AdamW
@@ -28,16 +34,18 @@ presets (the default for text is those marked *):
   tiles-muon, haar-adam, fourier-lbfgs
                    Muon on tiles, Adam on wavelets, L-BFGS on low frequencies
 
-recipes are optimizers too, such as "galore_adamw(rank=0.25)"; projcore list shows them
+recipes are optimizers too, such as "galore_adamw(rank=0.25)"; projcore list shows them;
+so are torch's own classes, such as "torch.optim.SGD(lr=0.1, momentum=0.9)"
 
 example:
-  projcore compare digits torch-adamw "vector([clip_norm(1.0), adam(), lr(0.003)])" --tune
+  projcore compare digits torch-adamw "vector([clip_norm(1.0), adam(), lr(0.003)])" --tune 5
 """
 
 PLAN_EPILOG = """\
 models:
   llama-60m, llama-130m, llama-350m, llama-1b, llama-7b
                    LLaMA in the sizes of the GaLore paper, 32000 tokens
+  llama-70b        Llama 2 70B
   FILE             a JSON file {"name": [rows, columns], ...}, as from
                    {name: list(p.shape) for name, p in model.named_parameters()}
 
@@ -54,16 +62,13 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
         "compare",
         usage="%(prog)s TASK [SPEC ...] [options]",
         help="train a model with several optimizers, and compare them",
-        description="Trains a model with several optimizers from the same weights on the same "
-        "batches; shows a table and writes compare.json and compare.png.",
+        description="Trains a model with several optimizers, from the same weights on the same "
+        "batches.\nShows a table; writes runs.jsonl, compare.json, and pictures as PNG and PDF.",
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "task",
-        choices=["text", "digits", "rosenbrock"],
-        metavar="task",
-        help="what to train: text, digits or rosenbrock",
+        "task", choices=TASKS, metavar="task", help=f"what to train: {', '.join(TASKS)}"
     )
     spec = parser.add_argument(
         "spec", nargs="+", help="optimizers: presets, or expressions such as 'adam(); lr(0.003)'"
@@ -71,17 +76,54 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
     spec.required = False  # with "*", argparse would not take specs that follow an option
     parser.add_argument("--steps", type=_count, help="training steps (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
+    parser.add_argument(
+        "--seeds",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="runs of each, with this seed and those that follow it (default: 1)",
+    )
+    parser.add_argument(
+        "--target",
+        type=_finite,
+        metavar="LOSS",
+        help="say after how many steps each is below this loss, by more than the noise over seeds "
+        "(default: the goal of the task, where it has one)",
+    )
     # One thread: results are then those of any machine, and what else runs there disturbs less.
     parser.add_argument("--threads", type=_count, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--lr", type=_rate, help="learning rate of all that have one")
     parser.add_argument(
-        "--tune", action="store_true", help="first find each learning rate in short runs"
+        "--tune",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="find the learning rate of each in N whole runs before, on another seed",
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=["constant", "linear"],
+        default="constant",
+        help="of learning rates; linear: up in the first 5 %% of the steps, then down to 0",
     )
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="text to train on, for the task text"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", default=Path("compare"), help="default: ./compare"
+        "--size", choices=["small", "large"], default="small", help="of the model of the task text"
+    )
+    parser.add_argument(
+        "--batch", type=_count, default=16, help="sequences in a batch of the task text"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        default=Path("compare"),
+        help="a folder without results (default: ./compare)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the finished runs in that folder"
     )
     parser.set_defaults(run=_run)
 
@@ -113,8 +155,20 @@ def _add_plan(subparsers: _SubParsersAction[ArgumentParser]) -> None:
         default="float32",
         help="of parameters and gradients (default: float32)",
     )
+    parser.add_argument(
+        "--ranks",
+        type=_ranks,
+        metavar="N",
+        help="of so many processes, among which FSDP2 shards the model: what each keeps and sends",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_plan)
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no number of processes, such as 8")
+    return int(text)
 
 
 def _run_plan(arguments: Namespace) -> int:
@@ -127,6 +181,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
 
 
 def _rate(text: str) -> float:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from projcore.errors import ArgumentError, ProjcoreError
 from projcore_lab import plot, report
-from projcore_lab.comparison import Comparison
+from projcore_lab.comparison import Comparison, versions
 from projcore_lab.digits import Digits
-from projcore_lab.lineup import Contender, learning_rate, lineup
-from projcore_lab.rosenbrock import Rosenbrock
-from projcore_lab.runs import Closure, OnStep, Run, Trial, train
+from projcore_lab.functions import FUNCTIONS, FunctionTask
+from projcore_lab.lineup import Contender, lineup
+from projcore_lab.logistic import Logistic
+from projcore_lab.store import Store
+from projcore_lab.target import calibrate
 from projcore_lab.tasks import Task
-from projcore_lab.text import Text
-from projcore_lab.tune import GRID, trial_steps, tune
+from projcore_lab.text import BATCH, Text
+from projcore_lab.work import PLAIN, Work
 
 FAILED = 1
 INTERRUPTED = 130
+RUNS = "runs.jsonl"
+TEXT_ONLY = {"text": None, "size": "small", "batch": BATCH}  # options and their defaults
 
 
 def compare(arguments: Namespace) -> int:
@@ -35,43 +40,59 @@ def compare(arguments: Namespace) -> int:
     Raises:
         ArgumentError: If anything given is refused; then nothing was trained or written.
     """
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
-        task = make_task(arguments)
+        task = make_task(arguments, arguments.seed)
         contenders = lineup(arguments.spec, task, arguments.lr)
         check(task, contenders)
-        make_folder(arguments.output)
-        settings = {
-            "steps": arguments.steps or task.steps,
-            "seed": arguments.seed,
-            "threads": torch.get_num_threads(),
-            "lr": arguments.lr,
-            "tune": arguments.tune,
-        }
-        comparison = Comparison(task, settings)
-        console = Console()
-        if not console.is_terminal:
-            console.width = 120
-        interrupted = run_all(comparison, contenders, console)
+        store = open_store(arguments.output, arguments.resume)
+        comparison = Comparison(task, settings(arguments, task))
+        work = Work(comparison, store, partial(make_task, arguments), console)
+        interrupted = work.run_all(contenders)
+        goal = task.goal if arguments.target is None else arguments.target
+        if goal is not None and comparison.results:
+            comparison.target = calibrate(goal, comparison.results)
+        files = save(comparison, arguments.output)
     finally:
         torch.set_num_threads(threads)
-    write(comparison, arguments.output, console)
     if interrupted:
+        console.print(
+            f"Interrupted. What is finished is kept in {arguments.output}; "
+            "the same command with --resume goes on from there.",
+            **PLAIN,
+        )
         return INTERRUPTED
-    return FAILED if any(run.status == "failed" for run in comparison.runs) else 0
+    show(comparison, files, console)
+    return FAILED if any(each.status == "failed" for each in comparison.results) else 0
 
 
-def make_task(arguments: Namespace) -> Task:
+def make_task(arguments: Namespace, seed: int) -> Task:
     """Returns the task that was asked for."""
     if arguments.task == "text":
-        return Text(arguments.seed, arguments.text)
-    if arguments.text:
-        raise ArgumentError(
-            f"--text {arguments.text} was given with the task {arguments.task!r}. "
-            "Only the task 'text' takes one. Remove it, or compare on 'text'."
-        )
-    return {"digits": Digits, "rosenbrock": Rosenbrock}[arguments.task](arguments.seed)
+        return Text(seed, arguments.text, arguments.size, arguments.batch)
+    for option, default in TEXT_ONLY.items():
+        value = getattr(arguments, option)
+        if value != default:
+            raise ArgumentError(
+                f"--{option} {value} was given with the task {arguments.task!r}. "
+                "Only the task 'text' takes one. Remove it, or compare on 'text'."
+            )
+    if arguments.task in FUNCTIONS:
+        return FunctionTask(seed, arguments.task)
+    return {"digits": Digits, "logistic": Logistic}[arguments.task](seed)
+
+
+def settings(arguments: Namespace, task: Task) -> dict[str, Any]:
+    """Returns what the user asked for, by option."""
+    names = ("schedule", "seed", "seeds", "threads", "lr", "tune")
+    return {
+        "steps": arguments.steps or task.steps,
+        **{name: getattr(arguments, name) for name in names},
+    }
 
 
 def check(task: Task, contenders: Sequence[Contender]) -> None:
@@ -83,8 +104,13 @@ def check(task: Task, contenders: Sequence[Contender]) -> None:
             raise ArgumentError(f"{contender.name!r} is refused: {error}") from error
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the folder for the results, before they are worked for."""
+def open_store(folder: Path, resume: bool) -> Store:
+    """Returns where the runs are kept; results that are there are not overwritten.
+
+    Raises:
+        ArgumentError: If the folder cannot be made, has results and `resume` is false, or has
+            results without the runs to go on from.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,80 +118,41 @@ def make_folder(folder: Path) -> None:
             f"--output {folder} cannot be made: {error}. It is a folder for the results. "
             "Name another."
         ) from error
+    there = [name for name in (RUNS, *FILES) if (folder / name).exists()]
+    if there and not (resume and RUNS in there):
+        advice = "Pass --resume to go on from its runs, or name" if RUNS in there else "Name"
+        raise ArgumentError(
+            f"--output {folder} has results already: {', '.join(there)}. They are not overwritten. "
+            f"{advice} another folder with --output."
+        )
+    return Store(folder / RUNS, versions())
 
 
-def run_all(comparison: Comparison, contenders: Sequence[Contender], console: Console) -> bool:
-    """Trains all contenders; returns True if the user interrupted it."""
-    warm_up(comparison.task)
-    comparison.missing = [contender.name for contender in contenders]
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        console=console,
-        refresh_per_second=5,
-        disable=not console.is_terminal,
-    )
-    try:
-        with bars:
-            for contender in contenders:
-                run = run_one(comparison, contender, bars)
-                comparison.runs.append(run)
-                comparison.missing.remove(run.name)
-                if bars.disable:
-                    console.print(report.line(run), markup=False, highlight=False)
-    except KeyboardInterrupt:
-        return True
-    return False
+def save(comparison: Comparison, folder: Path) -> list[Path]:
+    """Writes what is finished; returns all files there are now."""
+    files = [folder / RUNS]
+    if comparison.results:
+        data = json.dumps(comparison.as_json(), indent=1, allow_nan=False) + "\n"
+        files.append(folder / "compare.json")
+        files[-1].write_text(data, "utf-8")
+        files += plot.save(plot.draw(comparison), folder / "compare")
+    if any(result.trials for result in comparison.results):
+        files += plot.save(plot.draw_rates(comparison), folder / "rates")
+    return files
 
 
-def run_one(comparison: Comparison, contender: Contender, bars: Progress) -> Run:
-    """Trains one contender, after finding its learning rate if that was asked for."""
-    task, steps = comparison.task, comparison.settings["steps"]
-    trials: list[Trial] = []
-    own = learning_rate(contender.optimizer(task.model()))
-    if comparison.settings["tune"] and own is not None:
-        bar = add_bar(bars, f"{contender.name}: learning rate", trial_steps(steps) * len(GRID))
-        contender, trials = tune(task, contender, own, steps, bar)
-    run = train(task, contender, steps, add_bar(bars, contender.name, steps))
-    run.trials = trials
-    return run
-
-
-def add_bar(bars: Progress, description: str, total: int) -> OnStep:
-    """Adds a bar; returns what moves it after each step."""
-    number = bars.add_task(description, total=total, loss="")
-
-    def move(step: int, loss: float) -> None:
-        bars.update(number, completed=step, loss=f"loss {loss:.4g}")
-
-    return move
-
-
-def warm_up(task: Task) -> None:
-    """Makes the passes that are slow because they are the first, so that no contender pays."""
-    model = task.model()
-    closure = Closure(task, model)
-    closure.batch = task.batch(0)
-    for _ in range(3):
-        closure()
-    task.validate(model)
-
-
-def write(comparison: Comparison, folder: Path, console: Console) -> None:
-    """Shows the table and writes the files."""
+def show(comparison: Comparison, files: Sequence[Path], console: Console) -> None:
+    """Prints the table, what its columns are, what to read from it, and the files."""
     console.print(f"\n{comparison.task.description}", markup=False, highlight=False)
     console.print(report.table(comparison), "")
+    console.print(report.legend(comparison), "")
     for line in report.notes(comparison):
         console.print(line, markup=False, highlight=False)
-    data = folder / "compare.json"
-    data.write_text(json.dumps(comparison.as_json(), indent=1, allow_nan=False) + "\n", "utf-8")
-    files = [data]
-    if comparison.runs:
-        picture = folder / "compare.png"
-        plot.draw(comparison, picture)
-        files.append(picture)
     for file in files:
-        console.print(f"Wrote {file}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Wrote {file}", **PLAIN)
+
+
+FILES = (
+    "compare.json",
+    *(f"{name}.{kind}" for name in ("compare", "rates") for kind in plot.KINDS),
+)

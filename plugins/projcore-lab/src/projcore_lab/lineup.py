@@ -9,37 +9,42 @@ import torch
 from torch import nn
 
 import projcore
+from projcore_lab.peers import call_torch
 from projcore_lab.tasks import Task
 
 Factory = Callable[[nn.Module], torch.optim.Optimizer]
 
-TORCH_PRESETS: dict[str, type[torch.optim.Adam]] = {
-    "torch-adamw": torch.optim.AdamW,
-    "torch-adam": torch.optim.Adam,
-}
+TORCH = "torch.optim."
 SPACES = {
     "plain": "{inner}(); lr({lr})",
     "vector": "vector([{inner}(), lr({lr})])",
     "float64": "to([{inner}(), lr({lr})], 'float64')",
     "scalar": "scalar([{inner}(), lr({lr})])",
 }
-PRESETS = {
-    f"{space}-{inner}": spec.replace("{inner}", inner)
-    for inner in ("adamw", "adam")
-    for space, spec in SPACES.items()
-} | {
-    "vector-lbfgs": "vector([lbfgs(history_size=10), strong_wolfe()])",
-    "vector-newton": "vector([newton_cg(max_iterations=10, tolerance=0.01), strong_wolfe()])",
-    "vector-descent": "vector([strong_wolfe()])",
-    "tiles-muon": (
-        "route({{'ndim>=2': block_partition([muon(adjust_lr_fn='match_rms_adamw')], size=(32, 32)),"
-        " '*': adam()}}); lr({lr})"
-    ),
-    "haar-adam": "haar([adam()]); lr({lr})",
-    "fourier-lbfgs": (
-        "vector([fourier([lbfgs(history_size=10), strong_wolfe()], keep=0.25)])"  # a low pass
-    ),
-}
+PRESETS = (
+    {
+        "torch-adamw": "torch.optim.AdamW(lr={lr})",
+        "torch-adam": "torch.optim.Adam(lr={lr})",
+    }
+    | {
+        f"{space}-{inner}": spec.replace("{inner}", inner)
+        for inner in ("adamw", "adam")
+        for space, spec in SPACES.items()
+    }
+    | {
+        "vector-lbfgs": "vector([lbfgs(history_size=10), strong_wolfe()])",
+        "vector-newton": "vector([newton_cg(max_iterations=10, tolerance=0.01), strong_wolfe()])",
+        "vector-descent": "vector([strong_wolfe()])",
+        "tiles-muon": (
+            "route({{'ndim>=2': block_partition([muon(adjust_lr_fn='match_rms_adamw')], "
+            "size=(32, 32)), '*': adam()}}); lr({lr})"
+        ),
+        "haar-adam": "haar([adam()]); lr({lr})",
+        "fourier-lbfgs": (
+            "vector([fourier([lbfgs(history_size=10), strong_wolfe()], keep=0.25)])"  # a low pass
+        ),
+    }
+)
 
 
 def default_names(inner: str) -> list[str]:
@@ -92,11 +97,15 @@ def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Co
 
 
 def contender(name: str, preset_lr: float, lr: float | None = None) -> Contender:
-    """Returns the contender of a preset, a spec or a recipe; a wrong one shows when it is built."""
-    if name in TORCH_PRESETS:
-        cls = TORCH_PRESETS[name]
-        spec = f"torch.optim.{cls.__name__}(lr={preset_lr})"
-        return Contender(name, spec, lambda model: cls(model.parameters(), lr=preset_lr), lr)
+    """Returns the contender of a preset, a spec, a recipe, or an optimizer of torch's.
+
+    A wrong one shows when it is built.
+    """
     spec = PRESETS[name].format(lr=preset_lr) if name in PRESETS else name
 
-    return Contender(name, spec, lambda model: projcore.create_optimizer(model, spec), lr)
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        if spec.startswith(TORCH):
+            return call_torch(spec.removeprefix(TORCH), model)
+        return projcore.create_optimizer(model, spec)
+
+    return Contender(name, spec, make, lr)

@@ -1,9 +1,9 @@
-"""The picture of a comparison."""
+"""The pictures of a comparison."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -15,15 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
-from projcore_lab.comparison import Comparison, coincident
-from projcore_lab.report import size
-from projcore_lab.rosenbrock import START, rosenbrock
-from projcore_lab.runs import Run
+from projcore_lab.comparison import Comparison, Result, coincident
+from projcore_lab.functions import Function, FunctionTask
+from projcore_lab.report import rule, size
+from projcore_lab.tune import best
 
 COLORS = (  # Okabe and Ito's, which colour-blind readers can tell apart, then some of Tol's
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"),
     *("#999933", "#882255", "#44AA99", "#332288", "#999999", "#DDCC77", "#AA4499"),
 )
+KINDS = ("png", "pdf")
 LOG_FLOOR = 1e-20  # losses below it are drawn there
 CEILING = 10  # losses above so many times the first one are drawn there
 DASH = 3.0  # length of a dash, in line widths
@@ -31,12 +32,12 @@ DASH = 3.0  # length of a dash, in line widths
 
 @dataclass(frozen=True)
 class Curve:
-    """A run and how it is drawn.
+    """A result and how it is drawn.
 
     Curves that coincide share one line in turns: each has its dash where the others have gaps.
     """
 
-    run: Run
+    result: Result
     color: str
     turn: int
     turns: int
@@ -50,94 +51,149 @@ class Curve:
         return {"linestyle": pattern, "linewidth": 3.0, "dash_capstyle": "butt"}
 
 
-def draw(comparison: Comparison, file: Path) -> None:
-    """Draws a comparison of at least one run into a PNG file."""
-    lines = curves(comparison.runs)
+def save(figure: Figure, file: Path) -> list[Path]:
+    """Writes a picture as a file of each kind; returns these."""
+    files = [file.with_suffix(f".{kind}") for kind in KINDS]
+    for each in files:
+        figure.savefig(each)
+    return files
+
+
+def draw(comparison: Comparison) -> Figure:
+    """Draws the losses of at least one result."""
+    lines = curves(comparison.results)
     figure = Figure(figsize=(12, 9), layout="constrained", dpi=120)
     axes = figure.subplots(2, 2)
     for panel in axes.flat:
         panel.grid(alpha=0.3)
     _against_steps(axes[0, 0], comparison, lines)
     _against_seconds(axes[0, 1], comparison, lines)
-    if any(run.path for run in comparison.runs):
-        _paths(axes[1, 0], lines)
+    task = comparison.task
+    if isinstance(task, FunctionTask) and task.function.window is not None:
+        _paths(axes[1, 0], task.function, lines)
     else:
         _against_evaluations(axes[1, 0], comparison, lines)
     _against_memory(axes[1, 1], comparison, lines)
-    figure.suptitle(_title(comparison), fontsize=11)
+    figure.suptitle(_wrapped([*_title(comparison), *_notes(comparison)], 130), fontsize=11)
+    _legend(figure, lines)
+    return figure
+
+
+def draw_rates(comparison: Comparison) -> Figure:
+    """Draws the losses that the learning rates led to, of results of which some were tried."""
+    lines = [curve for curve in curves(comparison.results) if curve.result.trials]
+    figure = Figure(figsize=(8, 4.5 + 0.19 * len(lines)), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    losses = [trial.loss for curve in lines for trial in curve.result.trials]
+    finite = [loss for loss in losses if loss is not None]
+    ceiling = CEILING * min(finite, default=1.0)
+    for curve in lines:
+        trials = sorted(curve.result.trials, key=lambda trial: trial.lr)
+        y = [max(LOG_FLOOR, min(ceiling, trial.loss or ceiling)) for trial in trials]
+        axes.plot([trial.lr for trial in trials], y, ".-", color=curve.color)
+        chosen = best(trials)
+        if chosen.loss is not None:
+            axes.plot(chosen.lr, max(LOG_FLOOR, min(ceiling, chosen.loss)), "o", color=curve.color)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate (● chosen)")
+    note = " (at the top: diverged)" if len(finite) < len(losses) else ""
+    axes.set_ylabel(f"final {comparison.task.loss_name}{note}")
+    _loss_scale(axes, [min(ceiling, loss) for loss in finite])
+    axes.grid(alpha=0.3)
+    figure.suptitle(_wrapped(_title(comparison), 90), fontsize=10)
+    _legend(figure, lines)
+    return figure
+
+
+def _legend(figure: Figure, lines: Sequence[Curve]) -> None:
     handles = [_handle(curve) for curve in lines]
     longest = max(len(str(handle.get_label())) for handle in handles)
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=2 if longest < 80 else 1,
+        ncols=2 if longest < 6.5 * figure.get_figwidth() else 1,
         fontsize=9,
         frameon=False,
     )
-    figure.savefig(file)
 
 
-def curves(runs: Iterable[Run]) -> list[Curve]:
-    """Gives each run its colour, and its turn among those that it coincides with."""
-    runs = list(runs)
-    turns = {run.name: (i, len(g)) for g in coincident(runs) for i, run in enumerate(g)}
-    colors = [COLORS[i % len(COLORS)] for i in range(len(runs))]
-    return [Curve(run, color, *turns[run.name]) for run, color in zip(runs, colors, strict=True)]
+def curves(results: Sequence[Result]) -> list[Curve]:
+    """Gives each result its colour, and its turn among those that it coincides with."""
+    turns = {each.name: (i, len(g)) for g in coincident(results) for i, each in enumerate(g)}
+    colors = [COLORS[i % len(COLORS)] for i in range(len(results))]
+    return [
+        Curve(each, color, *turns[each.name]) for each, color in zip(results, colors, strict=True)
+    ]
 
 
 def _against_steps(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
     for curve in lines:
-        checks = curve.run.checks
+        checks = curve.result.checks
         _line(axes, curve, [c.step for c in checks], [c.loss for c in checks], **curve.dashes)
+        _band(axes, curve)
+    if comparison.target:
+        axes.axhline(comparison.target.loss, color="0.3", linestyle=":", linewidth=1.2)
     _loss_axis(axes, comparison)
     axes.set_xlabel("step")
 
 
 def _against_seconds(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
     for curve in lines:
-        checks = curve.run.checks
+        checks = curve.result.checks
         _line(axes, curve, [c.seconds for c in checks], [c.loss for c in checks], linewidth=1.8)
     _loss_axis(axes, comparison)
     axes.set_xlabel("seconds of training")
     equal = comparison.equal_seconds
     if equal and len(comparison.finished) > 1:
         axes.axvline(equal, color="0.3", linestyle=":", linewidth=1.2)
+        late = equal > max(result.seconds for result in comparison.finished) / 2
         axes.annotate(
-            f" first to finish, {equal:.3g} s",
+            f" first to finish, {equal:.3g} s ",
             (equal, 0.97),
             xycoords=("data", "axes fraction"),
             va="top",
+            ha="right" if late else "left",
             fontsize=9,
         )
 
 
 def _against_evaluations(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
     for curve in lines:
-        checks = curve.run.checks
+        checks = curve.result.checks
         x, y = [c.evaluations for c in checks], [c.loss for c in checks]
         _line(axes, curve, x, y, **curve.dashes)
     _loss_axis(axes, comparison)
     axes.set_xlabel("evaluations of the training loss")
 
 
+def _band(axes: Axes, curve: Curve) -> None:
+    """Fills what lies between the lowest and the highest seed."""
+    result = curve.result
+    if len(result.runs) > 1:
+        steps = [check.step for check in result.checks]
+        losses = [[_drawn(loss, result) for loss in result.losses_at(step)] for step in steps]
+        low, high = [min(each) for each in losses], [max(each) for each in losses]
+        axes.fill_between(steps, low, high, color=curve.color, alpha=0.2, linewidth=0)
+
+
 def _line(
     axes: Axes, curve: Curve, x: Sequence[float], losses: Sequence[float], **options: Any
 ) -> None:
-    y = [_drawn(loss, curve.run) for loss in losses]
+    y = [_drawn(loss, curve.result) for loss in losses]
     axes.plot(x, y, color=curve.color, **options)
-    if y and curve.run.status != "finished":
+    if y and curve.result.status != "finished":
         axes.plot(x[-1], y[-1], "X", color=curve.color, markersize=11, zorder=4)
 
 
-def _drawn(loss: float, run: Run) -> float:
-    return min(max(loss, LOG_FLOOR), CEILING * run.checks[0].loss)
+def _drawn(loss: float, result: Result) -> float:
+    return min(max(loss, LOG_FLOOR), CEILING * result.checks[0].loss)
 
 
 def _loss_axis(axes: Axes, comparison: Comparison) -> None:
-    floor = any(c.loss < LOG_FLOOR for run in comparison.runs for c in run.checks)
+    floor = any(c.loss < LOG_FLOOR for each in comparison.results for c in each.checks)
     note = f" (0 is drawn at {LOG_FLOOR:g})" if floor else ""
     axes.set_ylabel(comparison.task.loss_name + note)
-    _loss_scale(axes, [_drawn(c.loss, run) for run in comparison.runs for c in run.checks])
+    _loss_scale(axes, [_drawn(c.loss, each) for each in comparison.results for c in each.checks])
 
 
 def _loss_scale(axes: Axes, losses: Sequence[float]) -> None:
@@ -155,9 +211,9 @@ def _loss_scale(axes: Axes, losses: Sequence[float]) -> None:
 def _against_memory(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
     """Draws final losses against memory; points at one place become rings around each other."""
     points = [
-        (curve, curve.run.state_bytes, _drawn(curve.run.final.loss, curve.run))
+        (curve, each.state_bytes, _drawn(each.final.loss, each))
         for curve in lines
-        if curve.run.final and curve.run.state_bytes is not None
+        if (each := curve.result).final and each.state_bytes is not None
     ]
     drawn: list[tuple[float, float]] = []
     for curve, x, y in points:
@@ -187,41 +243,59 @@ def _against_memory(axes: Axes, comparison: Comparison, lines: list[Curve]) -> N
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(round(x)) if x else "0"))
 
 
-def _paths(axes: Axes, lines: list[Curve]) -> None:
-    """Draws the ways through the plane, over the function's contours."""
-    x, y = torch.linspace(-1.7, 1.7, 400), torch.linspace(-0.5, 2, 400)
-    values = rosenbrock(x[None, :], y[:, None]).log10()
+def _paths(axes: Axes, function: Function, lines: list[Curve]) -> None:
+    """Draws the ways of the first seed through the plane, over the function's contours."""
+    assert function.window is not None
+    window = function.window
+    x, y = torch.linspace(*window.x, 400), torch.linspace(*window.y, 400)
+    values = function.formula(x[None, :], y[:, None]).clamp_min(1e-3).log10()
     axes.contourf(x, y, values, levels=14, cmap="Greys", alpha=0.35, zorder=0)
     for curve in lines:
-        near = takewhile(lambda point: max(map(abs, point)) < 10, curve.run.path)
+        near = takewhile(lambda point: max(map(abs, point)) < 10, curve.result.runs[0].path)
         path_x, path_y = zip(*near, strict=True)
         axes.plot(path_x, path_y, color=curve.color, **curve.dashes)
-    axes.plot(*START, "o", color="black", markersize=8, zorder=4)
-    axes.plot(1, 1, "*", color="black", markersize=15, zorder=4)
-    axes.set(xlim=(-1.7, 1.7), ylim=(-0.5, 2), xlabel="x (● start, ★ minimum)", ylabel="y")
+    start = [each.item() for each in function.start]
+    axes.plot(*start, "o", color="black", markersize=8, zorder=4)
+    axes.plot(*window.minimum, "*", color="black", markersize=15, zorder=4)
+    axes.set(xlim=window.x, ylim=window.y, xlabel="x (● start, ★ minimum)", ylabel="y")
     axes.grid(False)
 
 
 def _handle(curve: Curve) -> Line2D:
-    run = curve.run
-    label = run.name if run.name == run.spec else f"{run.name}:  {run.spec}"
-    if run.trials and run.lr is not None:
-        label += f", tuned to lr {run.lr:.3g}"
-    if run.status != "finished":
-        label += f"  ({run.status}, ✖)"
+    result = curve.result
+    label = result.name if result.name == result.spec else f"{result.name}:  {result.spec}"
+    if result.trials and result.lr is not None:
+        label += f", tuned to lr {result.lr:.3g}"
+    if result.status != "finished":
+        label += f"  ({result.status}, ✖)"
     return Line2D([], [], color=curve.color, linewidth=3, label=label)
 
 
-def _title(comparison: Comparison) -> str:
+def _title(comparison: Comparison) -> list[str]:
+    """Returns what was trained, and how."""
     settings = comparison.settings
-    lines = [
+    seeds = f"seeds {settings['seed']} to {settings['seed'] + settings['seeds'] - 1}"
+    return [
         f"{comparison.task.name}: {comparison.task.description}",
-        f"{settings['steps']} steps, seed {settings['seed']}, threads: {settings['threads']}",
+        f"{settings['steps']} steps, learning rate {settings['schedule']}, "
+        + (seeds if settings["seeds"] > 1 else f"seed {settings['seed']}")
+        + f", threads: {settings['threads']}",
     ]
-    lines += [
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """Returns what one has to know to read the curves."""
+    lines = [
         "Dashes of several colours are one curve (apart by less than 2 %): "
-        + ", ".join(run.name for run in group)
-        for group in coincident(comparison.runs)
+        + ", ".join(each.name for each in group)
+        for group in coincident(comparison.results)
         if len(group) > 1
     ]
-    return "\n".join("\n".join(textwrap.wrap(line, 130, break_on_hyphens=False)) for line in lines)
+    if comparison.target:
+        lines.insert(0, rule(comparison.target, comparison.settings["seeds"]))
+    return lines
+
+
+def _wrapped(lines: Sequence[str], width: int) -> str:
+    wrapped = (textwrap.wrap(line, width, break_on_hyphens=False) for line in lines)
+    return "\n".join("\n".join(parts) for parts in wrapped)

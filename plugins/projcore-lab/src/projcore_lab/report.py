@@ -1,4 +1,4 @@
-"""The comparison in words: a table, and what to read from it."""
+"""The comparison in words: a table, what its columns are, and what to read from it."""
 
 from __future__ import annotations
 
@@ -6,77 +6,135 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from projcore_lab.comparison import Comparison, coincident, difference
-from projcore_lab.runs import Check, Run
+from projcore_lab.comparison import Comparison, Result, coincident, difference
+from projcore_lab.runs import Check
+from projcore_lab.target import LEVEL, Target
 from projcore_lab.tune import at_edge
+
+LEGEND = {
+    "lr": "learning rate; with --tune the best that was tried, * if there was none beyond it",
+    "final loss": "on validation data after the last step; the mean over seeds",
+    "±": "standard deviation of the final loss over seeds",
+    "best loss": "the lowest on the way",
+    "right": "share of right answers after the last step",
+    "to target": "steps until the loss was below the target by the rule below",
+    "after": "loss after the time that the fastest took in all",
+    "step ms": "median time of a step, with forward and backward passes",
+    "own ms": "the optimizer's part of that",
+    "evals": "evaluations of the training loss in a run",
+    "state": "bytes that the optimizer keeps between steps",
+    "extra memory": "the most that a step allocates beside parameters, gradients and state",
+}
 
 
 def table(comparison: Comparison) -> Table:
-    """Returns the table of all runs; that of a default line-up is not wider than 80 characters."""
-    equal = comparison.equal_seconds
-    accuracy = any(run.final and run.final.accuracy is not None for run in comparison.runs)
+    """Returns the table of all results; of a default line-up it fits 80 characters."""
     result = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
     result.add_column("optimizer", overflow="fold", min_width=13)
-    headers = ["lr", "final\nloss", "best\nloss"]
-    headers += ["accu-\nracy"] * accuracy
-    headers += [f"after\n{equal:.3g} s" if equal else "after", "step\nms", "own\nms"]
-    headers += ["evals", "state", "extra\nmemory"]
-    for header in headers:
+    names = columns(comparison)
+    for name in names:
+        header = name.replace(" ", "\n")
+        if name == "after" and comparison.equal_seconds is not None:
+            header = f"after\n{comparison.equal_seconds:.3g} s"
         result.add_column(header, justify="right", no_wrap=True)
-    for run in comparison.runs:
-        cells = [escape(run.name), _lr(run), _loss(run.final)]
-        if run.status != "finished":
-            cells[-1] = f"[red]{run.status}[/red]"
-        cells.append(_loss(run.best))
-        if accuracy:
-            share = run.final and run.final.accuracy
-            cells.append("–" if share is None else f"{share:.1%}")
-        cells.append(_number(run.loss_after(equal) if run.final and equal else None))
-        cells += [_milliseconds(run.median_step), _milliseconds(run.median_own)]
-        cells += [str(run.evaluations), _short(run.state_bytes), _short(run.extra_bytes)]
-        result.add_row(*cells)
+    for each in comparison.results:
+        cells = _cells(comparison, each)
+        result.add_row(escape(each.name), *(cells[name] for name in names))
     return result
 
 
-def line(run: Run) -> str:
-    """Returns a run in a line, for where there is no progress bar."""
-    loss = f", loss {_loss(run.final)}" if run.final else ""
-    return f"{run.name}: {run.status} in {run.seconds:.1f} s{loss}"
+def columns(comparison: Comparison) -> list[str]:
+    """Returns the names of the columns that this comparison has, beside the optimizer's."""
+    missing = set()
+    if not any(each.final and each.final.accuracy is not None for each in comparison.results):
+        missing.add("right")
+    if comparison.target is None:
+        missing.add("to target")
+    if all(len(each.runs) == 1 for each in comparison.results):
+        missing.add("±")
+    return [name for name in LEGEND if name not in missing]
+
+
+def _cells(comparison: Comparison, result: Result) -> dict[str, str]:
+    final, equal, target = result.final, comparison.equal_seconds, comparison.target
+    accuracy = final and final.accuracy
+    steps = target and target.steps(result)
+    return {
+        "lr": _lr(result),
+        "final loss": _loss(final) if final else f"[red]{result.status}[/red]",
+        "±": _spread(result.spread),
+        "best loss": _loss(result.best),
+        "right": "–" if accuracy is None else f"{accuracy:.1%}",
+        "to target": "–" if steps is None else str(steps),
+        "after": _number(result.loss_after(equal) if final and equal else None),
+        "step ms": _milliseconds(result.median_step),
+        "own ms": _milliseconds(result.median_own),
+        "evals": str(result.evaluations),
+        "state": _short(result.state_bytes),
+        "extra memory": _short(result.extra_bytes),
+    }
+
+
+def legend(comparison: Comparison) -> Table:
+    """Returns what each column of the table is."""
+    result = Table.grid(padding=(0, 2))
+    result.add_column(no_wrap=True)
+    for name in columns(comparison):
+        result.add_row(name, LEGEND[name], style="dim")
+    return result
+
+
+def line(result: Result) -> str:
+    """Returns a result in a line, for where there is no progress bar."""
+    loss = f", loss {_loss(result.final)}" if result.final else ""
+    return f"{result.name}: {result.status} in {result.seconds:.1f} s{loss}"
 
 
 def notes(comparison: Comparison) -> list[str]:
     """Returns what the table does not say by itself, in sentences."""
-    lines = [f"{run.name}: {run.status}, {run.reason}" for run in comparison.runs if run.reason]
-    if any(at_edge(run) for run in comparison.runs):
-        lines.append("* at the edge of the grid that was tried; further out may be better.")
+    results = comparison.results
+    lines = [f"{each.name}: {each.status}, {each.reason}" for each in results if each.reason]
+    if any(at_edge(each.trials) for each in results):
+        lines.append("* at the edge of what was tried; further out may be better.")
     for group in coincident(comparison.finished):
         if len(group) > 1:
-            apart = max(difference(group[0], run) for run in group)
-            names = ", ".join(run.name for run in group)
+            apart = max(difference(group[0], each) for each in group)
+            names = ", ".join(each.name for each in group)
             lines.append(f"One curve, to {apart:.1g} of its loss: {names}.")
-    lines += verdict(comparison)
-    if comparison.missing:
-        lines.append(f"Interrupted; not finished: {', '.join(comparison.missing)}.")
-    return lines
+    if comparison.target:
+        lines.append(rule(comparison.target, len(results[0].runs)))
+    return lines + verdict(comparison)
+
+
+def rule(target: Target, seeds: int) -> str:
+    """Returns the rule by which a target is reached."""
+    if target.noise is None:
+        why = "the noise over seeds is not known" if seeds == 1 else "no mean got there"
+        return f"Target {target.loss:g}: reached where the mean is not above it; {why}."
+    return (
+        f"Target {target.loss:g}: reached where (target - mean) sqrt({seeds}) >= "
+        f"{target.constant:.3g}, which a mean at the target passes with probability {LEVEL:g}; "
+        f"noise over seeds {target.noise:.3g}, from {target.freedom} degrees of freedom."
+    )
 
 
 def verdict(comparison: Comparison) -> list[str]:
     """Returns which optimizer did best: for its loss, its time and its memory."""
-    losses = {run.name: run.final.loss for run in comparison.finished if run.final}
+    losses = {each.name: each.final.loss for each in comparison.finished if each.final}
     if len(losses) < 2:
         return []
-    runs = {run.name: run for run in comparison.finished}
+    results = {each.name: each for each in comparison.finished}
     name = min(losses, key=losses.__getitem__)
     lines = [f"Lowest final loss: {name}, {_number(losses[name])}."]
     equal = comparison.equal_seconds
     if equal is not None:
-        after = {name: run.loss_after(equal) or 0.0 for name, run in runs.items()}
+        after = {name: each.loss_after(equal) or 0.0 for name, each in results.items()}
         name = min(after, key=after.__getitem__)
         lines.append(f"Lowest loss after {equal:.3g} s of training each: {name}.")
-    close = [runs[name] for name in losses if losses[name] <= 1.02 * min(losses.values())]
+    close = [results[name] for name in losses if losses[name] <= 1.02 * min(losses.values())]
     if len(close) > 1:
-        least = min(close, key=lambda run: run.state_bytes or 0)
-        fastest = min(close, key=lambda run: run.seconds)
+        least = min(close, key=lambda each: each.state_bytes or 0)
+        fastest = min(close, key=lambda each: each.seconds)
         lines.append(
             f"Within 2 % of the lowest: least memory {least.name} "
             f"({size(least.state_bytes)}), fastest {fastest.name} ({fastest.seconds:.3g} s)."
@@ -105,10 +163,14 @@ def _short(count: int | None) -> str:
     return size(count).replace(" ", "")
 
 
-def _lr(run: Run) -> str:
-    if run.lr is None:
+def _lr(result: Result) -> str:
+    if result.lr is None:
         return "–"
-    return f"{run.lr:.3g}" + ("*" if at_edge(run) else "")
+    return f"{result.lr:.3g}" + ("*" if at_edge(result.trials) else "")
+
+
+def _spread(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1g}"
 
 
 def _loss(check: Check | None) -> str:

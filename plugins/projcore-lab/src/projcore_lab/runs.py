@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from projcore_lab.lineup import Contender, learning_rate
 from projcore_lab.memory import PeakMemory, state_bytes
 from projcore_lab.tasks import Batch, Task
 
-CHECKS = 40  # validations in a run, beside early ones
 MEMORY_STEPS = 2  # steps on which memory is measured, after the others
+WARM_UP = 0.05  # of the steps, in the schedule "linear"
 
 OnStep = Callable[[int, float], object]
 
@@ -40,23 +41,13 @@ class Check:
     accuracy: float | None
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A learning rate that was tried, and the validation loss it led to; None if it diverged."""
-
-    lr: float
-    loss: float | None
-
-
 @dataclass
 class Run:
-    """What came of training one contender.
+    """What came of training one contender once.
 
     Attributes:
-        name: Of the contender.
-        spec: The expression that made it.
-        lr: Its learning rate, if it has one.
-        trials: The learning rates that were tried before.
+        seed: Of the task.
+        lr: The learning rate, if it has one.
         status: ``"finished"``, ``"diverged"`` (a loss was not finite) or ``"failed"``.
         reason: Of a status that is not ``"finished"``.
         losses: Training loss before each step.
@@ -71,10 +62,8 @@ class Run:
             outside forward and backward passes.
     """
 
-    name: str
-    spec: str
+    seed: int
     lr: float | None = None
-    trials: list[Trial] = field(default_factory=list)
     status: str = "finished"
     reason: str = ""
     losses: list[float] = field(default_factory=list)
@@ -112,10 +101,6 @@ class Run:
         """Median time in seconds of the optimizer's part of a step."""
         return statistics.median(self.own_seconds) if self.own_seconds else None
 
-    def loss_after(self, seconds: float) -> float | None:
-        """Returns the last validation loss that was reached within a time."""
-        return next((c.loss for c in reversed(self.checks) if c.seconds <= seconds), None)
-
 
 class Closure:
     """Evaluates the loss of a model on one batch as often as it is asked; counts and times it.
@@ -138,7 +123,7 @@ class Closure:
         self._model = model
 
     def __call__(self, backward: bool = True) -> Tensor:
-        start = perf_counter()
+        start = now()
         with torch.set_grad_enabled(backward):
             loss = self._task.loss(self._model, self.batch)
         if backward:
@@ -146,8 +131,16 @@ class Closure:
             loss.backward()
         self.evaluations += 1
         self.backwards += backward
-        self.seconds += perf_counter() - start
+        self.seconds += now() - start
         return loss.detach()
+
+
+def now() -> float:
+    """Returns a time in seconds: of this thread if torch has no other, else of the clock.
+
+    So what else runs on the machine does not count where one thread trains.
+    """
+    return thread_time() if torch.get_num_threads() == 1 else perf_counter()
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
@@ -165,22 +158,41 @@ def make_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -
     return float(loss)
 
 
-def train(task: Task, contender: Contender, steps: int, on_step: OnStep | None = None) -> Run:
+def linear(share: float) -> float:
+    """Returns the rate's factor after a share of the steps: up at first, then down to 0."""
+    return min(share / WARM_UP, (1 - share) / (1 - WARM_UP))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda share: 1.0, "linear": linear}
+
+
+def train(
+    task: Task,
+    contender: Contender,
+    steps: int,
+    schedule: str = "constant",
+    checks: int | None = None,
+    on_step: OnStep | None = None,
+) -> Run:
     """Trains a contender; an error of the optimizer ends the run and is kept in it.
 
     Args:
         task: What to train, and on what.
         contender: The optimizer.
         steps: How many steps.
+        schedule: Of the learning rate, where there is one: a name in `SCHEDULES`.
+        checks: How many validations there are beside early ones; by default the task's. With 0
+            there is one before the first step and one after the last.
         on_step: Called after each step with their number and the training loss.
     """
     model = task.model()
     torch.manual_seed(task.seed)  # for contenders that draw random numbers
     optimizer = contender.optimizer(model)
-    run = Run(contender.name, contender.spec, learning_rate(optimizer))
+    run = Run(task.seed, learning_rate(optimizer))
     closure = Closure(task, model)
     try:
-        _train(task, model, optimizer, closure, steps, run, on_step)
+        checked = _checked(steps, task.checks if checks is None else checks)
+        _train(task, model, optimizer, closure, steps, schedule, checked, run, on_step)
         run.state_bytes = state_bytes(optimizer)
         if run.status == "finished":
             run.extra_bytes = _extra_bytes(task, optimizer, closure, steps)
@@ -197,17 +209,20 @@ def _train(
     optimizer: torch.optim.Optimizer,
     closure: Closure,
     steps: int,
+    schedule: str,
+    checked: Set[int],
     run: Run,
     on_step: OnStep | None,
 ) -> None:
-    every = max(1, steps // CHECKS)
+    scheduler = None
+    if "lr" in optimizer.param_groups[0]:
+        scheduler = LambdaLR(optimizer, lambda step: SCHEDULES[schedule]((step + 0.5) / steps))
     seconds = 0.0
     for step in range(steps + 1):
         position = task.position(model)
-        if position:
+        if position and all(map(math.isfinite, position)):
             run.path.append(position)
-        early = step < every and step & (step - 1) == 0  # 1, 2, 4, ...: where the loss falls fast
-        if early or step % every == 0 or step == steps:
+        if step in checked:
             loss, accuracy = task.validate(model)
             if not math.isfinite(loss):
                 run.status, run.reason = "diverged", f"{task.loss_name} {loss} after step {step}"
@@ -216,9 +231,9 @@ def _train(
         if step == steps:
             return
         closure.batch = task.batch(step)
-        start, passes = perf_counter(), closure.seconds
+        start, passes = now(), closure.seconds
         loss = make_step(optimizer, closure)
-        run.step_seconds.append(perf_counter() - start)
+        run.step_seconds.append(now() - start)
         run.own_seconds.append(run.step_seconds[-1] - (closure.seconds - passes))
         seconds += run.step_seconds[-1]
         run.evaluations, run.backwards = closure.evaluations, closure.backwards
@@ -226,8 +241,19 @@ def _train(
             run.status, run.reason = "diverged", f"training loss {loss} in step {step + 1}"
             return
         run.losses.append(loss)
+        if scheduler and step + 1 < steps:
+            scheduler.step()
         if on_step:
             on_step(step + 1, loss)
+
+
+def _checked(steps: int, checks: int) -> set[int]:
+    """Returns the steps before which there is a validation, and the number of steps itself."""
+    if not checks:
+        return {0, steps}
+    every = max(1, steps // checks)
+    early = {2**power for power in range(every.bit_length())}  # where the loss falls fast
+    return {*range(0, steps, every), *(step for step in early if step < every), steps}
 
 
 def _extra_bytes(task: Task, optimizer: torch.optim.Optimizer, closure: Closure, steps: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +27,22 @@ class Task(ABC):
     Attributes:
         name: As given on the command line.
         steps: How many steps to train by default.
+        checks: How many validations a run has, beside early ones.
         lr: The learning rate of the presets.
+        goal: The loss to reach, where the task has one.
         inner: What the presets of the default line-up run: ``"adamw"`` or ``"adam"``.
         others: Presets that the default line-up of this task has beside those of every task.
         loss_name: What `validate` measures.
         description: The data and the model in one line.
+        options: What else the task was told, as plain values; with the name and the seed, all that
+            a run depends on.
     """
 
-    name: ClassVar[str]
-    steps: ClassVar[int]
-    lr: ClassVar[float]
+    name: str
+    steps: int
+    checks: int = 40
+    lr: float
+    goal: float | None = None
     inner: ClassVar[str] = "adamw"
     others: ClassVar[tuple[str, ...]] = ()
     loss_name: ClassVar[str] = "validation loss"
@@ -44,6 +50,7 @@ class Task(ABC):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.options: dict[str, Any] = {}
 
     def model(self) -> nn.Module:
         """Returns a new model; its weights depend on the seed only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import sysconfig
 from collections import Counter
@@ -18,9 +19,9 @@ CHARACTERS = 1_000_000  # of the standard library's text
 VOCABULARY = 128
 CONTEXT = 64
 BATCH = 16
-WIDTH = 64
 LAYERS = 2
 HEADS = 4
+WIDTHS = {"small": 64, "large": 128}  # 121 000 and 438 000 parameters
 
 
 class Text(Task):
@@ -29,6 +30,8 @@ class Text(Task):
     Args:
         seed: Of the weights and the batches.
         file: The text, instead of the sources of Python's standard library.
+        size: Of the model: ``"small"`` or ``"large"``.
+        batch: Sequences in a batch.
 
     Raises:
         ArgumentError: If the file cannot be read, or the text is too short.
@@ -36,10 +39,14 @@ class Text(Task):
 
     name = "text"
     steps = 600
+    checks = 20
     lr = 3e-3
 
-    def __init__(self, seed: int, file: Path | None = None) -> None:
+    def __init__(
+        self, seed: int, file: Path | None = None, size: str = "small", batch: int = BATCH
+    ) -> None:
         super().__init__(seed)
+        self.width, self.batch_size = WIDTHS[size], batch
         text = standard_library() if file is None else read(file)
         if len(text) < 100 * CONTEXT:
             raise ArgumentError(
@@ -57,17 +64,18 @@ class Text(Task):
         source = "Python's standard library" if file is None else file.name
         self.description = (
             f"{len(text):,} characters of {source}; "
-            f"a transformer of {LAYERS} layers, width {WIDTH}, batches of {BATCH} x {CONTEXT}"
+            f"a transformer of {LAYERS} layers, width {self.width}, batches of {batch} x {CONTEXT}"
         )
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+        self.options = {"size": size, "batch": batch, "text": digest}
 
     def new_model(self) -> nn.Module:
-        return CharacterModel()
+        return CharacterModel(self.width)
 
     def batch(self, step: int) -> Batch:
         limit = len(self.training) - CONTEXT
-        return windows(
-            self.training, torch.randint(limit, (BATCH,), generator=self.generator(step))
-        )
+        starts = torch.randint(limit, (self.batch_size,), generator=self.generator(step))
+        return windows(self.training, starts)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         characters, following = batch
@@ -81,24 +89,24 @@ class Text(Task):
 class CharacterModel(nn.Module):
     """Characters in, scores of each next character out: ``(b, t)`` to ``(b, t, VOCABULARY)``."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.characters = nn.Embedding(VOCABULARY, WIDTH)
-        self.positions = nn.Parameter(0.02 * torch.randn(CONTEXT, WIDTH))
+        self.characters = nn.Embedding(VOCABULARY, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(CONTEXT, width))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+                width, HEADS, 4 * width, dropout=0.0, batch_first=True, norm_first=True
             )
             for _ in range(LAYERS)
         )
-        self.norm = nn.LayerNorm(WIDTH)
-        self.scores = nn.Linear(WIDTH, VOCABULARY)
+        self.norm = nn.LayerNorm(width)
+        self.scores = nn.Linear(width, VOCABULARY)
         self.register_buffer(
             "mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT), persistent=False
         )
 
     def forward(self, characters: Tensor) -> Tensor:
-        hidden = self.characters(characters) + self.positions  # (b, t, WIDTH)
+        hidden = self.characters(characters) + self.positions  # (b, t, width)
         for layer in self.layers:
             hidden = layer(hidden, src_mask=self.mask, is_causal=True)
         scores: Tensor = self.scores(self.norm(hidden))

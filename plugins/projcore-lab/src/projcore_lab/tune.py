@@ -1,53 +1,65 @@
-"""Finding a learning rate: short runs over a small grid around a contender's own."""
+"""Finding a learning rate: the same number of whole runs for every contender."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from projcore_lab.lineup import Contender
-from projcore_lab.runs import OnStep, Run, Trial, train
-from projcore_lab.tasks import Task
-
-GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
-SHARE = 5  # each short run takes this part of the steps
+STRIDE = 10**0.5  # between rates, until the best one has a worse one on each side
 
 
-def tune(
-    task: Task, contender: Contender, own: float, steps: int, on_step: OnStep | None = None
-) -> tuple[Contender, list[Trial]]:
-    """Returns the contender with the learning rate that did best, and all that were tried.
+class Trial(NamedTuple):
+    """A learning rate that was tried, and the validation loss it led to; None if it diverged."""
 
-    One that diverged with each of them comes back as it is.
+    lr: float
+    loss: float | None
 
-    Args:
-        task: What to train.
-        contender: The optimizer.
-        own: Its own learning rate, around which others are tried.
-        steps: Of the full run; each short one takes a fifth.
-        on_step: Called after each step with how many were made in all the short runs.
+
+def next_rate(trials: Sequence[Trial], own: float) -> float:
+    r"""Returns the learning rate to try next.
+
+    First an optimizer's own. Then half a decade above or below the best one, until that has worse
+    ones on both sides; then the geometric mean of the best and a neighbour, where the gap is
+    wider, or the neighbour better.
+
+    Example:
+        >>> next_rate([Trial(0.01, 2.0), Trial(0.0316, 3.0)], own=0.01)
+        0.00316
+        >>> next_rate([Trial(0.01, 2.0), Trial(0.0316, 3.0), Trial(0.00316, 4.0)], own=0.01)
+        0.0178
     """
-    short = trial_steps(steps)
-    trials: list[Trial] = []
-    for factor in GRID:
-        lr = float(f"{own * factor:.6g}")  # 0.3 * 0.003 reads 0.0009
-        candidate = dataclasses.replace(contender, lr=lr)
-        run = train(task, candidate, short, _shifted(on_step, short * len(trials)))
-        trials.append(Trial(lr, run.final.loss if run.final else None))
-    losses = {trial.loss: trial.lr for trial in reversed(trials) if trial.loss is not None}
-    if not losses:
-        return contender, trials
-    return dataclasses.replace(contender, lr=losses[min(losses)]), trials
+    if not trials:
+        return own
+    ordered = sorted(trials, key=lambda trial: trial.lr)
+    at = ordered.index(best(trials))
+    here = ordered[at]
+    if at == len(ordered) - 1 and here.loss is not None:
+        return _rounded(here.lr * STRIDE)
+    if at == 0:
+        return _rounded(here.lr / STRIDE)
+    beside = min(
+        ordered[at - 1],
+        ordered[at + 1],
+        key=lambda trial: (-round(abs(math.log10(trial.lr / here.lr)), 1), _loss(trial)),
+    )
+    return _rounded(math.sqrt(here.lr * beside.lr))
 
 
-def _shifted(on_step: OnStep | None, by: int) -> OnStep | None:
-    return on_step and (lambda step, loss: on_step(by + step, loss))
+def best(trials: Sequence[Trial]) -> Trial:
+    """Returns the trial with the lowest loss; the lowest rate where all diverged."""
+    return min(trials, key=lambda trial: (_loss(trial), trial.lr))
 
 
-def trial_steps(steps: int) -> int:
-    """Returns the steps of a short run."""
-    return max(1, steps // SHARE)
+def at_edge(trials: Sequence[Trial]) -> bool:
+    """Tells whether the best rate is the lowest or the highest that was tried."""
+    rates = [trial.lr for trial in trials]
+    return bool(rates) and best(trials).lr in (min(rates), max(rates))
 
 
-def at_edge(run: Run) -> bool:
-    """Tells whether the learning rate found is the grid's lowest or highest."""
-    return bool(run.trials) and run.lr in (run.trials[0].lr, run.trials[-1].lr)
+def _loss(trial: Trial) -> float:
+    return math.inf if trial.loss is None else trial.loss
+
+
+def _rounded(lr: float) -> float:
+    return float(f"{lr:.3g}")

@@ -53,7 +53,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "gwt",
         "projcore_spectral:GWT",
-        summary="Runs modules on coarse wavelet coefficients; the fine ones follow in scale.",
+        summary="State for approximation coefficients only; detail coefficients rescaled.",
         paper="arXiv:2501.07237",
         tags=("linear", "orthonormal", "data_dependent"),
         example=[
