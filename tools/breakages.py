@@ -1567,6 +1567,35 @@ PLUGINS = [
         ),
     ),
     Breakage(
+        "betas-of-the-constructor",
+        "LDAdam and GWT take the betas that Adam was built with, whatever groups have.",
+        "projcore/_trees.py",
+        before="made[path] = {**keys.get(path, {}), **inside}",
+        after="pass",
+        tests=(
+            LOWRANK + "tests/test_ldadam.py"
+            "::test_it_takes_the_betas_of_each_group_as_they_are_in_the_step",
+        ),
+    ),
+    Breakage(
+        "choices-unchecked",
+        "A choice for one parameter is taken by another.",
+        "projcore/choice.py",
+        before="if isinstance(made, base):",
+        after="if isinstance(made, Choice):",
+        tests=("tests/kernel/test_choices.py::test_wrong_choices_are_refused",),
+    ),
+    Breakage(
+        "sumo-residual",
+        "SUMO leaves out the residual.",
+        LOWRANK + "src/projcore_lowrank/recipes.py",
+        before='combine = {"residual": {"scale": scale, "match_rms": True}}',
+        after='combine = {"residual": {"scale": scale, "match_rms": True, "residual_scale": 0.0}}',
+        tests=(
+            LOWRANK + "tests/test_references.py::test_recipes_are_the_published_formulas[sumo]",
+        ),
+    ),
+    Breakage(
         "ldadam-momentum",
         "What the momentum loses as the basis turns is only partly made good.",
         LOWRANK + "src/projcore_lowrank/tracking.py",
