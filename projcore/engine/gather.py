@@ -98,6 +98,15 @@ class Gather(ProjectionBase):
         self.transfer = transfer
         self.needs = module.total_needs & {"params", "grads"}
 
+    @property
+    def sent(self) -> tuple[int, int]:
+        """How many bytes this process sends in a step, to the owners and from them.
+
+        Gradients that modules inside need, and that are not the update itself, come on top.
+        """
+        held, given = self.transfer.sent
+        return (1 + ("params" in self.needs)) * held, given
+
     def part(self, chosen: Sequence[int]) -> Gather:
         """Returns the same for some of the tensors."""
         return Gather(self.module, self.transfer.part(chosen))

@@ -121,7 +121,7 @@ def _run_lines(nodes: Iterable[Node], region: Region, traced: bool = False) -> I
 
 def _gathered_line(node: Gathered, below: Sequence[str]) -> Line:
     way = node.transfer
-    sent = " and ".join(f"{count:,}" for count in way.sent)
+    sent = " and ".join(f"{count:,}" for count in node.projection.sent)
     tail = f", of which {len(way.own)} here; {sent} bytes leave this process"
     return Line(f"gather {len(way.owners)} tensors", node.where, tail, tuple(_indented(below)))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from projcore.core.module import Module
 from projcore.engine.flat import module_path
-from projcore.engine.gather import balance
+from projcore.engine.gather import Gather, balance
 from projcore.engine.making import Plan, all_parameters
 from projcore.engine.plan import Rate
 from projcore.engine.region import Region
@@ -66,7 +66,6 @@ def foretell(optimizer: Optimizer, ranks: int) -> Sharding:
         for place, owner in zip(new, found, strict=True):
             owners[place] = owner
         mine = [owners[place] for place in places]
-        lists = 1 + ("params" in module.total_needs)
         for rank in range(ranks):
             way = Transfer(
                 [shards[place] for place in places],
@@ -74,8 +73,7 @@ def foretell(optimizer: Optimizer, ranks: int) -> Sharding:
                 mine,  # type: ignore[arg-type]
                 _Team(rank, ranks),  # type: ignore[arg-type]
             )
-            held, given = way.sent
-            sent[rank] += lists * held + given
+            sent[rank] += sum(Gather(module, way).sent)
     state = _state(plan, shards, owners, paths, ranks)
     return Sharding(tuple(state), tuple(sent), tuple(owners))
 

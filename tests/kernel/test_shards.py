@@ -1,0 +1,96 @@
+"""Which part of a sharded tensor is where, who owns what, and what that costs on paper."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.distributed.is_available():
+    pytest.skip("torch has no distributed part", allow_module_level=True)
+
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from projcore import Optimizer
+from projcore.engine.gather import balance
+from projcore.engine.shards import Shards
+from projcore.errors import ArgumentError
+
+
+def lying(shape: tuple[int, ...], mesh: tuple[int, ...], *placements: Any) -> Shards:
+    return Shards(torch.Size(shape), SimpleNamespace(shape=mesh), placements)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "placements"),
+    [
+        ((2,), (Shard(0),)),
+        ((3,), (Shard(1),)),
+        ((8,), (Shard(0),)),
+        ((2, 3), (Replicate(), Shard(0))),
+        ((2, 2), (Shard(0), Shard(1))),
+        ((2, 2), (Shard(0), Shard(0))),
+        ((2, 2), (_StridedShard(0, split_factor=2), Shard(0))),
+    ],
+)
+def test_parts_are_those_of_torch(mesh: tuple[int, ...], placements: tuple[Any, ...]) -> None:
+    shape = (12, 7) if isinstance(placements[0], _StridedShard) else (7, 5)
+    parts = lying(shape, mesh, *placements).parts
+    for part, place in zip(parts, itertools.product(*map(range, mesh)), strict=True):
+        sizes, begin = _compute_local_shape_and_global_offset(shape, mesh, list(place), placements)
+        assert tuple(each.stop - each.start for each in part) == sizes
+        if all(sizes):
+            assert tuple(each.start for each in part) == begin
+
+
+def test_each_element_comes_once_to_its_owner() -> None:
+    for placements in ((Replicate(), Shard(0)), (Shard(1), Replicate()), (Shard(0), Shard(1))):
+        shards = lying((7, 5), (2, 3), *placements)
+        for owner in range(6):
+            found = torch.zeros(7, 5)
+            for rank, part in enumerate(shards.parts):
+                if shards.sender(rank, owner):
+                    found[part] += 1
+            assert found.eq(1).all()
+
+
+def test_what_is_no_block_is_refused() -> None:
+    strided = lying((8, 2), (2,), _StridedShard(0, split_factor=2))
+    with pytest.raises(ArgumentError, match="is not one block of it"):
+        strided.parts  # noqa: B018 (it is computed when asked for)
+    with pytest.raises(ArgumentError, match="its values are sums over processes"):
+        lying((8, 2), (2,), Partial()).parts  # noqa: B018
+
+
+def test_owners_get_about_the_same() -> None:
+    loads = [0, 0, 0]
+    owners = balance([10, 1, 7, 5, 5, 2], loads)
+    assert sum(loads) == 30
+    assert max(loads) - min(loads) <= 2
+    assert loads == [
+        sum(s for s, o in zip([10, 1, 7, 5, 5, 2], owners, strict=True) if o == k) for k in range(3)
+    ]
+    assert balance([4], loads) == [loads.index(min(loads) + 4)]
+
+
+def test_sharding_on_paper() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(4)))
+    found = Optimizer(model, "heavy_ball(0.9); orthogonalize()", lr=0.01).sharding(2)
+    assert found.state == (4 * 4 * 8 * 4 + 4 * 8,) * 2  # halves of momenta, and four counts
+    # Each sends the four rows that it has of each of the other's two matrices, and back.
+    assert found.sent == (2 * 2 * 4 * 8 * 4,) * 2
+    assert sorted(found.owners) == [0, 0, 1, 1]
+    adam = Optimizer(model, "adam()", lr=0.01).sharding(3)
+    assert adam.sent == (0, 0, 0)
+    assert adam.owners == (None,) * 4
+    with_params = Optimizer(model, "low_rank([weight_decay(0.1), adam()], rank=2)", lr=0.01)
+    assert sum(with_params.sharding(2).sent) > sum(found.sent)
+    with pytest.raises(ArgumentError, match="clip_norm"):
+        Optimizer(model, "vector([clip_norm(1.0), adam()])", lr=0.01).sharding(2)
+    with pytest.raises(ArgumentError, match="ranks"):
+        Optimizer(model, "adam()", lr=0.01).sharding(0)
