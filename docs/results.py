@@ -22,6 +22,7 @@ from PIL import Image
 from projcore.cli import main as projcore
 from projcore_lab.functions import FUNCTIONS
 from projcore_lab.report import size
+from projcore_lab.tune import Trial, at_edge
 
 PAGE = Path(__file__).with_suffix(".md")
 PICTURES = Path(__file__).with_suffix("")
@@ -180,7 +181,7 @@ def text_table(found: dict[str, Any]) -> list[str]:
     for each in ranked:
         lines += row(
             f"`{each['spec']}`",
-            number(each["lr"], "g"),
+            rate(each),
             f"{each['final']['loss']:.3f}",
             number(each["spread"], ".3f"),
             f"{each['final']['loss'] / loss - 1:+.1%}",
@@ -208,7 +209,7 @@ def text_table(found: dict[str, Any]) -> list[str]:
         + (", ".join(f"`{each['spec']}`" for each in behind) or "none")
         + "."
     ]
-    lines += [*rule(found), *missing(found)]
+    lines += [*edge(found), *rule(found), *missing(found)]
     lines += [
         f"* {each['status'].capitalize()}: `{each['spec']}`."
         for each in found["results"]
@@ -224,11 +225,11 @@ def logistic_table(found: dict[str, Any]) -> list[str]:
     for each in sorted(found["results"], key=lambda each: (each["final"] or each["best"])["loss"]):
         lines += row(
             POINTS[each["spec"]],
-            number(each["lr"], "g"),
+            rate(each),
             f"{each['final']['loss']:.6f}" if each["final"] else each["status"],
             f"{1000 * each['median_step_seconds']:.1f}",
         )
-    return lines + missing(found)
+    return [*lines, "", *edge(found), *missing(found)]
 
 
 def functions_table(points: dict[str, dict[str, Any]]) -> list[str]:
@@ -272,6 +273,18 @@ def missing(found: dict[str, Any]) -> list[str]:
     """Returns which optimizers are not there yet."""
     names = ", ".join(f"`{name(each)}`" for each in found["missing"])
     return [f"* Not run yet: {names}."] if names else []
+
+
+def rate(result: dict[str, Any]) -> str:
+    """Returns the learning rate, with a star if it was the lowest or highest that was tried."""
+    trials = [Trial(**trial) for trial in result["trials"]]
+    return number(result["lr"], "g") + ("\\*" if at_edge(trials) else "")
+
+
+def edge(found: dict[str, Any]) -> list[str]:
+    """Returns what the star says, if there is one."""
+    stars = any("*" in rate(each) for each in found["results"])
+    return ["* \\* at the edge of what was tried; further out may be better."] if stars else []
 
 
 def name(spec: str) -> str:

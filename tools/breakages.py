@@ -997,8 +997,8 @@ ENGINE_BREAKAGES = [
         "passing-twice",
         "Tensors that pass a projection run outside of it and inside as well.",
         ENGINE + "plan.py",
-        before="space = space.select([i for i in range(len(space)) if i not in set(outside)])",
-        after="space = space.select(range(len(space)))",
+        before="projected = [i for i in range(len(space)) if i not in set(passing)]",
+        after="projected = list(range(len(space)))",
         tests=("tests/kernel/test_passing.py",),
     ),
     Breakage(
@@ -1938,10 +1938,10 @@ PLUGINS = [
     # several processes
     Breakage(
         "norms-of-parts",
-        "The norm of a sharded tensor is that of the part in a process.",
+        "Norms of parts are added, not their squares.",
         "projcore/_shards.py",
-        before="        torch.distributed.all_reduce(vector, group=group)\n",
-        after="",
+        before="        vector = vector**order\n        torch",
+        after="        torch",
         tests=("tests/distributed/test_norms.py::test_sharded_as_whole[2]",),
     ),
     Breakage(
@@ -1974,7 +1974,7 @@ PLUGINS = [
         ENGINE + "part.py",
         before="            group.update(values)\n",
         after="            pass\n",
-        tests=("tests/distributed/test_zero.py::test_zero_steps_as_one_process",),
+        tests=("tests/kernel/test_part.py::test_parts_step_as_the_whole",),
     ),
     # closure
     Breakage(
@@ -2040,8 +2040,8 @@ PLUGINS = [
         "spsa-repeats",
         "SPSA draws the same signs in every step.",
         CLOSURE + "src/projcore_closure/spsa.py",
-        before="manual_seed(self.seed * 1_000_003 + step)",
-        after="manual_seed(self.seed * 1_000_003)",
+        before="params, self.seed * 1_000_003 + step)",
+        after="params, self.seed * 1_000_003)",
         tests=(CLOSURE + "tests/test_gradient_free.py::test_spsa_is_its_formula",),
     ),
     # lab

@@ -21,7 +21,13 @@ from projcore.plugin import PROJCORE_API
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST = 30  # so that lines of generated code are not too long
-_TAKEN = {"any", "iterable", "tensor", "scale", "laws"}  # by what the files import, and test_laws
+_TAKEN = {
+    "any",
+    "iterable",
+    "tensor",
+    "scale",
+    "laws",
+}  # by the imports in the files, and test_laws
 
 FILES = {
     "pyproject.toml": "pyproject.toml",
@@ -51,7 +57,7 @@ optimizer = projcore.Optimizer(
 )
 ```
 
-What it is combined with here, $others, comes with `pip install 'projcore[adaptive,basic]'`."""
+Here $others with `pip install 'projcore[adaptive,basic]'`."""
 
 _RECIPE = """\
 ```python
@@ -94,7 +100,7 @@ BY_KIND: dict[str, dict[str, str]] = {
         "tags": '("linear", "lossless", "orthonormal")',
         "example": '{"angle": 0.5}',
         "spec": "$name([adam()], angle=0.5)",
-        "others": "`adam` and `lr`",
+        "others": "`adam` and `lr` come",
         **_COMPONENT,
     },
     "module": {
@@ -102,7 +108,7 @@ BY_KIND: dict[str, dict[str, str]] = {
         "tags": "()",
         "example": '{"beta": 0.9}',
         "spec": "$name(beta=0.9)",
-        "others": "`lr`",
+        "others": "`lr` comes",
         **_COMPONENT,
     },
     "recipe": {
@@ -136,7 +142,7 @@ BY_KIND: dict[str, dict[str, str]] = {
         "tags": '("basis", "linear", "orthonormal", "data_dependent")',
         "example": '{"period": 2, "stagger": False}',
         "spec": "subspace([adam()], rank=2, basis=$name())",
-        "others": "`adam` and `lr`",
+        "others": "`adam` and `lr` come",
         **_COMPONENT,
     },
     "combine": {
@@ -146,19 +152,19 @@ BY_KIND: dict[str, dict[str, str]] = {
         "tags": '("combine", "linear", "orthonormal", "data_dependent")',
         "example": '{"scale": 0.5}',
         "spec": "subspace([adam()], rank=2, combine=$name())",
-        "others": "`adam` and `lr`",
+        "others": "`adam` and `lr` come",
         **_COMPONENT,
     },
 }
-"""What the templates say of each kind; each text may use those before it."""
+"""The parts of the templates that differ by kind; each may use those before it."""
 
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("new-plugin", help="write a plugin to begin with")
-    parser.add_argument("name", help="what it will provide, for example fast-hadamard")
+    parser.add_argument("name", help="of the component, for example fast-hadamard")
     parser.add_argument(
-        "--kind", choices=tuple(BY_KIND), default="projection", help="what it provides"
+        "--kind", choices=tuple(BY_KIND), default="projection", help="of the component"
     )
     parser.add_argument("--directory", type=Path, help="where; by default projcore-NAME, here")
     parser.add_argument("--author", help="for the licence and the metadata")
@@ -173,9 +179,7 @@ def run(arguments: Namespace) -> int:
     directory = arguments.directory or Path(distribution)
     author = arguments.author or f"The {distribution} authors"
     if not author.isprintable():
-        raise ArgumentError(
-            f"--author {author!r} was given. A name is one line of text. Pass such a one."
-        )
+        raise ArgumentError(f"--author {author!r} was given. A name is one line of text.")
     written = render(name, arguments.kind, author)
     _write(directory, written)
     source = next(path for path in written if path.startswith("src/") and "/_" not in path)
@@ -195,7 +199,7 @@ def run(arguments: Namespace) -> int:
 
 
 def component_name(given: str) -> str:
-    """Returns the name of the component in what was typed, which may be that of a distribution.
+    """Returns the name of a component, given that or the name of its distribution.
 
     Raises:
         ArgumentError: If it cannot be one, or is taken.
