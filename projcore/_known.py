@@ -33,6 +33,7 @@ KNOWN: tuple[Known, ...] = (
     Known("choice", "randomized", "Randomized", "lowrank"),
     Known("choice", "reset", "Reset", "lowrank"),
     Known("choice", "residual", "Residual", "lowrank"),
+    Known("choice", "sara", "SARA", "lowrank"),
     Known("choice", "sign_residual", "SignResidual", "lowrank"),
     Known("choice", "subspace_iteration", "SubspaceIteration", "lowrank"),
     Known("choice", "svd", "SVD", "lowrank"),

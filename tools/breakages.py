@@ -1596,6 +1596,17 @@ PLUGINS = [
         ),
     ),
     Breakage(
+        "sara-uniform",
+        "SARA draws all singular vectors with the same probability.",
+        LOWRANK + "src/projcore_lowrank/sara.py",
+        before="scores = values.log() - waits.log().to(values.dtype)",
+        after="scores = (values > 0).log() - waits.log().to(values.dtype)",
+        tests=(
+            LOWRANK + "tests/test_sara.py"
+            "::test_frequencies_are_those_of_drawing_without_replacement",
+        ),
+    ),
+    Breakage(
         "ldadam-momentum",
         "What the momentum loses as the basis turns is only partly made good.",
         LOWRANK + "src/projcore_lowrank/tracking.py",

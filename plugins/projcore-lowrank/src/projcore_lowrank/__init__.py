@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RandomSubspace,
     )
     from projcore_lowrank.random_basis import RandomBasis
+    from projcore_lowrank.sara import SARA
     from projcore_lowrank.singular import SVD, Gram, Randomized, SubspaceIteration
     from projcore_lowrank.soap_rotation import SOAPRotation
     from projcore_lowrank.subspace import Subspace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from projcore_lowrank.unproject import Residual, SignResidual, Unproject
 
 __all__ = [
+    "SARA",
     "SVD",
     "Apollo",
     "ApolloMini",
@@ -91,6 +93,7 @@ __getattr__ = lazy(
     Randomized="singular",
     Reset="memory",
     Residual="unproject",
+    SARA="sara",
     SOAPRotation="soap_rotation",
     SVD="singular",
     SignResidual="unproject",

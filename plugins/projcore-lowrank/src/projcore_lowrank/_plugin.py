@@ -58,6 +58,8 @@ BASES: tuple[Row, ...] = (
     ("subspace_iteration", "SubspaceIteration", "2408.12857", TAGS,
      [SOON, {**SOON, "full": True}],
      "Follows the last basis by a step of subspace iteration."),
+    ("sara", "SARA", "2502.05790", (*TAGS, "stochastic"), [SOON],
+     "Singular vectors drawn by their singular values."),
     ("random_basis", "RandomBasis", "2402.03293", RANDOM,
      [{"period": 2}, {"period": 2, "kind": "srht"}],
      "Random columns, made again from a seed instead of stored."),

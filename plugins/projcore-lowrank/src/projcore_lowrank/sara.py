@@ -1,0 +1,72 @@
+"""SARA: singular vectors drawn by their singular values, so that a basis does not freeze."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore_lowrank._seeded import gaussian, mix
+from projcore_lowrank.basis import Basis, Nonfinite, Source
+from projcore_lowrank.random_basis import require_seed
+from projcore_lowrank.singular import with_fixed_phases
+
+
+class SARA(Basis):
+    r"""Left singular vectors that are drawn, with probabilities that are their singular values.
+
+    .. math:: G = U \Sigma V^H, \qquad P = (u_{i_1}, \dots, u_{i_r}), \quad i_1 < \dots < i_r
+
+    where the :math:`i` are drawn one after the other without replacement, each with a probability
+    proportional to :math:`\sigma_i` among those that are left. Gradients of successive refreshes
+    have nearly the same top vectors, and `SVD` stays with them; here others have their turn.
+    Tensors that are refreshed in the same step share what is random.
+
+    Args:
+        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
+        seed: Of the draws, at least 0.
+        stagger: As said.
+        source: As said.
+        nonfinite: As said.
+
+    Raises:
+        ArgumentError: If a setting is out of range or a choice unknown.
+        ArgumentTypeError: If ``seed`` is no integer.
+
+    Cost: that of `SVD`.
+
+    Differs from the authors' code: random numbers; vectors of singular values of zero come last,
+    where theirs cannot draw them.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], rank=4, basis=SARA(period=100), combine="fira()"))
+        subspace([adam()], rank=4, basis=sara(period=100), combine=fira())
+
+    References:
+        Zhang et al., 2025, https://arxiv.org/abs/2502.05790. Drawing in turn by the order of
+        exponential numbers: Efraimidis, Spirakis, 2006,
+        https://doi.org/10.1016/j.ipl.2005.11.003.
+    """
+
+    def __init__(
+        self,
+        period: int = 200,
+        seed: int = 0,
+        stagger: bool = True,
+        source: Source = "update",
+        nonfinite: Nonfinite = "raise",
+    ) -> None:
+        require_seed(self, seed)
+        self.seed = seed
+        super().__init__(period, stagger, source, nonfinite)
+
+    def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
+        wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        u, values, _ = torch.linalg.svd(wide, full_matrices=False)
+        # The first of exponential clocks to ring, at rates that are the singular values.
+        shape, key = (values.shape[-1],), mix(self.seed, seed)
+        waits = gaussian(key, shape, torch.complex64, matrix.device).abs().square()
+        waits = waits.clamp_(min=torch.finfo(waits.dtype).tiny)
+        scores = values.log() - waits.log().to(values.dtype)
+        chosen = scores.topk(rank, dim=-1).indices.sort(dim=-1).values.unsqueeze(-2)
+        return with_fixed_phases(u.gather(-1, chosen.expand(*u.shape[:-1], rank)))
