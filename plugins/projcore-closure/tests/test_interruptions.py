@@ -169,8 +169,8 @@ class Fuse(Module):
 def test_what_a_failed_step_wrote_is_never_read(make, place, history_size):
     """The step fails after it made a pair. The next one has a gradient that makes none."""
     problem, twin, fuse = make(), make(), Fuse()
-    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(history_size), fuse]))
-    other = Optimizer(twin.params, *PLACES[place]([LBFGS(history_size), fuse]))
+    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(history_size=history_size), fuse]))
+    other = Optimizer(twin.params, *PLACES[place]([LBFGS(history_size=history_size), fuse]))
     for _ in range(6):
         optimizer.step(problem.closure)
         other.step(twin.closure)

@@ -94,7 +94,7 @@ def test_pairs_that_do_not_curve_upward_are_left_out(make, row, factor):
 )
 def test_follows_torch(make, place, history_size, lr):
     ours, theirs = make(), make()
-    optimizer = Optimizer(ours.params, *PLACES[place](LBFGS(history_size)), LR(lr))
+    optimizer = Optimizer(ours.params, *PLACES[place](LBFGS(history_size=history_size)), LR(lr))
     reference = torch.optim.LBFGS(
         theirs.params,
         lr=lr,
@@ -120,7 +120,9 @@ def test_follows_torch_with_a_line_search(make, history_size):
         generator = torch.Generator().manual_seed(seed)
         start = [torch.randn(s, dtype=torch.float64, generator=generator) for s in ((4, 3), (9,))]
         ours, theirs = make(tensors=start), make(tensors=start)
-        optimizer = Optimizer(ours.params, VectorProjection([LBFGS(history_size), StrongWolfe()]))
+        optimizer = Optimizer(
+            ours.params, VectorProjection([LBFGS(history_size=history_size), StrongWolfe()])
+        )
         reference = torch.optim.LBFGS(
             theirs.params,
             lr=1,
