@@ -93,8 +93,8 @@ def test_bad_settings_are_refused(arguments):
 
 MODULES = {
     "adam, backtracking": lambda: [Adam(), LR(0.5), Backtracking()],
-    "lbfgs, strong wolfe": lambda: [LBFGS(5), StrongWolfe()],
-    "lbfgs, backtracking": lambda: [LBFGS(5), Backtracking()],
+    "lbfgs, strong wolfe": lambda: [LBFGS(history_size=5), StrongWolfe()],
+    "lbfgs, backtracking": lambda: [LBFGS(history_size=5), Backtracking()],
 }
 MAPS = {
     "tensor": [(3, "tensor")],

@@ -48,12 +48,12 @@ class Halves(ProjectionBase):
 
 
 SEARCHES: dict[str, Callable[[], list[Any]]] = {
-    "strong wolfe": lambda: [LBFGS(2), StrongWolfe(c2=0.1)],
-    "backtracking": lambda: [LBFGS(2), Backtracking(step_size=2.0)],
+    "strong wolfe": lambda: [LBFGS(history_size=2), StrongWolfe(c2=0.1)],
+    "backtracking": lambda: [LBFGS(history_size=2), Backtracking(step_size=2.0)],
     "newton cg": lambda: [NewtonCG(central=True), StrongWolfe()],
-    "sam": lambda: [SAM(0.1), LBFGS(2), LR(0.5)],
+    "sam": lambda: [SAM(0.1), LBFGS(history_size=2), LR(0.5)],
     "spsa": lambda: [SPSA(samples=2), HeavyBall(0.5), LR(0.01)],
-    "finite difference": lambda: [FiniteDifference(), LBFGS(2), StrongWolfe()],
+    "finite difference": lambda: [FiniteDifference(), LBFGS(history_size=2), StrongWolfe()],
 }
 PLACES: dict[str, Callable[[Any], list[Any]]] = {
     "bare": lambda modules: modules,
@@ -169,8 +169,8 @@ class Fuse(Module):
 def test_what_a_failed_step_wrote_is_never_read(make, place, history_size):
     """The step fails after it made a pair. The next one has a gradient that makes none."""
     problem, twin, fuse = make(), make(), Fuse()
-    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(history_size), fuse]))
-    other = Optimizer(twin.params, *PLACES[place]([LBFGS(history_size), fuse]))
+    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(history_size=history_size), fuse]))
+    other = Optimizer(twin.params, *PLACES[place]([LBFGS(history_size=history_size), fuse]))
     for _ in range(6):
         optimizer.step(problem.closure)
         other.step(twin.closure)
@@ -212,7 +212,7 @@ def test_resumes_exactly(make, place, search, steps):
 @everywhere
 def test_a_deep_copy_goes_its_own_way(make, place):
     problem = make()
-    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(2), StrongWolfe()]))
+    optimizer = Optimizer(problem.params, *PLACES[place]([LBFGS(history_size=2), StrongWolfe()]))
     for _ in range(4):
         optimizer.step(problem.closure)
     twin, copied = copy.deepcopy((problem, optimizer))

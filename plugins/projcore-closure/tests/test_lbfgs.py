@@ -71,7 +71,7 @@ def test_pairs_that_do_not_curve_upward_are_left_out(make, row, factor):
     ends = []
     for factors in ((factor, abs(factor)), (0.0, 0.0)):
         problem = make([(9,)])
-        optimizer = Optimizer(problem.params, LBFGS(5), LR(1.0))
+        optimizer = Optimizer(problem.params, LBFGS(history_size=5), LR(1.0))
         for _ in range(4):
             optimizer.step(problem.closure)
         for name, each in zip(("changes", "steps"), factors, strict=True):
@@ -94,7 +94,7 @@ def test_pairs_that_do_not_curve_upward_are_left_out(make, row, factor):
 )
 def test_follows_torch(make, place, history_size, lr):
     ours, theirs = make(), make()
-    optimizer = Optimizer(ours.params, *PLACES[place](LBFGS(history_size)), LR(lr))
+    optimizer = Optimizer(ours.params, *PLACES[place](LBFGS(history_size=history_size)), LR(lr))
     reference = torch.optim.LBFGS(
         theirs.params,
         lr=lr,
@@ -120,7 +120,9 @@ def test_follows_torch_with_a_line_search(make, history_size):
         generator = torch.Generator().manual_seed(seed)
         start = [torch.randn(s, dtype=torch.float64, generator=generator) for s in ((4, 3), (9,))]
         ours, theirs = make(tensors=start), make(tensors=start)
-        optimizer = Optimizer(ours.params, VectorProjection([LBFGS(history_size), StrongWolfe()]))
+        optimizer = Optimizer(
+            ours.params, VectorProjection([LBFGS(history_size=history_size), StrongWolfe()])
+        )
         reference = torch.optim.LBFGS(
             theirs.params,
             lr=1,
@@ -155,8 +157,8 @@ def test_follows_torch_in_float32(make):
 @pytest.mark.parametrize("place", list(PLACES)[1:])
 def test_does_the_same_in_every_place(make, place, search):
     bare, placed = make(), make()
-    one = Optimizer(bare.params, LBFGS(6), search())
-    other = Optimizer(placed.params, *PLACES[place](LBFGS(6), search()))
+    one = Optimizer(bare.params, LBFGS(history_size=6), search())
+    other = Optimizer(placed.params, *PLACES[place](LBFGS(history_size=6), search()))
     for _ in range(15):
         one.step(bare.closure)
         other.step(placed.closure)
@@ -234,7 +236,7 @@ def test_complex_parameters_are_pairs_of_reals(make):
     tail = torch.ones(3, dtype=torch.float64)
     problems = [make(tensors=[start, tail])]
     problems += [make(tensors=[torch.view_as_complex(start), tail]) for _ in range(2)]
-    modules = [LBFGS(5), StrongWolfe()]
+    modules = [LBFGS(history_size=5), StrongWolfe()]
     optimizers = [
         Optimizer(problems[0].params, *modules),
         Optimizer(problems[1].params, *modules),
@@ -254,7 +256,7 @@ def test_low_precision_and_strides(make, dtype):
     strided = [plain[0].t().contiguous().t(), plain[1].to(memory_format=torch.channels_last)]
     one, other = make(tensors=plain), make(tensors=strided)
     assert other.params[0].stride() != one.params[0].stride()
-    optimizers = [Optimizer(p.params, LBFGS(3), StrongWolfe()) for p in (one, other)]
+    optimizers = [Optimizer(p.params, LBFGS(history_size=3), StrongWolfe()) for p in (one, other)]
     losses = []
     for _ in range(8):
         losses.append(float(optimizers[0].step(one.closure)))
@@ -270,8 +272,8 @@ def test_a_parameter_that_is_frozen_counts_as_zero_gradient(make, search):
     """Frozen at step 4, and again free at step 8; bare equals the vector, and it never moves."""
     bare, merged = make(), make()
     optimizers = [
-        Optimizer(bare.params, LBFGS(4), search()),
-        Optimizer(merged.params, VectorProjection([LBFGS(4), search()])),
+        Optimizer(bare.params, LBFGS(history_size=4), search()),
+        Optimizer(merged.params, VectorProjection([LBFGS(history_size=4), search()])),
     ]
     for i in range(16):
         for problem, optimizer in zip((bare, merged), optimizers, strict=True):
@@ -293,7 +295,7 @@ def test_what_an_update_holds_for_a_frozen_parameter_is_no_matter(make, search):
             return [torch.full_like(update[0], torch.nan), *update[1:]]
 
     problem = make()
-    optimizer = Optimizer(problem.params, Spoil(), LBFGS(4), Spoil(), search())
+    optimizer = Optimizer(problem.params, Spoil(), LBFGS(history_size=4), Spoil(), search())
     optimizer.step(problem.closure)
     problem.params[0].requires_grad_(False)
     for _ in range(5):
@@ -303,7 +305,7 @@ def test_what_an_update_holds_for_a_frozen_parameter_is_no_matter(make, search):
 @pytest.mark.parametrize("place", ["bare", "vector", "to in vector"])
 def test_a_group_added_late_begins_anew(make, place):
     started, fresh = make(), make()
-    modules = PLACES[place](LBFGS(4), StrongWolfe())
+    modules = PLACES[place](LBFGS(history_size=4), StrongWolfe())
     optimizer = Optimizer(started.params[:3], *modules)
     for _ in range(5):
         optimizer.step(started.closure)
@@ -322,13 +324,13 @@ def test_a_group_added_late_begins_anew(make, place):
 @pytest.mark.parametrize("place", ["bare", "vector"])
 def test_another_history_size_begins_anew(make, place):
     started, fresh = make(), make()
-    optimizer = Optimizer(started.params, *PLACES[place](LBFGS(4), StrongWolfe()))
+    optimizer = Optimizer(started.params, *PLACES[place](LBFGS(history_size=4), StrongWolfe()))
     for _ in range(5):
         optimizer.step(started.closure)
     optimizer.param_groups[0]["history_size"] = 2
     with torch.no_grad():
         torch._foreach_copy_(fresh.params, started.params)
-    other = Optimizer(fresh.params, *PLACES[place](LBFGS(2), StrongWolfe()))
+    other = Optimizer(fresh.params, *PLACES[place](LBFGS(history_size=2), StrongWolfe()))
     for _ in range(5):
         optimizer.step(started.closure)
         other.step(fresh.closure)
@@ -355,7 +357,7 @@ def test_parameters_that_come_and_go_inside_a_learnt_map(make):
             return list(tensors)
 
     problem = make()
-    optimizer = Optimizer(problem.params, Learnt([LBFGS(3), StrongWolfe()]))
+    optimizer = Optimizer(problem.params, Learnt([LBFGS(history_size=3), StrongWolfe()]))
     for i in range(20):
         problem.params[0].requires_grad_(i % 7 < 5)
         problem.params[2].requires_grad_(i % 5 < 3)
@@ -396,7 +398,7 @@ class Rotation(ProjectionBase):
 @pytest.mark.parametrize("rank", [4, 6])
 def test_histories_are_carried_to_another_basis(make, rank):
     problem = make([(6,), (7,)])
-    optimizer = Optimizer(problem.params, Rotation([LBFGS(8), StrongWolfe()], rank))
+    optimizer = Optimizer(problem.params, Rotation([LBFGS(history_size=8), StrongWolfe()], rank))
     for _ in range(5):
         optimizer.step(problem.closure)
     old = {name: entries(optimizer, name) for name in ("basis", "steps", "changes")}
@@ -417,13 +419,15 @@ def test_histories_are_carried_to_another_basis(make, rank):
 def test_histories_are_reset_at_another_basis(make):
     """From there on it is as if it had begun there."""
     problem, fresh = make([(6,), (7,)]), make([(6,), (7,)])
-    optimizer = Optimizer(problem.params, Rotation([LBFGS(8), StrongWolfe()], 4, "reset"))
+    optimizer = Optimizer(
+        problem.params, Rotation([LBFGS(history_size=8), StrongWolfe()], 4, "reset")
+    )
     for _ in range(5):
         optimizer.step(problem.closure)
     assert {int(count) for count in entries(optimizer, "pairs")} == {4}
     with torch.no_grad():
         torch._foreach_copy_(fresh.params, problem.params)
-    other = Optimizer(fresh.params, Rotation([LBFGS(8), StrongWolfe()], 4, "reset"))
+    other = Optimizer(fresh.params, Rotation([LBFGS(history_size=8), StrongWolfe()], 4, "reset"))
     other.state.clear()
     for parameter in fresh.params:
         other.state[parameter] = {"0/count": 4, "0/basis": torch.zeros(0)}
@@ -437,7 +441,7 @@ def test_histories_are_reset_at_another_basis(make):
 
 def test_memory_is_as_documented(make):
     problem = make([(3, 4), (5,)])
-    optimizer = Optimizer(problem.params, VectorProjection([LBFGS(10), StrongWolfe()]))
+    optimizer = Optimizer(problem.params, VectorProjection([LBFGS(history_size=10), StrongWolfe()]))
     optimizer.step(problem.closure)
     memory = [value for entries in optimizer.state.values() for value in entries.values()]
     assert sum(value.numel() for value in memory if value.ndim) == (2 * 10 + 4) * 17
@@ -447,8 +451,8 @@ def test_memory_is_as_documented(make):
 def test_compiled_does_the_same(make, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # it is quicker
     eager, compiled = make(), make()
-    one = Optimizer(eager.params, LBFGS(3), Backtracking())
-    other = Optimizer(compiled.params, LBFGS(3), Backtracking(), compile=True)
+    one = Optimizer(eager.params, LBFGS(history_size=3), Backtracking())
+    other = Optimizer(compiled.params, LBFGS(history_size=3), Backtracking(), compile=True)
     for i in range(8):
         for optimizer in (one, other):
             optimizer.param_groups[0]["beta"] = 0.5 + i / 100

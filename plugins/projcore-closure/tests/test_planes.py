@@ -17,7 +17,7 @@ SHAPES = [(4, 2), (6,), (3,)]
 DIRECTIONS: dict[str, Any] = {
     "gradient": lambda: [],
     "heavy ball": lambda: [HeavyBall(0.9)],
-    "lbfgs": lambda: [LBFGS(5)],
+    "lbfgs": lambda: [LBFGS(history_size=5)],
     "newton cg": lambda: [NewtonCG()],
 }
 LOSSLESS: dict[str, Any] = {

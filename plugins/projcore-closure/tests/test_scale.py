@@ -31,7 +31,7 @@ PLACES: dict[str, Any] = {
 # What follows the scale of the loss by itself, from the first step or after it.
 SECOND_ORDER: dict[str, Any] = {
     "lbfgs, strong_wolfe": lambda: [LBFGS(), StrongWolfe()],
-    "lbfgs, backtracking": lambda: [LBFGS(3), Backtracking()],
+    "lbfgs, backtracking": lambda: [LBFGS(history_size=3), Backtracking()],
     "lbfgs": lambda: [LBFGS(), LR(0.5)],
     "newton_cg, strong_wolfe": lambda: [NewtonCG(), StrongWolfe()],
     "newton_cg, backtracking": lambda: [NewtonCG(central=True), Backtracking()],
