@@ -123,7 +123,7 @@ parity: $(PARITY)/ready
 bench-parity: $(PARITY)/ready
 	PYTHONPATH=parity/stand_ins $(PARITY)/bin/python benchmarks/lowrank.py --peers $(ARGS)
 
-# The authors' packages without what they depend on: parity/stand_ins has what their import needs.
+# The authors' packages without their dependencies: parity/stand_ins has those that importing needs.
 $(PARITY)/ready: pyproject.toml constraints.txt parity/requirements.txt $(wildcard plugins/*/pyproject.toml)
 	@$(PARITY)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PARITY)
 	@echo "Installing into $(PARITY)."

@@ -32,7 +32,7 @@ def unknown_argument(
     """Returns the message for a keyword that a component has no parameter for.
 
     Args:
-        name: What it was called by: its class, or its name in a spec.
+        name: The name in the call: that of its class, or its name in a spec.
         keyword: The keyword.
         given: All keywords, with their values.
         parameters: Its parameters.

@@ -1,4 +1,4 @@
-"""What the constructors of modules and choices are given: kept, made plain, and checked."""
+"""Arguments of the constructors of modules and choices: kept, made plain, and checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 class Remembering:
-    """Remembers what its constructor was given, and has it get plain values; see `plain`."""
+    """Keeps the arguments of its constructor, and converts them to plain values; see `plain`."""
 
     _signature: ClassVar[inspect.Signature]  # of __init__; read here once, as it takes long
     _arguments: dict[str, Any]
@@ -127,7 +127,7 @@ def _holds_modules(value: object) -> bool:
 
 
 def check_settings(module: Module, settings: Mapping[str, Any]) -> None:
-    """Has a module check its settings; what it stumbles over is refused with a sentence, too."""
+    """Has a module check its settings; an error of another class becomes one of ours."""
     try:
         module.check(settings)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
@@ -135,13 +135,12 @@ def check_settings(module: Module, settings: Mapping[str, Any]) -> None:
             raise
         given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         raise ArgumentTypeError(
-            f"{type(module).__name__}({given}) cannot be: {type(error).__name__}: {error}. "
-            "Pass values as in its documentation."
+            f"{type(module).__name__}({given}) cannot be: {type(error).__name__}: {error}."
         ) from error
 
 
 def check_projection(projection: ProjectionBase) -> None:
-    """Raises unless a projection hands in what the modules inside need, and declares what fits."""
+    """Raises unless a projection provides the facts that modules inside need."""
     who, delivered = type(projection).__name__, {"loss"}
     if projection.overrides("targets") and not projection.overrides("combine"):
         raise ContractError(
@@ -204,7 +203,7 @@ def _instead(value: object) -> str:
     if not issubclass(cls, torch.optim.Optimizer):
         return f" Did you mean {cls.__name__}()?" if value is cls else ""
     if cls.__module__.startswith("projcore."):
-        return " Pass what it would be given."
+        return " Pass the modules that it is made of."
     lr = inspect.signature(cls).parameters.get("lr")
     arguments = (
         repr(cls.__name__) if getattr(torch.optim, cls.__name__, None) is cls else cls.__name__

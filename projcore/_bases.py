@@ -1,4 +1,4 @@
-"""What modules, chains, projections, choices are recognized by, where torch must not be imported.
+"""Bases of modules, chains, projections and choices, for where torch must not be imported.
 
 Their classes import torch. Specs and the registry stand below it.
 """

@@ -1,4 +1,4 @@
-"""Checks of what modules return, so that a broken one is named and does no harm."""
+"""Checks of the tensors that modules return, so that a faulty module is named in the error."""
 
 from __future__ import annotations
 

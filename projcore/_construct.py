@@ -40,7 +40,7 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
     Raises:
         SpecError: If the arguments do not fit it.
         UnknownNameError: If nothing is registered under that name.
-        ProjcoreError: What the constructor raises, with the place in the spec.
+        ProjcoreError: If the constructor raises it; with the place in the spec.
     """
     try:
         cls = registry.load_component(registry.lookup(registry.IN_SPECS, name))

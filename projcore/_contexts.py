@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Context(ABC):
-    """What a plan knows of its optimizer.
+    """Facts about the optimizer that a plan is made for.
 
     Attributes:
         parameter_names: The name of each of the optimizer's parameters, None for one without.

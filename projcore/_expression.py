@@ -22,7 +22,7 @@ _PYTHON = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
 class Expression:
-    """The text of a spec.
+    """A spec as a string.
 
     A qualified name, ``plugin:name``, is read as Python reads ``plugin.name``; dots that the user
     wrote are refused.
@@ -100,7 +100,7 @@ class Expression:
     def _key(self, node: ast.expr | None, whole: ast.Dict) -> Any:
         if isinstance(node, ast.Constant) and isinstance(node.value, (str, int, float)):
             return node.value
-        raise self._refuse(node or whole, "A key is a text or a number")
+        raise self._refuse(node or whole, "A key is a string or a number")
 
     def _call(self, node: ast.Call) -> Any:
         arguments = []

@@ -17,7 +17,7 @@ _OTHER = (43, 97)
 
 
 def memory_of(cls: type[Module], example: dict[str, Any]) -> str | None:
-    """Returns what a module keeps for a parameter of shape (m, n), m < n, in words, or None.
+    """Returns the size of a module's state for a parameter of shape (m, n), m < n, or None.
 
     It is found by letting the module make its memory on tensors without storage. None means that
     the numbers follow no formula in mn, m and n, or cannot be known before the first step.
@@ -36,7 +36,7 @@ def memory_of(cls: type[Module], example: dict[str, Any]) -> str | None:
     inside = _fit(lambda shape: _count(cls, example, is_projection, shape)[1])
     if own is None or inside is None:
         return None
-    return f"{own} elements, and what modules inside keep for {inside} elements,"
+    return f"{own} elements, and the state of modules inside for {inside} elements,"
 
 
 def _fit(count: Callable[[tuple[int, int]], int]) -> str | None:

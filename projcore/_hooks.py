@@ -12,7 +12,7 @@ from projcore.errors import ContractError
 if TYPE_CHECKING:
     from torch import Tensor
 
-RENAMED = {  # old names of class attributes and methods, and what is there in their place
+RENAMED = {  # former names of class attributes and methods, and their replacements
     "affine": "coefficients, which returns a list and not None",
     "final": "targets, or Observer",
     "observes": "Observer, and its method observe",
@@ -70,7 +70,7 @@ class Hooks:
 
 
 class ProjectionHooks(Hooks):
-    """What follows from the `refresh` and the `combine` of a projection, and what it may ask.
+    """Properties that follow from the `refresh` and the `combine` of a projection.
 
     Attributes:
         asks_inside: Whether it asks `keeper_inside` for settings; then it is told live ones.
@@ -103,7 +103,7 @@ class ProjectionHooks(Hooks):
 
     @property
     def learns(self) -> bool:
-        """Whether its map, or what it keeps of the residual, is made from update or gradient.
+        """Whether its map, or the residual that it keeps, is made from update or gradient.
 
         Then a tensor without a gradient must not enter. Its `refresh` says so by naming
         ``tensors`` or ``grads``. Where there is none, a `combine` of its own may keep a residual.

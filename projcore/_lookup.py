@@ -1,4 +1,4 @@
-"""Looking names up, and saying what is known about a name that is not there."""
+"""Looks names up, and explains why a name is not found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HABITUAL = {
     "sgd": "Gradient descent is the learning rate alone: Optimizer(model, LR(0.1)); with momentum, "
     "Optimizer(model, HeavyBall(0.9), lr=0.1)."
 }
-"""Names of torch's optimizers that no component has, and what does the same."""
+"""Names of torch's optimizers that no component has, and modules that do the same."""
 
 
 def find(manager: Manager, kinds: Sequence[Kind], name: str, by: By = "name") -> list[Component]:

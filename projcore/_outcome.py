@@ -1,4 +1,4 @@
-"""What became of a plugin, in words."""
+"""The status of a plugin, in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTERRUPTS = (KeyboardInterrupt, GeneratorExit)
 
 
 def story(plugin: Plugin) -> str:
-    """Returns what became of a plugin, as the rest of a sentence about it."""
+    """Returns the status of a plugin, as the rest of a sentence about it."""
     if plugin.status == "failed":
         return (
             f"is installed but failed to load: {plugin.cause}. "
@@ -85,7 +85,7 @@ def restart(plugin: Plugin, error: BaseException, editable: bool) -> str:
 
 
 def fix(plugin: Plugin) -> str:
-    """Returns what to do about a plugin that fails."""
+    """Returns the fix for a plugin that fails."""
     if plugin.distribution is None:
         return "Correct it, and register it again."
     return (

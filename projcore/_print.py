@@ -37,7 +37,7 @@ def expression(module: Module | Choice, *, strict: bool = True) -> str:
 
 
 def to_spec(module: Module | Choice) -> Any:
-    """Returns the JSON form of a module or choice, which `build` reads: texts, numbers and such.
+    """Returns the JSON form of a module or choice, which `build` reads: strings, numbers and such.
 
     Raises:
         SpecError: If an argument is something that no spec can hold, as a class.
@@ -69,7 +69,7 @@ def _leading(
 
 
 def _arguments(module: Module | Choice) -> dict[str, Any]:
-    """Returns what was given to build it; its children as modules, in whatever form given."""
+    """Returns the arguments that it was built with; its children as modules."""
     children = module.children if is_module(module) else {}
     return {key: children.get(key, value) for key, value in module.arguments.items()}
 
@@ -154,7 +154,7 @@ class _Json:
 
 
 def _simple(value: Any) -> str | int | float | None:
-    """Returns a value as a text or a number of Python's own, or None if it is neither."""
+    """Returns a value as a string or a number of Python's own, or None if it is neither."""
     if isinstance(value, bool):
         return value
     for kind in (str, int, float):
@@ -177,8 +177,8 @@ def _refusal(value: object, where: str) -> SpecError:
     if isinstance(value, type):
         what = "a class"
     elif isinstance(value, Mapping):
-        what = "a mapping whose keys are not texts"
+        what = "a mapping whose keys are not strings"
     return SpecError(
         f"{where}{value!r}) cannot be written as a spec: the value is {what}. A spec holds "
-        "numbers, texts, None, tuples, lists, mappings and modules. Pass one of these."
+        "numbers, strings, None, tuples, lists, mappings and modules."
     )

@@ -15,7 +15,7 @@ STRICT = "PROJCORE_STRICT_PLUGINS"
 
 @dataclass(frozen=True)
 class Switches:
-    """What the environment says about plugins.
+    """The environment variables about plugins.
 
     Attributes:
         disabled: Names from ``PROJCORE_DISABLE_PLUGINS``; ``*`` is all.

@@ -1,4 +1,4 @@
-"""Choices: what a component is told by an argument that is more than a value."""
+"""Choices: arguments of components that have arguments of their own."""
 
 from __future__ import annotations
 

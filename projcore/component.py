@@ -1,4 +1,4 @@
-"""What the registry knows: components, and the plugins that provide them."""
+"""Entries of the registry: components, and the plugins that provide them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def make_component(
     aliases: Sequence[str] = (),
     example: Example | None = None,
 ) -> Component:
-    """Checks what a plugin registers, without importing it.
+    """Checks the facts that a plugin registers, without importing the component.
 
     Raises:
         ArgumentError: If a value is malformed.
@@ -135,13 +135,13 @@ def make_component(
     who = f"register({name!r}, ...)"
     if not isinstance(target, str):
         raise ArgumentTypeError(
-            f"{who} was given the target {target!r}. It must be text, so that nothing is imported "
-            "before it is used. Pass 'package.module:Name'."
+            f"{who} was given the target {target!r}. It must be a string, so that "
+            "nothing is imported before it is used. Pass 'package.module:Name'."
         )
     for value, what in ((tags, "tags"), (aliases, "aliases")):
         if isinstance(value, str) or not all(isinstance(item, str) for item in value):
             raise ArgumentTypeError(
-                f"{who} was given {what}={value!r}. {what} is a tuple of texts. "
+                f"{who} was given {what}={value!r}. {what} is a tuple of strings. "
                 f"Pass {what}=('...',)."
             )
     for word in (name, *aliases):

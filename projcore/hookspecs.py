@@ -64,7 +64,7 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
 
     Each is made by ``subparsers.add_parser(name, help=...)`` and calls
     ``set_defaults(run=function)``: the function takes the parsed arguments and returns the exit
-    code. It is also called for ``projcore --help``, so what is slow to import belongs in `run`.
+    code. It is also called for ``projcore --help``, so slow imports belong in `run`.
     """
 
 

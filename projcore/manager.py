@@ -21,7 +21,7 @@ from projcore.errors import ArgumentError, PluginError, PluginWarning, suggest
 
 
 class Manager:
-    """Finds, loads and remembers plugins.
+    """Finds and loads plugins, and keeps them.
 
     The registering hooks are historic: they are called once, before there are plugins, and pluggy
     replays the call to each plugin that comes. So an error belongs to one plugin, and rolling that
@@ -61,7 +61,7 @@ class Manager:
         return self._names.get(plugin, frozenset({plugin}))
 
     def discover(self, again: bool = False, lenient: bool = False) -> None:
-        """Loads the plugins that are installed; failures are not remembered, but tried again.
+        """Loads the plugins that are installed; failed ones are tried again.
 
         Args:
             again: Look for plugins that were installed since the last time.
@@ -178,7 +178,7 @@ class Manager:
                 )
 
     def draft(self, kind: Kind, name: str, target: str, values: dict[str, Any]) -> None:
-        """Takes what the plugin that is being loaded registers."""
+        """Takes the components that the plugin being loaded registers."""
         if self._loading is None:
             raise PluginError(
                 f"register({name!r}, ...) was called after its hook had returned. "
@@ -284,7 +284,7 @@ class _Hashable:
 
 
 class _Registrar:
-    """What plugins call to register components of one kind."""
+    """The function that plugins call to register components of one kind."""
 
     def __init__(self, manager: Manager, kind: Kind) -> None:
         self._manager = manager

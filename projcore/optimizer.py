@@ -52,6 +52,7 @@ from projcore.errors import (
 )
 from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
+from projcore.report.sharding import Sharding, foretell
 from projcore.values import require
 
 T = TypeVar("T")
@@ -68,8 +69,8 @@ class Optimizer(torch.optim.Optimizer):
     module has a setting ``lr``, or several share it, the group's ``lr`` is a factor on the step.
 
     A step computes first and writes parameters last, all of them or none: after an exception
-    anywhere in it they are bitwise what they were or, if it came while they were being written,
-    what the step makes them.
+    anywhere in it they are bitwise unchanged or, if it came while they were being written, bitwise
+    the result of the step.
 
     Args:
         params: A model, whose named parameters are taken; or parameters, pairs of name and
@@ -84,15 +85,15 @@ class Optimizer(torch.optim.Optimizer):
             first step, which creates the state, runs in Python. The second compiles, which may take
             minutes: the logger ``projcore`` tells it at the level INFO.
         bucket_bytes: Computes and writes so many bytes of parameters at a time, or one parameter
-            if it is larger, so that what a step needs beside its state is small, and stays in the
+            if it is larger, so that temporaries of a step are small, and stay in the
             cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
             in the middle of a step the buckets before it are written, and the rest is not. The
             first step, which creates the state, is whole.
-        nonfinite: What a gradient with Inf or NaN, or such a loss where a module reads it, does to
-            a step. With ``"raise"`` the step raises `NonFiniteError`, which names the parameter,
-            and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either way nothing
-            has changed. That costs one reduction over the gradients, and on an accelerator a wait
-            for it. With ``"allow"`` (the default) the step is taken as it is.
+        nonfinite: The treatment of steps whose gradients have Inf or NaN, or whose loss does where
+            a module reads it. With ``"raise"`` the step raises `NonFiniteError`, which names the
+            parameter, and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either
+            way nothing has changed. That costs one reduction over the gradients, and on an
+            accelerator a wait for it. With ``"allow"`` (the default) the step is taken as it is.
         in_backward: Takes the step of each parameter in the backward pass, as soon as its gradient
             is complete, and frees the gradient: so there are never all gradients at a time. Then
             `step` only finishes the step, and must still be called. The result is the same. For
@@ -103,9 +104,10 @@ class Optimizer(torch.optim.Optimizer):
         average_loss: Where a module reads the loss, as line searches do, it is the mean over
             processes, so that all of them take the same step, with the gradients that torch has
             averaged. None, the default: if parameters are sharded (FSDP2). With
-            `torch.nn.parallel.DistributedDataParallel` pass True: it averages gradients only, and
-            whole parameters do not tell whether another process trains the same. With False, the
-            closure returns what is the same in all.
+            `torch.nn.parallel.DistributedDataParallel`, which averages gradients only, pass True;
+            whole parameters do not tell whether another process trains the same, so without it a
+            step of several processes is an error. With False, the closure returns what is the same
+            in all, or each process trains its own.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
@@ -125,7 +127,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     regroup: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
-    """What a recipe makes of a group that is added later; not kept by pickling and copying."""
+    """Splits a group that is added later by the recipe's rules; lost by pickling and copying."""
 
     def __init__(
         self,
@@ -157,8 +159,8 @@ class Optimizer(torch.optim.Optimizer):
         self.bucket_bytes = bucket_bytes
         if nonfinite not in get_args(Nonfinite):
             raise ArgumentError(
-                f"Optimizer(nonfinite={nonfinite!r}) is not known. It says what a gradient with "
-                f"Inf or NaN does to a step: one of {', '.join(map(repr, get_args(Nonfinite)))}."
+                f"Optimizer(nonfinite={nonfinite!r}) is not known. It is one of "
+                f" {', '.join(map(repr, get_args(Nonfinite)))}."
             )
         self.nonfinite: Nonfinite = nonfinite
         if average_loss is not None and not self.module.total_needs & {"loss", "closure"}:
@@ -185,8 +187,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(groups, dict(self._names.defaults))
         if not any(group["params"] for group in self.param_groups):
             raise ArgumentError(
-                "Optimizer was given groups without parameters. It needs at least one parameter. "
-                "Pass some."
+                "Optimizer was given groups without parameters. It needs at least one parameter."
             )
         self._note_presence(presence(self._parameters()))
         self._reset_plan()
@@ -211,7 +212,7 @@ class Optimizer(torch.optim.Optimizer):
         if sets is False and any(RATE in each.defaults for each in self._names.modules.values()):
             text = (
                 f"Optimizer was given {self}, in which a learning rate stands before a module that "
-                "divides by the size of what comes in, and so has no effect"
+                "divides by the size of the update, and so has no effect"
             )
         warnings.warn(
             f"{text}. Pass lr=1e-3, or the rate that you want, or append it as LR(1e-3).",
@@ -408,15 +409,16 @@ class Optimizer(torch.optim.Optimizer):
                 ``backward=False`` where only the loss is wanted.
 
         Returns:
-            What the closure returned at this step's point, or None.
+            The result of the closure at the parameters before the step, or None.
 
         Raises:
             ArgumentError: If a bad value was written into a group, or a setting was removed.
             StepError: If a closure is needed and there is none, a gradient cannot be used, a
-                parameter has another shape, dtype or device than its state was created for, or a
-                CUDA graph is being captured.
+                parameter has another shape, dtype or device than its state was created for, a
+                CUDA graph is being captured, or a module reads the loss in one of several
+                processes, and ``average_loss`` does not say whether it is the same in all.
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
-                Inf or NaN, or a module refuses it. Nothing has changed in any of these cases.
+                Inf or NaN, or a module rejects it. Nothing has changed in any of these cases.
         """
         wanted = sorted(self.needs & {"closure", "loss"})
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
@@ -432,11 +434,15 @@ class Optimizer(torch.optim.Optimizer):
             )
         self._check_settings()
         value = loss = None
+        if wanted:
+            reads = "loss" in wanted or self._zeroth_order
+            average = LossAverage(
+                self._parameters(), self.average_loss, self.module if reads else None
+            )
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
             if wanted:
-                average = LossAverage(self._parameters(), self.average_loss)
                 loss, closure = average(as_loss(value)), average.of(closure)
         run = run_without_autocast
         if torch.compiler.is_compiling():  # by the user, who compiles what calls this
@@ -449,7 +455,7 @@ class Optimizer(torch.optim.Optimizer):
         return value
 
     def _check_settings(self) -> None:
-        """Checks what was written into groups since the last step; numbers become plain ones."""
+        """Checks values written into groups since the last step; numbers become plain ones."""
         groups = self.param_groups
         for i, group in enumerate(groups):
             if not self._names.defaults.keys() <= group.keys():
@@ -526,7 +532,7 @@ class Optimizer(torch.optim.Optimizer):
         if not _usable(given, self._roll.dtypes):
             check_gradients(parameters, self._called)
         grads = fill_zeros(parameters, given)
-        if "closure" in self.needs:
+        if closure is not None:
             grads = kept_apart(grads)
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
@@ -538,7 +544,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._run_buckets(plan, active, parameters, grads, loss)
                 store.settle()
         except BaseException:
-            self._store = None  # modules may have changed what is not to be saved
+            self._store = None  # modules may have changed state that is not to be saved
             raise
         self._end_first(plan)
 
@@ -570,7 +576,7 @@ class Optimizer(torch.optim.Optimizer):
         return self._roll.pick(everything)
 
     def _called(self, i: int) -> str:
-        """What a parameter that takes part is called: by its name, or its place among all."""
+        """Returns the name of a parameter that takes part, or its index among all."""
         place = self._roll.members[i]
         name = parameter_names(self.param_groups)[place]
         return str(place) if name is None else repr(name)
@@ -668,8 +674,8 @@ class Optimizer(torch.optim.Optimizer):
         """Returns the state that a step works on.
 
         A closure is the user's code and may well fail, in the middle of a line search. So a step
-        that evaluates the loss works on copies, beside which an evaluation is dear; but not of
-        histories, which are large, and whose modules replace rather than overwrite what they read.
+        that evaluates the loss works on copies of the state, which are cheap next to an evaluation;
+        but not of histories, which are large, and which modules replace rather than overwrite.
         """
         if "closure" in self.needs:
             return Store(
@@ -707,7 +713,7 @@ class Optimizer(torch.optim.Optimizer):
             group[SIGNATURE] = checkpoint.signature(self.module, absent)
 
     def _reset_plan(self) -> None:
-        """Forgets what was compiled; the next step runs eagerly and creates missing state."""
+        """Drops compiled steps; the next step runs eagerly and creates missing state."""
         self._warm = False
         if self._backward is not None:
             self._backward.reset(self._parameters())
@@ -759,8 +765,24 @@ class Optimizer(torch.optim.Optimizer):
         return describe(self)
 
     def memory(self) -> Memory:
-        """Returns what the state takes, by module and entry; at first, what it will take."""
+        """Returns the bytes of the state, by module and entry; estimated before the first step."""
         return measure(self)
+
+    def sharding(self, ranks: int) -> Sharding:
+        """Returns what so many processes would keep, and send in a step, by rows (FSDP2).
+
+        It needs neither processes nor values: parameters may be on the device ``meta``.
+
+        Raises:
+            ArgumentError: If a module cannot run on sharded parameters.
+
+        Example:
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(4)))
+            >>> optimizer = Optimizer(model, "muon()", lr=0.01)
+            >>> optimizer.sharding(ranks=2).state  # the momentum of two matrices in each
+            (512, 512)
+        """
+        return foretell(self, ranks)
 
     def part(self, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
         """Returns an optimizer of some of the parameters, in groups as here, that has no state yet.
@@ -772,7 +794,12 @@ class Optimizer(torch.optim.Optimizer):
             ArgumentError: If a module needs all parameters at once.
 
         Example:
-            ``ZeroRedundancyOptimizer(optimizer.param_groups, optimizer.part)``
+            Around it: ``ZeroRedundancyOptimizer(whole.param_groups, whole.part)``.
+
+            >>> model = torch.nn.Linear(3, 2)
+            >>> whole = Optimizer(model.parameters(), "adam()", "lr(0.1)")
+            >>> whole.part([{**whole.param_groups[0], "params": [model.bias]}])
+            Optimizer(<1 parameters>, 'adam(); lr(0.1)')
         """
         return part_of(self, groups)
 

@@ -1,4 +1,4 @@
-"""What the author of a plugin imports.
+"""The names that the author of a plugin imports.
 
 A distribution has one entry point in the group ``projcore``, which names a small module. That
 module imports neither torch nor the classes it registers, and neither may the ``__init__.py`` of

@@ -1,7 +1,7 @@
 """The components that plugins provide, by name.
 
 A name is short (``"adam"``) or qualified by its plugin (``"adaptive:adam"``); the latter works
-where two plugins have the same. What is asked for and not there is looked for once more, in case
+where two plugins have the same. A name that is not there is looked for once more, in case
 it was installed in the meantime.
 """
 
@@ -118,7 +118,7 @@ def load(kind: Kind | None, name: str) -> Any:
 
     Raises:
         UnknownNameError: If there is none, or several.
-        PluginError: If it cannot be imported, or is not what it was registered as.
+        PluginError: If it cannot be imported, or is not of the kind it was registered as.
     """
     return load_component(get(kind, name))
 
@@ -127,7 +127,7 @@ def load_component(component: Component) -> Any:
     """Returns the class (of a recipe: the function) of a component.
 
     Raises:
-        PluginError: If it cannot be imported, or is not what it was registered as.
+        PluginError: If it cannot be imported, or is not of the kind it was registered as.
     """
     who = f"{component.kind} {component.name!r} of plugin {component.plugin!r} "
     who += f"({component.provider})"
@@ -191,9 +191,9 @@ def importable(kind: Kind) -> list[str]:
 
 
 def all_of(kind: Kind, module: str) -> list[str]:
-    """Returns the names for ``from projcore.projections import *``, and imports what they name.
+    """Returns the names for ``from projcore.projections import *``, and imports these.
 
-    What cannot be imported is left out with a warning: a bad plugin harms no other.
+    A component that cannot be imported is left out with a warning: a bad plugin harms no other.
     """
     names = []
     for name in importable(kind):
@@ -247,7 +247,7 @@ def _is_target(component: Component, cls: type) -> bool:
 
 
 def _fault(component: Component, target: Any) -> str | None:
-    """Returns what is wrong with what a component's name stands for, or None."""
+    """Returns why the target of a component cannot be used, or None."""
     if component.stands_alone:
         return None if callable(target) else "is no function."
     if not isinstance(target, type):
@@ -267,7 +267,7 @@ def _fault(component: Component, target: Any) -> str | None:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
             return (
-                f"takes {star}{parameter.name}: a spec could not say what it accepts. "
+                f"takes {star}{parameter.name}: a spec could not name its arguments. "
                 "Write its parameters out."
             )
     return None

@@ -1,4 +1,4 @@
-"""The role of each parameter: what a model, or else a name and a shape, tells about it."""
+"""The role of each parameter, as its model tells it, or else its name and shape."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Known:
-    """What a model tells about one of its parameters.
+    """Facts about one parameter of a model.
 
     Attributes:
         name: Its first name, as in ``model.named_parameters()``.
@@ -60,7 +60,7 @@ class Known:
 
 
 def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
-    """Returns what a model tells about each of its parameters, in their order.
+    """Returns the facts about each parameter of a model, in their order.
 
     A parameter that several modules hold has all of these as owners. Its role is the first of
     these that holds:
@@ -111,7 +111,7 @@ def role_of(name: str | None, tensor: Tensor) -> Role:
     """Returns the role of a parameter of no known model: by its name, if it has one, and shape.
 
     Names are compared by whole components: that of the tensor and that of the module that holds it,
-    numbers left out. What is within a module named experts and has three sides is a stack.
+    numbers left out. A parameter with three dimensions within a module named experts is a stack.
     """
     if is_lazy(tensor) or _is_vector(tensor):
         return "vector"
@@ -136,7 +136,7 @@ def _owners(model: nn.Module) -> dict[Tensor, list[Owner]]:
 
 
 def _parametrized(model: nn.Module, module: nn.Module, path: str, name: str) -> Owner:
-    """Returns the owner; of what is below ``parametrizations``, the module that has these."""
+    """Returns the owner; below ``parametrizations``, the module that has these."""
     outer, found, inner = f".{path}.".partition(".parametrizations.")
     if not found:
         return Owner(module, path, name)

@@ -1,4 +1,4 @@
-"""Rules that pick parameters by name, shape, dtype or type, written as text."""
+"""Rules that pick parameters by name, shape, dtype or type, written as strings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COMPARISON = re.compile(r"([^=!<>]*)(==|!=|>=|<=|>|<)(.*)")
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a rule may look at.
+    """The facts about a parameter that a rule may use.
 
     Attributes:
         name: The parameter's name; None if it has none, or if the tensor is made from several.
@@ -72,7 +72,7 @@ class Rule:
 
     Raises:
         ArgumentError: If a word cannot be understood.
-        ArgumentTypeError: If it is neither text nor a function.
+        ArgumentTypeError: If it is neither a string nor a function.
 
     Example:
         >>> rule = Rule("*.weight ndim==2")
@@ -98,15 +98,15 @@ class Rule:
             self._predicate = condition
         else:
             raise ArgumentTypeError(
-                f"{condition!r} was given as a rule. A rule is text such as '*.weight ndim==2', or "
-                "a function of a name and a tensor. Pass one of these."
+                f"{condition!r} was given as a rule. A rule is a string, such as "
+                "'*.weight ndim==2', or a function of a name and a tensor."
             )
 
     def matches(self, candidate: Candidate) -> bool:
         """Whether it holds.
 
         Raises:
-            ArgumentError: If it asks for what is not known, as the name of a merged tensor.
+            ArgumentError: If it asks for an unknown fact, as the name of a merged tensor.
         """
         if self._predicate is not None:
             return bool(self._predicate(candidate.name, candidate.tensor))
@@ -187,7 +187,7 @@ def _read(word: str, rule: str) -> _Word:
     if field not in _FIELDS:
         raise ArgumentError(
             f"The rule {rule!r} compares {field!r}.{suggest(field, _FIELDS)} It can compare "
-            f"{', '.join(_FIELDS)}. Correct it."
+            f"{', '.join(_FIELDS)}."
         )
     if field in ("ndim", "numel", "group") and not value.isdecimal():
         raise ArgumentError(
@@ -202,12 +202,10 @@ def _read(word: str, rule: str) -> _Word:
     if field == "role" and value not in ROLES:
         raise ArgumentError(
             f"The rule {rule!r} compares role with {value!r}.{suggest(value, ROLES)} Roles are "
-            f"{', '.join(ROLES)}. Correct it."
+            f"{', '.join(ROLES)}."
         )
     if field in ("shape", "dtype", "type", "role") and (compare not in ("==", "!=") or not value):
-        raise ArgumentError(
-            f"The rule {rule!r} has {word!r}. A {field} is compared with == or !=. Correct it."
-        )
+        raise ArgumentError(f"The rule {rule!r} has {word!r}. A {field} is compared with == or !=.")
     return _Word(field, compare, value)
 
 
@@ -215,7 +213,7 @@ class Rules:
     """Rules in order: each parameter goes to the first that holds for it.
 
     Args:
-        conditions: What each `Rule` is made of.
+        conditions: The condition of each `Rule`.
         owner: Who has these rules, for messages.
     """
 
@@ -253,7 +251,7 @@ class Rules:
                 rule that one of them follows is no error.
 
         Raises:
-            ArgumentError: If no rule holds for one, or a rule asks for what is not known.
+            ArgumentError: If no rule holds for one, or a rule asks for an unknown fact.
         """
         candidates = [
             Candidate(
@@ -289,7 +287,7 @@ class Rules:
         return next((i for i, rule in enumerate(self.rules) if rule.matches(candidate)), None)
 
     def _could_follow(self, candidate: Candidate) -> set[int]:
-        """The index of the first rule that holds; all, if one asks for what is not known of it."""
+        """The index of the first rule that holds; all, if one asks for an unknown fact."""
         try:
             index = self._first(candidate)
         except ArgumentError:

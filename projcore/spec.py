@@ -1,4 +1,4 @@
-"""Specs: modules and choices written as text or as JSON, and back.
+"""Specs: modules and choices written as strings or as JSON, and back.
 
 A spec is an expression, as a module prints itself::
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["build", "build_choice", "expression", "to_spec"]
 
 WHOLE = "spec"
-"""How messages call the whole; what is within is called as in Python, ``spec['vector'][0]``."""
+"""The name of a spec in messages; its parts are named as in Python, ``spec['vector'][0]``."""
 
 
 def build(spec: Module | str | Mapping[str, Any] | Sequence[Any]) -> Module:
@@ -69,8 +69,9 @@ def build(spec: Module | str | Mapping[str, Any] | Sequence[Any]) -> Module:
 
     Raises:
         SpecError: If it cannot be read, or its arguments do not fit.
-        UnknownNameError: If a component is not known; the message says what is, or what to install.
-        ProjcoreError: What a constructor raises, with the place in the spec added.
+        UnknownNameError: If a component is not known; the message names near ones, or the package
+            to install.
+        ProjcoreError: If a constructor raises it; with the place in the spec.
 
     Example:
         >>> print(build("vector([adam(), lr(1e-3)])"))
@@ -99,7 +100,7 @@ def build_choice(spec: str | Mapping[str, Any]) -> Choice:
     if not is_choice(made):
         raise SpecError(
             f"{spec!r} stands for {made!r}, which is no choice. A choice is a name, or a call such "
-            "as 'svd(period=50)'. Write one."
+            "as 'svd(period=50)'."
         )
     return made
 
@@ -113,11 +114,11 @@ def _module(spec: Any, path: str) -> Module:
         return made
     if isinstance(spec, Sequence) and not isinstance(spec, (bytes, bytearray)):
         if not spec:
-            raise SpecError(f"The chain at {path} is empty. It runs one module or more. Add some.")
+            raise SpecError(f"The chain at {path} is empty. It runs one module or more.")
         return make_chain(_modules(spec, path))
     raise SpecError(
         f"{spec!r} at {path} is not a module. A module is a name, an expression such as "
-        "'lr(0.1)', a mapping from a name to its arguments, or a list of these. Write one."
+        "'lr(0.1)', a mapping from a name to its arguments, or a list of these."
     )
 
 

@@ -18,11 +18,11 @@ _SCALARS = frozenset({bool, float, int, str, type(None)})
 
 
 def plain(value: Any, *, keep: bool = False) -> Any:
-    """Returns numbers, texts and lists of other libraries as float, int, bool, str and tuple.
+    """Returns numbers, strings and lists of other libraries as float, int, bool, str and tuple.
 
     Numbers are those of NumPy and of the standard library, arrays of no dimensions, and 0-d tensors
     of integers; lists are sequences, also those that derive from none of Python's, and arrays. A
-    0-d tensor of floating point stays: schedulers fill it in place. What is none of these stays.
+    0-d tensor of floating point stays: schedulers fill it in place. All other values stay.
 
     Args:
         value: Any value.
@@ -75,7 +75,7 @@ def require(
     Args:
         owner: The module whose setting it is; its class is named in the message.
         name: The setting.
-        value: What was given.
+        value: The value.
         minimum: The least value allowed.
         above: The value must be greater than this.
         maximum: The greatest value allowed.
@@ -107,7 +107,7 @@ def require(
         limits = [text for text in (b[1] for b in bounds) if not text.endswith("None")]
         raise ArgumentError(
             f"{who}({name}={value!r}) is out of range. {name} must be a number "
-            f"{' and '.join(limits) or 'and not NaN'}. Pass such a value."
+            f"{' and '.join(limits) or 'and not NaN'}."
         )
 
 

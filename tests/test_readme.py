@@ -27,6 +27,8 @@ BLOCK = re.compile(
 NEEDS = re.compile(r"^<!-- needs: (?P<packages>.*) -->$", flags=re.MULTILINE)
 
 
+# What torch says of itself when ZeroRedundancyOptimizer is imported.
+@pytest.mark.filterwarnings("ignore:.*torch\\.jit\\.:DeprecationWarning")
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_readme_runs(readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # it writes a checkpoint

@@ -997,8 +997,8 @@ ENGINE_BREAKAGES = [
         "passing-twice",
         "Tensors that pass a projection run outside of it and inside as well.",
         ENGINE + "plan.py",
-        before="space = space.select([i for i in range(len(space)) if i not in set(outside)])",
-        after="space = space.select(range(len(space)))",
+        before="projected = [i for i in range(len(space)) if i not in set(passing)]",
+        after="projected = list(range(len(space)))",
         tests=("tests/kernel/test_passing.py",),
     ),
     Breakage(
@@ -1895,13 +1895,54 @@ PLUGINS = [
         after="            if False:\n                inner.state[leaf] = {",
         tests=(BASIC + "tests/test_torch_optim.py::test_same_trajectory",),
     ),
+    # several processes
+    Breakage(
+        "norms-of-parts",
+        "Norms of parts are added, not their squares.",
+        "projcore/_shards.py",
+        before="        vector = vector**order\n        torch",
+        after="        torch",
+        tests=("tests/distributed/test_norms.py::test_sharded_as_whole[2]",),
+    ),
+    Breakage(
+        "nan-lost-in-maximum",
+        "A NaN in one process is lost in the maximum over processes.",
+        "projcore/_shards.py",
+        before="vector = torch.where(both[1] > 0, math.nan, both[0])",
+        after="vector = both[0]",
+        tests=("tests/distributed/test_norms.py::test_all_processes_see_a_nan[2]",),
+    ),
+    Breakage(
+        "loss-of-a-share",
+        "At trial points each process sees the loss of its own share.",
+        ENGINE + "average.py",
+        before="return self(as_loss(closure(**options)))",
+        after="return as_loss(closure(**options))",
+        tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
+    ),
+    Breakage(
+        "gradients-in-buckets",
+        "An evaluation overwrites gradients that are views of buckets.",
+        ENGINE + "facts.py",
+        before="[grad.clone() if grad._is_view() else grad for grad in grads]",
+        after="grads",
+        tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
+    ),
+    Breakage(
+        "names-of-another-process",
+        "A part of an optimizer takes over what another process calls its parameters.",
+        ENGINE + "part.py",
+        before="            group.update(values)\n",
+        after="            pass\n",
+        tests=("tests/kernel/test_part.py::test_parts_step_as_the_whole",),
+    ),
     # closure
     Breakage(
         "lbfgs-two-loop",
         "The second loop of L-BFGS forgets the first.",
         CLOSURE + "src/projcore_closure/lbfgs.py",
-        before="alpha=alpha - dot(y, result) / curvature",
-        after="alpha=-dot(y, result) / curvature",
+        before="alpha - dot(y, result) / curvature",
+        after="-dot(y, result) / curvature",
         tests=(CLOSURE + "tests/test_lbfgs.py::test_two_loop_is_the_bfgs_formula",),
     ),
     Breakage(
@@ -1940,8 +1981,8 @@ PLUGINS = [
         "conjugate-directions",
         "The directions of conjugate gradients are not conjugate.",
         CLOSURE + "src/projcore_closure/newton_cg.py",
-        before="alpha=square / before)",
-        after="alpha=0.0)",
+        before="square / before)",
+        after="0.0)",
         tests=(
             CLOSURE + "tests/test_newton_cg.py"
             "::test_conjugate_gradients_solve_within_the_krylov_space",

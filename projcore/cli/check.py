@@ -83,7 +83,7 @@ class Progress:
         self.results.append(result)
 
     def flush(self) -> None:
-        """Prints what was collected."""
+        """Prints the results of the last component."""
         from projcore.testing import summary
 
         if self.results:

@@ -1,4 +1,4 @@
-"""``projcore doctor``: what is wrong, why, and what to do."""
+"""``projcore doctor``: problems, their causes and fixes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from projcore.plugin import PROJCORE_API, PROJCORE_API_FLOOR
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("doctor", help="say what is wrong with plugins, and the fix")
+    parser = subparsers.add_parser(
+        "doctor", help="find problems with plugins, and tell how to fix them"
+    )
     parser.add_argument(
         "--import",
         dest="load",
@@ -35,7 +37,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Prints all that is known to be wrong; the exit code is 1 if anything is."""
+    """Prints all problems; the exit code is 1 if there are any."""
     registry.manager.discover(lenient=True)
     problems = [_of_plugin(plugin) for plugin in registry.manager.plugins if _is_bad(plugin)]
     problems += _of_switches()

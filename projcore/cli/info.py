@@ -19,7 +19,7 @@ from projcore.errors import PluginError
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("info", help="say what a component is and what it takes")
+    parser = subparsers.add_parser("info", help="describe a component and its parameters")
     name = parser.add_argument("name", help="its name, for example adam or adaptive:adam")
     complete_names(name)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -27,7 +27,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Prints what is registered about the component, and what its class says."""
+    """Prints the facts that a component is registered with, its parameters and docstring."""
     component = registry.get(None, arguments.name)
     facts: dict[str, Any] = {**asdict(component), "provider": component.provider}
     error = None
@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _memory(component: Component, target: Any) -> str | None:
-    """Returns what the first example of a component keeps for a parameter of shape (m, n)."""
+    """Returns the state of a component's first example for a parameter of shape (m, n)."""
     if component.kind in ("choice", "recipe"):
         return None
     example = component.example or {}

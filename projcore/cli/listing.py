@@ -1,4 +1,4 @@
-"""``projcore list``: what is installed."""
+"""``projcore list``: the components that are installed."""
 
 from __future__ import annotations
 

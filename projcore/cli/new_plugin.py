@@ -21,7 +21,13 @@ from projcore.plugin import PROJCORE_API
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST = 30  # so that lines of generated code are not too long
-_TAKEN = {"any", "iterable", "tensor", "scale", "laws"}  # by what the files import, and test_laws
+_TAKEN = {
+    "any",
+    "iterable",
+    "tensor",
+    "scale",
+    "laws",
+}  # by the imports in the files, and test_laws
 
 FILES = {
     "pyproject.toml": "pyproject.toml",
@@ -46,12 +52,12 @@ import torch
 model = torch.nn.Linear(4, 2)
 optimizer = projcore.Optimizer(
     model,
-    "$name($arguments)",
+    "$spec",
     lr=1e-3,
 )
 ```
 
-What it is combined with here, $others, comes with `pip install 'projcore[adaptive,basic]'`."""
+Here $others with `pip install 'projcore[adaptive,basic]'`."""
 
 _RECIPE = """\
 ```python
@@ -93,16 +99,16 @@ BY_KIND: dict[str, dict[str, str]] = {
         "summary": "Runs modules in coordinates in which pairs of elements are rotated.",
         "tags": '("linear", "lossless", "orthonormal")',
         "example": '{"angle": 0.5}',
-        "arguments": "[adam()], angle=0.5",
-        "others": "`adam` and `lr`",
+        "spec": "$name([adam()], angle=0.5)",
+        "others": "`adam` and `lr` come",
         **_COMPONENT,
     },
     "module": {
         "summary": "Replaces the update by its moving average.",
         "tags": "()",
         "example": '{"beta": 0.9}',
-        "arguments": "beta=0.9",
-        "others": "`lr`",
+        "spec": "$name(beta=0.9)",
+        "others": "`lr` comes",
         **_COMPONENT,
     },
     "recipe": {
@@ -129,16 +135,36 @@ BY_KIND: dict[str, dict[str, str]] = {
         "oracle": "runs it",
         **_PACKAGE,
     },
+    "basis": {
+        "hook": "choice",
+        "requires": ', "projcore-lowrank"',
+        "summary": "A basis of the first columns of each matrix.",
+        "tags": '("basis", "linear", "orthonormal", "data_dependent")',
+        "example": '{"period": 2, "stagger": False}',
+        "spec": "subspace([adam()], rank=2, basis=$name())",
+        "others": "`adam` and `lr` come",
+        **_COMPONENT,
+    },
+    "combine": {
+        "hook": "choice",
+        "requires": ', "projcore-lowrank"',
+        "summary": "The result inside, and the residual as much smaller as that is.",
+        "tags": '("combine", "linear", "orthonormal", "data_dependent")',
+        "example": '{"scale": 0.5}',
+        "spec": "subspace([adam()], rank=2, combine=$name())",
+        "others": "`adam` and `lr` come",
+        **_COMPONENT,
+    },
 }
-"""What the templates say of each kind; each text may use those before it."""
+"""The parts of the templates that differ by kind; each may use those before it."""
 
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("new-plugin", help="write a plugin to begin with")
-    parser.add_argument("name", help="what it will provide, for example fast-hadamard")
+    parser.add_argument("name", help="of the component, for example fast-hadamard")
     parser.add_argument(
-        "--kind", choices=tuple(BY_KIND), default="projection", help="what it provides"
+        "--kind", choices=tuple(BY_KIND), default="projection", help="of the component"
     )
     parser.add_argument("--directory", type=Path, help="where; by default projcore-NAME, here")
     parser.add_argument("--author", help="for the licence and the metadata")
@@ -153,9 +179,7 @@ def run(arguments: Namespace) -> int:
     directory = arguments.directory or Path(distribution)
     author = arguments.author or f"The {distribution} authors"
     if not author.isprintable():
-        raise ArgumentError(
-            f"--author {author!r} was given. A name is one line of text. Pass such a one."
-        )
+        raise ArgumentError(f"--author {author!r} was given. A name is one line of text.")
     written = render(name, arguments.kind, author)
     _write(directory, written)
     source = next(path for path in written if path.startswith("src/") and "/_" not in path)
@@ -175,7 +199,7 @@ def run(arguments: Namespace) -> int:
 
 
 def component_name(given: str) -> str:
-    """Returns the name of the component in what was typed, which may be that of a distribution.
+    """Returns the name of a component, given that or the name of its distribution.
 
     Raises:
         ArgumentError: If it cannot be one, or is taken.
@@ -246,6 +270,8 @@ def render(name: str, kind: str, author: str) -> dict[str, str]:
         "year": str(date.today().year),
         "version": projcore.__version__,
         "api": str(PROJCORE_API),
+        "hook": kind,
+        "requires": "",
     }
     for key, text in BY_KIND[kind].items():
         values[key] = Template(text).substitute(values)

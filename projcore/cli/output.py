@@ -1,4 +1,4 @@
-"""What all commands print with."""
+"""Output that commands share."""
 
 from __future__ import annotations
 

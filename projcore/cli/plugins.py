@@ -1,4 +1,4 @@
-"""``projcore plugins``: which plugins were found, and what became of them."""
+"""``projcore plugins``: the plugins that were found, and their status."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class _Formula:
         return SYMBOLS[name] if name in SYMBOLS else self.function(name)
 
     def function(self, name: str) -> str:
-        """Reads what must be kept apart from the name of a function, such as a fraction."""
+        """Reads an argument that must be kept apart from the function, such as a fraction."""
         following = self.tokens[0] if self.tokens else ""
         if following == r"\frac":
             return f"{name}({self.atom()})"

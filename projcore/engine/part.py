@@ -31,14 +31,12 @@ def part_of(whole: Optimizer, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
             notes[key].update(zip(group["params"], group[key], strict=True))
     given: list[dict[str, Any]] = []
     own: list[dict[str, Any]] = []
-    for group in groups:
-        params = list(group["params"])
+    for each in groups:
+        params = list(each["params"])
         absent = [i for i, param in enumerate(params) if takes_part[param] is None]
-        lists = {
-            key: [notes[key][param] for param in params] for key in group.keys() & notes.keys()
-        }
+        lists = {key: [notes[key][param] for param in params] for key in each.keys() & notes.keys()}
         own.append({SIGNATURE: checkpoint.signature(whole.module, absent), **lists})
-        given.append({**group, "params": params, **own[-1]})
+        given.append({**each, "params": params, **own[-1]})
     made = type(whole).__new__(type(whole))
     fresh = {"state": defaultdict(dict), "param_groups": given, "_owners": Owners()}
     made.__setstate__({**whole.__getstate__(), **fresh})

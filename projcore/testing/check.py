@@ -45,7 +45,7 @@ class Check:
         return f"{self.subject.name}-{self.law.name}"
 
     def __call__(self) -> str | None:
-        """Runs it; returns what is worth knowing, or None.
+        """Runs it; returns a remark, or None.
 
         Raises:
             Violation: If the component does not keep the law.
@@ -68,14 +68,14 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What became of a check.
+    """The result of a check.
 
     Attributes:
         component: The component.
         law: The law's name.
         status: ``"passed"``, ``"failed"``, ``"skipped"``, or ``"expected"`` for a failure that
             was announced. An announced failure that does not come is one that failed.
-        message: Why it failed or was skipped, or what is worth knowing.
+        message: Why it failed or was skipped, or a remark.
         reason: Of a failure, the part of the message that may be the same for several laws.
         seconds: How long it took.
         traceback: Where it failed.

@@ -1,4 +1,4 @@
-"""Laws: what a component must do, and to which components each applies."""
+"""Laws: requirements on components, and the components to which each applies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Body(Protocol):
-    """Checks one subject: raises `Violation`; returns what is worth knowing, or None."""
+    """Checks one subject: raises `Violation`; returns a remark, or None."""
 
     __name__: str
 
@@ -24,7 +24,7 @@ class Violation(AssertionError):
     """A component does not keep a law.
 
     Attributes:
-        what: What was violated.
+        what: The violation.
         fix: What to do.
         reason: Both, without the name of the component and the conditions.
     """
@@ -37,7 +37,7 @@ class Violation(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A law turned out not to apply; the text says why."""
+    """A law turned out not to apply; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Law:
     """A law and where it applies.
 
     Attributes:
-        name: What the results call it.
+        name: Its name in the results.
         body: Checks one subject.
         kind: The kind of component that it is about; None for all.
         tags: Tags that a component must have for it to apply.

@@ -15,7 +15,7 @@ from projcore.engine.keys import keys_inside
 from projcore.testing.law import NotApplicable
 from projcore.testing.problem import flat, shaped
 
-# The matrices of maps that do not change, by projection, and by what it was given.
+# The matrices of maps that do not change, by projection and by space.
 _FIXED: WeakKeyDictionary[ProjectionBase, dict[object, Tensor]] = WeakKeyDictionary()
 
 
@@ -97,7 +97,7 @@ class Map:
         return [tensors[i] for i in self.applied]
 
     def project(self, tensors: Sequence[Tensor], current: Current) -> list[Tensor]:
-        """Returns what is inside; tensors that pass through keep their places, or are last.
+        """Returns the tensors inside; those that pass through keep their places, or are last.
 
         They are last for scope ``"all"``.
         """
@@ -132,7 +132,7 @@ class Map:
         return [next(result if i in self.applied else rest) for i in range(len(self.like))]
 
     def _apart(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns, of what is inside, the projected tensors and those that pass through."""
+        """Returns, of the tensors inside, the projected ones and those that pass through."""
         if self.projection.scope == "all":
             count = len(tensors) - len(self.like) + len(self.applied)
             return list(tensors[:count]), list(tensors[count:])

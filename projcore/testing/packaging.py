@@ -28,7 +28,7 @@ from projcore.testing.subject import as_subjects
 
 @dataclass(frozen=True)
 class Package:
-    """A plugin and what it registers.
+    """A plugin and its components.
 
     Attributes:
         plugin: The plugin.
@@ -104,13 +104,13 @@ def torch_free(package: Package) -> None:
         answer == "False",
         "Finding it imports torch, so that every command waits for that.",
         f"Import it neither in {hook_module} nor in the __init__.py above: register "
-        "classes as texts, and let projcore.plugin.lazy import them.",
+        "classes as strings, and let projcore.plugin.lazy import them.",
     )
 
 
 @law()
 def api(package: Package) -> None:
-    """``PROJCORE_API`` is written as a number, which says what the plugin was written for."""
+    """``PROJCORE_API`` is written as a number, the plugin API that it was written for."""
     if ":" in package.plugin.entry_point:
         raise NotApplicable("its entry point names an object, whose source is not looked for")
     try:
@@ -164,7 +164,7 @@ def typed(package: Package) -> None:
 
 @law()
 def importable(package: Package) -> None:
-    """What each name stands for can be imported, and is of the kind it is registered as."""
+    """The target of each name can be imported, and is of the kind it is registered as."""
     for component in package.components:
         try:
             registry.load_component(component)
@@ -206,7 +206,7 @@ def examples(package: Package) -> None:
 
 @law()
 def names(package: Package) -> None:
-    """Names are the plugin's own, and each finds what it was registered for."""
+    """Names are the plugin's own, and each finds its component."""
     for component in package.components:
         recipe = component.stands_alone
         among: tuple[Kind, ...] = ("recipe",) if recipe else registry.IN_SPECS

@@ -206,7 +206,7 @@ class EveryFact(Module):
 
 
 class Spy(Module):
-    """Hands the update on, and remembers copies of it; or tells who wrote into what it handed on.
+    """Hands the update on, and remembers copies of it; or tells who wrote into them.
 
     Attributes:
         seen: For each step, the tensors that it handed on, and copies of them.

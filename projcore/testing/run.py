@@ -86,7 +86,7 @@ def maps(subject: Subject) -> Iterator[tuple[Map, Problem, list[Tensor], float]]
         except (ProjcoreError, NotApplicable):
             if dtype is torch.float64:
                 raise
-            continue  # refused with a sentence, or not projected
+            continue  # rejected with a clear error, or not projected
         found = {tensor.dtype for tensor in (*problem.params, *made.inside)}
         tolerance = 1024 * max(torch.finfo(each).eps for each in found)
         yield made, problem, given, tolerance

@@ -1,4 +1,4 @@
-"""What is checked: a class, its tags, and arguments that build it."""
+"""Subjects of checks: a class, its tags, and arguments that build it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Subject:
 
     Attributes:
         cls: The class.
-        name: What the results call it.
+        name: Its name in the results.
         tags: Which laws it claims to keep: ``"linear"``, ``"lossless"``, ``"orthonormal"``,
             ``"layout"``; and why others do not apply: ``"redundant"``, ``"data_dependent"``,
             ``"stochastic"``. A class with ``geometry = "layout"`` has the first
@@ -88,7 +88,7 @@ class Subject:
 
 
 def as_subjects(thing: object) -> list[Subject]:
-    """Returns what there is to check of a plugin, a component, a class, a module or a `Subject`.
+    """Returns the subjects of a plugin, a component, a class, a module or a `Subject`.
 
     Args:
         thing: The name of a plugin or of a component, a `Component`, a class, a module, or a
@@ -115,7 +115,7 @@ def as_subjects(thing: object) -> list[Subject]:
         return _registered(known[0]) if known else [_with_class(thing, {})]
     raise ArgumentTypeError(
         f"{thing!r} was given to be checked. That is the name of a plugin or of a component, a "
-        "class, a module or a Subject. Pass one of these."
+        "class, a module or a Subject."
     )
 
 

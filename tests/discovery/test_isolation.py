@@ -227,7 +227,7 @@ def test_the_api_is_a_window(installed, plugin, found, monkeypatch):
         ({"tags": "linear"}, "tags='linear'"),
         ({"target": "a.b.C"}, "the target 'a.b.C'"),
         ({"target": "a:B.c"}, "the target 'a:B.c'"),
-        ({"target": dict}, "must be text, so that nothing is imported"),
+        ({"target": dict}, "must be a string, so that nothing is imported"),
         ({"summary": ""}, "summary=''"),
         ({"summary": "two\nlines"}, "A summary is one line"),
     ],

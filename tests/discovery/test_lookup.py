@@ -229,7 +229,7 @@ def load(target, kind, installed, plugin, found):
         ("projection", "projcore:ProjectionBase", "is abstract: it does not define project,"),
         ("module", "projcore:ProjectionBase", "is a projection: register it in projcore_"),
         ("module", "projcore:Transform", "is abstract: it does not define apply."),
-        ("module", "projcore:Chain", "takes *modules: a spec could not say what it accepts."),
+        ("module", "projcore:Chain", "takes *modules: a spec could not name its arguments."),
         ("recipe", "math:pi", "is no function."),
     ],
 )

@@ -189,10 +189,10 @@ def test_modules_given_as_specs_are_printed_as_modules(modules):
     assert to_spec(module) == {"within": {"modules": ["plain", {"rate": 0.5}], "size": 3}}
 
 
-def test_keys_that_are_no_texts_have_no_json_form():
+def test_keys_that_are_no_strings_have_no_json_form():
     module = Anything({2: 3})
     assert expression(build(expression(module))) == "anything(value={2: 3})"
-    with pytest.raises(SpecError, match="a mapping whose keys are not texts"):
+    with pytest.raises(SpecError, match="a mapping whose keys are not strings"):
         to_spec(module)
 
 
@@ -269,8 +269,8 @@ def test_a_name_alone_needs_no_parentheses(name):
         ("rate(...)", SpecError, "Ellipsis is no value that a spec can hold", "..."),
         ("rate(*[1])", SpecError, "a spec has no *", "*[1]"),
         ("rate(**{'rate': 1})", SpecError, "a spec has no **", "{'rate': 1}"),
-        ("anything({plain: 1})", SpecError, "A key is a text or a number", "plain"),
-        ("anything({**x})", SpecError, "A key is a text or a number", "{**x}"),
+        ("anything({plain: 1})", SpecError, "A key is a string or a number", "plain"),
+        ("anything({**x})", SpecError, "A key is a string or a number", "{**x}"),
         ("anything({1, 2})", SpecError, "never evaluated", "{1, 2}"),
         ("import os", SpecError, "Import is no expression", "import os"),
         ("x = plain()", SpecError, "Assign is no expression", "x = plain()"),

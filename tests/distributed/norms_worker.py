@@ -136,7 +136,7 @@ if __name__ == "__main__":
         init_method=f"file://{sys.argv[3]}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=120),
     )
     results: dict[str, Any] = {"alone": {}}
     for name, modules in CHAINS.items():

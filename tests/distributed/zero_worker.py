@@ -141,7 +141,7 @@ if __name__ == "__main__":
         init_method=f"file://{sys.argv[3]}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=120),
     )
     results: dict[str, Any] = {
         "alone": {name: alone(make) for name, make in MADE.items()},

@@ -154,7 +154,7 @@ def test_a_setting_without_bounds_is_still_a_number(value: Any) -> None:
 
 
 def blame(name: str) -> str:
-    return rf"(?s){name}.*\. .*\. .*\."  # what was given; what was expected; what to do
+    return rf"(?s){name}.*\. .*\."  # the value given; the values expected
 
 
 @pytest.mark.parametrize("case", SETTINGS)

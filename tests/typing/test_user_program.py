@@ -121,7 +121,7 @@ from projcore.recipes import galore  # wrong
 import projcore.modules
 
 projcore.modules.Adm()  # wrong
-print(Adm, Galore, galore, projcore.build("adam()"))
+print(projcore.build("adam()"))
 """
 
 WITHOUT_PLUGINS = """
@@ -131,7 +131,6 @@ from projcore.projections import VectorProjection  # wrong
 from projcore.recipes import galore_adamw  # wrong
 
 text: str = projcore.build("adam()")  # wrong
-print(VectorProjection, Adam, galore_adamw)
 """
 
 Found = dict[tuple[str, int], str]

@@ -20,7 +20,7 @@ STEPS = 3
 
 @law(unless=["stochastic"])
 def batched(subject: Subject) -> str | None:
-    """On a stack of tensors it does what it does on each of them.
+    """A stack of tensors gives the stack of the results of each.
 
     What works on each tensor by itself (scope ``"tensor"`` or ``"element"``) is run on a stack of
     matrices and on a stack of scalars, and on the same tensors as parameters of their own.

@@ -33,7 +33,7 @@ def frozen(subject: Subject) -> None:
     ensure(
         all(bool((p == 1).all()) for p in base),
         "A frozen parameter was moved.",
-        "Move only what is handed in.",
+        "Move only the tensors that are given.",
     )
     ensure(
         not any(remembered(optimizer)[count:]),

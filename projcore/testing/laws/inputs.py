@@ -1,4 +1,4 @@
-"""Anything that torch takes works, or is refused with a sentence."""
+"""Every input that torch accepts either works or raises a clear error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from projcore.testing.subject import Subject
 
 TOLERANCE = 1e-12  # between two float64 runs of a few steps that sum in another order
 STEPS = 2
-FIX = "Work on any shape, strides and dtype; what cannot be meant, refuse with a ProjcoreError."
+FIX = "Support any shape, strides and dtype, or raise a ProjcoreError."
 
 
 @law()
@@ -40,7 +40,7 @@ def inputs(subject: Subject) -> str | None:
     bfloat16 small gradients, too, give finite parameters, and where zero ones move nothing in
     float64, they move nothing there. The default device of new tensors does not matter.
 
-    Returns what was refused.
+    Returns the errors.
     """
     refused = []
     cases = 0
@@ -132,7 +132,7 @@ def _check_default_device(subject: Subject) -> None:
         with torch.device("cpu"):
             return problem.closure(backward)
 
-    fix = "Say on which device a new tensor is: that of what it goes with, the CPU for a count."
+    fix = "Pass device= for each new tensor: that of the tensors beside it, or the CPU for a count."
     try:
         with torch.device("meta"):  # where there are no numbers
             optimizer = make_optimizer(problem, subject.chain())
@@ -156,7 +156,7 @@ class _Slope(Problem):
 
 def _check_half(subject: Subject) -> None:
     """The first size is 0; of the others, squares are 0 in float16, and so are most eps."""
-    fix = "Compute in float32, and round what is returned."
+    fix = "Compute in float32, and round the result."
     for size in (0.0, 1e-4, 1e-7):
         rests = False
         for dtype in (torch.float64, torch.float16, torch.bfloat16):

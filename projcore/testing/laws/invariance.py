@@ -1,4 +1,4 @@
-"""What must not depend on the space that it happens in."""
+"""Results that must not depend on the space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a component remembers can be saved, sharded and loaded."""
+"""The state of a component can be saved, sharded and loaded."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ MOST = 5  # registered partners: their pairs grow as the square of their number
 def nesting(subject: Subject) -> str | None:
     """It works in registered projections; a projection around others too.
 
-    It trains, or is refused with a sentence. Two linear projections follow the law of composition:
+    It trains, or raises a clear error. Two linear projections follow the law of composition:
     momentum in both is momentum, by hand, on the product of their maps. The kit's own projections
-    take part, and some of those that are registered, dealt out by name.
+    take part, and a sample of those that are registered, which depends on the name.
 
-    Returns what was refused.
+    Returns the errors.
     """
     own, registered = projections()
-    return _check_pairs(subject, [*own, *dealt(subject.name, registered, MOST)])
+    return _check_pairs(subject, [*own, *sample(subject.name, registered, MOST)])
 
 
 @law(slow=True)
@@ -42,12 +42,14 @@ def nesting_everywhere(subject: Subject) -> str | None:
     return _check_pairs(subject, [*own, *registered])
 
 
-def dealt(name: str, cards: Sequence[Subject], count: int) -> list[Subject]:
+def sample(name: str, candidates: Sequence[Subject], count: int) -> list[Subject]:
     """Returns some of the subjects, evenly spread; the name chooses with which to begin."""
-    if len(cards) <= count:
-        return list(cards)
+    if len(candidates) <= count:
+        return list(candidates)
     start = zlib.crc32(name.encode())
-    return [cards[(start + i * len(cards) // count) % len(cards)] for i in range(count)]
+    return [
+        candidates[(start + i * len(candidates) // count) % len(candidates)] for i in range(count)
+    ]
 
 
 def _check_pairs(subject: Subject, others: Sequence[Subject]) -> str | None:
@@ -76,7 +78,7 @@ def _check_pair(outer: Subject, inner: Subject) -> None:
     actual = train(make_problem(), [outer.around(*inner.chain())], STEPS)
     ensure(
         all(bool(torch.isfinite(tensor).all()) for tensor in actual),
-        f"{inner.name} in {outer.name} leads to what is not finite.",
+        f"{inner.name} in {outer.name} leads to Inf or NaN.",
         "Each must keep the other's contract; check each alone first.",
     )
     if inner.kind == "module" or not _oracle_applies(outer, inner):
@@ -89,7 +91,7 @@ def _check_pair(outer: Subject, inner: Subject) -> None:
         train_by_hand(make_problem(), both, method, STEPS),
         TOLERANCE,
         f"Momentum in {inner.name} in {outer.name} is not momentum on the product of their maps",
-        "Each must keep the law of composition by itself, and use only what it is given.",
+        "Each must keep the law of composition by itself, and use only its arguments.",
     )
 
 

@@ -24,10 +24,10 @@ AFTER = 3  # steps with good gradients
 def nonfinite(subject: Subject) -> str | None:
     """An Inf or a NaN in a gradient shows: it is refused, or parameters are not finite.
 
-    Otherwise, where parameters stay finite, because what is bad is left out, so does the memory:
-    what is lost in memory alone makes steps of zero for good, and nobody is told.
+    Otherwise, where parameters stay finite, because bad values are left out, so does the state:
+    a value that is lost in the state alone makes steps of zero for good, and nobody is told.
 
-    Returns what was refused.
+    Returns the errors.
     """
     refused = None
     for bad in (math.nan, math.inf):

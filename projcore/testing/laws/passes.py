@@ -1,4 +1,4 @@
-"""The passes of a plan change how a step runs, and not what it does."""
+"""The passes of a plan change how a step runs, and not its result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def passes(subject: Subject) -> str | None:
     as they are, while in the layout it has a gradient of zero; and state stands with each
     parameter. So hoisting is compared where all have gradients, and by the parameters.
 
-    Returns what was refused.
+    Returns the errors.
     """
     refused = []
     for name, modules, bare in _nestings(subject):
@@ -54,7 +54,7 @@ def passes(subject: Subject) -> str | None:
 
 def _nestings(subject: Subject) -> Iterator[tuple[str, Callable[[], Sequence[Module]], bool]]:
     def writing() -> Sequence[Module]:
-        """With a scale that is folded, so that what stands before it writes, if it can."""
+        """With a scale that is folded, so that the module before it writes, if it can."""
         chain = [FoldedScale() if type(each) is Scale else each for each in subject.chain()]
         last = subject.kind == "module" or comes_last(*chain)
         return chain if last else [*chain, FoldedScale(0.5)]

@@ -30,7 +30,7 @@ def reach(subject: Subject) -> str | None:
     projections, it gives bitwise the run of a module built with that value. For a projection, so
     does the learning rate of a module inside, and a `LambdaLR` gives bitwise the run of a module
     that is told the same factors; tensors in groups that differ move as each would
-    alone, or are refused with a sentence where they become one tensor (unless ``stochastic``).
+    alone, or raise a clear error where they become one tensor (unless ``stochastic``).
 
     Where no module has a setting ``lr``, the key of the group multiplies the whole step.
     """
@@ -109,7 +109,7 @@ def _check_inside(subject: Subject) -> None:
         take_steps(actual, grouped, STEPS),
         take_steps(expected, built, STEPS),
         "lr in a parameter group does not act inside",
-        "Leave settings to the kernel: hand on what it gave.",
+        "Leave settings to the kernel: hand its values on.",
     )
 
 
@@ -130,7 +130,7 @@ def _check_schedule(subject: Subject) -> None:
         told.point(),
         TOLERANCE,
         "A learning-rate schedule does not act inside",
-        "Leave settings to the kernel: hand on what it gave.",
+        "Leave settings to the kernel: hand its values on.",
     )
 
 
@@ -157,7 +157,7 @@ def _check_factor(subject: Subject) -> None:
         expected.point(),
         TOLERANCE,
         "lr in a parameter group does not multiply the step, where no module has such a setting",
-        "Leave settings to the kernel: hand on what it gave.",
+        "Leave settings to the kernel: hand its values on.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What it prints builds it again."""
+"""The printed expression builds the component again."""
 
 from __future__ import annotations
 

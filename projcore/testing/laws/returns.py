@@ -1,4 +1,4 @@
-"""What the methods of a component return."""
+"""The return values of a component's methods."""
 
 from __future__ import annotations
 

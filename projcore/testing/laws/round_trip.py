@@ -1,4 +1,4 @@
-"""What is inside comes back from outside unchanged, and the reverse where nothing is lost."""
+"""Projecting undoes unprojecting, and the reverse where nothing is lost."""
 
 from __future__ import annotations
 

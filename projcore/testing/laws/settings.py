@@ -1,4 +1,4 @@
-"""Nothing that a user sets is ignored."""
+"""No setting of a user is ignored."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def settings(subject: Subject) -> None:
     """A bad value is refused wherever it is given, and a key that is no setting is not silent.
 
     NaN is refused wherever a number is expected, in a parameter group and in the constructor, with
-    a `ProjcoreError`. What is refused there is refused by the next step, too, where it was written
-    into the group of an optimizer that has taken steps; and nothing has changed then.
+    a `ProjcoreError`. A value that is refused there is refused by the next step, too, where it was
+    written into the group of an optimizer that has taken steps; and nothing has changed then.
     """
     problem = make_problem()
     with warnings.catch_warnings(record=True) as caught:
@@ -69,7 +69,7 @@ def _check_written(subject: Subject) -> None:
     """Writes values into groups that the constructor would refuse."""
     module = subject.pick(subject.chain())
     for name in module.defaults:
-        fix = f"Refuse it in check, with a sentence: what {name!r} is, and what to pass."
+        fix = f"Raise a ProjcoreError in check that tells the values that {name!r} may have."
         bad = []
         for value in CANDIDATES:
             try:
