@@ -197,6 +197,16 @@ def test_what_is_refused(name: str) -> None:
         made(torch.zeros(3, 3, requires_grad=True))
     with pytest.raises(ArgumentTypeError, match=f"{name} was given a int among"):
         made([1])
+    with pytest.raises(ArgumentError, match="no 'params'"):
+        made([{"lr": 0.1}])
+
+
+@pytest.mark.parametrize("name", ["racs_adamw", "muon_h"])
+def test_groups_of_an_optimizer_are_taken(name: str) -> None:
+    model = model_of()
+    given = torch.optim.SGD(model.named_parameters(), lr=0.1).param_groups
+    groups = [{key: group[key] for key in ("params", "param_names")} for group in given]
+    assert rows(recipe(name)(groups)) == rows(recipe(name)(model.named_parameters()))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -62,21 +62,7 @@ def routed(
         ArgumentError: If no parameter takes the first way.
         ArgumentTypeError: If something is neither a parameter nor a pair of a name and one.
     """
-    known = inspect_model(params) if isinstance(params, torch.nn.Module) else {}
-    table = [(rule, number) for number, way in enumerate(ways) for rule in way.rules]
-    rules = Rules([rule for rule, _ in table], recipe)
-    found: dict[tuple[int, int, bool], Group] = {}
-    for place, group in enumerate(_groups(recipe, params)):
-        given: list[tuple[str | None, Tensor]] = group["params"]
-        types = [known[p].types if p in known else None for _, p in given]
-        pairs = [(known[p].name if name is None and p in known else name, p) for name, p in given]
-        roles = [known[p].role if p in known else role_of(name, p) for name, p in pairs]
-        names, tensors = [name for name, _ in pairs], [parameter.detach() for _, parameter in pairs]
-        chosen = rules.choose(names, tensors, types, roles=roles)
-        for pair, role, rule in zip(pairs, roles, chosen, strict=True):
-            number = table[rule][1]
-            stack = role == "stack" and bool(ways[number].folding)
-            found.setdefault((number, place, stack), {**group, "params": []})["params"].append(pair)
+    found = _assigned(recipe, params, ways)
     taken = sorted({number for number, *_ in found})
     if 0 not in taken:
         raise ArgumentError(
@@ -109,6 +95,28 @@ def routed(
     return Optimizer(groups, chain)
 
 
+def _assigned(
+    recipe: str, params: Params, ways: Sequence[Way]
+) -> dict[tuple[int, int, bool], Group]:
+    """Returns groups by their way, the group that they come from, and whether they are stacks."""
+    known = inspect_model(params) if isinstance(params, torch.nn.Module) else {}
+    table = [(rule, number) for number, way in enumerate(ways) for rule in way.rules]
+    rules = Rules([rule for rule, _ in table], recipe)
+    found: dict[tuple[int, int, bool], Group] = {}
+    for place, group in enumerate(_groups(recipe, params)):
+        given: list[tuple[str | None, Tensor]] = group["params"]
+        types = [known[p].types if p in known else None for _, p in given]
+        pairs = [(known[p].name if name is None and p in known else name, p) for name, p in given]
+        roles = [known[p].role if p in known else role_of(name, p) for name, p in pairs]
+        names, tensors = [name for name, _ in pairs], [parameter.detach() for _, parameter in pairs]
+        chosen = rules.choose(names, tensors, types, roles=roles)
+        for pair, role, rule in zip(pairs, roles, chosen, strict=True):
+            number = table[rule][1]
+            stack = role == "stack" and bool(ways[number].folding)
+            found.setdefault((number, place, stack), {**group, "params": []})["params"].append(pair)
+    return found
+
+
 def _groups(recipe: str, params: Params) -> list[Group]:
     """Returns groups of pairs of a name, or None, and a parameter."""
     if isinstance(params, torch.nn.Module):
@@ -120,14 +128,24 @@ def _groups(recipe: str, params: Params) -> list[Group]:
         )
     members: list[Any] = list(params)
     groups = members if members and isinstance(members[0], dict) else [{"params": members}]
-    return [{**group, "params": _pairs(recipe, group)} for group in groups]
+    pairs = [_pairs(recipe, group) for group in groups]
+    notes = ("param_names", "param_notes")
+    own = [{key: value for key, value in group.items() if key not in notes} for group in groups]
+    return [{**group, "params": each} for group, each in zip(own, pairs, strict=True)]
 
 
 def _pairs(recipe: str, group: Mapping[str, Any]) -> list[tuple[str | None, Tensor]]:
-    members = group.get("params", ())
+    if "params" not in group:
+        raise ArgumentError(
+            f"{recipe} was given a parameter group with the keys {sorted(group)}, but no 'params'. "
+            "A group holds parameters and their settings. Pass {'params': [...], ...}."
+        )
+    members = group["params"]
+    members = [members] if isinstance(members, Tensor) else list(members)
+    names = group.get("param_names", [None] * len(members))
     pairs: list[tuple[str | None, Any]] = [
-        member if isinstance(member, tuple) and len(member) == 2 else (None, member)
-        for member in ([members] if isinstance(members, Tensor) else members)
+        member if isinstance(member, tuple) and len(member) == 2 else (name, member)
+        for name, member in zip(names, members, strict=True)
     ]
     for _, parameter in pairs:
         if not isinstance(parameter, Tensor):
