@@ -52,6 +52,7 @@ from projcore.errors import (
 )
 from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
+from projcore.report.sharding import Sharding, foretell
 from projcore.values import require
 
 T = TypeVar("T")
@@ -103,9 +104,10 @@ class Optimizer(torch.optim.Optimizer):
         average_loss: Where a module reads the loss, as line searches do, it is the mean over
             processes, so that all of them take the same step, with the gradients that torch has
             averaged. None, the default: if parameters are sharded (FSDP2). With
-            `torch.nn.parallel.DistributedDataParallel` pass True: it averages gradients only, and
-            whole parameters do not tell whether another process trains the same. With False, the
-            closure returns what is the same in all.
+            `torch.nn.parallel.DistributedDataParallel`, which averages gradients only, pass True;
+            whole parameters do not tell whether another process trains the same, so without it a
+            step of several processes is an error. With False, the closure returns what is the same
+            in all, or each process trains its own.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not
@@ -412,8 +414,9 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ArgumentError: If a bad value was written into a group, or a setting was removed.
             StepError: If a closure is needed and there is none, a gradient cannot be used, a
-                parameter has another shape, dtype or device than its state was created for, or a
-                CUDA graph is being captured.
+                parameter has another shape, dtype or device than its state was created for, a
+                CUDA graph is being captured, or a module reads the loss in one of several
+                processes, and ``average_loss`` does not say whether it is the same in all.
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
                 Inf or NaN, or a module rejects it. Nothing has changed in any of these cases.
         """
@@ -431,11 +434,15 @@ class Optimizer(torch.optim.Optimizer):
             )
         self._check_settings()
         value = loss = None
+        if wanted:
+            reads = "loss" in wanted or self._zeroth_order
+            average = LossAverage(
+                self._parameters(), self.average_loss, self.module if reads else None
+            )
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
             if wanted:
-                average = LossAverage(self._parameters(), self.average_loss)
                 loss, closure = average(as_loss(value)), average.of(closure)
         run = run_without_autocast
         if torch.compiler.is_compiling():  # by the user, who compiles what calls this
@@ -761,6 +768,22 @@ class Optimizer(torch.optim.Optimizer):
         """Returns the bytes of the state, by module and entry; estimated before the first step."""
         return measure(self)
 
+    def sharding(self, ranks: int) -> Sharding:
+        """Returns what so many processes would keep, and send in a step, by rows (FSDP2).
+
+        It needs neither processes nor values: parameters may be on the device ``meta``.
+
+        Raises:
+            ArgumentError: If a module cannot run on sharded parameters.
+
+        Example:
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(4)))
+            >>> optimizer = Optimizer(model, "muon()", lr=0.01)
+            >>> optimizer.sharding(ranks=2).state  # the momentum of two matrices in each
+            (512, 512)
+        """
+        return foretell(self, ranks)
+
     def part(self, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
         """Returns an optimizer of some of the parameters, in groups as here, that has no state yet.
 
@@ -771,7 +794,12 @@ class Optimizer(torch.optim.Optimizer):
             ArgumentError: If a module needs all parameters at once.
 
         Example:
-            ``ZeroRedundancyOptimizer(optimizer.param_groups, optimizer.part)``
+            Around it: ``ZeroRedundancyOptimizer(whole.param_groups, whole.part)``.
+
+            >>> model = torch.nn.Linear(3, 2)
+            >>> whole = Optimizer(model.parameters(), "adam()", "lr(0.1)")
+            >>> whole.part([{**whole.param_groups[0], "params": [model.bias]}])
+            Optimizer(<1 parameters>, 'adam(); lr(0.1)')
         """
         return part_of(self, groups)
 

@@ -52,7 +52,7 @@ import torch
 model = torch.nn.Linear(4, 2)
 optimizer = projcore.Optimizer(
     model,
-    "$name($arguments)",
+    "$spec",
     lr=1e-3,
 )
 ```
@@ -99,7 +99,7 @@ BY_KIND: dict[str, dict[str, str]] = {
         "summary": "Runs modules in coordinates in which pairs of elements are rotated.",
         "tags": '("linear", "lossless", "orthonormal")',
         "example": '{"angle": 0.5}',
-        "arguments": "[adam()], angle=0.5",
+        "spec": "$name([adam()], angle=0.5)",
         "others": "`adam` and `lr` come",
         **_COMPONENT,
     },
@@ -107,7 +107,7 @@ BY_KIND: dict[str, dict[str, str]] = {
         "summary": "Replaces the update by its moving average.",
         "tags": "()",
         "example": '{"beta": 0.9}',
-        "arguments": "beta=0.9",
+        "spec": "$name(beta=0.9)",
         "others": "`lr` comes",
         **_COMPONENT,
     },
@@ -134,6 +134,26 @@ BY_KIND: dict[str, dict[str, str]] = {
         "registers": "adds it to `projcore`",
         "oracle": "runs it",
         **_PACKAGE,
+    },
+    "basis": {
+        "hook": "choice",
+        "requires": ', "projcore-lowrank"',
+        "summary": "A basis of the first columns of each matrix.",
+        "tags": '("basis", "linear", "orthonormal", "data_dependent")',
+        "example": '{"period": 2, "stagger": False}',
+        "spec": "subspace([adam()], rank=2, basis=$name())",
+        "others": "`adam` and `lr` come",
+        **_COMPONENT,
+    },
+    "combine": {
+        "hook": "choice",
+        "requires": ', "projcore-lowrank"',
+        "summary": "The result inside, and the residual as much smaller as that is.",
+        "tags": '("combine", "linear", "orthonormal", "data_dependent")',
+        "example": '{"scale": 0.5}',
+        "spec": "subspace([adam()], rank=2, combine=$name())",
+        "others": "`adam` and `lr` come",
+        **_COMPONENT,
     },
 }
 """The parts of the templates that differ by kind; each may use those before it."""
@@ -250,6 +270,8 @@ def render(name: str, kind: str, author: str) -> dict[str, str]:
         "year": str(date.today().year),
         "version": projcore.__version__,
         "api": str(PROJCORE_API),
+        "hook": kind,
+        "requires": "",
     }
     for key, text in BY_KIND[kind].items():
         values[key] = Template(text).substitute(values)

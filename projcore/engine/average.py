@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import is_available, is_initialized
+from torch.distributed import get_world_size, is_available, is_initialized
 
 from projcore._shards import is_sharded
+from projcore.core.module import Module
 from projcore.engine.facts import as_loss
+from projcore.errors import StepError
 
 
 class LossAverage:
@@ -21,18 +23,31 @@ class LossAverage:
 
     Args:
         parameters: The parameters.
-        wanted: Whether to average; None if there are sharded parameters.
+        wanted: Whether to average; None if they are sharded.
+        module: What reads the loss; None if nothing does.
+
+    Raises:
+        StepError: If it is not known whether another process has the same parameters.
     """
 
-    def __init__(self, parameters: Sequence[Any], wanted: bool | None) -> None:
-        sharded = [parameter for parameter in parameters if is_sharded(parameter)]
+    def __init__(
+        self, parameters: Sequence[Any], wanted: bool | None, module: Module | None
+    ) -> None:
+        meshes = dict.fromkeys(each.device_mesh for each in parameters if is_sharded(each))
+        several = is_available() and is_initialized() and get_world_size() > 1
         self._device = parameters[0].device
         self._groups: list[Any] = []
-        if wanted is False:
-            return
-        for mesh in dict.fromkeys(parameter.device_mesh for parameter in sharded):
-            self._groups += [mesh.get_group(k) for k in range(mesh.ndim)]
-        if wanted and not sharded and is_available() and is_initialized():
+        if wanted is None and several and not meshes and module is not None:
+            raise StepError(
+                f"{module} reads the loss in one of {get_world_size()} processes, and the "
+                "parameters do not tell whether others train the same ones. As under "
+                "DistributedDataParallel, all must then see the same loss. Build the optimizer "
+                "with average_loss=True; with False, if each process trains its own parameters, "
+                "or the closure returns what is the same in all."
+            )
+        if wanted is not False:
+            self._groups = [mesh.get_group(k) for mesh in meshes for k in range(mesh.ndim)]
+        if wanted and several and not meshes:
             self._groups = [torch.distributed.group.WORLD]
 
     def __call__(self, loss: Tensor) -> Tensor:

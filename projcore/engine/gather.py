@@ -54,11 +54,29 @@ class Owners:
         places = [place for (place,) in space.sources]
         loads = self._loads.setdefault(mesh, [0] * len(self.team(mesh)))
         new = [i for i, place in enumerate(places) if place not in self._owners]
-        for i in sorted(new, key=lambda i: (-space.template[i].numel(), places[i])):
-            owner = loads.index(min(loads))
+        for i, owner in zip(
+            new, balance([space.template[i].numel() for i in new], loads), strict=True
+        ):
             self._owners[places[i]] = owner
-            loads[owner] += space.template[i].numel()
         return [self._owners[place] for place in places]
+
+
+def balance(sizes: Sequence[int], loads: list[int]) -> list[int]:
+    """Returns who gets each of some things: the largest goes to who has least, and so on.
+
+    Args:
+        sizes: How large they are.
+        loads: What each has; it grows.
+
+    Example:
+        >>> balance([2, 3, 5], [0, 0])
+        [1, 1, 0]
+    """
+    owners = [0] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        owners[i] = loads.index(min(loads))
+        loads[owners[i]] += sizes[i]
+    return owners
 
 
 class Gather(ProjectionBase):

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from projcore import Optimizer
+from projcore.errors import StepError
 
 STEPS, SAMPLES = 4, 12
 # Differences are taken far enough apart that rounding does not show in the results.
@@ -71,7 +72,7 @@ def build(modules: Sequence[str], way: Way) -> tuple[torch.nn.Module, Optimizer]
     torch.manual_seed(0)
     layers = torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1)
     model = way(torch.nn.Sequential(*layers).double())
-    average = True if way is replicated else None
+    average = None if way is sharded else way is replicated
     return model, Optimizer(model.parameters(), *modules, average_loss=average)
 
 
@@ -115,6 +116,16 @@ def resume(modules: Sequence[str], rank: int, size: int) -> dict[str, Any]:
     return train(other, its, range(STEPS // 2, STEPS), rank, size)
 
 
+def refusal() -> str:
+    """Returns what is said where processes might drift apart."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    try:
+        Optimizer([weight], "spsa()", "lr(0.1)").step(lambda: (weight**2).sum())
+    except StepError as error:
+        return str(error)
+    return "none"
+
+
 if __name__ == "__main__":
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
@@ -134,5 +145,6 @@ if __name__ == "__main__":
             results["replicated"][name] = train(*made, range(STEPS), rank, size)
     for name in ("lbfgs backtracking", "spsa"):
         results["resumed"][name] = resume(CHAINS[name], rank, size)
+    results["refused"] = refusal()
     torch.save(results, sys.argv[4])
     torch.distributed.destroy_process_group()

@@ -243,7 +243,14 @@ def counts(rank: int, size: int, folder: Path) -> dict[str, Any]:
             optimizer.step()
         plan = optimizer.plan_of(optimizer.param_groups)
         told = [node.transfer.sent for node in gathered(plan.region)]
-        results[name] = {"found": found, "told": told, "text": optimizer.describe()}
+        on_paper = recipe(name, network()).sharding(size)
+        results[name] = {
+            "found": found,
+            "told": told,
+            "text": optimizer.describe(),
+            "on paper": [on_paper.state[rank], on_paper.sent[rank]],
+            "state": optimizer.memory().state,
+        }
     return results
 
 

@@ -30,6 +30,11 @@ def test_processes_step_as_one(results: list[dict[str, Any]], way: str) -> None:
                 torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, msg=name)
 
 
+def test_processes_do_not_drift_apart(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert "reads the loss in one of" in result["refused"]
+
+
 def test_resumed_as_never_stopped(results: list[dict[str, Any]]) -> None:
     for result in results:
         for name, found in result["resumed"].items():

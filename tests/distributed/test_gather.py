@@ -102,6 +102,7 @@ def test_a_step_has_two_collectives(tmp_path: Path) -> None:
         for name, found in result.items():
             assert [kind for kind, _ in found["found"]] == ["all_to_all_single"] * 2, name
             assert [tuple(bytes for _, bytes in found["found"])] == found["told"], name
+            assert found["on paper"] == [found["state"], sum(found["told"][0])], name
             for count in found["told"][0]:
                 assert f"{count:,}" in found["text"], name
 

@@ -19,7 +19,7 @@ Run = Callable[..., str]
 Environment = Callable[..., Path]
 
 
-@pytest.fixture(params=["projection", "module", "recipe", "command"])
+@pytest.fixture(params=["projection", "module", "recipe", "command", "basis", "combine"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

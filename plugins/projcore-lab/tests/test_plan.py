@@ -317,3 +317,22 @@ def test_the_help_imports_nothing_heavy():
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "llama-60m" in output.stdout
     assert output.stdout.endswith("set()\n"), output
+
+
+def test_sharding_on_paper(plan, data, model):
+    found = data(model, "muon_adamw()", "adamw(); lr(1e-3)", "--ranks", "4")
+    muon, adamw = found["optimizers"]
+    whole = data(model, "muon_adamw()")["optimizers"][0]["state_bytes"]
+    assert whole / 4 <= muon["rank_state_bytes"] < whole
+    assert muon["rank_sent_bytes"] > 0 == adamw["rank_sent_bytes"]
+    _, text = plan(model, "muon_adamw()", "--ranks", "4")
+    assert "each of 4 processes" in text
+    assert "sends in a step" in text
+
+
+def test_what_cannot_be_sharded_is_refused(plan, model):
+    code, output = plan(model, "vector([clip_norm(1.0)]); lr(0.1)", "--ranks", "4")
+    assert code == 1
+    assert "is refused with --ranks: vector([clip_norm(1.0)]) needs all parameters whole" in output
+    with pytest.raises(SystemExit):
+        plan(model, "adam()", "--ranks", "0")

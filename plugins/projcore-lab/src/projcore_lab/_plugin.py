@@ -45,6 +45,7 @@ PLAN_EPILOG = """\
 models:
   llama-60m, llama-130m, llama-350m, llama-1b, llama-7b
                    LLaMA in the sizes of the GaLore paper, 32000 tokens
+  llama-70b        Llama 2 70B
   FILE             a JSON file {"name": [rows, columns], ...}, as from
                    {name: list(p.shape) for name, p in model.named_parameters()}
 
@@ -154,8 +155,20 @@ def _add_plan(subparsers: _SubParsersAction[ArgumentParser]) -> None:
         default="float32",
         help="of parameters and gradients (default: float32)",
     )
+    parser.add_argument(
+        "--ranks",
+        type=_ranks,
+        metavar="N",
+        help="of so many processes, among which FSDP2 shards the model: what each keeps and sends",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_plan)
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no number of processes, such as 8")
+    return int(text)
 
 
 def _run_plan(arguments: Namespace) -> int:

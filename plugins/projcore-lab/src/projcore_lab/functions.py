@@ -269,7 +269,7 @@ FUNCTIONS = {
     "low_noise": Function(
         square,
         (_ones(64),),
-        1e-3,
+        1e-2,
         "|x|² / 2 of 64 numbers, with normal noise of 0.1 in the gradient",
         _normal,
         noisy(0.1),
@@ -277,7 +277,7 @@ FUNCTIONS = {
     "high_noise": Function(
         square,
         (_ones(64),),
-        1.0,
+        3.0,
         "|x|² / 2 of 64 numbers, with normal noise of 3 in the gradient",
         _normal,
         noisy(3.0),

@@ -34,7 +34,7 @@ def plan(arguments: Namespace) -> int:
         ArgumentError: If the model or an optimizer is refused; then nothing was printed.
     """
     shapes = read_model(arguments.model)
-    data = foretell(arguments.model, shapes, arguments.spec, arguments.dtype)
+    data = foretell(arguments.model, shapes, arguments.spec, arguments.dtype, arguments.ranks)
     if arguments.json:
         print(json.dumps(data, indent=2))
         return 0
@@ -82,15 +82,19 @@ def read_model(model: str) -> Shapes:
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def foretell(model: str, shapes: Shapes, specs: Sequence[str], dtype: str) -> dict[str, Any]:
+def foretell(
+    model: str, shapes: Shapes, specs: Sequence[str], dtype: str, ranks: int | None = None
+) -> dict[str, Any]:
     """Returns what each optimizer of a model will keep, as JSON; nothing is allocated.
 
-    Each is built on parameters without storage, and asked: `projcore.Optimizer.memory`.
+    Each is built on parameters without storage, and asked: `projcore.Optimizer.memory` and, for so
+    many processes, `projcore.Optimizer.sharding`.
     """
     optimizers = []
     for spec in dict.fromkeys(specs):
         params = parameters(shapes, dtype)
-        memory = make(spec, params).memory()
+        optimizer = make(spec, params)
+        memory = optimizer.memory()
         baseline = ADAMW * sum(param.nbytes for _, param in params)
         optimizers.append(
             {
@@ -99,12 +103,14 @@ def foretell(model: str, shapes: Shapes, specs: Sequence[str], dtype: str) -> di
                 "of_adamw": memory.state / baseline if baseline else None,
                 "rows": [asdict(row) for row in memory.rows],
                 "notes": list(memory.notes),
+                **({} if ranks is None else sharded(spec, optimizer, ranks)),
             }
         )
     weights = sum(param.nbytes for _, param in params)
     return {
         "model": model,
         "dtype": dtype,
+        "ranks": ranks,
         "tensors": len(params),
         "parameters": sum(param.numel() for _, param in params),
         "weight_bytes": weights,
@@ -112,6 +118,15 @@ def foretell(model: str, shapes: Shapes, specs: Sequence[str], dtype: str) -> di
         "adamw_bytes": ADAMW * weights,
         "optimizers": optimizers,
     }
+
+
+def sharded(spec: str, optimizer: projcore.Optimizer, ranks: int) -> dict[str, Any]:
+    """Returns what each of several processes keeps, and sends in a step, at most."""
+    try:
+        found = optimizer.sharding(ranks)
+    except ProjcoreError as error:
+        raise ArgumentError(f"{spec!r} is refused with --ranks: {error}") from error
+    return {"rank_state_bytes": max(found.state), "rank_sent_bytes": max(found.sent)}
 
 
 def parameters(shapes: Shapes, dtype: str) -> Params:
@@ -178,6 +193,11 @@ def table(data: Mapping[str, Any]) -> Table:
                 _mib(row["bytes"]),
                 _share(row["bytes"], adamw),
             )
+        if data["ranks"] is not None:
+            each = f"  each of {data['ranks']:,} processes"
+            kept, sent = optimizer["rank_state_bytes"], optimizer["rank_sent_bytes"]
+            result.add_row(each, "keeps", "", _mib(kept), _share(kept, adamw))
+            result.add_row("", "sends in a step", "", _mib(sent), "")
         result.add_section()
     return result
 
@@ -189,6 +209,12 @@ def notes(data: Mapping[str, Any]) -> list[str]:
         for optimizer in data["optimizers"]
         for note in optimizer["notes"]
     ]
+    if data["ranks"] is not None:
+        apart = data["weight_bytes"] * (data["ranks"] - 1) / data["ranks"]
+        lines.append(
+            f"The passes of the model send {_mib(round(3 * apart))} MiB more from each process, "
+            "by two all-gathers and a reduce-scatter in a step."
+        )
     return [*lines, "Activations, and what a step needs while it runs, come on top."]
 
 

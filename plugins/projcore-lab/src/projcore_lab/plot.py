@@ -74,7 +74,7 @@ def draw(comparison: Comparison) -> Figure:
     else:
         _against_evaluations(axes[1, 0], comparison, lines)
     _against_memory(axes[1, 1], comparison, lines)
-    figure.suptitle(_title(comparison), fontsize=11)
+    figure.suptitle(_wrapped([*_title(comparison), *_notes(comparison)], 130), fontsize=11)
     _legend(figure, lines)
     return figure
 
@@ -82,7 +82,7 @@ def draw(comparison: Comparison) -> Figure:
 def draw_rates(comparison: Comparison) -> Figure:
     """Draws the losses that the learning rates led to, of results of which some were tried."""
     lines = [curve for curve in curves(comparison.results) if curve.result.trials]
-    figure = Figure(figsize=(8, 6), layout="constrained", dpi=120)
+    figure = Figure(figsize=(8, 4.5 + 0.19 * len(lines)), layout="constrained", dpi=120)
     axes = figure.subplots()
     losses = [trial.loss for curve in lines for trial in curve.result.trials]
     finite = [loss for loss in losses if loss is not None]
@@ -100,7 +100,7 @@ def draw_rates(comparison: Comparison) -> Figure:
     axes.set_ylabel(f"final {comparison.task.loss_name}{note}")
     _loss_scale(axes, [min(ceiling, loss) for loss in finite])
     axes.grid(alpha=0.3)
-    figure.suptitle(_title(comparison, 90), fontsize=10)
+    figure.suptitle(_wrapped(_title(comparison), 90), fontsize=10)
     _legend(figure, lines)
     return figure
 
@@ -111,7 +111,7 @@ def _legend(figure: Figure, lines: Sequence[Curve]) -> None:
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=2 if longest < 80 else 1,
+        ncols=2 if longest < 6.5 * figure.get_figwidth() else 1,
         fontsize=9,
         frameon=False,
     )
@@ -271,22 +271,31 @@ def _handle(curve: Curve) -> Line2D:
     return Line2D([], [], color=curve.color, linewidth=3, label=label)
 
 
-def _title(comparison: Comparison, width: int = 130) -> str:
+def _title(comparison: Comparison) -> list[str]:
+    """Returns what was trained, and how."""
     settings = comparison.settings
     seeds = f"seeds {settings['seed']} to {settings['seed'] + settings['seeds'] - 1}"
-    lines = [
+    return [
         f"{comparison.task.name}: {comparison.task.description}",
         f"{settings['steps']} steps, learning rate {settings['schedule']}, "
         + (seeds if settings["seeds"] > 1 else f"seed {settings['seed']}")
         + f", threads: {settings['threads']}",
     ]
-    if comparison.target:
-        lines.append(rule(comparison.target, settings["seeds"]))
-    lines += [
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """Returns what one has to know to read the curves."""
+    lines = [
         "Dashes of several colours are one curve (apart by less than 2 %): "
         + ", ".join(each.name for each in group)
         for group in coincident(comparison.results)
         if len(group) > 1
     ]
+    if comparison.target:
+        lines.insert(0, rule(comparison.target, comparison.settings["seeds"]))
+    return lines
+
+
+def _wrapped(lines: Sequence[str], width: int) -> str:
     wrapped = (textwrap.wrap(line, width, break_on_hyphens=False) for line in lines)
     return "\n".join("\n".join(parts) for parts in wrapped)

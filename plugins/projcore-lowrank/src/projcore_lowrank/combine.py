@@ -96,6 +96,8 @@ class Combine(Choice):
 
     def check(self, owner: object, settings: Settings) -> None:
         require(owner, "scale", settings["scale"], above=0)
+        if "residual_scale" in settings:
+            require(owner, "residual_scale", settings["residual_scale"], minimum=0)
 
     def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
         """Returns the entries that it keeps in the state of a tensor, seen in that shape."""

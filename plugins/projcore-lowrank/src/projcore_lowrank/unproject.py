@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from projcore import Settings, require
 from projcore_lowrank.combine import Combine, Given, Terms
 
 
@@ -49,10 +48,6 @@ class Residual(Combine):
         self.match_rms = match_rms
         super().__init__(scale)
         self.defaults["residual_scale"] = residual_scale
-
-    def check(self, owner: object, settings: Settings) -> None:
-        super().check(owner, settings)
-        require(owner, "residual_scale", settings["residual_scale"], minimum=0)
 
     def terms(self, given: Given) -> list[Terms]:
         scales, factors = given.setting("scale"), given.setting("residual_scale")

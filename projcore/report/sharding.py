@@ -1,0 +1,157 @@
+"""What sharding makes of an optimizer: the state of each process, and what a step sends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from projcore.core.module import Module
+from projcore.engine.flat import module_path
+from projcore.engine.gather import balance
+from projcore.engine.making import Plan, all_parameters
+from projcore.engine.plan import Rate
+from projcore.engine.region import Region
+from projcore.engine.shards import Shards, Transfer
+from projcore.engine.tree import first_unsharded, takes_shards
+from projcore.errors import ArgumentError
+from projcore.values import require
+
+if TYPE_CHECKING:
+    from projcore.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What each of several processes keeps and sends, where parameters are sharded by rows.
+
+    So does FSDP2, which sends beside that what the model's passes need: in each step three times
+    the parameters, less one part, from every process.
+
+    Attributes:
+        state: The bytes of state in each process.
+        sent: The bytes that each process sends to others in a step; the same in one that refreshes
+            a map, as owners have their matrices whole.
+        owners: Of each parameter, the process that owns it; None where each keeps its part.
+    """
+
+    state: tuple[int, ...]
+    sent: tuple[int, ...]
+    owners: tuple[int | None, ...]
+
+
+def foretell(optimizer: Optimizer, ranks: int) -> Sharding:
+    """Returns what so many processes would keep and send; see `Optimizer.sharding`."""
+    require("Optimizer.sharding", "ranks", ranks, minimum=1)
+    refused = first_unsharded(optimizer.module)
+    if refused is not None:
+        raise ArgumentError(
+            f"{refused} needs all parameters whole at once, so they cannot be sharded. Use other "
+            "modules, or DistributedDataParallel, which keeps parameters whole."
+        )
+    plan = optimizer.plan_of(optimizer.param_groups)
+    parameters = all_parameters(optimizer.param_groups)
+    shards = [
+        Shards(p.shape, _Line((ranks,)), (_Rows() if p.ndim else _Whole(),)) for p in parameters
+    ]
+    owners: list[int | None] = [None] * len(parameters)
+    sent, paths = [0] * ranks, list(_paths(plan.region))
+    loads = [0] * ranks
+    for _, module, places in paths:
+        new = [place for place in places if owners[place] is None]
+        found = balance([parameters[place].numel() for place in new], loads)
+        for place, owner in zip(new, found, strict=True):
+            owners[place] = owner
+        mine = [owners[place] for place in places]
+        lists = 1 + ("params" in module.total_needs)
+        for rank in range(ranks):
+            way = Transfer(
+                [shards[place] for place in places],
+                [parameters[place].dtype for place in places],
+                mine,  # type: ignore[arg-type]
+                _Team(rank, ranks),  # type: ignore[arg-type]
+            )
+            held, given = way.sent
+            sent[rank] += lists * held + given
+    state = _state(plan, shards, owners, paths, ranks)
+    return Sharding(tuple(state), tuple(sent), tuple(owners))
+
+
+def _paths(region: Region) -> Iterator[tuple[str, Module, list[int]]]:
+    """Yields the modules that need tensors whole, with their positions, and which parameters."""
+    for node in region.nodes:
+        if isinstance(node.module, Rate):
+            continue
+        space = node.site.space
+        if takes_shards(node.module):
+            for inner in node.regions():
+                yield from _paths(inner)
+        else:
+            yield space.path, node.module, sorted({i for source in space.sources for i in source})
+
+
+def _state(
+    plan: Plan,
+    shards: list[Shards],
+    owners: list[int | None],
+    paths: list[tuple[str, Module, list[int]]],
+    ranks: int,
+) -> list[int]:
+    """Returns the bytes of state in each process: whole with owners, and else in parts."""
+    state = [0] * ranks
+    for place, entries in enumerate(plan.expected(len(shards))):
+        above = [path for path, _, places in paths if place in places]
+        for key, value in entries.items():
+            if not isinstance(value, Tensor):
+                continue
+            path = module_path(key)
+            if any(path == each or path.startswith(f"{each}/") for each in above):
+                owner = owners[place]
+                assert owner is not None
+                state[owner] += value.nbytes
+                continue
+            for rank, part in enumerate(shards[place].parts):
+                shape = [each.stop - each.start for each in part]
+                whole = math.prod(shards[place].shape) or 1
+                state[rank] += (
+                    value.nbytes * math.prod(shape) // whole if value.ndim else value.nbytes
+                )
+    return state
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A mesh of one dimension, on paper."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Team:
+    """Its processes, as one of them sees them."""
+
+    me: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class _Rows:
+    """A placement that shards rows."""
+
+    dim = 0
+
+    def is_replicate(self) -> bool:
+        return False
+
+    def is_partial(self) -> bool:
+        return False
+
+
+class _Whole(_Rows):
+    def is_replicate(self) -> bool:
+        return True
