@@ -59,7 +59,7 @@ def test_formula_counts_what_a_step_leaves(name: str) -> None:
 
 
 def test_a_projection_tells_its_own_from_what_is_inside() -> None:
-    own = "mn elements, and what modules inside keep for mn elements,"
+    own = "mn elements, and the state of modules inside for mn elements,"
     assert memory_of(To, {"dtype": "float64", "master": True}) == own
     assert memory_of(To, {"dtype": "float64"}) == "0" + own.removeprefix("mn")
 
