@@ -39,7 +39,7 @@ def unknown_argument(
     """
     names = [parameter.name for parameter in parameters]
     start = f"{name} has no parameter {keyword!r}."
-    if "options" in names:
+    if "options" in names and keyword in given:
         return f"{start} Pass options={{{keyword!r}: {given[keyword]!r}}}."
     if keyword in HABITS:
         return f"{start} {HABITS[keyword]} Write {_line(name, given, names)}."
