@@ -181,6 +181,7 @@ class Gathered(Inside):
 
     def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor]) -> None:
         team = self.transfer.team
+        team.turn += 1
         try:
             super()._cross(frame, crossing, update)
         except Exception as error:

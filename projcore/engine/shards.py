@@ -137,6 +137,7 @@ class Team:
         group: torch's group of them.
         order: Their numbers, in the order of the group.
         device: Where their tensors are.
+        turn: How often they have met, as they all count; so word that was left is of this time.
     """
 
     def __init__(self, mesh: Any) -> None:
@@ -152,6 +153,7 @@ class Team:
         order = torch.distributed.get_process_group_ranks(self.group)
         self.order = [self.ranks.index(rank) for rank in order]
         self.device = torch.device(mesh.device_type)
+        self.turn = 0
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -164,17 +166,20 @@ class Team:
 
     def tell(self, text: str) -> None:
         """Leaves word for the others that this process has failed."""
-        _store().set(f"{FAILED}/{self.ranks[self.me]}", text)
+        _store().set(self._word(self.ranks[self.me]), text)
 
     def failures(self) -> str:
         """Returns what others have left word of."""
         store = _store()
-        keys = {rank: f"{FAILED}/{rank}" for rank in self.ranks if rank != self.ranks[self.me]}
+        keys = {rank: self._word(rank) for rank in self.ranks if rank != self.ranks[self.me]}
         return ", ".join(
             f"rank {rank} ({store.get(key).decode()})"
             for rank, key in keys.items()
             if store.check([key])
         )
+
+    def _word(self, rank: int) -> str:
+        return f"{FAILED}/{self.turn}/{rank}"
 
 
 def _store() -> Any:
