@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+collect_ignore_glob = ["*_worker.py"]  # they are scripts
+
 Launch = Callable[..., list[dict[str, Any]]]
 
 

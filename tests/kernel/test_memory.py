@@ -80,7 +80,7 @@ def components() -> list[Any]:
     """Every registered projection, around Adam and a module of scope "all", and every module."""
     cases = []
     for component in registry.components():
-        if component.kind == "recipe":
+        if component.kind not in ("projection", "module"):
             continue
         example = component.example or {}
         for i, kwargs in enumerate([example] if isinstance(example, dict) else list(example)):

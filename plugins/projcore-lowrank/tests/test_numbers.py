@@ -76,7 +76,8 @@ SHAPES = ((6, 5), (5,), (5, 7))
 
 def make(name: str, dtype: torch.dtype) -> tuple[list[torch.nn.Parameter], Optimizer]:
     made = registry.load("recipe", name)
-    small = {"rank": 2, "dimension": 10, "period": 3, "weight_decay": 0.0, "project": "ndim==2"}
+    small: dict[str, Any] = {"rank": 2, "dimension": 10, "period": 3, "heads": {"weight0": 2}}
+    small |= {"weight_decay": 0.0, "project": "ndim==2"}
     accepted = inspect.signature(made).parameters
     options = {key: value for key, value in small.items() if key in accepted}
     generator = torch.Generator().manual_seed(0)
