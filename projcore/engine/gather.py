@@ -7,6 +7,7 @@ in two collectives for all parameters together, whatever the modules are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -54,26 +55,28 @@ class Owners:
         places = [place for (place,) in space.sources]
         loads = self._loads.setdefault(mesh, [0] * len(self.team(mesh)))
         new = [i for i, place in enumerate(places) if place not in self._owners]
-        for i, owner in zip(
-            new, balance([space.template[i].numel() for i in new], loads), strict=True
-        ):
+        found = balance([space.template[i].shape for i in new], loads)
+        for i, owner in zip(new, found, strict=True):
             self._owners[places[i]] = owner
         return [self._owners[place] for place in places]
 
 
-def balance(sizes: Sequence[int], loads: list[int]) -> list[int]:
-    """Returns who gets each of some things: the largest goes to who has least, and so on.
+def balance(shapes: Sequence[Sequence[int]], loads: list[int]) -> list[int]:
+    """Returns who gets each of some tensors: the largest goes to who has least, and so on.
+
+    Equal shapes come one after the other, since what is kept of them is equal, too.
 
     Args:
-        sizes: How large they are.
-        loads: What each has; it grows.
+        shapes: Their shapes.
+        loads: How many elements each has; it grows.
 
     Example:
-        >>> balance([2, 3, 5], [0, 0])
+        >>> balance([(2,), (3,), (5,)], [0, 0])
         [1, 1, 0]
     """
+    sizes = [math.prod(shape) for shape in shapes]
     owners = [0] * len(sizes)
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], *shapes[i])):
         owners[i] = loads.index(min(loads))
         loads[owners[i]] += sizes[i]
     return owners

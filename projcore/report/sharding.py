@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from projcore.core.module import Module
@@ -15,7 +16,7 @@ from projcore.engine.gather import Gather, balance
 from projcore.engine.making import Plan, all_parameters
 from projcore.engine.plan import Rate
 from projcore.engine.region import Region
-from projcore.engine.shards import Shards, Transfer
+from projcore.engine.shards import Part, Shards, Transfer
 from projcore.engine.tree import first_unsharded, takes_shards
 from projcore.errors import ArgumentError
 from projcore.values import require
@@ -62,7 +63,7 @@ def foretell(optimizer: Optimizer, ranks: int) -> Sharding:
     loads = [0] * ranks
     for _, module, places in paths:
         new = [place for place in places if owners[place] is None]
-        found = balance([parameters[place].numel() for place in new], loads)
+        found = balance([parameters[place].shape for place in new], loads)
         for place, owner in zip(new, found, strict=True):
             owners[place] = owner
         mine = [owners[place] for place in places]
@@ -112,12 +113,19 @@ def _state(
                 state[owner] += value.nbytes
                 continue
             for rank, part in enumerate(shards[place].parts):
-                shape = [each.stop - each.start for each in part]
-                whole = math.prod(shards[place].shape) or 1
-                state[rank] += (
-                    value.nbytes * math.prod(shape) // whole if value.ndim else value.nbytes
-                )
+                state[rank] += _bytes_of_part(value, shards[place].shape, part)
     return state
+
+
+def _bytes_of_part(value: Tensor, shape: torch.Size, part: Part) -> int:
+    """Returns the bytes of an entry in a process that has a part of its parameter's rows.
+
+    What has one row, as means over columns have, is in all of them.
+    """
+    if not value.ndim or (value.ndim == len(shape) and value.shape[0] != shape[0]):
+        return value.nbytes
+    mine: int = math.prod(each.stop - each.start for each in part)
+    return value.nbytes * mine // (math.prod(shape) or 1)
 
 
 @dataclass(frozen=True)

@@ -293,8 +293,9 @@ def balance(rank: int, size: int, folder: Path) -> dict[str, Any]:
             )
             if shard:
                 by_layers(line(size))(model)
-            found.append(recipe(name, model).memory().state)
-        results[name] = found
+            optimizer = recipe(name, model)
+            found.append(optimizer.memory().state)
+        results[name] = [*found, optimizer.sharding(size).state[rank]]
     return results
 
 

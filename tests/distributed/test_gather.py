@@ -75,8 +75,10 @@ def test_state_is_kept_once(tmp_path: Path) -> None:
     results = launch("balance", 2, tmp_path)
     for name in results[0]:
         for result in results:
-            kept, alone = result[name]
-            assert kept <= 1.1 * alone / 2, name
+            kept, alone, on_paper = result[name]
+            assert kept == on_paper, name
+            # Adafactor's means over rows are whole in each process.
+            assert kept <= (1.2 if name == "flora" else 1.1) * alone / 2, name
 
 
 def test_switches_and_chains(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,13 +70,21 @@ def test_what_is_no_block_is_refused() -> None:
 
 def test_owners_get_about_the_same() -> None:
     loads = [0, 0, 0]
-    owners = balance([10, 1, 7, 5, 5, 2], loads)
+    shapes = [(10,), (1,), (7,), (5, 1), (5, 1), (2,)]
+    owners = balance(shapes, loads)
     assert sum(loads) == 30
     assert max(loads) - min(loads) <= 2
-    assert loads == [
-        sum(s for s, o in zip([10, 1, 7, 5, 5, 2], owners, strict=True) if o == k) for k in range(3)
+    for k, load in enumerate(loads):
+        mine = [shape for shape, owner in zip(shapes, owners, strict=True) if owner == k]
+        assert sum(map(math.prod, mine)) == load
+    alternating = [(2, 3), (3, 2)] * 4
+    owners = balance(alternating, [0, 0])
+    assert sorted(zip(alternating, owners, strict=True)) == [
+        *[((2, 3), 0)] * 2,
+        *[((2, 3), 1)] * 2,
+        *[((3, 2), 0)] * 2,
+        *[((3, 2), 1)] * 2,
     ]
-    assert balance([4], loads) == [loads.index(min(loads) + 4)]
 
 
 def test_sharding_on_paper() -> None:
