@@ -50,6 +50,7 @@ from projcore.errors import (
     StepError,
     StepSizeWarning,
 )
+from projcore.ops import is_sharded
 from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
 from projcore.report.sharding import Sharding, foretell
@@ -731,8 +732,8 @@ class Optimizer(torch.optim.Optimizer):
         parameters is sharded (`DTensor`); where processes own parameters, all of them must call it.
         """
         state_dict = super().state_dict()
-        plan = self.plan_of(self.param_groups)
-        if plan.shares:
+        if any(map(is_sharded, self._parameters())):
+            plan = self.plan_of(self.param_groups)
             state_dict["state"] = share(plan.region, state_dict["state"])
         checkpoint.complete(self, state_dict)
         return state_dict

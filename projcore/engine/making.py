@@ -19,11 +19,11 @@ from projcore.engine.commit import Store
 from projcore.engine.compiler import Compiler
 from projcore.engine.facts import Known, LiveSettings
 from projcore.engine.flat import flatten
-from projcore.engine.gather import Gather, Gathered, Owners, gathered
+from projcore.engine.gather import Gather, Owners, gathered
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
 from projcore.engine.keys import key_of
-from projcore.engine.local import Local, OnParts
+from projcore.engine.local import Local
 from projcore.engine.names import SettingNames
 from projcore.engine.nodes import Call, Node
 from projcore.engine.plan import Builder, Rate, add_rate
@@ -55,11 +55,6 @@ class Plan:
     store: Store | None = None
     compiler: Compiler | None = None
     _blocks: dict[tuple[int, ...], Region] = field(default_factory=dict)
-
-    @cached_property
-    def shares(self) -> bool:
-        """Whether what is kept of sharded parameters is kept in parts, or by owners."""
-        return any(isinstance(node, (Gathered, OnParts)) for node in self.region.walk())
 
     @cached_property
     def gathers(self) -> bool:
