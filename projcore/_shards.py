@@ -82,13 +82,13 @@ def sums_of_parts(parts: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor
 
 
 def sharded_as(tensor: Tensor, like: Any) -> Tensor:
-    """Returns a tensor that all processes have whole, sharded as another is; nothing is sent."""
+    """Returns a tensor that all processes have in full, sharded as another is; nothing is sent."""
     if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import DTensor
 
-    whole: Any = DTensor.from_local(tensor, like.device_mesh, run_check=False)
-    result: Tensor = whole.redistribute(placements=like.placements)
+    full: Any = DTensor.from_local(tensor, like.device_mesh, run_check=False)
+    result: Tensor = full.redistribute(placements=like.placements)
     return result
 
 

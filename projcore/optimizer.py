@@ -53,7 +53,7 @@ from projcore.errors import (
 from projcore.ops import is_sharded
 from projcore.report.describe import describe
 from projcore.report.memory import Memory, measure
-from projcore.report.sharding import Sharding, foretell
+from projcore.report.sharding import Sharding, estimate
 from projcore.values import require
 
 T = TypeVar("T")
@@ -657,8 +657,8 @@ class Optimizer(torch.optim.Optimizer):
         loss: Tensor | None,
     ) -> None:
         assert self.bucket_bytes is not None
-        awake = range(len(parameters)) if active is None else active
-        buckets = make_buckets(parameters, awake, self.bucket_bytes)
+        some = range(len(parameters)) if active is None else active
+        buckets = make_buckets(parameters, some, self.bucket_bytes)
         for done, bucket in enumerate(buckets):
             try:
                 self._run_block(plan, bucket, parameters, grads, loss)
@@ -783,7 +783,7 @@ class Optimizer(torch.optim.Optimizer):
             >>> optimizer.sharding(ranks=2).state  # the momentum of two matrices in each
             (512, 512)
         """
-        return foretell(self, ranks)
+        return estimate(self, ranks)
 
     def part(self, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
         """Returns an optimizer of some of the parameters, in groups as here, that has no state yet.

@@ -320,7 +320,7 @@ KERNEL = [
         "projcore/report/describe.py",
         before="or expected[index]",
         after="or expected[0]",
-        tests=("tests/kernel/test_describe.py::test_the_table_foretells_the_memory",),
+        tests=("tests/kernel/test_describe.py::test_the_table_estimates_the_memory",),
     ),
     Breakage(
         "optimizer-retry",

@@ -37,16 +37,16 @@ def check_parameters(params: list[Any], others: list[Tensor]) -> None:
 
 
 def check_sharding(params: list[Tensor], module: Module) -> None:
-    """Raises if parameters are sharded over processes and a module needs them whole."""
+    """Raises if parameters are sharded over processes and a module needs them unsharded."""
     sharded = [i for i, param in enumerate(params) if hasattr(param, "placements")]  # a DTensor
-    whole = first_unsharded(module)
-    if sharded and whole is not None:
+    refused = first_unsharded(module)
+    if sharded and refused is not None:
         raise ArgumentError(
             f"Parameter {sharded[0]}, of shape {tuple(params[sharded[0]].shape)}, is sharded over "
-            f"processes, and {whole} was given, which needs all parameters whole at once. Sharded "
+            f"processes, and {refused} was given, which needs all full parameters at once. Sharded "
             "ones are for modules that work on each parameter by itself and without the loss, and "
             "for those that declare sharded = True. Use such modules, or DistributedDataParallel, "
-            "which keeps parameters whole."
+            "which keeps full parameters."
         )
 
 

@@ -1,6 +1,6 @@
-"""Sharded parameters (`DTensor`) under modules that need them whole.
+"""Sharded parameters (`DTensor`) under modules that need them unsharded.
 
-Each parameter has an owner, one of the processes, which gets the update of it whole, runs the
+Each parameter has an owner, one of the processes, which gets its full update, runs the
 modules, keeps their state, and hands the result out. So each element is sent to its owner and back,
 in two collectives for all parameters together, whatever the modules are.
 """
@@ -83,7 +83,7 @@ def balance(shapes: Sequence[Sequence[int]], loads: list[int]) -> list[int]:
 
 
 class Gather(ProjectionBase):
-    """Hands sharded tensors to their owners: inside there are those of this process, whole.
+    """Hands sharded tensors to their owners: inside there are the full ones of this process.
 
     What modules inside need beside the update comes with it.
 
@@ -152,7 +152,7 @@ class Gather(ProjectionBase):
 
 
 class Gathered(Inside):
-    """Runs modules that need sharded tensors whole, on those that this process owns.
+    """Runs modules that need tensors unsharded, on those that this process owns.
 
     The state of a tensor is where it is without shards.
     """

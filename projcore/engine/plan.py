@@ -108,7 +108,7 @@ class Builder(Planner):
         if space.batch_dims and projection.scope == "tensor":
             self._by_item(projection.plan, space)
             return
-        space = awake(projection, space)
+        space = without_missing(projection, space)
         if self.building and len(space):
             check_applies(projection, space)
         passing = self._passing(projection, space)
@@ -263,7 +263,7 @@ def check_applies(projection: ProjectionBase, space: Space) -> None:
     )
 
 
-def awake(projection: ProjectionBase, space: Space) -> Space:
+def without_missing(projection: ProjectionBase, space: Space) -> Space:
     """Returns a space without the tensors that have no gradient for a projection to learn from."""
     if space.active is None or projection.scope == "all" or not projection.learns:
         return space

@@ -139,8 +139,11 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
             else:
                 facts.append(Fact(tensor, place, key, None, value))
     every = [(k, fact) for k, found in enumerate(team.gathered(facts)) for fact in found]
+    for (place,) in node.space.sources:  # empty tensors, which `announce` put there, go
+        entries = state.setdefault(place, {})
+        for key in [key for key in entries if _is_of(key, node)]:
+            del entries[key]
     for _, fact in every:
-        state.setdefault(fact.place, {})
         if fact.shape is None:
             state[fact.place][fact.key] = fact.value
     wide = [(k, fact) for k, fact in every if fact.shape is not None]
@@ -168,7 +171,7 @@ def settle(region: Region, state: Sequence[Entries], expected: Sequence[Mapping[
 
     Args:
         region: What runs on the parameters.
-        state: What was saved of each parameter, whole or sharded; it is replaced.
+        state: What was saved of each parameter, full or sharded; it is replaced.
         expected: What is kept of each here, as tensors without storage.
     """
     keepers: dict[int, list[tuple[Gathered, int]]] = {}
@@ -188,38 +191,38 @@ def settle(region: Region, state: Sequence[Entries], expected: Sequence[Mapping[
             if template is not None:
                 entries[key] = _part(entries[key], template)
             elif found:
-                whole = _whole(entries.pop(key))
+                full = _full(entries.pop(key))
                 if any(i in node.transfer.own for node, i in found):
-                    entries[key] = whole
+                    entries[key] = full
             elif isinstance(entries[key], Tensor):
                 entries[key] = _as_expected(entries[key], expected[place].get(key))
 
 
-def _whole(value: Any) -> Any:
+def _full(value: Any) -> Any:
     """Returns a tensor put together, its dimensions in the same order in memory."""
-    whole = unsharded(value)
-    if not isinstance(value, Tensor) or whole.stride() == value.stride():
-        return whole
+    full = unsharded(value)
+    if not isinstance(value, Tensor) or full.stride() == value.stride():
+        return full
     return torch.empty_strided(
-        value.shape, value.stride(), dtype=whole.dtype, device=whole.device
-    ).copy_(whole)
+        value.shape, value.stride(), dtype=full.dtype, device=full.device
+    ).copy_(full)
 
 
 def _part(value: Any, template: Tensor) -> Any:
-    """Returns the part of an entry in this process, whole or sharded, as its tensor has it."""
+    """Returns the part of an entry in this process, full or sharded, as its tensor has it."""
     lead = _lead(value, template)
     return value if lead is None else local(_lying(value, _shards(template, value.shape[:lead])))
 
 
 def _as_expected(value: Any, expected: Any) -> Any:
-    """Returns an entry sharded as is expected, or whole."""
+    """Returns an entry sharded as is expected, or unsharded."""
     if expected is None or not is_sharded(expected):
         return value if expected is None else unsharded(value)
     return _lying(value, Shards.of(expected)) if value.shape == expected.shape else value
 
 
 def _lying(value: Tensor, shards: Shards) -> Tensor:
-    """Returns a tensor, whole or sharded, as it is to lie."""
+    """Returns a tensor, full or sharded, as it is to lie."""
     if is_sharded(value) and Shards.of(value) == shards:
         return value
     part = shards.part(shards.mesh.get_coordinate())

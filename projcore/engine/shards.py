@@ -1,4 +1,4 @@
-"""Sharded tensors (`DTensor`): which part is where, and how whole ones move to and from owners."""
+"""Sharded tensors (`DTensor`): which part is where, and how full ones move to and from owners."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Shards:
     """How a tensor lies on the processes of a mesh, which are numbered in the mesh's order.
 
     Attributes:
-        shape: The shape of the whole.
+        shape: The full shape.
         mesh: The mesh.
         placements: Along which dimension each dimension of the mesh shards it, if it does.
     """
@@ -45,8 +45,8 @@ class Shards:
     def by_rows(cls, shape: torch.Size, like: Shards) -> Shards:
         """Returns how a tensor lies whose rows are sharded by the mesh as another's elements."""
         rows = torch.distributed.tensor.Shard(0)
-        whole = torch.distributed.tensor.Replicate()
-        placements = (whole if each.is_replicate() else rows for each in like.placements)
+        replicate = torch.distributed.tensor.Replicate()
+        placements = (replicate if each.is_replicate() else rows for each in like.placements)
         return cls(shape, like.mesh, tuple(placements))
 
     @cached_property
@@ -79,8 +79,8 @@ class Shards:
         if count and int(index[-1]) - first != count - 1:
             raise ArgumentError(
                 f"A parameter of shape {tuple(self.shape)} has the placements {self.placements}, "
-                "by which the part of a process is not one block of it. Modules that need it whole "
-                "know blocks only. Shard it in another order, or evenly."
+                "by which the part of a process is not one block of it. Modules that need it "
+                "unsharded know blocks only. Shard it in another order, or evenly."
             )
         return slice(first, first + count)
 
@@ -226,7 +226,7 @@ class Load(list[Cargo]):
 
 
 class Transfer:
-    """Moves sharded tensors to the processes that own them, whole, and back.
+    """Moves sharded tensors to the processes that own them, unsharded, and back.
 
     Args:
         shards: How the tensors lie, all on one mesh.
@@ -248,7 +248,7 @@ class Transfer:
         self.shards, self.dtypes, self.owners, self.team = shards, dtypes, owners, team
         self.own = [i for i, owner in enumerate(owners) if owner == team.me]
         me, everyone = team.me, range(len(team))
-        # Between this process and each other: parts of its own whole tensors, and parts that it has
+        # Between this process and each other: parts of its own full tensors, and parts that it has
         # of tensors that the other owns. What goes one way at first comes back on the other.
         self._collected, self._given = ([Load() for _ in everyone] for _ in range(2))
         self._held, self._taken = ([Load() for _ in everyone] for _ in range(2))
@@ -280,19 +280,19 @@ class Transfer:
         return held, given
 
     def collect(self, tensors: Sequence[Any]) -> list[Tensor]:
-        """Returns the whole tensors that this process owns."""
+        """Returns the full tensors that this process owns."""
         local = list(map(local_like, tensors, self.shards))
         received = self._exchange(self._held, self._collected, lambda cargo: local[cargo.place])
-        whole = {
+        full = {
             i: torch.empty(self.shards[i].shape, dtype=self.dtypes[i], device=self.team.device)
             for i in self.own
         }
-        _copy_all((whole[cargo.place][cargo.part], view) for cargo, view in received)
-        return list(whole.values())
+        _copy_all((full[cargo.place][cargo.part], view) for cargo, view in received)
+        return list(full.values())
 
-    def hand_out(self, whole: Sequence[Tensor]) -> list[Tensor]:
+    def hand_out(self, full: Sequence[Tensor]) -> list[Tensor]:
         """Returns the parts here of tensors of which each process gave those that it owns."""
-        given = dict(zip(self.own, whole, strict=True))
+        given = dict(zip(self.own, full, strict=True))
         received = self._exchange(
             self._given, self._taken, lambda cargo: given[cargo.place][cargo.part]
         )

@@ -30,7 +30,8 @@ def is_elementwise(module: Module) -> bool:
 def first_unsharded(module: Module) -> Module | None:
     """Returns the first of a module and its children that cannot run on shards, or None.
 
-    What works on each tensor by itself gets it whole, unless it asks for the loss or evaluates it.
+    A module that works on each tensor by itself gets it unsharded, unless it asks for the loss or
+    evaluates it.
     """
     return next((each for each in tree(module) if not takes_shards(each) and _is_wide(each)), None)
 
@@ -43,7 +44,7 @@ def takes_shards(module: Module) -> bool:
 
 
 def runs_locally(module: Module) -> bool:
-    """Whether a module runs on the parts of sharded parameters as if they were whole.
+    """Whether a module runs on the parts of sharded parameters as on full ones.
 
     Affine ones need not, as they become numbers.
     """

@@ -1,4 +1,4 @@
-"""What an optimizer's state takes, by component: counted, or foretold before the first step."""
+"""What an optimizer's state takes, by component: counted, or estimated before the first step."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Memory:
         rows: What each entry of each module takes.
         parameters: Bytes of the parameters.
         gradients: Bytes of the gradients; of a parameter that has none now, what it will take.
-        foretold: Whether there is no state yet, so that `rows` tells what there will be, once every
+        estimated: Whether there is no state yet, so that `rows` is the state to come, once every
             parameter has had a gradient.
         unknown: The modules of which that is only known after the first step: `rows` lacks what
             they run inside.
@@ -63,7 +63,7 @@ class Memory:
     rows: tuple[MemoryRow, ...]
     parameters: int
     gradients: int
-    foretold: bool
+    estimated: bool
     unknown: tuple[str, ...] = ()
 
     @property
@@ -98,7 +98,7 @@ class Memory:
         for row in self.rows:
             numbers = f"{row.tensors:,}", f"{row.bytes:,}"
             table.append((row.path, row.module, row.entry, *numbers))
-        tense = "will take" if self.foretold else "takes"
+        tense = "will take" if self.estimated else "takes"
         lines = [
             f"The state {tense} {self.state:,} bytes, beside {self.parameters:,} of parameters and "
             f"{self.gradients:,} of gradients.",
@@ -111,9 +111,9 @@ def measure(optimizer: Optimizer) -> Memory:
     """Returns what an optimizer's state takes, or while there is none, what it will take."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     memory: list[Mapping[str, Any]] = [optimizer.state.get(p, {}) for p in parameters]
-    foretold = not any(memory)
+    estimated = not any(memory)
     lines: list[Row] = []
-    if foretold:
+    if estimated:
         plan = optimizer.plan_of(optimizer.param_groups)
         memory = list(plan.expected(len(parameters)))
         lines = rows(plan, optimizer._names.modules)
@@ -131,7 +131,7 @@ def measure(optimizer: Optimizer) -> Memory:
         rows=tuple(_rows(optimizer._names.modules, entries, state)),
         parameters=_size(weights),
         gradients=_size(gradients) + sum(part.nbytes for p in to_come for part in parts(p)),
-        foretold=foretold,
+        estimated=estimated,
         unknown=(
             *(f"{head(row)} at {row.path}" for row in lines if not row.shapes),
             *(

@@ -35,7 +35,7 @@ class Sharding:
     Attributes:
         state: The bytes of state in each process.
         sent: The bytes that each process sends to others in a step; the same in one that refreshes
-            a map, as owners have their matrices whole.
+            a map, as owners have full matrices.
         owners: Of each parameter, the process that owns it; None where each keeps its part.
     """
 
@@ -44,14 +44,14 @@ class Sharding:
     owners: tuple[int | None, ...]
 
 
-def foretell(optimizer: Optimizer, ranks: int) -> Sharding:
+def estimate(optimizer: Optimizer, ranks: int) -> Sharding:
     """Returns what so many processes would keep and send; see `Optimizer.sharding`."""
     require("Optimizer.sharding", "ranks", ranks, minimum=1)
     refused = first_unsharded(optimizer.module)
     if refused is not None:
         raise ArgumentError(
-            f"{refused} needs all parameters whole at once, so they cannot be sharded. Use other "
-            "modules, or DistributedDataParallel, which keeps parameters whole."
+            f"{refused} needs all full parameters at once, so they cannot be sharded. Use other "
+            "modules, or DistributedDataParallel, which keeps full parameters."
         )
     plan = optimizer.plan_of(optimizer.param_groups)
     parameters = all_parameters(optimizer.param_groups)
@@ -80,7 +80,7 @@ def foretell(optimizer: Optimizer, ranks: int) -> Sharding:
 
 
 def _paths(region: Region) -> Iterator[tuple[str, Module, list[int]]]:
-    """Yields the modules that need tensors whole, with their positions, and which parameters."""
+    """Yields position and parameters of each module that needs tensors unsharded, with it."""
     for node in region.nodes:
         if isinstance(node.module, Rate):
             continue
@@ -99,7 +99,7 @@ def _state(
     paths: list[tuple[str, Module, list[int]]],
     ranks: int,
 ) -> list[int]:
-    """Returns the bytes of state in each process: whole with owners, and else in parts."""
+    """Returns the bytes of state in each process: that of owners in full, the rest in parts."""
     state = [0] * ranks
     for place, entries in enumerate(plan.expected(len(shards))):
         above = [path for path, _, places in paths if place in places]

@@ -1,6 +1,7 @@
 """One of the processes of test_gather.py: matrix methods on parameters that are sharded.
 
-Arguments: what to do, rank, number of processes, a folder to meet and to write in.
+Arguments: rank, number of processes, a file to meet at, a file to write to, what to do, and a
+folder that all tasks of a test share.
 """
 
 from __future__ import annotations
@@ -279,7 +280,7 @@ def _refused(kind: str) -> Any:
 
 
 def balance(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    """Foretells the state in this process, and in one that has all, of six equal blocks."""
+    """Estimates the state in this process, and in one that has all, of six equal blocks."""
     results = {}
     for name in RECIPES:
         found = []
@@ -345,15 +346,16 @@ def failure(rank: int, size: int, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    task, rank, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    rank, size, meet, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    task, folder = sys.argv[5], Path(sys.argv[6])
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder}/meet-{task}-{size}",
+        init_method=f"file://{meet}",
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=10 if task == "failure" else 120),
     )
-    torch.save(globals()[task](rank, size, folder), folder / f"{task}-{size}-{rank}.pt")
+    torch.save(globals()[task](rank, size, folder), file)
     if task != "failure":
         dist.destroy_process_group()

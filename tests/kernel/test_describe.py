@@ -86,7 +86,7 @@ def state_bytes(optimizer: Optimizer, param: Tensor) -> int:
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_the_table_foretells_the_memory(chain: str, make: Any) -> None:
+def test_the_table_estimates_the_memory(chain: str, make: Any) -> None:
     params = make(dtype=torch.bfloat16 if chain == "master" else torch.float64)
     names = ["first", "second", "third", "fourth"]
     optimizer = Optimizer(list(zip(names, params, strict=True)), *CHAINS[chain]())

@@ -1,4 +1,4 @@
-"""`Optimizer.memory`: the bytes are those of the storages, and they are foretold exactly."""
+"""`Optimizer.memory`: the bytes are those of the storages, and they are known before a step."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def bytes_of(memory: Memory) -> dict[str, int]:
 
 def test_adam_by_hand(make: Any) -> None:
     optimizer = Optimizer(make((3, 2), (4,)), "vector([adam(), clip_norm(1.0)])", "lr(0.1)")
-    foretold = optimizer.memory()
+    estimated = optimizer.memory()
     (known,) = take(optimizer)
-    assert (foretold.foretold, known.foretold) == (True, False)
-    for memory in (foretold, known):
+    assert (estimated.estimated, known.estimated) == (True, False)
+    for memory in (estimated, known):
         assert bytes_of(memory) == {
             "0/modules/0/step": 2 * 8,  # counts are int64
             "0/modules/0/exp_avg": 10 * 8,
@@ -104,15 +104,15 @@ def parameters(shapes: list[tuple[int, ...]], device: str) -> list[Parameter]:
 
 
 @pytest.mark.parametrize(("component", "kwargs"), components())
-def test_it_is_foretold_for_every_component(component: Any, kwargs: dict[str, Any]) -> None:
+def test_it_is_estimated_for_every_component(component: Any, kwargs: dict[str, Any]) -> None:
     shapeless = build(component, kwargs, "meta").memory()
     optimizer = build(component, kwargs, "cpu")
-    foretold = optimizer.memory()
-    assert foretold == shapeless
+    estimated = optimizer.memory()
+    assert estimated == shapeless
     for memory in take(optimizer, 3):
         assert memory.state == held(optimizer)
-        if not foretold.unknown:
-            assert memory.rows == foretold.rows
+        if not estimated.unknown:
+            assert memory.rows == estimated.rows
 
 
 def test_some_components_have_memory() -> None:
@@ -123,10 +123,10 @@ def test_some_components_have_memory() -> None:
 def test_lbfgs_takes_all_its_memory_at_once(make: Any) -> None:
     params = make((3, 2), (4,))
     optimizer = Optimizer(params, VectorProjection([LBFGS(history_size=3), StrongWolfe()]))
-    foretold = optimizer.memory()
-    assert foretold.state == (2 * 4 + 2) * 10 * 8 + 2 * 8
+    estimated = optimizer.memory()
+    assert estimated.state == (2 * 4 + 2) * 10 * 8 + 2 * 8
     for memory in take(optimizer, 6):
-        assert memory.rows == foretold.rows
+        assert memory.rows == estimated.rows
         assert memory.state == held(optimizer)
 
 
@@ -200,7 +200,7 @@ def test_what_a_parameter_or_gradient_holds_is_counted_there(make: Any) -> None:
     assert (memory.parameters, memory.gradients) == (80, 32)
 
 
-def test_gradients_that_are_missing_are_foretold(make: Any) -> None:
+def test_gradients_that_are_missing_are_estimated(make: Any) -> None:
     params = make((3, 2), (4,), (5,))
     params[2].requires_grad_(False)
     optimizer = Optimizer(params, Adam())
@@ -289,7 +289,7 @@ def test_loaded_memory_is_counted(make: Any, run: Any) -> None:
     first, second = (Optimizer(make((3, 2), (4,)), Adam()) for _ in range(2))
     run(first, range(1))
     second.load_state_dict(first.state_dict())
-    assert not second.memory().foretold
+    assert not second.memory().estimated
     assert second.memory() == first.memory()
 
 
@@ -307,10 +307,10 @@ def test_of_a_sharded_tensor_the_part_here_counts(mesh: DeviceMesh) -> None:
     param = Parameter(DTensor.from_local(torch.ones(3, 2), mesh, [Shard(0)]))
     assert param.shape == (6, 2)
     optimizer = Optimizer([param], Adam())
-    foretold = optimizer.memory()
+    estimated = optimizer.memory()
     param.grad = DTensor.from_local(torch.ones(3, 2), mesh, [Shard(0)])
     optimizer.step()
-    for memory in (foretold, optimizer.memory()):
+    for memory in (estimated, optimizer.memory()):
         assert (memory.parameters, memory.gradients) == (24, 24)
         assert memory.state == 8 + 2 * 24
 

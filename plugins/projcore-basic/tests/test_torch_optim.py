@@ -282,7 +282,7 @@ def test_memory_is_there_without_a_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("where", ["bare", "cast", "merged", "stacked"])
 @pytest.mark.parametrize("name", [*ELEMENTWISE, *TENSORWISE])
-def test_memory_is_foretold(name: str, where: str, dtype: torch.dtype) -> None:
+def test_memory_is_estimated(name: str, where: str, dtype: torch.dtype) -> None:
     module = TorchOptim(name, {**ELEMENTWISE, **TENSORWISE}[name])
     wraps: dict[str, Callable[[], Any]] = {
         "bare": lambda: module,
@@ -298,17 +298,17 @@ def test_memory_is_foretold(name: str, where: str, dtype: torch.dtype) -> None:
     ]
     params = [torch.ones(shape, dtype=dtype) for shape in shapes]
     optimizer = Optimizer([param.requires_grad_() for param in params], wraps[where]())
-    foretold = optimizer.memory()
-    assert foretold.rows == Optimizer(shapeless, wraps[where]()).memory().rows
-    assert foretold.unknown == ()
+    estimated = optimizer.memory()
+    assert estimated.rows == Optimizer(shapeless, wraps[where]()).memory().rows
+    assert estimated.unknown == ()
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
-    assert optimizer.memory().rows == foretold.rows
-    assert (foretold.state > 0) == bool(optimizer.state)
+    assert optimizer.memory().rows == estimated.rows
+    assert (estimated.state > 0) == bool(optimizer.state)
 
 
-def test_memory_that_depends_on_values_is_not_foretold() -> None:
+def test_memory_that_depends_on_values_is_not_estimated() -> None:
     weight = torch.ones(2, 3, requires_grad=True)
     optimizer = Optimizer([weight], TorchOptim(Reading, {"lr": 0.1}), LR(1.0))
     (module,) = optimizer.memory().unknown

@@ -412,13 +412,13 @@ def test_memory_is_what_the_formula_says() -> None:
         weight = Parameter(torch.randn(30, 50))
         made = LDAdamSubspace([Adam()], rank=4, error_feedback=feedback)
         optimizer = Optimizer([weight], made, LR(0.1))
-        foretold = optimizer.memory()
+        estimated = optimizer.memory()
         for _ in range(3):
             weight.grad = torch.randn(30, 50)
             optimizer.step()
         counted = optimizer.memory()
         size = 4 * (30 * 4 + 2 * 4 * 50 + 30 * 50 * feedback) + 8
-        assert counted.state == foretold.state == size
+        assert counted.state == estimated.state == size
         assert not any(row.unused for row in counted.rows)
 
 

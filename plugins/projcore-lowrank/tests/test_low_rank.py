@@ -162,11 +162,11 @@ def test_square_matrices_are_compressed_from_the_right() -> None:
 def test_memory_is_what_the_formula_says(refresh: Any) -> None:
     weight = Parameter(torch.randn(30, 50))
     optimizer = Optimizer([weight], LowRank([Adam()], rank=4, refresh=refresh), LR(0.1))
-    foretold = optimizer.memory()
+    estimated = optimizer.memory()
     weight.grad = torch.randn(30, 50)
     optimizer.step()
     counted = optimizer.memory()
-    assert counted.state == foretold.state == 4 * (30 * 4 + 2 * 4 * 50) + 8
+    assert counted.state == estimated.state == 4 * (30 * 4 + 2 * 4 * 50) + 8
     assert not any(row.unused for row in counted.rows)
 
 

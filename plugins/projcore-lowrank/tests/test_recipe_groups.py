@@ -236,7 +236,7 @@ def test_each_matrix_of_a_stack_is_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROJECTING)
-def test_stacks_resume_bitwise_and_their_memory_is_foretold(name: str) -> None:
+def test_stacks_resume_bitwise_and_their_memory_is_estimated(name: str) -> None:
     model = mixture()
     optimizer = build(name, model, project="role==stack")
     folded = [group["folding"] for group in optimizer.param_groups]

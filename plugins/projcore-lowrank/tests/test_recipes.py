@@ -453,12 +453,12 @@ def test_memory_is_what_the_formula_says(
 ) -> None:
     weight = Parameter(torch.randn(30, 50))
     optimizer = recipe(name)([weight], **options)
-    foretold = optimizer.memory()
+    estimated = optimizer.memory()
     for _ in range(2):
         weight.grad = torch.randn(30, 50)
         optimizer.step()
     counted = optimizer.memory()
-    assert counted.state == foretold.state == 4 * elements + counts
+    assert counted.state == estimated.state == 4 * elements + counts
     assert not counted.notes
 
 

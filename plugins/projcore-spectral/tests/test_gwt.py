@@ -352,11 +352,11 @@ def test_resuming_is_bitwise(detail: Any, correct: bool) -> None:
 def test_memory_is_that_of_the_coarse_part() -> None:
     weight = Parameter(torch.randn(30, 50))
     optimizer = Optimizer([weight], GWT([inside(False)], level=3), LR(0.1))
-    foretold = optimizer.memory()
+    estimated = optimizer.memory()
     weight.grad = torch.randn(30, 50)
     optimizer.step()
     size = 4 * (2 * 30 * 7 + 1) + 8  # 7 = 50 / 8, rounded up
-    assert optimizer.memory().state == foretold.state == size
+    assert optimizer.memory().state == estimated.state == size
 
 
 class Skew(Transform):

@@ -95,7 +95,7 @@ class LBFGS(Module):
     All tensors make one vector: the inner products are sums over all of them, so it does the same
     bare and inside `VectorProjection`, where it is faster. For complex tensors they are
     :math:`\mathrm{Re}\langle x, y \rangle`. A parameter without a gradient counts as zero gradient.
-    When tensors are added, or change their shape, dtype or device, it begins anew. When a
+    When tensors are added, or change their shape, dtype or device, it is reinitialized. When a
     projection changes its map, ``transport`` carries the pairs over, and none is made across the
     change; ``keep`` leaves them as they are, which is rarely right.
 

@@ -137,8 +137,8 @@ def _run(arguments: Namespace) -> int:
 def _add_plan(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "plan",
-        help="foretell the memory that optimizers need for a model",
-        description="Foretells the memory that optimizers keep for a model, from shapes alone: "
+        help="estimate the memory that optimizers need for a model",
+        description="Estimates the memory that optimizers keep for a model, from shapes alone: "
         "each is built on parameters without storage, and asked. Nothing is allocated.",
         epilog=PLAN_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,

@@ -34,7 +34,7 @@ def plan(arguments: Namespace) -> int:
         ArgumentError: If the model or an optimizer is refused; then nothing was printed.
     """
     shapes = read_model(arguments.model)
-    data = foretell(arguments.model, shapes, arguments.spec, arguments.dtype, arguments.ranks)
+    data = estimate(arguments.model, shapes, arguments.spec, arguments.dtype, arguments.ranks)
     if arguments.json:
         print(json.dumps(data, indent=2))
         return 0
@@ -82,7 +82,7 @@ def read_model(model: str) -> Shapes:
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def foretell(
+def estimate(
     model: str, shapes: Shapes, specs: Sequence[str], dtype: str, ranks: int | None = None
 ) -> dict[str, Any]:
     """Returns what each optimizer of a model will keep, as JSON; nothing is allocated.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore import Choice, Node, Settings, require
+from projcore.errors import ContractError
 from projcore.ops import require_choice
 from projcore_lowrank._batches import ENDS, stacked_bases
 from projcore_lowrank._matrices import Folding, Side, matrix_shape, resolved_rank
@@ -89,8 +90,14 @@ class Basis(Choice):
 
         Returns:
             Shape ``(..., m, r)``.
+
+        Raises:
+            ContractError: If neither this nor what calls it is overridden.
         """
-        raise NotImplementedError
+        raise ContractError(
+            f"{type(self).__name__} makes no columns. A basis overrides columns, or learn, which "
+            "calls it. Override one of the two."
+        )
 
     def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
         """Returns the entries of an end before its first basis is learnt.

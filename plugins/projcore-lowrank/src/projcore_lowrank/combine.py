@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from projcore import Choice, Node, Settings, ops, require
+from projcore.errors import ContractError
 from projcore_lowrank._batches import Batch
 
 TINY = 1e-8  # beside the norm that is divided by; as in the authors' codes
@@ -105,11 +107,14 @@ class Combine(Choice):
 
     def measure(self, matrix: Tensor, dim: int) -> Tensor:
         """Returns what it has to know of a matrix, or of a stack, before it is projected."""
-        raise NotImplementedError
+        raise ContractError(
+            f"{type(self).__name__} declares measures = True, and measures nothing. Override "
+            "measure."
+        )
 
+    @abstractmethod
     def terms(self, given: Given) -> list[Terms]:
         """Returns what the update of each batch is made of."""
-        raise NotImplementedError
 
 
 class Limited(Combine):

@@ -168,7 +168,7 @@ class Subspace(ProjectionBase):
         project_grad: bool = True,
     ) -> None:
         self.basis = as_choice(self, "basis", basis, Basis)
-        self.rule = as_choice(self, "combine", combine, Combine)
+        self.rule = as_choice(self, "combine", combine, Combine)  # type: ignore[type-abstract]
         self.memory_rule = as_choice(self, "memory", memory, Memory)
         self.choices = (self.basis, self.rule, self.memory_rule)
         self.side = self.basis.side or side
