@@ -11,14 +11,9 @@ from torch import Tensor
 
 from projcore import Current, Node, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
-from projcore_lowrank._seeded import (
-    fastfood_down,
-    fastfood_up,
-    mix,
-    srht_down,
-    srht_up,
-    stream,
-)
+from projcore.ops import wide
+from projcore_lowrank._seeded import mix, stream
+from projcore_lowrank._transforms import fastfood_down, fastfood_up, srht_down, srht_up
 
 Plane = Literal["fastfood", "dense", "srht"]
 
@@ -223,8 +218,7 @@ def merge(tensors: list[Tensor]) -> Tensor:
                 f"Inside they are one vector, which has one {what}. Bring them to one with "
                 "To([IntrinsicSubspace(...)], dtype=..., device=...)."
             )
-    x = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide(torch.cat([tensor.reshape(-1) for tensor in tensors]))
 
 
 def dense_up(z: Tensor, seed: int, length: int) -> Tensor:

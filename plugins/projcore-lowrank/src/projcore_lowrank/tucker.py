@@ -10,6 +10,7 @@ from torch import Tensor
 
 from projcore import Current, Kind, Node, OnRefresh, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, NonFiniteError
+from projcore.ops import wide
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank._subspace import dominant
 from projcore_lowrank.combine import is_factor
@@ -247,10 +248,10 @@ class Tucker(ProjectionBase):
         )
 
     def _learnt(self, tensor: Tensor, settings: Settings) -> Node:
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        found = hosvd(wide, core(tensor, settings["rank"]))
+        full = wide(tensor)
+        found = hosvd(full, core(tensor, settings["rank"]))
         for _ in range(self.iterations):
-            found = hooi(wide, found)
+            found = hooi(full, found)
         return kept(found, tensor)
 
     def transport(
