@@ -198,6 +198,8 @@ def signs(tensors: list[Tensor]) -> list[Tensor]:
 
     What is behind a sign would otherwise not see that memory before it is lost.
     """
+    if any(tensor.is_complex() for tensor in tensors):
+        return [tensor.sgn().add_(tensor, alpha=0) for tensor in tensors]
     result = torch._foreach_sign(tensors)
     torch._foreach_add_(result, tensors, alpha=0)  # zero times Inf or NaN is NaN
     return list(result)

@@ -1505,7 +1505,7 @@ PLUGINS = [
     Breakage(
         "product-decay",
         "Where a product goes straight into a parameter, weight decay makes it grow.",
-        LOWRANK + "src/projcore_lowrank/subspace.py",
+        LOWRANK + "src/projcore_lowrank/_updates.py",
         before="beta = 1 - blend.decay",
         after="beta = 1 + blend.decay",
         tests=(LOWRANK + "tests/test_low_rank.py::test_what_is_written_is_what_combine_makes",),
