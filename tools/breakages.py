@@ -1605,8 +1605,8 @@ PLUGINS = [
         "sumo-residual",
         "SUMO leaves out the residual.",
         LOWRANK + "src/projcore_lowrank/recipes.py",
-        before='combine = {"residual": {"scale": scale, "match_rms": True}}',
-        after='combine = {"residual": {"scale": scale, "match_rms": True, "residual_scale": 0.0}}',
+        before="Residual(scale, match_rms=True)",
+        after="Residual(scale, 0.0, match_rms=True)",
         tests=(
             LOWRANK + "tests/test_references.py::test_recipes_are_the_published_formulas[sumo]",
         ),
@@ -1670,8 +1670,8 @@ PLUGINS = [
         "recipe-scale",
         "GaLore's recipe does not scale what comes out of the subspace.",
         LOWRANK + "src/projcore_lowrank/recipes.py",
-        before='inside = {"galore": {"modules": [adam], "rank": rank, "scale": scale, **basis}}',
-        after='inside = {"galore": {"modules": [adam], "rank": rank, "scale": 1.0, **basis}}',
+        before="inside = published.GaLore([adam], rank, period, scale, side, refresh, stagger)",
+        after="inside = published.GaLore([adam], rank, period, 1.0, side, refresh, stagger)",
         tests=(
             LOWRANK + "tests/test_references.py"
             "::test_recipes_are_the_published_formulas[galore_adamw]",
