@@ -16,6 +16,7 @@ from projcore_adaptive._routed import HIDDEN, Params, Rule, Spec, Way, routed
 __all__ = [
     "adam_h",
     "dion2_adamw",
+    "foam_adamw",
     "muon_h",
     "muon_heads_adamw",
     "muon_plus_adamw",
@@ -101,6 +102,52 @@ def racs_adamw(
         racs.append({"scale": {"factor": scale}})
     adam = {"betas": betas, "eps": eps}
     return _matrices("racs_adamw", params, lr, weight_decay, adam, project, racs)
+
+
+def foam_adamw(
+    params: Params,
+    lr: float = 1e-2,
+    betas: Betas = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    level: int = 2,
+    scale: float = 0.25,
+    project: Rule = HIDDEN,
+) -> Optimizer:
+    r"""FOAM on matrices, whose moments are of means of neighbours, and AdamW on the rest.
+
+    The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
+    their code as `FOAM` does.
+
+    Args:
+        params: A model, parameters, or groups.
+        lr: Learning rate of both.
+        betas: Of both.
+        eps: Beside the root of the uncorrected second moment.
+        weight_decay: Decoupled.
+        level: A block has two to this power of elements.
+        scale: What FOAM's update is multiplied by.
+        project: What FOAM is for; by default, hidden layers.
+
+    Raises:
+        ArgumentError: If FOAM would be for nothing, or a setting is out of range.
+
+    Cost: memory of :math:`2 m n / 2^\ell` numbers for a matrix; Adam's is ``2 m n``.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+        >>> optimizer = foam_adamw(model)
+
+    References:
+        Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1).
+    """
+    foam: list[Spec] = [
+        {"foam": {"betas": betas, "eps": eps, "level": level}},
+        {"scale": {"factor": scale}},
+    ]
+    adam = {"betas": betas, "eps": eps, "eps_mode": "hat"}
+    return _matrices("foam_adamw", params, lr, weight_decay, adam, project, foam)
 
 
 def scale_adamw(

@@ -25,8 +25,10 @@ import math
 from projcore import Optimizer
 from projcore_lowrank._groups import HIDDEN, Params, Project, trainable, unnamed
 from projcore_lowrank._recipe import optimizer, recipe, routed
+from projcore_lowrank.recipes_2025 import alice, grassjump, grasswalk, subtrack
 
 __all__ = [
+    "alice",
     "apollo",
     "apollo_mini",
     "dct_adamw",
@@ -36,10 +38,13 @@ __all__ = [
     "galore_adafactor",
     "galore_adamw",
     "golore",
+    "grassjump",
+    "grasswalk",
     "intrinsic_dimension",
     "ldadam",
     "muon_adamw",
     "soap",
+    "subtrack",
     "sumo",
 ]
 
