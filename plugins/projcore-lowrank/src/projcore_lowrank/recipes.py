@@ -20,8 +20,10 @@ import math
 from projcore import Optimizer
 from projcore.recipe import Params, Project, Way, routed
 from projcore_lowrank._recipe import beside, corrected, optimizer, recipe
+from projcore_lowrank.recipes_2025 import alice, grassjump, grasswalk, subtrack
 
 __all__ = [
+    "alice",
     "apollo",
     "apollo_mini",
     "dct_adamw",
@@ -31,10 +33,13 @@ __all__ = [
     "galore_adafactor",
     "galore_adamw",
     "golore",
+    "grassjump",
+    "grasswalk",
     "intrinsic_dimension",
     "ldadam",
     "muon_adamw",
     "soap",
+    "subtrack",
     "sumo",
 ]
 
