@@ -527,11 +527,12 @@ class Optimizer(torch.optim.Optimizer):
             self._backward.finish(self)
         parameters = self._members()
         given = [parameter.grad for parameter in parameters]
-        active = self._active(parameters, given)
+        active = None
+        if not _usable(given, self._roll.dtypes):
+            active = self._active(parameters, given)
+            check_gradients(parameters, self._called)
         if active is not None and not active:
             return
-        if not _usable(given, self._roll.dtypes):
-            check_gradients(parameters, self._called)
         grads = fill_zeros(parameters, given)
         if closure is not None:
             grads = kept_apart(grads)
@@ -586,8 +587,6 @@ class Optimizer(torch.optim.Optimizer):
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
     ) -> list[int] | None:
         """Returns which parameters have a gradient, or need none; None for all."""
-        if not any([grad is None for grad in grads]):  # noqa: C419 (a list is faster)
-            return None
         free = self._zeroth_order
         found = [
             i
