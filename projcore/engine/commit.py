@@ -62,10 +62,10 @@ class Store:
         owners, entries = self._noted
         return (
             key == self.key
-            and _same(parameters, self._parameters)
-            and _same(self._saved, owners)
-            and _same(self._saved.values(), entries)
-            and _same(_values(self._flat), self._known)
+            and same(parameters, self._parameters)
+            and same(self._saved, owners)
+            and same(self._saved.values(), entries)
+            and same(_values(self._flat), self._known)
         )
 
     def save(self) -> None:
@@ -107,7 +107,7 @@ def _values(flat: Sequence[dict[str, Any] | None]) -> list[Any]:
     return list(chain.from_iterable(map(dict.values, filter(None, flat))))
 
 
-def _same(one: Collection[Any], other: Collection[Any]) -> bool:
+def same(one: Collection[Any], other: Collection[Any]) -> bool:
     """Whether two collections are of the same objects; nothing is hashed or compared."""
     return len(one) == len(other) and all(map(is_, one, other))
 
