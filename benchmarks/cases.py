@@ -106,6 +106,7 @@ CASES: dict[str, Case] = {
     "dct_adamw": recipe("dct_adamw", 16, periodic=False),
     "sumo": recipe("sumo", 16),
     "soap": recipe("soap"),
+    "kl_soap": recipe("kl_soap"),
     "muon_adamw": recipe("muon_adamw", periodic=False),
     "racs_adamw": recipe("racs_adamw", periodic=False),
     "scale_adamw": recipe("scale_adamw", periodic=False),
