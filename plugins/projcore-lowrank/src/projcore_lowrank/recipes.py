@@ -21,10 +21,12 @@ are in numbers of state for a matrix of sides ``s <= l``, of which Adam keeps ``
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from projcore import Optimizer
-from projcore_lowrank._groups import HIDDEN, Params, Project, trainable, unnamed
-from projcore_lowrank._recipe import Spec, optimizer, recipe, routed
+from projcore.recipe import Params, Project, Way, routed
+from projcore_lowrank._recipe import beside, optimizer, recipe
 
 __all__ = [
     "apollo",
@@ -446,7 +448,7 @@ def sumo(
     combine = {"residual": {"scale": scale, "match_rms": True}}
     inside = {"subspace": {"modules": modules, "rank": rank, **choices, "combine": combine}}
     outside = {"adam": {"betas": betas}}
-    return routed("sumo", params, project, inside, outside, lr, weight_decay, rank, HIDDEN)
+    return beside("sumo", params, project, inside, outside, lr, weight_decay, rank)
 
 
 @recipe()
@@ -520,7 +522,7 @@ def _soap(
     project: Project,
     betas: Betas,
     eps: float,
-    rotation: Spec,
+    rotation: Mapping[str, Any],
     lr: float,
     weight_decay: float,
 ) -> Optimizer:
@@ -529,7 +531,7 @@ def _soap(
     inside = {"soap_rotation": {"modules": [adam], **rotation}}
     # Vectors pass through the rotation, and wait for the second step, as all else there does.
     outside = inside if project == "*" else adam
-    return routed(name, params, project, inside, outside, lr, weight_decay)
+    return beside(name, params, project, inside, outside, lr, weight_decay)
 
 
 @recipe()
@@ -556,7 +558,7 @@ def muon_adamw(
     """
     muon = {"momentum": momentum, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
     routes = {"muon": {**muon, "flatten": True}}, {"adam": {"betas": betas}}
-    return routed("muon_adamw", params, project, *routes, lr, weight_decay, default=HIDDEN)
+    return beside("muon_adamw", params, project, *routes, lr, weight_decay)
 
 
 @recipe(dimension=100)
@@ -583,5 +585,4 @@ def intrinsic_dimension(
     """
     inside = [{"adam": {"betas": betas, "eps": eps}}]
     space = {"modules": inside, "dimension": dimension, "kind": kind, "seed": seed}
-    groups = trainable("intrinsic_dimension", params)
-    return Optimizer(map(unnamed, groups), {"intrinsic_subspace": space}, {"lr": lr})
+    return routed("intrinsic_dimension", params, [Way([{"intrinsic_subspace": space}, {"lr": lr}])])
