@@ -12,6 +12,8 @@ from projcore.recipe import HIDDEN, Params, Project, Spec, Way, documented, rout
 from projcore_lowrank._matrices import Folding, matrix_shape
 
 ARGUMENTS = {
+    "beta": "Of the momentum.",
+    "eps": "Of Adam, beside the root of the uncorrected second moment.",
     "rank": "Of the subspace: a number, or as a float a part of the shorter side.",
     "scale": "What the projected update is multiplied by.",
     "side": "Which side is compressed, as of `LowRank`.",
@@ -41,14 +43,31 @@ def optimizer(
 ) -> Optimizer:
     """Returns the optimizer of these modules; what is not projected is in groups of no rank.
 
-    What is fixed has one value for all parameters, because another module was made with it. Where
-    both have it as a setting, its names in groups are qualified by position.
+    What is fixed has one value for all parameters, because another module was made with it.
     """
-    ways = [
-        Way(modules, project, settings={"rank": rank}),
-        Way(None, settings={"rank": None}),
-    ]
+    ways = [Way(modules, project, settings={"rank": rank}), Way(None, settings={"rank": None})]
     return routed(name, params, ways, _ending(lr, weight_decay), fixed=fixed, unfit=_unfit)
+
+
+def corrected(
+    name: str,
+    params: Params,
+    project: Project,
+    rank: float,
+    inside: tuple[str, Mapping[str, Any]],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> Optimizer:
+    """Returns the optimizer of Adam inside, whose bias is corrected behind the subspace.
+
+    Both have betas, so that no scheduler finds and cycles those of one.
+    """
+    adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
+    subspace, settings = inside
+    modules = {subspace: {"modules": [adam], **settings}}, {"bias_correction": {"betas": betas}}
+    return optimizer(name, params, project, rank, modules, lr, weight_decay, {"betas": betas})
 
 
 def beside(
