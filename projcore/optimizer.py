@@ -540,9 +540,7 @@ class Optimizer(torch.optim.Optimizer):
             check_gradients(parameters, self._called)
         if active is not None and not active:
             return
-        grads = fill_zeros(parameters, given)
-        if closure is not None:
-            grads = kept_apart(grads)
+        grads = fill_zeros(parameters, given if closure is None else kept_apart(given))
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
         plan, store = self._prepare(parameters, active)

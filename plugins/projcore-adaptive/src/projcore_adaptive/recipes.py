@@ -387,6 +387,7 @@ def soap_h(
     ratio: float = 0.1,
     weight_decay: float = 0.0,
     project: Project = None,
+    statistics: str = "shampoo",
 ) -> Optimizer:
     """SOAPH: SOAP on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
 
@@ -396,6 +397,7 @@ def soap_h(
         eps: Of Adam for matrices.
         weight_decay: Decoupled, of the rest.
         project: What keeps its norm; by default, hidden layers.
+        statistics: What makes the bases, as of `SOAPRotation`: ``"kl"`` for KL-SOAP-H.
 
     Cost: memory of ``2 m n + 2 m m + 2 n n + 1`` numbers for a matrix; see `SOAPRotation` and
     `Hyperball`.
@@ -403,9 +405,10 @@ def soap_h(
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
+        Lin et al., 2025, https://arxiv.org/abs/2509.03378 (KL-SOAP).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    rotation = {"modules": [adam], "period": period, "beta": betas[1]}
+    rotation = {"modules": [adam], "period": period, "beta": betas[1], "statistics": statistics}
     modules: list[Spec] = [{"soap_rotation": rotation}]
     return _on_spheres("soap_h", params, lr, ratio, weight_decay, betas, project, modules)
 
