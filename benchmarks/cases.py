@@ -111,6 +111,7 @@ CASES: dict[str, Case] = {
     "alice": recipe("alice", 16, leading=0.15),
     "foam_adamw": recipe("foam_adamw", periodic=False),
     "soap": recipe("soap"),
+    "kl_soap": recipe("kl_soap"),
     "muon_adamw": recipe("muon_adamw", periodic=False),
     "racs_adamw": recipe("racs_adamw", periodic=False),
     "scale_adamw": recipe("scale_adamw", periodic=False),

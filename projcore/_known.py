@@ -145,6 +145,7 @@ KNOWN: tuple[Known, ...] = (
     Known("recipe", "grassjump", "grassjump", "lowrank"),
     Known("recipe", "grasswalk", "grasswalk", "lowrank"),
     Known("recipe", "intrinsic_dimension", "intrinsic_dimension", "lowrank"),
+    Known("recipe", "kl_soap", "kl_soap", "lowrank"),
     Known("recipe", "ldadam", "ldadam", "lowrank"),
     Known("recipe", "muon_adamw", "muon_adamw", "lowrank"),
     Known("recipe", "muon_h", "muon_h", "adaptive"),
