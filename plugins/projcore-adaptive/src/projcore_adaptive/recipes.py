@@ -110,23 +110,19 @@ def foam_adamw(
 ) -> Optimizer:
     r"""FOAM on matrices, whose moments are of means of neighbours, and AdamW on the rest.
 
-        The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
-        their code as `FOAM` does.
+    The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
+    their code as `FOAM` does.
 
-        Args:
-    <<<<<<< HEAD
-            betas: Of both.
-            eps: Of both, beside the root of the uncorrected second moment.
-    =======
-            eps: Beside the root of the uncorrected second moment.
-    >>>>>>> main
-            level: A block has two to this power of elements.
-            scale: What FOAM's update is multiplied by.
+    Args:
+        betas: Of both.
+        eps: Of both, beside the root of the uncorrected second moment.
+        level: A block has two to this power of elements.
+        scale: What FOAM's update is multiplied by.
 
-        Cost: memory of :math:`2 m n / 2^\ell` numbers for a matrix; Adam's is ``2 m n``.
+    Cost: memory of :math:`2 m n / 2^\ell` numbers for a matrix; Adam's is ``2 m n``.
 
-        References:
-            Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1).
+    References:
+        Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1).
     """
     foam: list[Spec] = [
         {"foam": {"betas": betas, "eps": eps, "level": level}},
