@@ -24,8 +24,7 @@ LARGE_BLOCK = 1 << 27
 def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     """Splits what comes last into blocks, if that spares anything."""
     nodes = list(ending.nodes)
-    last = [*ending.folded, *ending.writers]
-    if not all(node.fits_blocks for node in last):
+    if not all(node.fits_blocks for node in ending.writers):
         return ending
     tail: list[Node] = []
     while nodes and nodes[-1].fits_blocks:
@@ -36,8 +35,8 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     blocks = runs(targets, ending.space.active)
     if len(blocks) < 2 or not (tail or factor or not all(map(_is_direct, ending.writers))):
         return ending
-    later = not tail and all(node.repeatable for node in last)
-    casts = any(any(node.regions()) for node in (*tail, *last))
+    later = not tail and all(node.repeatable for node in ending.writers)
+    casts = any(any(node.regions()) for node in (*tail, *ending.writers))
     if not (targets[0].is_cpu or later or casts):
         return ending  # what calls make is kept until it is written, in blocks or not
     made = []
@@ -46,7 +45,6 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
         block = Ending(
             replace(ending.space.select(places), places=places),
             nodes=_parts(tail, index),
-            folded=_parts(ending.folded, index),
             writers=_parts(ending.writers, index),
         )
         made.append(replace(block, later=later and not block.rest))
@@ -54,6 +52,7 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     return Ending(
         ending.space,
         tuple(nodes),
+        ending.folded,
         observers=ending.observers,
         factor=factor,
         blocks=tuple(made),
