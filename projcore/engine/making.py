@@ -154,7 +154,7 @@ def make_plan(
 
     with torch.no_grad():
         region = builder.region(space, plan)
-        region.remember(Sketch(region.space, LiveSettings(names, groups)))
+        region.remember(Sketch(region.space, LiveSettings(names, groups, found={})))
     reads = [
         (i, key, group[key]) for i, group in enumerate(groups) for key in known.reads & group.keys()
     ]

@@ -7,6 +7,7 @@ from torch import Tensor
 from projcore.core.chain import Chain
 from projcore.core.module import Module, Observer, Transform
 from projcore.engine.names import RATE, positions
+from projcore.engine.tree import is_affine
 from projcore.errors import ArgumentError
 from projcore.spec import build
 
@@ -53,9 +54,4 @@ def sets_step_size(module: Module) -> bool | None:
 def _is_factor(module: Module) -> bool:
     """Whether it multiplies the update by a number that is its own, and keeps no state."""
     stateless = type(module).init is Module.init
-    return (
-        isinstance(module, Transform)
-        and module.coefficients([], [module.defaults]) is not None
-        and stateless
-        and not module.needs
-    )
+    return isinstance(module, Transform) and is_affine(module) and stateless and not module.needs

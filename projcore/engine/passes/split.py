@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from projcore.engine.commit import make_buckets
 from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call, Node
 
@@ -32,7 +33,10 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     factor = None
     if nodes and _is_factor_of_all(nodes[-1], ending):
         factor = nodes.pop()
-    blocks = runs(targets, ending.space.active)
+    active = ending.space.active
+    chosen = range(len(targets)) if active is None else active
+    size = block_size(targets[0]) if targets else 0
+    blocks = make_buckets([target.numel() for target in targets], chosen, size)
     if len(blocks) < 2 or not (tail or factor or not all(map(_is_direct, ending.writers))):
         return ending
     later = not tail and all(node.repeatable for node in ending.writers)
@@ -75,20 +79,6 @@ def _is_direct(node: Node) -> bool:
 def block_size(target: Tensor) -> int:
     """Returns how many elements a block has that begins with a tensor, if it has several."""
     return BLOCK if target.is_cpu else LARGE_BLOCK
-
-
-def runs(targets: Sequence[Tensor], active: Sequence[int] | None) -> list[list[int]]:
-    """Returns the places of tensors that make a block together."""
-    found: list[list[int]] = []
-    left = 0
-    for i in range(len(targets)) if active is None else active:
-        size = targets[i].numel()
-        if not found or size > left:
-            found.append([])
-            left = block_size(targets[i])
-        found[-1].append(i)
-        left -= size
-    return found
 
 
 def _parts(nodes: Sequence[Node], index: Mapping[int, int]) -> tuple[Any, ...]:

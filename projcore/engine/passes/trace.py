@@ -10,17 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from projcore._contexts import StepContext
-from projcore.core.objective import Evaluation, Objective
+from projcore.core.objective import Objective
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write
 from projcore.engine.blended import alike, blended
-from projcore.engine.commit import Later, subtract
+from projcore.engine.commit import Later
 from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call, Frame, Node
+from projcore.engine.sketch import Sketch
 from projcore.engine.tree import is_affine
 
 
@@ -147,48 +149,11 @@ def _run(
 ) -> list[Tensor]:
     """Runs nodes; what is traced. If it writes, the template is of what is written."""
     placeholders = [tensor.detach() for tensor in template]
-    facts = Facts(space, context, placeholders, params, grads, loss)
+    facts = Sketch(space, context, placeholders, params, grads, loss)
     frame = Frame(list(update), facts, whole=True)
     for node in nodes:
         node.finish(frame)
     if not writes:
         return [frame.update[i] for i in where]
-    for write in subtract(template, frame.update, space.active):
-        write.run()
+    torch._foreach_sub_([template[i] for i in where], [frame.update[i] for i in where])
     return []
-
-
-class Facts(Objective):
-    """The facts of a step as tensors, and nothing to evaluate."""
-
-    def __init__(
-        self,
-        space: Space,
-        context: StepContext,
-        template: list[Tensor],
-        params: list[Tensor] | None,
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-    ) -> None:
-        self.space = space
-        self.context = context
-        self.template = template
-        self._params = template if params is None else params
-        self._grads = grads
-        self._loss = loss
-
-    @property
-    def params(self) -> list[Tensor]:
-        return self._params
-
-    @property
-    def grads(self) -> list[Tensor]:
-        assert self._grads is not None
-        return self._grads
-
-    @property
-    def loss(self) -> Tensor | None:
-        return self._loss
-
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
-        raise NotImplementedError("nothing is evaluated in a trace")
