@@ -676,7 +676,7 @@ ENGINE_BREAKAGES = [
         "The factor of some tensors multiplies all.",
         ENGINE + "passes/split.py",
         before="if nodes and _is_factor_of_all(nodes[-1], ending):",
-        after="if nodes and isinstance(nodes[-1], Call) and nodes[-1].has_factor:",
+        after="if nodes and has_factor(nodes[-1].module):",
         tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
     ),
     Breakage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from inspect import signature
@@ -228,8 +229,11 @@ def kept_apart(grads: list[Tensor]) -> list[Tensor]:
 
 
 def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
-    """Evaluates a closure as torch does; one that takes ``backward`` is told if it is wanted."""
-    arguments = {} if backward or not takes_backward(closure) else {"backward": False}
+    """Evaluates a closure as torch does; one that takes ``backward`` is told if it is unwanted."""
+    arguments = {}
+    with suppress(TypeError, ValueError):  # no signature to be had, as for some built-in callables
+        if not backward and "backward" in signature(closure).parameters:
+            arguments = {"backward": False}
     with torch.enable_grad():
         loss = closure(**arguments)
     return as_loss(loss)
@@ -247,14 +251,6 @@ def as_loss(value: object) -> Tensor:
         f"The closure returned {given}. A module needs the loss, which is one real number. "
         "Add `return loss` to it, and reduce the loss, for example by its mean."
     )
-
-
-def takes_backward(closure: Callable[..., Any]) -> bool:
-    """Whether a closure has a parameter ``backward``."""
-    try:
-        return "backward" in signature(closure).parameters
-    except (TypeError, ValueError):  # no signature to be had, as for some built-in callables
-        return False
 
 
 def fill_zeros(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:

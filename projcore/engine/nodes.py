@@ -268,13 +268,8 @@ class Call(Node):
     def writes_directly(self) -> bool:
         return isinstance(self._writer, Writer)
 
-    @property
-    def has_factor(self) -> bool:
-        """Whether the module multiplies all elements by one number."""
-        return has_factor(self.module)
-
     def factor(self, frame: Frame) -> Tensor | None:
-        """Returns that number."""
+        """Returns the number by which the module multiplies all elements; see `has_factor`."""
         update, *others = self.arguments(frame)
         if has_half(update):
             update = [tensor.float() for tensor in update]

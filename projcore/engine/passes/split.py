@@ -14,7 +14,7 @@ from torch import Tensor
 
 from projcore.engine.commit import make_buckets
 from projcore.engine.ending import Ending
-from projcore.engine.nodes import Call, Node
+from projcore.engine.nodes import Call, Node, has_factor
 
 # Elements in a block, or one tensor: a few lists of so many fit a cache (measured: benchmarks/).
 BLOCK = 1 << 18
@@ -37,7 +37,9 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     chosen = range(len(targets)) if active is None else active
     size = block_size(targets[0]) if targets else 0
     blocks = make_buckets([target.numel() for target in targets], chosen, size)
-    if len(blocks) < 2 or not (tail or factor or not all(map(_is_direct, ending.writers))):
+    # Whether nothing is made but the parameters.
+    direct = all(node.writes_directly and not node.owns for node in ending.writers)
+    if len(blocks) < 2 or not (tail or factor or not direct):
         return ending
     later = not tail and all(node.repeatable for node in ending.writers)
     casts = any(any(node.regions()) for node in (*tail, *ending.writers))
@@ -65,15 +67,10 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
 
 def _is_factor_of_all(node: Node, ending: Ending) -> bool:
     """Whether a node multiplies all tensors that have a gradient by one number."""
-    if not (isinstance(node, Call) and node.has_factor):
+    if not has_factor(node.module):
         return False
     active = ending.space.active
     return set(node.where) == set(range(len(ending.space)) if active is None else active)
-
-
-def _is_direct(node: Node) -> bool:
-    """Whether a node writes parameters, rather than make their update or write other tensors."""
-    return node.writes_directly and not node.owns
 
 
 def block_size(target: Tensor) -> int:

@@ -31,7 +31,9 @@ def trace(ending: Ending) -> Ending:
     nodes = traced(ending.nodes)
     last = nodes[-1] if nodes else None
     # Affine calls alone become numbers of what writes, which takes no pass.
-    if not isinstance(last, Traced) or all(_folds(node) for node in last.nodes):
+    if not isinstance(last, Traced) or all(
+        isinstance(node, Call) and is_affine(node.module) for node in last.nodes
+    ):
         left = last.nodes if isinstance(last, Traced) else nodes[-1:]
         return replace(ending, nodes=(*nodes[:-1], *left))
     active = ending.space.active
@@ -54,10 +56,6 @@ def traced(nodes: Sequence[Node]) -> list[Node]:
         else:
             run.append(node)
     return [*found, Traced(run)] if run else found
-
-
-def _folds(node: Node) -> bool:
-    return isinstance(node, Call) and is_affine(node.module)
 
 
 class Traced(Node):
