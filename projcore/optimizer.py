@@ -80,7 +80,7 @@ class Optimizer(torch.optim.Optimizer):
             parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         lr: The learning rate: appends the module ``lr`` to the others, which must have none of
-            their own.
+            their own; before those that come last, such as `Observer`.
         compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
             ``{"mode": "max-autotune-no-cudagraphs"}``. Modules that follow each other become one
             graph. What depends on values, such as a line search or the refresh of a projection's
@@ -540,9 +540,7 @@ class Optimizer(torch.optim.Optimizer):
             check_gradients(parameters, self._called)
         if active is not None and not active:
             return
-        grads = fill_zeros(parameters, given)
-        if closure is not None:
-            grads = kept_apart(grads)
+        grads = fill_zeros(parameters, given if closure is None else kept_apart(given))
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
         plan, store = self._prepare(parameters, active)

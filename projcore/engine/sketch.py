@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -49,5 +49,5 @@ class Sketch(Objective):
     def loss(self) -> Tensor | None:
         return self._facts[2]
 
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
         raise NotImplementedError("nothing is evaluated in a plan or a trace")
