@@ -20,11 +20,9 @@ from projcore.core.projection import Current, ProjectionBase
 from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
-from projcore.engine.crossing import Crossing
 from projcore.engine.inside import Inside
-from projcore.engine.nodes import Frame, Node
+from projcore.engine.nodes import Node
 from projcore.engine.shards import Team, Transfer
-from projcore.errors import StepError
 from projcore.ops import as_part
 
 
@@ -181,18 +179,6 @@ class Gathered(Inside):
     @property
     def fits_blocks(self) -> bool:
         return False  # each block would have collectives of its own
-
-    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor]) -> None:
-        team = self.transfer.team
-        team.turn += 1
-        try:
-            super()._cross(frame, crossing, update)
-        except Exception as error:
-            told = team.failures()
-            if not told:
-                team.tell(str(error))
-                raise
-            raise StepError(f"The step was given up, as others have: {told}") from error
 
 
 def gathered(region: Any) -> Iterator[Gathered]:
