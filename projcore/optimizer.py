@@ -79,7 +79,7 @@ class Optimizer(torch.optim.Optimizer):
             parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         lr: The learning rate: appends the module ``lr`` to the others, which must have none of
-            their own.
+            their own; before those that come last, such as `Observer`.
         compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
             ``{"mode": "max-autotune-no-cudagraphs"}``. Modules that follow each other become one
             graph. What depends on values, such as a line search or the refresh of a projection's

@@ -248,6 +248,10 @@ class Call(Node):
         self._writer: Writer | str | None = None
 
     @property
+    def comes_last(self) -> bool:
+        return self.module.comes_last
+
+    @property
     def can_write(self) -> bool:
         own = type(self.module).writer is not Transform.writer
         return own and self.module.scope != "all"
@@ -420,6 +424,10 @@ class Step(Node):
         self.site = Site(module, space, whole)
         self.where = space.places
         self._inside = inside
+
+    @property
+    def comes_last(self) -> bool:
+        return self.module.comes_last or super().comes_last
 
     def part(self, index: Mapping[int, int]) -> Node | None:
         if self.module.scope == "all":
