@@ -35,7 +35,7 @@ from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
-from projcore.engine.part import part_of
+from projcore.engine.part import check_zero, part_of
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size, with_rate
@@ -187,6 +187,7 @@ class Optimizer(torch.optim.Optimizer):
                 "Optimizer was given no parameters. It needs at least one; a generator such as "
                 "model.parameters() is empty once used. Pass model.parameters() afresh."
             )
+        check_zero(self.module, groups)
         super().__init__(groups, dict(self._names.defaults))
         if not any(group["params"] for group in self.param_groups):
             raise ArgumentError(

@@ -2017,6 +2017,22 @@ PLUGINS = [
         tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
     ),
     Breakage(
+        "recipes-under-zero",
+        "A recipe makes groups of the parameters that ZeroRedundancyOptimizer gives one process.",
+        "projcore/recipe.py",
+        before="    refuse_zero(recipe)\n",
+        after="",
+        tests=("tests/distributed/test_zero.py",),
+    ),
+    Breakage(
+        "norms-under-zero",
+        "Each process of ZeroRedundancyOptimizer clips by the norm of its own parameters.",
+        "projcore/optimizer.py",
+        before="        check_zero(self.module, groups)\n",
+        after="",
+        tests=("tests/distributed/test_zero.py",),
+    ),
+    Breakage(
         "no-word-of-a-failure",
         "A process that fails tells the others nothing.",
         ENGINE + "together.py",
