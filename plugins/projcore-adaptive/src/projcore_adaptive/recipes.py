@@ -15,6 +15,7 @@ from projcore.recipe import HIDDEN, Params, Project, Spec, Way, documented, rout
 __all__ = [
     "adam_h",
     "dion2_adamw",
+    "foam_adamw",
     "muon_h",
     "muon_heads_adamw",
     "muon_plus_adamw",
@@ -94,6 +95,40 @@ def racs_adamw(
         racs.append({"scale": {"factor": scale}})
     adam = {"betas": betas, "eps": eps}
     return _matrices("racs_adamw", params, lr, weight_decay, adam, project, racs)
+
+
+@recipe
+def foam_adamw(
+    params: Params,
+    lr: float = 1e-2,
+    betas: Betas = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    level: int = 2,
+    scale: float = 0.25,
+    project: Project = None,
+) -> Optimizer:
+    r"""FOAM on matrices, whose moments are of means of neighbours, and AdamW on the rest.
+
+    The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
+    their code as `FOAM` does.
+
+    Args:
+        eps: Beside the root of the uncorrected second moment.
+        level: A block has two to this power of elements.
+        scale: What FOAM's update is multiplied by.
+
+    Cost: memory of :math:`2 m n / 2^\ell` numbers for a matrix; Adam's is ``2 m n``.
+
+    References:
+        Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1).
+    """
+    foam: list[Spec] = [
+        {"foam": {"betas": betas, "eps": eps, "level": level}},
+        {"scale": {"factor": scale}},
+    ]
+    adam = {"betas": betas, "eps": eps, "eps_mode": "hat"}
+    return _matrices("foam_adamw", params, lr, weight_decay, adam, project, foam)
 
 
 @recipe
@@ -352,6 +387,7 @@ def soap_h(
     ratio: float = 0.1,
     weight_decay: float = 0.0,
     project: Project = None,
+    statistics: str = "shampoo",
 ) -> Optimizer:
     """SOAPH: SOAP on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
 
@@ -361,6 +397,7 @@ def soap_h(
         eps: Of Adam for matrices.
         weight_decay: Decoupled, of the rest.
         project: What keeps its norm; by default, hidden layers.
+        statistics: What makes the bases, as of `SOAPRotation`: ``"kl"`` for KL-SOAP-H.
 
     Cost: memory of ``2 m n + 2 m m + 2 n n + 1`` numbers for a matrix; see `SOAPRotation` and
     `Hyperball`.
@@ -368,9 +405,10 @@ def soap_h(
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
+        Lin et al., 2025, https://arxiv.org/abs/2509.03378 (KL-SOAP).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    rotation = {"modules": [adam], "period": period, "beta": betas[1]}
+    rotation = {"modules": [adam], "period": period, "beta": betas[1], "statistics": statistics}
     modules: list[Spec] = [{"soap_rotation": rotation}]
     return _on_spheres("soap_h", params, lr, ratio, weight_decay, betas, project, modules)
 

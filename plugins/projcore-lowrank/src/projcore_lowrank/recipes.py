@@ -16,12 +16,16 @@ are in numbers of state for a matrix of sides ``s <= l``, of which Adam keeps ``
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from projcore import Optimizer
 from projcore.recipe import Params, Project, Way, routed
 from projcore_lowrank._recipe import beside, corrected, optimizer, recipe
+from projcore_lowrank.recipes_2025 import alice, grassjump, grasswalk, subtrack
 
 __all__ = [
+    "alice",
     "apollo",
     "apollo_mini",
     "dct_adamw",
@@ -31,10 +35,14 @@ __all__ = [
     "galore_adafactor",
     "galore_adamw",
     "golore",
+    "grassjump",
+    "grasswalk",
     "intrinsic_dimension",
+    "kl_soap",
     "ldadam",
     "muon_adamw",
     "soap",
+    "subtrack",
     "sumo",
 ]
 
@@ -436,12 +444,58 @@ def soap(
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
     """
+    rotation = {"period": period, "max_side": max_side}
+    return _soap("soap", params, project, betas, eps, rotation, lr, weight_decay)
+
+
+@recipe()
+def kl_soap(
+    params: Params,
+    lr: float = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    period: int = 10,
+    max_side: int = 10_000,
+    project: Project = "*",
+) -> Optimizer:
+    """KL-SOAP: SOAP, with gradients whitened by all other sides in its preconditioner.
+
+    Differs from the authors' code: defaults are SOAP's; Adam's bias is corrected, as in SOAP; and
+    weight decay acts in the first step, too, in which nothing else moves the parameters.
+
+    Args:
+        betas: Of Adam; the second is the decay of the preconditioner's averages, too.
+        eps: Of Adam, beside the root of the uncorrected second moment.
+        period: Steps between changes of the bases.
+        max_side: The longest side that is rotated.
+        project: As of `soap`.
+
+    Cost: ``2 m n + 2 m^2 + 2 n^2`` for a matrix of shape ``(m, n)``, and ``m + n`` eigenvalues.
+
+    References:
+        Lin et al., 2025, https://arxiv.org/abs/2509.03378. See `SOAPRotation` for the formulas.
+    """
+    rotation = {"period": period, "max_side": max_side, "statistics": "kl"}
+    return _soap("kl_soap", params, project, betas, eps, rotation, lr, weight_decay)
+
+
+def _soap(
+    name: str,
+    params: Params,
+    project: Project,
+    betas: Betas,
+    eps: float,
+    rotation: Mapping[str, Any],
+    lr: float,
+    weight_decay: float,
+) -> Optimizer:
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    rotation = {"period": period, "beta": betas[1], "max_side": max_side, "skip_first": True}
+    rotation = {"beta": betas[1], "skip_first": True, **rotation}
     inside = {"soap_rotation": {"modules": [adam], **rotation}}
     # Vectors pass through the rotation, and wait for the second step, as all else there does.
     outside = inside if project == "*" else adam
-    return beside("soap", params, project, inside, outside, lr, weight_decay)
+    return beside(name, params, project, inside, outside, lr, weight_decay)
 
 
 @recipe()
