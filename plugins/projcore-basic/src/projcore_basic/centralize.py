@@ -1,4 +1,4 @@
-"""Centralization."""
+"""Gradient centralization."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from projcore import Node, Settings, Transform
 
 
 def centralize(tensor: Tensor, batch_dims: int) -> Tensor:
-    """Subtracts the mean over all dimensions but the first of each item, if it has several."""
+    """Subtracts the mean over all dimensions but the first; vectors pass unchanged."""
     if tensor.ndim < batch_dims + 2:
         return tensor
     return tensor - tensor.mean(tuple(range(batch_dims + 1, tensor.ndim)), keepdim=True)
 
 
 class Centralize(Transform):
-    r"""Subtracts from each row of the update its mean, so that rows sum to zero.
+    r"""Subtracts the mean of each row of the update, so that rows sum to zero.
 
     .. math::
         u_{i,\dots} \leftarrow u_{i,\dots} - \operatorname{mean}(u_{i,\dots})
 
-    The first dimension is that of the outputs, in `torch.nn.Linear` and convolutions: what a row
-    means is the weights of one output. Vectors and numbers pass unchanged.
+    In `torch.nn.Linear` and convolutions the first dimension indexes outputs, so that a row holds
+    the weights of one output. Vectors and scalars pass unchanged.
 
     Cost: two passes over the update.
 
