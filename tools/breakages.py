@@ -1670,8 +1670,8 @@ PLUGINS = [
         "recipe-scale",
         "GaLore's recipe does not scale what comes out of the subspace.",
         LOWRANK + "src/projcore_lowrank/recipes.py",
-        before='galore = {"period": period, "scale": scale, "side": side, "refresh": refresh}',
-        after='galore = {"period": period, "scale": 1.0, "side": side, "refresh": refresh}',
+        before='inside = {"galore": {"modules": [adam], "rank": rank, "scale": scale, **basis}}',
+        after='inside = {"galore": {"modules": [adam], "rank": rank, "scale": 1.0, **basis}}',
         tests=(
             LOWRANK + "tests/test_references.py"
             "::test_recipes_are_the_published_formulas[galore_adamw]",

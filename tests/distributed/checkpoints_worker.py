@@ -6,14 +6,13 @@ checkpoints, and what to do: ``save`` or ``load``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from processes import run
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -95,16 +94,11 @@ def load(name: str, rank: int, size: int, folder: Path) -> dict[str, Any]:
     return found | {"alone": train(model, optimizer, rest, rank, size)}
 
 
+def everything(rank: int, size: int, folder: str, do: str) -> dict[str, Any]:
+    """Saves, or goes on from what was saved, with each chain."""
+    task = {"save": save, "load": load}[do]
+    return {name: task(name, rank, size, Path(folder)) for name in CHAINS}
+
+
 if __name__ == "__main__":
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{sys.argv[3]}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=120),
-    )
-    do = {"save": save, "load": load}[sys.argv[6]]
-    torch.save({name: do(name, rank, size, Path(sys.argv[5])) for name in CHAINS}, sys.argv[4])
-    torch.distributed.destroy_process_group()
+    run(everything)

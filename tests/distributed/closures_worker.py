@@ -5,12 +5,11 @@ Arguments: rank, number of processes, a file to meet at, a file to write to.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
+from processes import run
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -126,16 +125,8 @@ def refusal() -> str:
     return "none"
 
 
-if __name__ == "__main__":
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{sys.argv[3]}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=120),
-    )
+def everything(rank: int, size: int) -> dict[str, Any]:
+    """Returns the results of all that this file is for."""
     results: dict[str, Any] = {"alone": {}, "replicated": {}, "sharded": {}, "resumed": {}}
     for name, modules in CHAINS.items():
         results["alone"][name] = train(*build(modules, alone), range(STEPS), 0, 1)
@@ -146,5 +137,8 @@ if __name__ == "__main__":
     for name in ("lbfgs backtracking", "spsa"):
         results["resumed"][name] = resume(CHAINS[name], rank, size)
     results["refused"] = refusal()
-    torch.save(results, sys.argv[4])
-    torch.distributed.destroy_process_group()
+    return results
+
+
+if __name__ == "__main__":
+    run(everything)

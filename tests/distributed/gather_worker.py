@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +15,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from processes import run
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -346,16 +346,8 @@ def failure(rank: int, size: int, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    rank, size, meet, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    task, folder = sys.argv[5], Path(sys.argv[6])
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{meet}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=10 if task == "failure" else 120),
+    chosen = sys.argv[5]
+    run(
+        lambda rank, size, _, folder: globals()[chosen](rank, size, Path(folder)),
+        seconds=10 if chosen == "failure" else 120,
     )
-    torch.save(globals()[task](rank, size, folder), file)
-    if task != "failure":
-        dist.destroy_process_group()

@@ -5,12 +5,11 @@ Arguments: rank, number of processes, a file to meet at, a file to write to.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
+from processes import run
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -128,16 +127,8 @@ def one_process_has_nan(shard: Callable[[int, Tensor], Tensor], rank: int) -> st
     return "none"
 
 
-if __name__ == "__main__":
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{sys.argv[3]}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=120),
-    )
+def everything(rank: int, size: int) -> dict[str, Any]:
+    """Returns the results of all that this file is for."""
     results: dict[str, Any] = {"alone": {}}
     for name, modules in CHAINS.items():
         results["alone"][name] = train(modules, alone)[0]
@@ -148,5 +139,8 @@ if __name__ == "__main__":
         shard = sharder(init_device_mesh("cpu", (2,)), lambda tensor: [Shard(0)])
         results["special"] = special(shard)
         results["nan"] = one_process_has_nan(shard, rank)
-    torch.save(results, sys.argv[4])
-    torch.distributed.destroy_process_group()
+    return results
+
+
+if __name__ == "__main__":
+    run(everything)

@@ -5,13 +5,12 @@ Arguments: rank, number of processes, a file to meet at, a file to write to.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import timedelta
 from typing import Any
 
 import torch
+from processes import run
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
@@ -133,16 +132,8 @@ def refusals() -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{sys.argv[3]}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=120),
-    )
+def everything(rank: int, size: int) -> dict[str, Any]:
+    """Returns the results of all that this file is for."""
     results: dict[str, Any] = {
         "alone": {name: alone(make) for name, make in MADE.items()},
         "zero": {name: zero(make, rank, size) for name, make in MADE.items()},
@@ -152,5 +143,8 @@ if __name__ == "__main__":
         ),
         "refused": refusals(),
     }
-    torch.save(results, sys.argv[4])
-    torch.distributed.destroy_process_group()
+    return results
+
+
+if __name__ == "__main__":
+    run(everything)

@@ -5,9 +5,8 @@ Arguments: rank, number of processes, a file to meet at, a file to write to.
 
 from __future__ import annotations
 
-import sys
-
 import torch
+from processes import run
 from torch.nn.parallel import DistributedDataParallel
 
 from projcore import Optimizer
@@ -53,16 +52,15 @@ def train(rank: int, size: int, bucket_view: bool) -> dict[str, object]:
     }
 
 
-if __name__ == "__main__":
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size
-    )
+def everything(rank: int, size: int) -> dict[str, object]:
+    """Returns the results of all that this file is for."""
     results = {
         "alone": train(0, 1, False),
         "copied": train(rank, size, False),
         "viewed": train(rank, size, True),
     }
-    torch.save(results, sys.argv[4])
-    torch.distributed.destroy_process_group()
+    return results
+
+
+if __name__ == "__main__":
+    run(everything)

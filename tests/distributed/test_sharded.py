@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("sharded_worker.py")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not torch.distributed.is_available(), reason="torch has no distributed part"
-    ),
-]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes wrote."""
-    folder = tmp_path_factory.mktemp("sharded")
-    files = [folder / f"{rank}.pt" for rank in range(2)]
-    commands = [
-        [sys.executable, WORKER, str(rank), "2", folder / "meet", file]
-        for rank, file in enumerate(files)
-    ]
-    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in commands]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(file, weights_only=True) for file in files]
+def results(launch: Any) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    found: list[dict[str, Any]] = launch("sharded_worker.py", 2)
+    return found
 
 
 @pytest.mark.parametrize("how", ["sharded", "resumed"])

@@ -5,11 +5,11 @@ Arguments: rank, number of processes, a file to meet at, a file to write to.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from processes import run
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -148,7 +148,7 @@ def refusal(modules: Modules, size: int) -> str:
     return "none"
 
 
-def nonfinite(size: int) -> list[Any]:
+def nonfinite(rank: int, size: int) -> list[Any]:
     """Returns where numbers are found that only the last process has, and what is said of them."""
     model = torch.nn.Linear(4, 4)
     fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
@@ -166,12 +166,8 @@ def nonfinite(size: int) -> list[Any]:
     return found
 
 
-if __name__ == "__main__":
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size
-    )
+def everything(rank: int, size: int) -> dict[str, Any]:
+    """Returns the results of all that this file is for."""
     results: dict[str, Any] = {"alone": {}, "sharded": {}, "resumed": {}, "refused": {}}
     for name, modules in RIGHT.items():
         results["alone"][name] = train(*build(modules, 1), range(STEPS), 0, 1)
@@ -179,11 +175,14 @@ if __name__ == "__main__":
         results["resumed"][name] = resume(modules, rank, size)
     for name, modules in REFUSED.items():
         results["refused"][name] = refusal(modules, size)
-    results["nonfinite"] = nonfinite(size)
+    results["nonfinite"] = nonfinite(rank, size)
     early = {
         name: RIGHT[name] for name in ("gradients", "Adam", "HeavyBall", "per tensor", "LAMB", "To")
     }
     results["in backward"] = {name: in_backward(each, rank, size) for name, each in early.items()}
     results["beside plain"] = beside_plain(size)
-    torch.save(results, sys.argv[4])
-    torch.distributed.destroy_process_group()
+    return results
+
+
+if __name__ == "__main__":
+    run(everything)
