@@ -38,6 +38,7 @@ class LiveSettings(StepContext):
         passes: By which passes parts are planned.
         parts: The parts that were planned in steps before.
         compiler: What compiles; None in an eager step.
+        found: The settings that steps before have found, if groups are as they were.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class LiveSettings(StepContext):
         passes: frozenset[str] = frozenset(),
         parts: dict[Any, Region] | None = None,
         compiler: Compiler | None = None,
+        found: dict[tuple[str, Hashable], Settings] | None = None,
     ) -> None:
         self._names = names
         self._groups = groups
         self._passes = passes
         self._parts = {} if parts is None else parts
         self.compiler = compiler
-        self._found: dict[tuple[str, Hashable], Settings] = {}
+        self._found = {} if found is None else found
 
     def settings(self, path: str, group: Hashable) -> Settings:
         key = (path, group)

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"rank": 2, "dimension": 40, "period": 4}
 SOAPS = ("soap", "kl_soap")  # which rotate embeddings, too
 RANKED = [name for name in NAMES if name not in (*SOAPS, "muon_adamw", "intrinsic_dimension")]
 PROJECTING = [name for name in NAMES if name != "intrinsic_dimension"]
-RANDOM = ["apollo", "frugal", "golore", "intrinsic_dimension"]
+RANDOM = ["alice", "apollo", "frugal", "golore", "grassjump", "grasswalk", "intrinsic_dimension"]
 
 
 def recipe(name: str) -> Callable[..., Optimizer]:
@@ -439,6 +439,11 @@ def test_soap_leaves_out_what_it_is_told_to() -> None:
         ("dct_adamw", {"rank": 4}, 2 * 50 * 4, 8 * 4 + 8),
         ("dct_adamw", {"rank": 4, "error_feedback": True}, 2 * 50 * 4 + 30 * 50, 8 * 4 + 8),
         ("fira", {"rank": 4}, 30 * 4 + 2 * 50 * 4, 2 * 8 + 4),
+        ("subtrack", {"rank": 4}, 30 * 4 + 2 * 50 * 4, 2 * 8 + 4),
+        ("grasswalk", {"rank": 4}, 30 * 4 + 2 * 50 * 4, 2 * 8 + 4),
+        ("grassjump", {"rank": 4}, 2 * 50 * 4, 2 * 8 + 4),
+        # And the mean of products inside, and the sizes of residuals.
+        ("alice", {"rank": 4}, 30 * 4 + 2 * 50 * 4 + 4 * 4 + 50, 8 + 4),
         ("golore", {"rank": 4}, 2 * 50 * 4, 8),
         ("flora", {"rank": 4}, 50 * 4 + 30 + 50, 8),
         ("sumo", {"rank": 4}, 30 * 4 + 50 * 4, 8 + 4),
@@ -526,6 +531,7 @@ def test_what_is_no_parameter_is_an_error(name: str) -> None:
         ("apollo", "betas", (0.5, 0.9)),
         ("apollo_mini", "betas", (0.5, 0.9)),
         ("fira", "betas", (0.5, 0.9)),
+        ("subtrack", "betas", (0.5, 0.9)),
         ("flora", "beta", 0.5),
     ],
 )
@@ -547,7 +553,7 @@ def keys_of(optimizer: Optimizer, setting: str) -> list[str]:
     return [key for key in optimizer.defaults if key.rpartition(".")[2] == setting]
 
 
-@pytest.mark.parametrize("name", ["apollo", "apollo_mini", "fira"])
+@pytest.mark.parametrize("name", ["apollo", "apollo_mini", "fira", "grasswalk"])
 def test_betas_of_two_modules_do_not_drift_apart(name: str) -> None:
     """What would change one of the two finds neither; each is named by position."""
     model = model_of()

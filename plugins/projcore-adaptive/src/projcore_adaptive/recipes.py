@@ -15,6 +15,7 @@ from projcore.recipe import HIDDEN, Params, Project, Spec, Way, documented, rout
 __all__ = [
     "adam_h",
     "dion2_adamw",
+    "foam_adamw",
     "muon_h",
     "muon_heads_adamw",
     "muon_plus_adamw",
@@ -94,6 +95,40 @@ def racs_adamw(
         racs.append({"scale": {"factor": scale}})
     adam = {"betas": betas, "eps": eps}
     return _matrices("racs_adamw", params, lr, weight_decay, adam, project, racs)
+
+
+@recipe
+def foam_adamw(
+    params: Params,
+    lr: float = 1e-2,
+    betas: Betas = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    level: int = 2,
+    scale: float = 0.25,
+    project: Project = None,
+) -> Optimizer:
+    r"""FOAM on matrices, whose moments are of means of neighbours, and AdamW on the rest.
+
+    The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
+    their code as `FOAM` does.
+
+    Args:
+        eps: Beside the root of the uncorrected second moment.
+        level: A block has two to this power of elements.
+        scale: What FOAM's update is multiplied by.
+
+    Cost: memory of :math:`2 m n / 2^\ell` numbers for a matrix; Adam's is ``2 m n``.
+
+    References:
+        Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1).
+    """
+    foam: list[Spec] = [
+        {"foam": {"betas": betas, "eps": eps, "level": level}},
+        {"scale": {"factor": scale}},
+    ]
+    adam = {"betas": betas, "eps": eps, "eps_mode": "hat"}
+    return _matrices("foam_adamw", params, lr, weight_decay, adam, project, foam)
 
 
 @recipe

@@ -22,8 +22,10 @@ from typing import Any
 from projcore import Optimizer
 from projcore.recipe import Params, Project, Way, routed
 from projcore_lowrank._recipe import beside, corrected, optimizer, recipe
+from projcore_lowrank.recipes_2025 import alice, grassjump, grasswalk, subtrack
 
 __all__ = [
+    "alice",
     "apollo",
     "apollo_mini",
     "dct_adamw",
@@ -33,11 +35,14 @@ __all__ = [
     "galore_adafactor",
     "galore_adamw",
     "golore",
+    "grassjump",
+    "grasswalk",
     "intrinsic_dimension",
     "kl_soap",
     "ldadam",
     "muon_adamw",
     "soap",
+    "subtrack",
     "sumo",
 ]
 
