@@ -32,6 +32,7 @@ API = {
     "projcore.errors": "[Error messages](../errors.md) explains each.",
     "projcore.hookspecs": "[Hooks](../hooks.md) says when each is called, with examples.",
     "projcore.plugin": "For authors of plugins: see [Publishing a plugin](../plugin.md).",
+    "projcore.recipe": "For authors of recipes, which are functions that return optimizers.",
     "projcore.registry": "The components that plugins provide, by name.",
     "projcore.spec": "Modules written as strings or as JSON: [Settings and specs](../specs.md).",
     "projcore.testing": "[The conformance kit](../kit.md) says how to use it.",

@@ -8,15 +8,17 @@ from collections.abc import Generator, Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
+from projcore import registry
+from projcore._bases import AnyChoice
 from projcore.errors import suggest
 
 _KERNELS = "The fastest kernel that gives the same result is chosen for each tensor."
 HABITS = {
-    "lr": "The learning rate is a module of its own, which comes last.",
-    "weight_decay": "Weight decay is a module of its own: before this one it is added to the "
+    "lr": "The learning rate belongs to the optimizer, or to the module LR.",
+    "weight_decay": "Weight decay is a separate module: before this one it is added to the "
     "gradient, as in torch.optim.Adam; after it, it is decoupled, as in torch.optim.AdamW.",
-    "momentum": "Momentum is a module of its own.",
-    "maximize": "The gradient is negated to maximize.",
+    "momentum": "Momentum is a separate module.",
+    "maximize": "To maximize, negate the gradient.",
     "fused": _KERNELS,
     "foreach": _KERNELS,
     "params": "Parameters are given to the optimizer, not to its modules.",
@@ -27,12 +29,13 @@ _BEFORE = {"maximize": "Scale", "weight_decay": "WeightDecay", "momentum": "Heav
 
 
 def unknown_argument(
-    name: str, keyword: str, given: Mapping[str, Any], parameters: Sequence[Parameter]
+    name: str, cls: type, keyword: str, given: Mapping[str, Any], parameters: Sequence[Parameter]
 ) -> str:
     """Returns the message for a keyword that a component has no parameter for.
 
     Args:
         name: The name in the call: that of its class, or its name in a spec.
+        cls: The class.
         keyword: The keyword.
         given: All keywords, with their values.
         parameters: Its parameters.
@@ -42,7 +45,7 @@ def unknown_argument(
     if "options" in names and keyword in given:
         return f"{start} Pass options={{{keyword!r}: {given[keyword]!r}}}."
     if keyword in HABITS:
-        return f"{start} {HABITS[keyword]} Write {_line(name, given, names)}."
+        return f"{start} {HABITS[keyword]} Write {_line(name, cls, given, parameters)}."
     return f"{start}{suggest(str(keyword), names)} Its parameters: {', '.join(names) or 'none'}."
 
 
@@ -67,8 +70,9 @@ def misplaced_argument(
         rate = [others.pop(0)] if others and _is_number(others[0]) else []
     elif _is_number(first) and (isinstance(own.default, tuple) or _has_rate_in_torch(cls, own)):
         start = (
-            f"{name}({first!r}) was given a number in the first place, where torch.optim has the "
-            f"learning rate and {name} has {own.name}. If that was meant, name it. {HABITS['lr']}"
+            f"{name}({first!r}) was given a number as its first argument, where torch.optim has "
+            f"the learning rate and {name} has {own.name}. To set {own.name}, pass it by name. "
+            f"{HABITS['lr']}"
         )
         rate = [first]
     else:
@@ -78,27 +82,39 @@ def misplaced_argument(
         **dict(zip(names, others, strict=False)),
         **given,
     }
-    return f"{start} Write {_line(name, given, names)}."
+    return f"{start} Write {_line(name, cls, given, parameters)}."
 
 
-def _line(name: str, given: Mapping[str, Any], names: Sequence[str]) -> str:
+def _line(name: str, cls: type, given: Mapping[str, Any], parameters: Sequence[Parameter]) -> str:
     """Returns the optimizer, or the spec, that is meant by arguments for one of torch.
 
+    An ellipsis stands for required arguments that were not given.
+
     Example:
-        >>> _line("Adam", {"lr": 0.1, "fused": True, "eps": 1e-6}, ["betas", "eps"])
-        'Optimizer(model, Adam(eps=1e-06), lr=0.1)'
-        >>> _line("adam", {"weight_decay": 0.01}, ["betas", "eps"])
+        >>> betas, eps = (Parameter(name, Parameter.KEYWORD_ONLY, default=0) for name in ("b", "e"))
+        >>> _line("Adam", object, {"lr": 0.1, "fused": True, "e": 1e-6}, [betas, eps])
+        'Optimizer(model, Adam(e=1e-06), lr=0.1)'
+        >>> _line("adam", object, {"weight_decay": 0.01}, [betas, eps])
         'weight_decay(0.01); adam(); lr(0.001)'
     """
     is_class = name[0].isupper()
+    names = [parameter.name for parameter in parameters]
     foreign = {"lr": 1e-3, **given}
     own = {key: foreign.pop(key) for key in names if key in foreign and key in given}
     modules = [
-        f"{cls if is_class else _spec_name(cls)}({-1.0 if key == 'maximize' else foreign[key]!r})"
-        for key, cls in _BEFORE.items()
+        f"{module if is_class else _spec_name(module)}"
+        f"({-1.0 if key == 'maximize' else foreign[key]!r})"
+        for key, module in _BEFORE.items()
         if foreign.get(key)
     ]
-    modules.append(f"{name}({', '.join(f'{key}={value!r}' for key, value in own.items())})")
+    missing = any(each.default is each.empty and each.name not in own for each in parameters)
+    arguments = ["..."] * missing + [f"{key}={value!r}" for key, value in own.items()]
+    call = f"{name}({', '.join(arguments)})"
+    if issubclass(cls, AnyChoice) and hasattr(cls, "host"):
+        host, parameter = cls.host
+        owner = registry.lookup(registry.IN_SPECS, host).attribute if is_class else host
+        call = f"{owner}(..., {parameter}={call})"
+    modules.append(call)
     rate = [] if "lr" in names else [foreign["lr"]]
     if is_class:
         return f"Optimizer({', '.join(['model', *modules, *(f'lr={value!r}' for value in rate)])})"

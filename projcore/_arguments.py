@@ -96,7 +96,7 @@ def _refuse_habits(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     names = {parameter.name for parameter in parameters}
     unknown = next((keyword for keyword in kwargs if keyword not in names), None)
     if message is None and unknown is not None:
-        message = unknown_argument(cls.__name__, unknown, kwargs, parameters)
+        message = unknown_argument(cls.__name__, cls, unknown, kwargs, parameters)
     if message is not None:
         raise ArgumentTypeError(message)
 

@@ -49,7 +49,7 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
     except PluginError as error:
         raise PluginError(f"{error}\n{place}") from error.__cause__
     parameters = registry.parameters(cls)
-    bound = _bind(name, parameters, arguments, place)
+    bound = _bind(name, cls, parameters, arguments, place)
     values = {parameter.name: argument.make(parameter) for parameter, argument in bound}
     positional = [values[each.name] for each, argument in bound if argument.keyword is None]
     named = {each.name: values[each.name] for each, argument in bound if argument.keyword}
@@ -76,7 +76,11 @@ def make_chain(modules: Sequence[Any]) -> Chain:
 
 
 def _bind(
-    name: str, parameters: Sequence[Parameter], arguments: Sequence[Argument], place: str
+    name: str,
+    cls: type,
+    parameters: Sequence[Parameter],
+    arguments: Sequence[Argument],
+    place: str,
 ) -> list[tuple[Parameter, Argument]]:
     """Returns each argument with the parameter it is for."""
     by_name = {parameter.name: parameter for parameter in parameters}
@@ -94,7 +98,7 @@ def _bind(
             keyword = ordered[position].name
         elif keyword not in by_name:
             given = {each.keyword: each.make(_ANY) for each in arguments if each.keyword}
-            message = unknown_argument(name, keyword, given, parameters)
+            message = unknown_argument(name, cls, keyword, given, parameters)
             raise SpecError(f"{message}\n{argument.place}")
         if keyword in bound:
             raise SpecError(f"{name} was given {keyword!r} twice. Give it once.\n{argument.place}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -56,12 +56,20 @@ class View:
     def loss(self) -> Tensor | None:
         return self._whole.loss
 
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
-        full = list(self._whole.params)
-        for i, tensor in zip(self._indices, point, strict=True):
-            full[i] = tensor
+    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
+        full: Iterable[Tensor] = self._scattered(iter(point))
+        if isinstance(point, Sequence) or list(self._indices) != sorted(self._indices):
+            full = list(self._whole.params)
+            for i, tensor in zip(self._indices, point, strict=True):
+                full[i] = tensor
         loss, grads = self._whole.evaluate(full, backward)
         return loss, None if grads is None else [grads[i] for i in self._indices]
+
+    def _scattered(self, point: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yields all tensors, those of the point as they come."""
+        chosen = set(self._indices)
+        for i, param in enumerate(self._whole.params):
+            yield next(point) if i in chosen else param
 
 
 def among(active: Sequence[int] | None, indices: Sequence[int]) -> list[int] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args, overload
@@ -16,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 from projcore._trees import with_settings_inside
 from projcore.core.chain import Chain, as_chain
 from projcore.core.module import Module, Need
+from projcore.core.settings import Settings
 from projcore.engine import checkpoint
 from projcore.engine.arguments import (
     as_iterable,
@@ -27,7 +29,7 @@ from projcore.engine.arguments import (
 from projcore.engine.autocast import run_without_autocast
 from projcore.engine.average import LossAverage
 from projcore.engine.backward import InBackward, check_scope
-from projcore.engine.commit import Store, make_buckets, run_writes
+from projcore.engine.commit import Store, make_buckets, run_writes, same
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
 from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros, kept_apart
 from projcore.engine.finite import first_nonfinite, located
@@ -78,7 +80,7 @@ class Optimizer(torch.optim.Optimizer):
             parameter, or dicts that are parameter groups.
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         lr: The learning rate: appends the module ``lr`` to the others, which must have none of
-            their own.
+            their own; before those that come last, such as `Observer`.
         compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
             ``{"mode": "max-autotune-no-cudagraphs"}``. Modules that follow each other become one
             graph. What depends on values, such as a line search or the refresh of a projection's
@@ -174,7 +176,9 @@ class Optimizer(torch.optim.Optimizer):
         self._plans: dict[tuple[int, ...] | None, Plan]
         self._store: Store | None
         self._presence: list[Facts | None] = []
-        self._checked: list[Sequence[Any]]
+        self._checked: list[Sequence[Any]]  # of each group, the settings that were
+        self._given: list[Any]  # what the groups held then
+        self._found: dict[tuple[str, Hashable], Settings]  # what modules have read of these
         self._passes = PASSES
         self._owners = Owners()
         self._make_names()
@@ -421,7 +425,7 @@ class Optimizer(torch.optim.Optimizer):
             NonFiniteError: If the optimizer was built with ``nonfinite="raise"`` and a gradient has
                 Inf or NaN, or a module rejects it. Nothing has changed in any of these cases.
         """
-        wanted = sorted(self.needs & {"closure", "loss"})
+        wanted = self._wanted
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise StepError(
                 "step() was called while a CUDA graph is captured. It reads counts and settings on "
@@ -458,6 +462,8 @@ class Optimizer(torch.optim.Optimizer):
     def _check_settings(self) -> None:
         """Checks values written into groups since the last step; numbers become plain ones."""
         groups = self.param_groups
+        if same(_entries(groups), self._given):
+            return
         for i, group in enumerate(groups):
             if not self._names.defaults.keys() <= group.keys():
                 lost = self._names.defaults.keys() - group.keys()
@@ -472,6 +478,7 @@ class Optimizer(torch.optim.Optimizer):
         ]
         for group in groups:
             self._warn_of_foreign(group)
+        self._given, self._found = _entries(groups), {}
 
     def _warn_of_foreign(self, group: Mapping[str, Any]) -> None:
         for key in self._names.foreign(group):
@@ -527,14 +534,13 @@ class Optimizer(torch.optim.Optimizer):
             self._backward.finish(self)
         parameters = self._members()
         given = [parameter.grad for parameter in parameters]
-        active = self._active(parameters, given)
+        active = None
+        if not _usable(given, self._roll.dtypes):
+            active = self._active(parameters, given)
+            check_gradients(parameters, self._called)
         if active is not None and not active:
             return
-        if not _usable(given, self._roll.dtypes):
-            check_gradients(parameters, self._called)
-        grads = fill_zeros(parameters, given)
-        if closure is not None:
-            grads = kept_apart(grads)
+        grads = fill_zeros(parameters, given if closure is None else kept_apart(given))
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
         plan, store = self._prepare(parameters, active)
@@ -586,8 +592,6 @@ class Optimizer(torch.optim.Optimizer):
         self, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
     ) -> list[int] | None:
         """Returns which parameters have a gradient, or need none; None for all."""
-        if not any([grad is None for grad in grads]):  # noqa: C419 (a list is faster)
-            return None
         free = self._zeroth_order
         found = [
             i
@@ -624,8 +628,9 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Computes a step, of all or of the parameters at some places, and then writes it."""
         assert plan.store is not None
+        found = self._found if closure is None else None  # it may have written into groups
         live = LiveSettings(
-            self._names, self.param_groups, region.passes, plan.parts, plan.compiler
+            self._names, self.param_groups, region.passes, plan.parts, plan.compiler, found
         )
         objective = RootObjective(region.space, live, parameters, grads, loss, closure)
         try:
@@ -719,8 +724,9 @@ class Optimizer(torch.optim.Optimizer):
         if self._backward is not None:
             self._backward.reset(self._parameters())
         self._forget_plans()
-        self._checked = []  # the next step checks all settings
+        self._checked, self._given, self._found = [], [], {}  # the next step checks all settings
         self._needs = self.module.total_needs  # not asked of all modules in every step
+        self._wanted = sorted(self._needs & {"closure", "loss"})
         self._zeroth_order = is_zeroth_order(self.module)
         kinds = {"cpu", *(parameter.device.type for parameter in self._parameters())}
         self._device_types = [kind for kind in kinds if is_autocast_available(kind)]
@@ -854,6 +860,14 @@ class Optimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         count = sum(len(group["params"]) for group in self.param_groups)
         return f"Optimizer(<{count} parameters>, {str(self)!r})"
+
+
+def _entries(groups: Sequence[dict[str, Any]]) -> list[Any]:
+    """Returns all keys and values of groups."""
+    return [
+        *itertools.chain.from_iterable(groups),
+        *itertools.chain.from_iterable(map(dict.values, groups)),
+    ]
 
 
 def _usable(grads: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> bool:

@@ -53,6 +53,22 @@ KERNEL = [
         tests=("tests/kernel/test_first_lines.py::test_a_second_rate_is_an_error",),
     ),
     Breakage(
+        "rate-behind-what-comes-last",
+        "Optimizer(lr=...) puts the rate behind modules that must come last.",
+        ENGINE + "rate.py",
+        before="    while end and modules[end - 1].comes_last:",
+        after="    while False:",
+        tests=("tests/kernel/test_first_lines.py",),
+    ),
+    Breakage(
+        "advice-for-choices",
+        "A choice that is given a learning rate is advised as a module is.",
+        "projcore/_advice.py",
+        before='if issubclass(cls, AnyChoice) and hasattr(cls, "host"):',
+        after="if False:",
+        tests=("tests/kernel/test_first_lines.py",),
+    ),
+    Breakage(
         "rate-for-alpha",
         "RMSprop(1e-2), as one writes it for torch, sets alpha.",
         "projcore/_advice.py",
@@ -555,7 +571,7 @@ ENGINE_BREAKAGES = [
         "plan-rate-inside",
         "The rate acts behind what must come last, not inside it.",
         ENGINE + "plan.py",
-        before="if node.comes_last and not isinstance(node, Observe):",
+        before="if node.comes_last and not _ends(node):",
         after="if False:",
         tests=("tests/kernel/test_rate.py::test_it_scales_the_whole_step",),
     ),
@@ -1654,8 +1670,8 @@ PLUGINS = [
         "recipe-scale",
         "GaLore's recipe does not scale what comes out of the subspace.",
         LOWRANK + "src/projcore_lowrank/recipes.py",
-        before='galore = {"period": period, "scale": scale, "side": side, "refresh": refresh}',
-        after='galore = {"period": period, "scale": 1.0, "side": side, "refresh": refresh}',
+        before='inside = {"galore": {"modules": [adam], "rank": rank, "scale": scale, **basis}}',
+        after='inside = {"galore": {"modules": [adam], "rank": rank, "scale": 1.0, **basis}}',
         tests=(
             LOWRANK + "tests/test_references.py"
             "::test_recipes_are_the_published_formulas[galore_adamw]",

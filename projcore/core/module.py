@@ -70,11 +70,10 @@ class Module(Constructed, Hooks, ABC):
             ``"closure"``. Checked when it is put inside a projection.
         kinds: How each entry of its state changes under a change of basis: ``"first"`` like a
             vector, ``"second"`` like the diagonal of a covariance, ``"covariance"``, ``"history"``
-            (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"fixed"`` (a number that
-            follows from recipe and parameter: kept, and a checkpoint with another is rejected),
-            ``"opaque"`` (reset).
-        sharded: Whether it is correct for parameters that are sharded over processes, each of which
-            holds a part (torch's `DTensor`). None, the default: if its scope is ``"element"``.
+            (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"fixed"`` (kept: a number
+            that follows from module and parameter, as a checkpoint's must), ``"opaque"`` (reset).
+        comes_last: Whether its result must be subtracted unchanged: the learning rate precedes it.
+        sharded: Whether it is correct on sharded parameters (`DTensor`); None: if elementwise.
         traceable: Whether what it does itself makes one graph for `torch.compile`. If it branches
             on values or evaluates the loss, it runs in Python between the graphs of others.
         zeroth_order: It makes its update from losses alone: parameters that require a gradient
@@ -87,6 +86,7 @@ class Module(Constructed, Hooks, ABC):
     scope: Scope = "all"
     needs: frozenset[Need] = frozenset()
     kinds: Mapping[str, Kind] = {}
+    comes_last: ClassVar[bool] = False
     sharded: ClassVar[bool | None] = None
     traceable: bool = True
     zeroth_order: ClassVar[bool] = False
@@ -238,10 +238,10 @@ class Transform(Module):
 class Observer(Module):
     """Looks at the parameters after each step, as an average does; override `observe`.
 
-    It leaves the update as it is. Nothing but other observers may follow it, and it may stand only
-    in projections that rearrange or cast: elsewhere it would see something else.
+    It leaves the update as it is, and may stand only in projections that rearrange or cast.
     """
 
+    comes_last = True
     scope = "element"
     needs = frozenset({"params"})
 

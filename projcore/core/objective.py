@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -66,10 +66,11 @@ class Objective(ABC):
         """The loss at this step's point; None if the step was given no closure."""
 
     @abstractmethod
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
         """Returns the loss at another point, and the gradient there (None without `backward`).
 
-        Parameters are back at this step's point when it returns, and when it raises.
+        Parameters are back at this step's point when it returns, and when it raises. Of a point
+        that is an iterator, each tensor is asked for when the one before was copied.
         """
 
     def settings(self, path: str) -> list[Settings]:
@@ -77,10 +78,7 @@ class Objective(ABC):
         return [self.context.settings(path, group) for group in self.groups]
 
     def select(self, indices: Sequence[int], space: Space | None = None) -> Objective:
-        """Returns the objective as a function of some of the tensors, the others held fixed.
-
-        The `space` of these tensors may be given, if it is known already.
-        """
+        """Returns the objective of some tensors, others held fixed; `space` is theirs, if known."""
         return _View(self, indices, self.space.select(indices) if space is None else space)
 
     def replace(self, grads: list[Tensor], active: list[int] | None) -> Objective:

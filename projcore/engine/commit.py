@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -59,14 +59,14 @@ class Store:
 
     def is_current(self, parameters: Sequence[Tensor], key: Any) -> bool:
         """Whether it is for these, and nobody else has put other entries where state is saved."""
-        if key != self.key or len(parameters) != len(self._flat):
-            return False
-        flat = list(map(self._saved.get, parameters))
-        if not all(map(is_, flat, self._flat)):
-            return False
-        found = [entries for entries in flat if entries is not None]
-        values = chain.from_iterable(map(dict.values, found))
-        return sum(map(len, found)) == len(self._known) and all(map(is_, values, self._known))
+        owners, entries = self._noted
+        return (
+            key == self.key
+            and same(parameters, self._parameters)
+            and same(self._saved, owners)
+            and same(self._saved.values(), entries)
+            and same(_values(self._flat), self._known)
+        )
 
     def save(self) -> None:
         """Puts the state as it is now where it is saved, an entry for every parameter if any."""
@@ -99,7 +99,17 @@ class Store:
     def _note(self) -> None:
         """Notes what is saved now."""
         self._settled = True
-        self._known = [value for entries in self._flat for value in (entries or {}).values()]
+        self._noted = list(self._saved), list(self._saved.values())
+        self._known = _values(self._flat)
+
+
+def _values(flat: Sequence[dict[str, Any] | None]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, filter(None, flat))))
+
+
+def same(one: Collection[Any], other: Collection[Any]) -> bool:
+    """Whether two collections are of the same objects; nothing is hashed or compared."""
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 def replace_entries(live: dict[str, Any], entries: dict[str, Any]) -> None:

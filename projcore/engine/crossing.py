@@ -318,13 +318,13 @@ class ProjectedObjective(Objective):
     def loss(self) -> Tensor | None:
         return self._crossing.objective.loss
 
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
         crossing, outer = self._crossing, self._crossing.objective
         if crossing.projection.geometry == "linear":
             shift = crossing.up(torch._foreach_sub(list(point), self.params), "params")
             full = list(torch._foreach_add(outer.params, shift))
         else:
-            full = crossing.up(point, "params")
+            full = crossing.up(list(point), "params")
         loss, grads = outer.evaluate(full, backward)
         return loss, None if grads is None else crossing.down(grads, "grads")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from inspect import signature
@@ -38,6 +38,7 @@ class LiveSettings(StepContext):
         passes: By which passes parts are planned.
         parts: The parts that were planned in steps before.
         compiler: What compiles; None in an eager step.
+        found: The settings that steps before have found, if groups are as they were.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class LiveSettings(StepContext):
         passes: frozenset[str] = frozenset(),
         parts: dict[Any, Region] | None = None,
         compiler: Compiler | None = None,
+        found: dict[tuple[str, Hashable], Settings] | None = None,
     ) -> None:
         self._names = names
         self._groups = groups
         self._passes = passes
         self._parts = {} if parts is None else parts
         self.compiler = compiler
-        self._found: dict[tuple[str, Hashable], Settings] = {}
+        self._found = {} if found is None else found
 
     def settings(self, path: str, group: Hashable) -> Settings:
         key = (path, group)
@@ -191,7 +193,7 @@ class RootObjective(Objective):
     def loss(self) -> Tensor | None:
         return self._loss
 
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
         if self._closure is None:
             raise StepError(
                 "A module evaluates the loss, but step() was given no closure. Pass a function "
@@ -199,37 +201,53 @@ class RootObjective(Objective):
             )
         active = self.active if self.active is not None else range(len(self._parameters))
         parameters = [self._parameters[i] for i in active]
-        if self._origin is None:
-            self._origin = [parameter.detach().clone() for parameter in parameters]
+        origin = self._origin
+        if origin is None:
+            origin = [parameter.detach().clone() for parameter in parameters]
+        if isinstance(point, Sequence):
+            self._origin = origin  # for the next point; without it, memory is to be spared
         kept = [parameter.grad for parameter in self._parameters]
         try:
             for parameter in self._parameters:
                 parameter.grad = None  # so that the closure cannot add to what a module still reads
-            copy_(parameters, [point[i] for i in active])
+            if isinstance(point, Sequence):
+                copy_(parameters, [point[i] for i in active])
+            else:
+                _copy_one_by_one(self._parameters, point, active)
             # FSDP2 keeps what a forward pass put together, of an old point, until one backward.
             sharded = any(map(is_sharded, parameters))
             loss = call_closure(self._closure, backward or sharded)
             grads = [parameter.grad for parameter in self._parameters]
         finally:
             try:
-                copy_(parameters, self._origin)
+                copy_(parameters, origin)
             except BaseException:  # a parameter must not stay at a trial point, whatever comes
-                copy_(parameters, self._origin)
+                copy_(parameters, origin)
                 raise
             finally:
                 for parameter, grad in zip(self._parameters, kept, strict=True):
                     parameter.grad = grad
         if not backward:
             return loss, None
-        return loss, kept_apart(fill_zeros(self._parameters, grads))
+        return loss, fill_zeros(self._parameters, kept_apart(grads))
 
 
-def kept_apart(grads: list[Tensor]) -> list[Tensor]:
+def _copy_one_by_one(
+    parameters: Sequence[Tensor], point: Iterable[Tensor], active: Iterable[int]
+) -> None:
+    """Copies tensors into parameters as they come, those of the active ones."""
+    chosen = set(active)
+    for i, (parameter, tensor) in enumerate(zip(parameters, point, strict=True)):
+        if i in chosen:
+            parameter.copy_(tensor)
+
+
+def kept_apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Returns gradients that the next evaluation does not overwrite.
 
     It would those that DistributedDataParallel keeps as views of its buckets.
     """
-    return [grad.clone() if grad._is_view() else grad for grad in grads]
+    return [grad if grad is None or not grad._is_view() else grad.clone() for grad in grads]
 
 
 def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:

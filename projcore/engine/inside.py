@@ -230,7 +230,7 @@ class Inside(Node):
 
     @property
     def comes_last(self) -> bool:
-        return self.owns or super().comes_last
+        return self.owns or self.projection.comes_last or super().comes_last
 
     def regions(self) -> Iterator[Region]:
         if self.region is not None:

@@ -39,7 +39,7 @@ class Plan:
         region: What runs on the parameters that take part.
         members: The places of these among all parameters.
         trees: The state that modules will keep for each parameter, as tensors without storage.
-        reads: The values of settings on which the plan depends, by group and key.
+        reads: The settings on which the plan depends: of each the group, the key and the value.
         labels: For `Optimizer.describe`: what modules that choose said of their tensors.
         store: The state that its nodes work on.
         compiler: What compiles its runs of nodes; None if it runs in Python.
@@ -49,7 +49,7 @@ class Plan:
     region: Region
     members: Sequence[int]
     trees: list[Entries]
-    reads: list[dict[str, Any]]
+    reads: list[tuple[int, str, Any]]
     labels: list[tuple[Space, Sequence[str]]]
     parts: dict[Any, Region] = field(default_factory=dict)
     store: Store | None = None
@@ -89,9 +89,7 @@ class Plan:
     def holds(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the settings that it depends on are as they were."""
         return all(
-            group[key] is value or group[key] == value
-            for group, values in zip(groups, self.reads, strict=True)
-            for key, value in values.items()
+            groups[i][key] is value or groups[i][key] == value for i, key, value in self.reads
         )
 
 
@@ -157,7 +155,9 @@ def make_plan(
     with torch.no_grad():
         region = builder.region(space, plan)
         region.remember(Sketch(region.space, LiveSettings(names, groups)))
-    reads = [{key: group[key] for key in known.reads if key in group} for group in groups]
+    reads = [
+        (i, key, group[key]) for i, group in enumerate(groups) for key in known.reads & group.keys()
+    ]
     return Plan(region, members, trees, reads, builder.labels)
 
 

@@ -146,6 +146,8 @@ class Site:
         self.module = module
         self.space = space
         self.whole = whole  # whether these are all tensors of the region
+        # Whether the module has state of its own; it may be made by others than `init`.
+        self.keeps = type(module).init is not Module.init or bool(module.kinds)
         self.state = space.state
         self.ready = False
 
@@ -189,11 +191,6 @@ class Site:
             found.setdefault(space.groups[i], []).append(i)
         pairs = [(group, each) for group, all_ in found.items() for each in alike(space, all_)]
         return pairs or [(0, [])]
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the module has state of its own; it may be made by others than `init`."""
-        return type(self.module).init is not Module.init or bool(self.module.kinds)
 
     def part(self, index: Mapping[int, int]) -> Site:
         """Returns the module on some of the tensors; see `Node.part`."""
@@ -246,6 +243,10 @@ class Call(Node):
         self.states = [site.state.nodes[i] for i in members]
         self.every = site.whole and len(self.where) == len(site.space)
         self._writer: Writer | str | None = None
+
+    @property
+    def comes_last(self) -> bool:
+        return self.module.comes_last
 
     @property
     def can_write(self) -> bool:
@@ -420,6 +421,10 @@ class Step(Node):
         self.site = Site(module, space, whole)
         self.where = space.places
         self._inside = inside
+
+    @property
+    def comes_last(self) -> bool:
+        return self.module.comes_last or super().comes_last
 
     def part(self, index: Mapping[int, int]) -> Node | None:
         if self.module.scope == "all":

@@ -236,15 +236,20 @@ class Builder(Planner):
             self.labels.append((space, labels))
 
     def _check_order(self) -> None:
-        """Raises if something follows what must come last for its tensors."""
+        """Raises if another module follows one that must come last for its tensors."""
         for k, node in enumerate(self.nodes):
             for other in self.nodes[k + 1 :] if node.comes_last else ():
-                if not isinstance(other, Observe) and not set(node.where).isdisjoint(other.where):
-                    where = "before" if isinstance(node, Observe) else "inside"
+                if not _ends(other) and not set(node.where).isdisjoint(other.where):
+                    where = "before" if _ends(node) else "inside"
                     raise ArgumentError(
                         f"{other.module} follows {node.module}, whose result must reach the "
                         f"parameters as it is. Put {other.module} {where} it."
                     )
+
+
+def _ends(node: Node) -> bool:
+    """Whether the module of a node itself, and not only one inside it, comes last."""
+    return node.module.comes_last
 
 
 def _unplanned(node: Inside, tensors: Sequence[Tensor]) -> Region:
@@ -304,17 +309,17 @@ def _some(projection: ProjectionBase, names: Sequence[str]) -> Planned:
 def add_rate(nodes: list[Node], space: Space) -> None:
     """Has the update multiplied by the ``lr`` of its group, as the parameters take it.
 
-    That is before what observes them, and inside what must come last.
+    That is before the modules that come last, and inside the projections that contain such modules.
     """
     left = set(range(len(space)))
     for node in nodes:
-        if node.comes_last and not isinstance(node, Observe):
+        if node.comes_last and not _ends(node):
             left.difference_update(node.where)
             for region in node.regions():
                 add_rate(region.nodes, region.space)
     rated: list[Node] = []
     for node in nodes:
-        if isinstance(node, Observe):
+        if _ends(node):
             rated += _rates(space, left.intersection(node.where))
             left.difference_update(node.where)
         rated.append(node)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from projcore.core.chain import Chain
-from projcore.core.module import Module, Observer, Transform
+from projcore.core.module import Module, Transform
 from projcore.engine.names import RATE, positions
 from projcore.errors import ArgumentError
 from projcore.spec import build
 
 
 def with_rate(chain: Chain, lr: float | Tensor) -> Chain:
-    """Returns the chain with the module `lr` after all others but observers, which come last.
+    """Returns the chain with the module `lr` before the modules that come last, or else at the end.
 
     Raises:
         ArgumentError: If a module has a learning rate already.
@@ -23,11 +25,26 @@ def with_rate(chain: Chain, lr: float | Tensor) -> Chain:
                 f"Optimizer(lr={lr!r}) appends a learning rate, but {module} has one. Leave out "
                 "one of the two."
             )
-    modules = list(chain.modules)
+    modules = list(_flat(chain))
     end = len(modules)
-    while end and isinstance(modules[end - 1], Observer):
+    while end and modules[end - 1].comes_last:
         end -= 1
     return Chain(*modules[:end], build({RATE: lr}), *modules[end:])
+
+
+def _flat(chain: Chain) -> Iterator[Module]:
+    """Yields the modules of a chain; one at its end is split if its last module comes last."""
+    *others, last = chain.modules
+    yield from others
+    if isinstance(last, Chain) and _ending(last).comes_last:
+        yield from _flat(last)
+    else:
+        yield last
+
+
+def _ending(chain: Chain) -> Module:
+    last = chain.modules[-1]
+    return _ending(last) if isinstance(last, Chain) else last
 
 
 def sets_step_size(module: Module) -> bool | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -31,5 +31,5 @@ class Sketch(Objective):
     def loss(self) -> Tensor | None:
         return None
 
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
         raise NotImplementedError("a plan has no values")

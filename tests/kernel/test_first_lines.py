@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import projcore
-from projcore import Optimizer, errors
+from projcore import Chain, Module, Optimizer, errors
+from projcore.engine.names import positions
 from projcore.modules import (
     LR,
     Adadelta,
@@ -19,8 +20,11 @@ from projcore.modules import (
     Adam,
     AdamW,
     ClipNorm,
+    EMANesterov,
     HeavyBall,
+    Hyperball,
     Lion,
+    Lookahead,
     Muon,
     PolyakAveraging,
     RMSprop,
@@ -28,7 +32,9 @@ from projcore.modules import (
     TorchOptim,
     WeightDecay,
 )
-from projcore.projections import VectorProjection
+from projcore.projections import Subspace, VectorProjection
+from projcore.testing.run import comes_last
+from projcore.testing.subject import Subject, as_subjects
 
 
 def model() -> nn.Linear:
@@ -72,7 +78,63 @@ CHAINS: dict[str, tuple[tuple[Any, ...], str]] = {
     "a spec": (("clip_norm(1.0); adam()",), "clip_norm(1.0); adam(); lr(0.1)"),
     "inside a projection": ((VectorProjection([Adam()]),), "vector([adam()]); lr(0.1)"),
     "before averages": ((Adam(), PolyakAveraging()), "adam(); lr(0.1); polyak_averaging()"),
+    "before a sphere": ((Adam(), Hyperball()), "adam(); lr(0.1); hyperball()"),
+    "before several": (
+        (Adam(), Hyperball(), Lookahead(), PolyakAveraging()),
+        "adam(); lr(0.1); hyperball(); lookahead(); polyak_averaging()",
+    ),
+    "in a chain": (
+        (ClipNorm(1.0), Chain(Adam(), EMANesterov())),
+        "clip_norm(1.0); adam(); lr(0.1); ema_nesterov()",
+    ),
+    "after a chain": (
+        (Chain(ClipNorm(1.0), Adam()), Chain(Lookahead())),
+        "[clip_norm(1.0), adam()]; lr(0.1); lookahead()",
+    ),
 }
+
+
+SUBJECTS = [
+    subject
+    for component in projcore.registry.components()
+    if not component.stands_alone
+    for subject in as_subjects(component)
+]
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda each: each.name)
+@pytest.mark.filterwarnings("ignore::projcore.errors.StepSizeWarning")
+def test_every_component_with_a_rate(subject: Subject) -> None:
+    """The rate stands before the modules that come last; or the error says where it belongs."""
+    module = subject.build() if subject.kind == "module" else subject.around(Adam())
+    weights = [nn.Parameter(torch.ones(8, 8))]
+    rated = any("lr" in each.defaults for _, each in positions(module))
+    if rated or comes_last(module) > module.comes_last:
+        fix = "Leave out one of the two" if rated else r"Put lr\(0\.1\) inside it"
+        with pytest.raises(errors.ArgumentError, match=fix):
+            Optimizer(weights, module, lr=0.1)
+        return
+    one, two = f"{module}; lr(0.1)", f"lr(0.1); {module}"
+    assert str(Optimizer(weights, module, lr=0.1)) == (two if module.comes_last else one)
+
+
+@pytest.mark.parametrize("last", [Hyperball(), Lookahead(0.5, 2), EMANesterov()], ids=str)
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_the_rate_goes_before_modules_that_come_last(last: Module, scheduled: bool) -> None:
+    """Bit by bit, also the one of the group, where no module has it; nothing else may follow."""
+
+    def rated(net: nn.Module) -> torch.optim.Optimizer:
+        if not scheduled:
+            return Optimizer(net, Adam(), last, lr=0.5)
+        return Optimizer([{"params": list(net.parameters()), "lr": 0.5}], Adam(), last)
+
+    ours, expected = trained(rated), trained(lambda net: Optimizer(net, Adam(), LR(0.5), last))
+    for one, other in zip(ours.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(errors.ArgumentError, match=r"Put lr\(0\.5\) before it"):
+        Optimizer(model(), Adam(), last, LR(0.5))
+    with pytest.raises(errors.ArgumentError, match=r"Put lr\(0\.5\) (inside|before) it"):
+        Optimizer(model(), VectorProjection([Adam(), last], project_params=True), lr=0.5)
 
 
 @pytest.mark.parametrize("case", CHAINS)
@@ -191,6 +253,31 @@ def test_messages(case: str) -> None:
     call, message = MESSAGES[case]
     with pytest.raises(errors.ProjcoreError, match=f"(?s){message}"):
         call()
+
+
+CHOICES = list(projcore.registry.components("choice"))
+
+
+@pytest.mark.parametrize("component", CHOICES, ids=lambda each: each.name)
+def test_choices_are_told_the_line_that_works(component: Any) -> None:
+    cls = projcore.registry.load("choice", component.name)
+    with pytest.raises(errors.ProjcoreError) as caught:
+        cls(lr=0.1)
+    line = re.search(r"Write (Optimizer\(.*\))\.$", str(caught.value))
+    assert line is not None
+    names = {cls.__name__: cls, "Subspace": Subspace, "Optimizer": Optimizer}
+    call = line[1].replace("...", "'adam()', rank=2")
+    made = eval(call, {**names, "model": nn.Linear(4, 4)})
+    assert made.param_groups[0]["lr"] == 0.1
+    with pytest.raises(errors.ProjcoreError, match=rf"={component.name}\(\)\); lr\(0\.1\)\.\n"):
+        projcore.choice.build_choice(f"{component.name}(lr=0.1)")
+
+
+def test_required_arguments_that_were_not_given_are_left_open() -> None:
+    with pytest.raises(
+        errors.ProjcoreError, match=r"Write Optimizer\(model, ClipNorm\(\.\.\.\), lr"
+    ):
+        ClipNorm(lr=0.1)  # type: ignore[call-arg]
 
 
 def test_numbers_that_are_no_rates_are_taken() -> None:

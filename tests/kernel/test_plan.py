@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Module, Observer, Optimizer, ProjectionBase, Transform, registry
+from projcore import Module, Optimizer, ProjectionBase, Transform, registry
 from projcore.engine.plan import PASSES
 from projcore.errors import ArgumentError
 from projcore.modules import LR, Adam, ClipNorm, HeavyBall, Normalize
@@ -68,7 +68,7 @@ def elementwise() -> list[Module]:
         for module in built
         if module.total_scope == "element"
         and "closure" not in module.total_needs
-        and not (isinstance(module, Observer) or module.children)  # not for chains at random
+        and not (module.comes_last or module.children)  # not for chains at random
     ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from projcore import Module, Optimizer
 from projcore.modules import (
+    FOAM,
     LAMB,
     LARS,
     LR,
@@ -95,6 +96,29 @@ def adam_mini(betas: tuple[float, float], eps: float, by_row: bool) -> Method:
                 m[i, j] = betas[0] * m.get((i, j), 0.0) + (1 - betas[0]) * g
                 root = math.sqrt(v[i] / (1 - betas[1] ** t))
                 result[-1].append(m[i, j] / (1 - betas[0] ** t) / (root + eps))
+        return result
+
+    return update
+
+
+def foam(betas: tuple[float, float], eps: float, size: int) -> Method:
+    m: dict[tuple[int, int], float] = {}
+    v: dict[tuple[int, int], float] = {}
+
+    def update(t: int, rows: list[Numbers], grads: list[Numbers]) -> list[Numbers]:
+        factor = math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
+        result: list[Numbers] = []
+        for i, row in enumerate(grads):
+            result.append([])
+            for first in range(0, len(row), size):
+                block = row[first : first + size]
+                mean = sum(block) / len(block)
+                m[i, first] = betas[0] * m.get((i, first), 0.0) + (1 - betas[0]) * mean
+                v[i, first] = betas[1] * v.get((i, first), 0.0) + (1 - betas[1]) * mean**2
+                for g in block:
+                    rest = g - mean
+                    root = math.sqrt(v[i, first] + rest**2)
+                    result[-1].append(factor * (m[i, first] + rest) / (root + eps))
         return result
 
     return update
@@ -281,6 +305,13 @@ CASES: dict[str, tuple[Callable[[], list[Module]], Callable[[], Method]]] = {
         lambda: [AdamMini((0.8, 0.95), 1e-3, "row"), LR(0.05)],
         lambda: adam_mini((0.8, 0.95), 1e-3, by_row=True),
     ),
+    **{
+        f"foam of level {level}": (
+            lambda level=level: [FOAM((0.8, 0.95), 1e-3, level), LR(0.05)],
+            lambda level=level: foam((0.8, 0.95), 1e-3, 2**level),
+        )
+        for level in (0, 1, 2)
+    },
     "lamb": (
         lambda: [LAMB((0.8, 0.95), 1e-3, 0.1), LR(0.05)],
         lambda: lamb((0.8, 0.95), 1e-3, 0.1),

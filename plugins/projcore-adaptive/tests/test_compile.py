@@ -12,6 +12,7 @@ from torch import Tensor
 
 from projcore import Transform
 from projcore.modules import (
+    FOAM,
     LAMB,
     LARS,
     MARS,
@@ -66,6 +67,7 @@ MODULES: dict[str, Transform] = {
     "lamb": LAMB(),
     "lars": LARS(),
     "trust ratio": TrustRatio(),
+    "foam": FOAM(),
     "racs": RACS(),
     "rms normalize": RMSNormalize(),
     "rms normalize columns": RMSNormalize(0.0, 0, 0.2),

@@ -14,6 +14,8 @@ from projcore.errors import ArgumentError, ArgumentTypeError, StepError
 from projcore.modules import LR, SPSA, Adam, FiniteDifference, StrongWolfe
 from projcore.projections import RandomSubspace, ScalarProjection, To, VectorProjection, ViewAsReal
 from projcore_closure import spsa
+from tests.launches.counting import Counting
+from tests.launches.fake_cuda import AVAILABLE, fake_cuda
 
 PLACES: dict[str, Any] = {
     "bare": lambda *modules: list(modules),
@@ -116,6 +118,27 @@ def test_spsa_holds_perturbations_of_two_tensors_at_most(make, monkeypatch):
     )
     assert len(most) == 2 * 3 * len(problem.params)  # on either side, and for the update
     assert max(most) <= 2 < len(problem.params)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="torch has no device guard for CUDA here")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"samples": 4}, {"samples": 3, "sides": 1}], ids=str)
+def test_spsa_takes_one_copy_of_the_parameters(settings, frozen):
+    """The point to come back to, or the update; and what is at work on one tensor."""
+    with fake_cuda():
+        params = [torch.nn.Parameter(torch.empty(50, 20, device="cuda:0")) for _ in range(40)]
+        size = sum(param.nbytes for param in params)
+        if frozen:
+            params.append(torch.nn.Parameter(torch.empty(7, device="cuda:0"), requires_grad=False))
+        optimizer = Optimizer(params, SPSA(distribution="gaussian", **settings), LR(0.1))
+
+        def closure(backward: bool = True) -> Tensor:
+            return params[0].detach().sum()
+
+        for _ in range(2):
+            with Counting() as counting:
+                optimizer.step(closure)
+            assert size < counting.peak <= size + 4.1 * params[0].nbytes
 
 
 def test_lozo_is_a_composition(make):

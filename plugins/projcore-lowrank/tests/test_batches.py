@@ -38,12 +38,27 @@ SUBSPACES: dict[str, Callable[[], Any]] = {
     "low_rank-errors": lambda: LowRank(
         [Adam()], rank=3, period=2, combine="residual", error_feedback=True
     ),
+    "low_rank-fira-errors": lambda: LowRank(
+        [Adam()], rank=3, period=2, combine="fira", error_feedback=True
+    ),
     "low_rank-dtype": lambda: LowRank([Adam()], rank=3, combine="fira", compute_dtype="float32"),
     **{
         f"random-{kind}": lambda kind=kind: RandomSubspace(
             [Adam()], rank=3, period=2, kind=kind, policy="transport"
         )
         for kind in ("gaussian", "rademacher", "orthonormal", "srht")
+    },
+    **{
+        f"{basis.partition('(')[0]}-{rule}": lambda basis=basis, rule=rule: Subspace(
+            [Adam()], 3, basis, f"{rule}()", "variances()"
+        )
+        for basis, rule in (
+            ("subtrack(period=2, step=1.0, relative=True)", "fira"),
+            ("grasswalk(period=2)", "fira"),
+            ("random_basis(period=2, kind='orthonormal')", "fira"),
+            ("switching(period=2, leading=1, beta=0.9)", "compensation"),
+            ("switching(period=2, leading=1)", "unproject"),
+        )
     },
     "random-chain": lambda: RandomSubspace([Adam()], rank=3, chain="apollo", combine="apollo"),
     "random-stored": lambda: RandomSubspace([Adam()], rank=3, period=2, store=True),

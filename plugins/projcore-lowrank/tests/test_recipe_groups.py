@@ -19,7 +19,8 @@ from projcore.errors import ArgumentError, ArgumentTypeError, ProjcoreError
 
 NAMES = [each.name for each in registry.components("recipe") if each.plugin == "lowrank"]
 PROJECTING = [name for name in NAMES if name != "intrinsic_dimension"]
-LEAVING = [name for name in PROJECTING if name != "soap"]  # which rotates embeddings, too
+SOAPS = ("soap", "kl_soap")  # which rotate embeddings, too
+LEAVING = [name for name in PROJECTING if name not in SOAPS]
 STACKS = {"experts.up", "experts.down"}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from projcore_lowrank._subspace import dominant
 
 # Takes a gradient, gives the update without decay and learning rate.
 Reference = Generator[Any, Tensor, None]
+# Makes a basis of that before, a gradient, the step, and the place and the end of the matrix.
+Turn = Callable[[Tensor, Tensor, int, int, bool], Tensor]
 
 STEPS, PERIOD, RANK, SEED = 120, 25, 2, 3
 RATE, DECAY = 0.02, 0.1
@@ -70,6 +73,13 @@ class Moments:
 
     def hat(self, gradient: Tensor) -> Tensor:
         return self.raw(gradient) * self.factor
+
+    def carry(self, change: Tensor) -> None:
+        """Takes both to another basis, the second as variances."""
+        one, two = (1 - beta**self.count for beta in self.betas)
+        mean, square = self.first / one, self.second / two
+        carried = change**2 @ (square - mean**2) + (change @ mean) ** 2
+        self.first, self.second = change @ self.first, two * carried.abs()
 
     @property
     def factor(self) -> float:
@@ -296,7 +306,99 @@ def sumo(index: int, right: bool) -> Reference:
         update = full - basis @ (low - 0.5 * 0.2 * max(full.shape) ** 0.5 * orthogonal)
 
 
+def recovering(index: int, right: bool, turn: Turn) -> Reference:
+    """SubTrack++, GrassWalk and GrassJump: they differ in how the basis turns."""
+    moments, limited = Moments((0.8, 0.95), EPS), Limiter()
+    update, basis = None, torch.empty(0)
+    for step in range(STEPS + 1):
+        full = yield update
+        if step % PERIOD == 0:
+            new = turn(basis, full, step, index, right)
+            if step:
+                moments.carry(new.T @ basis)
+            basis = new
+        low = basis.T @ full
+        out = moments.raw(low)
+        rest = full - 0.5 * basis @ low
+        for j in range(full.shape[1]):
+            rest[:, j] *= out[:, j].norm() / (low[:, j].norm() + 1e-8)
+        update = (0.5 * basis @ out + limited(rest)) * moments.factor
+
+
+def along(basis: Tensor, tangent: Tensor, step: float, count: int) -> Tensor:
+    """The geodesic, by the singular vectors of its tangent."""
+    left, sizes, other = torch.linalg.svd(tangent, full_matrices=False)
+    left, angles, other = left[:, :count], (step * sizes[:count]).clamp(max=math.pi / 2), other.T
+    other = other[:, :count]
+    ways = torch.cat([basis @ other, left], 1)
+    amounts = torch.cat([angles.cos().diag(), angles.sin().diag()])
+    eye = torch.eye(other.shape[0], dtype=basis.dtype)
+    return ways @ amounts @ other.T + basis @ (eye - other @ other.T)
+
+
+def subtrack(
+    basis: Tensor, full: Tensor, step: int, index: int, right: bool, relative: bool = False
+) -> Tensor:
+    if not step:
+        return torch.linalg.svd(full, full_matrices=False).U[:, :RANK]
+    inside = torch.linalg.lstsq(basis, full).solution
+    tangent = 2 * (full - basis @ inside) @ inside.T
+    return along(basis, tangent, 0.7 / float(full.norm() ** 2) if relative else 30.0, 1)
+
+
+def grasswalk(basis: Tensor, full: Tensor, step: int, index: int, right: bool) -> Tensor:
+    if not step:
+        return torch.linalg.svd(full, full_matrices=False).U[:, :RANK]
+    side = full.shape[0]
+    drawn = gaussian(mix(SEED, mix(step, right)), (side, RANK), torch.float64) / side**0.5
+    tangent = (torch.eye(side, dtype=full.dtype) - basis @ basis.T) @ drawn
+    return along(basis, tangent, 0.3, RANK)
+
+
+def grassjump(basis: Tensor, full: Tensor, step: int, index: int, right: bool) -> Tensor:
+    key = mix(SEED, index, step // PERIOD + 1)
+    return orthonormal(key, (full.shape[0], RANK), torch.float64)
+
+
+def alice(index: int, right: bool, beta: float) -> Reference:
+    moments, limited = Moments((0.8, 0.95), 1e-8), Limiter()
+    update, basis = None, torch.empty(0)
+    tracked = torch.zeros(RANK, RANK, dtype=torch.float64)
+    energies: Any = 0.0
+    for step in range(STEPS + 1):
+        full = yield update
+        side = full.shape[0]
+        if step % PERIOD == 0:
+            if step:
+                mean = beta * basis @ tracked @ basis.T + (1 - beta) * full @ full.T
+                found = with_positive_diagonal(mean @ basis)
+                leading = found @ torch.linalg.eigh(found.T @ mean @ found).eigenvectors[:, -1:]
+            else:
+                leading = torch.linalg.svd(full, full_matrices=False).U[:, :1]
+            drawn = gaussian(mix(SEED, step), (side, RANK - 1), torch.float64)
+            new = with_positive_diagonal(torch.cat([leading, drawn], 1))
+            if step:
+                change = new.T @ basis
+                tracked = change @ tracked @ change.T
+            basis = new
+        low = basis.T @ full
+        tracked = beta * tracked + (1 - beta) * low @ low.T
+        out = moments.raw(low)
+        rest = full - basis @ low
+        energies = 0.8 * energies + 0.2 * (rest**2).sum(0)
+        scaled = math.sqrt(side - RANK) * rest / (energies.sqrt() + 1e-8)
+        update = 0.5 * (basis @ out + 0.3 * limited(scaled))
+
+
+def with_positive_diagonal(columns: Tensor) -> Tensor:
+    q, r = torch.linalg.qr(columns)
+    return q * r.diagonal().sign()
+
+
 ADAM = {"betas": (0.8, 0.95)}
+# So large that rounding is not blown up where a variance happens to be about zero.
+EPS = 1e-3
+ROUGH = {**ADAM, "eps": EPS}
 GALORE = {"rank": RANK, "period": PERIOD, "scale": 0.5}
 DRAWN = {"period": PERIOD, "seed": SEED}
 DECAYED = {"weight_decay": DECAY}
@@ -347,6 +449,47 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[..., Reference], dict[str, 
         )
         for error_feedback in (False, True)
         for period in (1, 7)
+    },
+    **{
+        f"subtrack({relative})": (
+            "subtrack",
+            {**ROUGH, **GALORE, **DECAYED, "step": 0.7 if relative else 30.0, "relative": relative},
+            recovering,
+            {"turn": partial(subtrack, relative=relative)},
+            (vector_adam, ("hat", (0.8, 0.95), EPS)),
+        )
+        for relative in (False, True)
+    },
+    "grasswalk": (
+        "grasswalk",
+        {**ROUGH, **GALORE, **DECAYED, "step": 0.3, "seed": SEED},
+        recovering,
+        {"turn": grasswalk},
+        (vector_adam, ("hat", (0.8, 0.95), EPS)),
+    ),
+    "grassjump": (
+        "grassjump",
+        {**ROUGH, **GALORE, **DECAYED, "seed": SEED},
+        recovering,
+        {"turn": grassjump},
+        (vector_adam, ("hat", (0.8, 0.95), EPS)),
+    ),
+    **{
+        f"alice({beta})": (
+            "alice",
+            {
+                **GALORE,
+                **DECAYED,
+                "betas": (0.8, 0.95, beta),
+                "leading": 1,
+                "residual_scale": 0.3,
+                "seed": SEED,
+            },
+            alice,
+            {"beta": beta},
+            (vector_adam, ("raw", (0.8, 0.95), 1e-8)),
+        )
+        for beta in (0.0, 0.9)
     },
     "sumo": (
         "sumo",

@@ -29,6 +29,8 @@ EXAMPLES = (
     {"period": 2, "beta": 0.5, "second": "rotate"},
     {"period": 2, "one_sided": True, "max_side": 3},
     {"period": 2, "folding": "last2"},
+    {"period": 2, "statistics": "kl"},
+    {"period": 2, "statistics": "kl", "folding": "last2", "second": "rotate"},
 )
 SUBJECTS = [
     Subject(SOAPRotation, f"soap of {tuple(example)}", KEEPING, example) for example in EXAMPLES
@@ -77,7 +79,7 @@ def train(shapes, modules, steps):
 
 
 def dense(matrices):
-    return reduce(torch.kron, matrices)
+    return reduce(torch.kron, [matrix.contiguous() for matrix in matrices])
 
 
 class Published:
@@ -135,6 +137,99 @@ def test_250_steps_of_the_published_method(period):
         # Rounding grows with the steps; this is 2**10 roundings of the largest parameters.
         torch.testing.assert_close(ours, points, rtol=0, atol=1e-12, msg=f"step {step}")
     assert max((p - q).abs().max() for p, q in zip(points, path[0], strict=True)) > 0.5
+
+
+class PublishedKL:
+    """KL-SOAP for one tensor, on all its elements in a row, with dense inverses of averages."""
+
+    def __init__(self, shape, period, rotated, lr=0.01, beta1=0.95, beta2=0.95, eps=1e-8):
+        self.shape, self.period, self.rotated, self.lr, self.eps = shape, period, rotated, lr, eps
+        self.beta1, self.beta2 = beta1, beta2
+        self.averages = {k: torch.zeros(shape[k], shape[k], **DOUBLE) for k in rotated}
+        self.values = {k: torch.full((shape[k],), 0.1, **DOUBLE) for k in rotated}
+        self.bases = None
+        self.t = 0
+
+    def outer(self, g, k, inverses):
+        """G_k (inverses of all other sides) G_k^T, divided by the product of their lengths."""
+        rows = g.movedim(k, 0).reshape(g.shape[k], -1)
+        between = dense([inverses[j] for j in range(g.ndim) if j != k])
+        return rows @ between @ rows.T / rows.shape[1]
+
+    def statistics(self, g):
+        inverses = [torch.eye(side, **DOUBLE) for side in self.shape]
+        if self.bases is not None:
+            for k in self.rotated:
+                q = self.bases[k]
+                inverses[k] = torch.linalg.inv(q @ self.values[k].diag() @ q.T)
+        for k in self.rotated:
+            outer = self.outer(g, k, inverses)
+            self.averages[k] = self.beta2 * self.averages[k] + (1 - self.beta2) * outer
+            if self.bases is not None:
+                seen = (self.bases[k].T @ outer @ self.bases[k]).diagonal()
+                values = self.beta2 * self.values[k] + (1 - self.beta2) * seen
+                self.values[k] = values.clamp(min=1 / max(10, min(self.shape[k], 4000)) ** 2)
+
+    def update(self, g):
+        if self.bases is None:
+            self.statistics(g)
+            self.bases = [torch.eye(side, **DOUBLE) for side in self.shape]
+            for k in self.rotated:
+                self.bases[k] = torch.linalg.eigh(self.averages[k])[1].flip(1)
+            self.mean = self.variance = torch.zeros(g.numel(), **DOUBLE)
+            return torch.zeros_like(g)
+        self.t += 1
+        u, flat = dense(self.bases) if self.shape else torch.eye(1, **DOUBLE), g.reshape(-1)
+        self.mean = self.beta1 * self.mean + (1 - self.beta1) * flat
+        self.variance = self.beta2 * self.variance + (1 - self.beta2) * (u.T @ flat) ** 2
+        rate = self.lr * math.sqrt(1 - self.beta2**self.t) / (1 - self.beta1**self.t)
+        step = rate * u @ ((u.T @ self.mean) / (self.variance.sqrt() + self.eps))
+        self.statistics(g)
+        if self.t % self.period == 0:
+            for k in self.rotated:
+                self.bases[k] = torch.linalg.qr(self.averages[k] @ self.bases[k])[0]
+        return step.reshape(self.shape)
+
+
+KL_SHAPES = ((6, 6), (5, 4), (7,), (2, 3, 4), (11, 11), ())
+
+
+@pytest.mark.parametrize(
+    ("period", "settings"), [(1, {}), (10, {}), (10, {"max_side": 4}), (10, {"one_sided": True})]
+)
+def test_250_steps_of_kl_soap(period, settings):
+    adam = Adam(betas=(0.95, 0.95), eps_mode="hat")
+    soap = SOAPRotation([adam], period, skip_first=True, statistics="kl", **settings)
+    path, optimizer = train(KL_SHAPES, [soap, LR(0.01)], 250)
+    points, gradients = problem(KL_SHAPES)
+    chosen = [
+        soap_rotation.rotated(point, {"folding": "sides", **soap.defaults}) for point in points
+    ]
+    methods = [PublishedKL(*each) for each in zip(KL_SHAPES, [period] * 6, chosen, strict=True)]
+    for step, ours in enumerate(path):
+        grads = gradients(points)
+        points = [p - m.update(g) for p, m, g in zip(points, methods, grads, strict=True)]
+        torch.testing.assert_close(ours, points, rtol=0, atol=1e-11, msg=f"step {step}")
+    for method, memory in zip(methods, optimizer.state.values(), strict=True):
+        for k in method.rotated:
+            values = memory[f"0/eigenvalues{k}"]
+            torch.testing.assert_close(values, method.values[k], rtol=1e-9, atol=0)
+            assert f"0/order{k}" not in memory
+    plain = SOAPRotation([adam], period, skip_first=True, **settings)
+    others = train(KL_SHAPES, [plain, LR(0.01)], 250)[0][-1]
+    assert max((p - q).abs().max() for p, q in zip(path[-1], others, strict=True)) > 1e-3
+
+
+def test_eigenvalues_of_kl_statistics_have_a_bound():
+    weight = Parameter(torch.ones(4, 11, **DOUBLE))
+    optimizer = Optimizer([weight], SOAPRotation([LR(0.1)], 50, statistics="kl"))
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(120):
+        weight.grad = 1e-6 * torch.randn(4, 11, generator=draw, **DOUBLE)
+        optimizer.step()
+    memory = optimizer.state[weight]
+    assert torch.equal(memory["0/eigenvalues0"], torch.full((4,), 1 / 100, **DOUBLE))
+    assert torch.equal(memory["0/eigenvalues1"], torch.full((11,), 1 / 121, **DOUBLE))
 
 
 SHAPE = (3, 2, 4)

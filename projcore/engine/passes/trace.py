@@ -6,7 +6,7 @@ as a projection that refreshes its map) is done before its run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -190,5 +190,5 @@ class Facts(Objective):
     def loss(self) -> Tensor | None:
         return self._loss
 
-    def evaluate(self, point: Sequence[Tensor], backward: bool = True) -> Evaluation:
+    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
         raise NotImplementedError("nothing is evaluated in a trace")

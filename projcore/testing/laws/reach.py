@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
-from projcore import Module, Observer
+from projcore import Module
 from projcore.errors import ArgumentError, ProjcoreError
 from projcore.testing.law import Violation, ensure_close, ensure_equal, law
 from projcore.testing.parts import Factor, Mix, Momentum, Scale
@@ -142,7 +142,7 @@ def _check_factor(subject: Subject) -> None:
         told = [subject.around(Momentum(), factor)] if comes_last(*bare) else [*bare, factor]
     else:
         bare = [subject.build()]
-        told = [factor, *bare] if isinstance(bare[0], Observer) else [*bare, factor]
+        told = [factor, *bare] if bare[0].comes_last else [*bare, factor]
     scheduled, expected = make_problem(), make_problem()
     optimizer = make_optimizer(scheduled, bare)
     if not optimizer.rate_is_factor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from projcore_adaptive.ademamix import AdEMAMix
     from projcore_adaptive.bias_correction import BiasCorrection
     from projcore_adaptive.dion2 import Dion2
+    from projcore_adaptive.foam import FOAM
     from projcore_adaptive.hyperball import Hyperball
     from projcore_adaptive.lion import Lion
     from projcore_adaptive.mars import MARS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from projcore_adaptive.trust_ratio import LAMB, LARS, TrustRatio
 
 __all__ = [
+    "FOAM",
     "LAMB",
     "LARS",
     "MARS",
@@ -69,6 +71,7 @@ __getattr__ = lazy(
     Adan="adan",
     AdEMAMix="ademamix",
     Dion2="dion2",
+    FOAM="foam",
     Hyperball="hyperball",
     LAMB="trust_ratio",
     LARS="trust_ratio",

@@ -18,6 +18,12 @@ RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         {},
     ),
     (
+        "foam_adamw",
+        "FOAM on matrices: Adam's moments for means of neighbours only; AdamW on the rest.",
+        "arXiv:2512.07112",
+        {},
+    ),
+    (
         "scale_adamw",
         "SCALE: gradients normalized by output, momentum for the output layer only.",
         "arXiv:2506.16659",
@@ -219,6 +225,14 @@ def projcore_register_modules(register: Register) -> None:
         paper="arXiv:2406.16793",
         tags=TAGS,
         example=[{}, {"block": "row"}],
+    )
+    register(
+        "foam",
+        "projcore_adaptive:FOAM",
+        summary="Adam's moments for means of neighbours only; the residual enters both.",
+        paper="arXiv:2512.07112",
+        tags=TAGS,
+        example=[{}, {"level": 1}],
     )
     register(
         "lamb",

@@ -333,6 +333,7 @@ class AdamWriter(Writer):
         self._states: list[Node] | None = None
         self._bound: list[Bound] = []
         self._others: list[int] = []
+        self._complex = False
 
     def __call__(
         self,
@@ -360,7 +361,8 @@ class AdamWriter(Writer):
             if len(bound.places) < len(tensors):
                 p, u = ([each[i] for i in bound.places] for each in (p, u))
                 how = [blends[i] for i in bound.places]
-            p, u = as_real(p), as_real(u)
+            if self._complex:
+                p, u = as_real(p), as_real(u)
             scale, decay = how[0]
             # The kernel multiplies the decay by the scale.
             same = how.count(how[0]) == len(how) and (scale or not decay)
@@ -385,6 +387,7 @@ class AdamWriter(Writer):
         fuse = [can_fuse(*each) for each in zip(p, m, v, largest, strict=True)]
         places = [i for i, each in enumerate(fuse) if each]
         self._others = [i for i, each in enumerate(fuse) if not each]
+        self._complex = any(target.is_complex() for target in targets)
         self.repeatable = not self._others  # a direction moves the moments when it is made
         self._bound = bind([p[i] for i in places], [states[i] for i in places], places)
         self._states = states

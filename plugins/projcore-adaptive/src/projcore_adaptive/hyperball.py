@@ -69,6 +69,7 @@ class Hyperball(Transform):
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
     """
 
+    comes_last = True
     scope = "tensor"
     needs = frozenset({"params"})
     kinds = {"radius": "scalar"}

@@ -1,21 +1,21 @@
 """Published optimizers that give matrices steps of their own, and Adam's to all else.
 
-All take a model, or parameters, named or not, or groups of them. They go by the role of each
-parameter (see `projcore.inspect_model`): given a model, its layers say what is what; given
-parameters, names do. Stacks of matrices, as the experts of a mixture are, are taken matrix by
-matrix. Groups that are added later go by their shape.
+All take a model, or parameters, named or not, or groups of them, which go by their roles: see
+`projcore.recipe.routed`. Stacks of matrices, as the experts of a mixture are, are taken matrix by
+matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from projcore import Optimizer
-from projcore_adaptive._routed import HIDDEN, Params, Rule, Spec, Way, routed
+from projcore.recipe import HIDDEN, Params, Project, Spec, Way, documented, routed
 
 __all__ = [
     "adam_h",
     "dion2_adamw",
+    "foam_adamw",
     "muon_h",
     "muon_heads_adamw",
     "muon_plus_adamw",
@@ -27,22 +27,29 @@ __all__ = [
 ]
 
 Betas = tuple[float, float]
+recipe = documented(
+    lr="Learning rate of both.",
+    momentum="Of Muon.",
+    weight_decay="Decoupled, of both.",
+    period="Steps between new bases.",
+    ratio="The learning rate of the rest, relative to ``lr``.",
+    project="What has these steps, by rules; by default, hidden layers.",
+)
 
 
 def _matrices(
-    recipe: str,
+    name: str,
     params: Params,
     lr: float,
     weight_decay: float,
     adam: Spec,
-    project: Rule,
-    modules: list[Spec],
+    project: Project,
+    modules: Sequence[Spec],
 ) -> Optimizer:
     """Returns an optimizer of these modules for matrices, and of Adam for the rest."""
-    ways = [Way([project], modules, "ndim>=2"), Way(["*"], [{"adam": adam}])]
-    return routed(
-        recipe, params, ways, [{"weight_decay": {"weight_decay": weight_decay}}, {"lr": lr}]
-    )
+    rules = HIDDEN if project is None else project
+    ways = [Way(modules, rules, "ndim>=2"), Way([{"adam": adam}])]
+    return routed(name, params, ways, [{"weight_decay": weight_decay}, {"lr": lr}])
 
 
 def _muon(momentum: float) -> Spec:
@@ -51,6 +58,7 @@ def _muon(momentum: float) -> Spec:
     return {"muon": {**settings, "flatten": True}}
 
 
+@recipe
 def racs_adamw(
     params: Params,
     lr: float = 1e-3,
@@ -61,7 +69,7 @@ def racs_adamw(
     weight_decay: float = 0.0,
     betas: Betas = (0.9, 0.999),
     eps: float = 1e-8,
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     r"""RACS on matrices, which keep a vector for each side, and AdamW on the rest.
 
@@ -69,26 +77,12 @@ def racs_adamw(
     Adam's there.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate of both.
         beta: Of the means of factors.
         iterations: In which the factors are found.
         limit: The most by which the norm of a matrix's update grows in a step.
         scale: What RACS's update is multiplied by; 0.4 is the paper's for 1.3 billion parameters.
-        weight_decay: Decoupled.
-        betas: Of Adam.
-        eps: Of Adam.
-        project: What RACS is for; by default, hidden layers.
-
-    Raises:
-        ArgumentError: If RACS would be for nothing, or a setting is out of range.
 
     Cost: memory of ``m + n + 1`` numbers for a matrix; Adam's is ``2 m n``. See `RACS`.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = racs_adamw(model)
 
     References:
         Gong et al., 2025, https://arxiv.org/abs/2502.07752 (algorithm 1; appendix F.2).
@@ -103,6 +97,41 @@ def racs_adamw(
     return _matrices("racs_adamw", params, lr, weight_decay, adam, project, racs)
 
 
+@recipe
+def foam_adamw(
+    params: Params,
+    lr: float = 1e-2,
+    betas: Betas = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    level: int = 2,
+    scale: float = 0.25,
+    project: Project = None,
+) -> Optimizer:
+    r"""FOAM on matrices, whose moments are of means of neighbours, and AdamW on the rest.
+
+    The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
+    their code as `FOAM` does.
+
+    Args:
+        eps: Beside the root of the uncorrected second moment.
+        level: A block has two to this power of elements.
+        scale: What FOAM's update is multiplied by.
+
+    Cost: memory of :math:`2 m n / 2^\ell` numbers for a matrix; Adam's is ``2 m n``.
+
+    References:
+        Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1).
+    """
+    foam: list[Spec] = [
+        {"foam": {"betas": betas, "eps": eps, "level": level}},
+        {"scale": {"factor": scale}},
+    ]
+    adam = {"betas": betas, "eps": eps, "eps_mode": "hat"}
+    return _matrices("foam_adamw", params, lr, weight_decay, adam, project, foam)
+
+
+@recipe
 def scale_adamw(
     params: Params,
     lr: float = 1e-3,
@@ -121,15 +150,8 @@ def scale_adamw(
     is known to be the output, no parameter has momentum.
 
     Args:
-        params: A model, parameters, or groups.
         lr: Learning rate of all.
         momentum: Of the output layer, at least 0 and less than 1.
-        weight_decay: Decoupled.
-        betas: Of Adam.
-        eps: Of Adam.
-
-    Raises:
-        ArgumentError: If no parameter is a matrix of a hidden layer, or a setting is out of range.
 
     Cost: memory of ``m`` numbers for a matrix, and of ``m n`` for the output layer.
     Differs from the authors' code: what is no linear map, as a depthwise convolution, is Adam's.
@@ -149,16 +171,15 @@ def scale_adamw(
     columns = {"rms_normalize": {"beta": 0.0, "rms": None, "dim": 0}}
     average = {"ema": {"beta": momentum, "debias": False}}
     ways = [
-        Way([HIDDEN], [rows], "ndim>=2"),
-        Way(["role==head", "role==last"], [average, rows], "group==1"),
-        Way(["role==embedding"], [columns], "group==2"),
-        Way(["*"], [{"adam": {"betas": betas, "eps": eps}}]),
+        Way([rows], HIDDEN, "ndim>=2"),
+        Way([average, rows], ["role==head", "role==last"], "group==1"),
+        Way([columns], "role==embedding", "group==2"),
+        Way([{"adam": {"betas": betas, "eps": eps}}]),
     ]
-    return routed(
-        "scale_adamw", params, ways, [{"weight_decay": {"weight_decay": weight_decay}}, {"lr": lr}]
-    )
+    return routed("scale_adamw", params, ways, [{"weight_decay": weight_decay}, {"lr": lr}])
 
 
+@recipe
 def normuon_adamw(
     params: Params,
     lr: float = 1e-3,
@@ -166,7 +187,7 @@ def normuon_adamw(
     beta2: float = 0.95,
     weight_decay: float = 0.1,
     betas: Betas = (0.9, 0.95),
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     r"""NorMuon on matrices: Muon, of which all rows have one length of late; AdamW on the rest.
 
@@ -174,23 +195,9 @@ def normuon_adamw(
     rates suit it.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate of both.
-        momentum: Of Muon.
         beta2: Of the mean squares of rows.
-        weight_decay: Decoupled, of both.
-        betas: Of Adam.
-        project: What NorMuon is for; by default, hidden layers.
-
-    Raises:
-        ArgumentError: If NorMuon would be for nothing, or a setting is out of range.
 
     Cost: memory of ``m n + m`` numbers for a matrix, half of Adam's.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = normuon_adamw(model)
 
     References:
         Li et al., 2025, https://arxiv.org/abs/2510.05491 (algorithm 1).
@@ -200,35 +207,20 @@ def normuon_adamw(
     return _matrices("normuon_adamw", params, lr, weight_decay, adam, project, modules)
 
 
+@recipe
 def muon_plus_adamw(
     params: Params,
     lr: float = 1e-3,
     momentum: float = 0.95,
     weight_decay: float = 0.1,
     betas: Betas = (0.9, 0.95),
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     """Muon+ on matrices: Muon, whose columns and then rows are normalized; AdamW on the rest.
-
-    Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate of both.
-        momentum: Of Muon.
-        weight_decay: Decoupled, of both.
-        betas: Of Adam.
-        project: What Muon+ is for; by default, hidden layers.
-
-    Raises:
-        ArgumentError: If Muon+ would be for nothing, or a setting is out of range.
 
     Cost: memory of ``m n + m + n`` numbers for a matrix, half of Adam's.
     Differs from the authors' code: the result has a root mean square of 0.2, so that Adam's
     learning rates suit it; there its rows have norm 1, times the root of ``m / n``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = muon_plus_adamw(model)
 
     References:
         Zhang et al., 2026, https://arxiv.org/abs/2602.21545 (section 2.3, col-row).
@@ -240,6 +232,7 @@ def muon_plus_adamw(
     return _matrices("muon_plus_adamw", params, lr, weight_decay, adam, project, modules)
 
 
+@recipe
 def muon_heads_adamw(
     params: Params,
     heads: Mapping[str, int],
@@ -247,7 +240,7 @@ def muon_heads_adamw(
     momentum: float = 0.95,
     weight_decay: float = 0.1,
     betas: Betas = (0.9, 0.95),
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     """Muon on each attention head, and on each expert of a mixture; AdamW on the rest.
 
@@ -259,11 +252,6 @@ def muon_heads_adamw(
         params: A model, named parameters, or groups of these.
         heads: How many heads a weight has, by rules for names (see `projcore.Rules`), such as
             ``{"*.q_proj.weight": 16, "*.[kv]_proj.weight": 4}``.
-        lr: Learning rate of both.
-        momentum: Of Muon.
-        weight_decay: Decoupled, of both.
-        betas: Of Adam.
-        project: What Muon is for; by default, hidden layers.
 
     Raises:
         ArgumentError: If Muon would be for nothing, a rule names nothing, or heads do not fit.
@@ -287,6 +275,7 @@ def muon_heads_adamw(
     return _matrices("muon_heads_adamw", params, lr, weight_decay, adam, project, modules)
 
 
+@recipe
 def dion2_adamw(
     params: Params,
     lr: float = 1e-3,
@@ -294,29 +283,16 @@ def dion2_adamw(
     momentum: float = 0.95,
     weight_decay: float = 0.01,
     betas: Betas = (0.9, 0.95),
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     """Dion2 on matrices: Muon on the largest rows of the momentum alone; AdamW on the rest.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate of both.
         fraction: Of the rows.
         momentum: Of rows that were used.
-        weight_decay: Decoupled, of both.
-        betas: Of Adam.
-        project: What Dion2 is for; by default, hidden layers.
-
-    Raises:
-        ArgumentError: If Dion2 would be for nothing, or a setting is out of range.
 
     Cost: memory of ``m n`` numbers for a matrix, half of Adam's; see `Dion2`.
     Differs from the authors' code: steps are as long as `Muon`'s with ``"match_rms_adamw"``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = dion2_adamw(model)
 
     References:
         Ahn et al., 2025, https://arxiv.org/abs/2512.16928 (algorithm 1).
@@ -328,27 +304,27 @@ def dion2_adamw(
 
 
 def _on_spheres(
-    recipe: str,
+    name: str,
     params: Params,
     lr: float,
     ratio: float,
     weight_decay: float,
     betas: Betas,
-    project: Rule,
-    modules: list[Spec],
+    project: Project,
+    modules: Sequence[Spec],
 ) -> Optimizer:
     """Returns an optimizer that keeps the norms of matrices, by steps relative to these."""
+    rules = HIDDEN if project is None else project
     rest: list[Spec] = [
         {"adam": {"betas": betas}},
-        {"weight_decay": {"weight_decay": weight_decay}},
+        {"weight_decay": weight_decay},
+        {"scale": ratio},
     ]
-    ways = [
-        Way([project], [*modules, {"trust_ratio": {}}], "ndim>=2"),
-        Way(["*"], [*rest, {"scale": {"factor": ratio}}]),
-    ]
-    return routed(recipe, params, ways, [{"lr": lr}], [{"hyperball": {}}])
+    ways = [Way([*modules, {"trust_ratio": {}}], rules, "ndim>=2"), Way(rest)]
+    return routed(name, params, ways, [{"lr": lr}], last=[{"hyperball": {}}])
 
 
+@recipe
 def adam_h(
     params: Params,
     lr: float = 1e-2,
@@ -356,28 +332,18 @@ def adam_h(
     eps: float = 1e-8,
     ratio: float = 0.1,
     weight_decay: float = 0.0,
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     """AdamH: Adam on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
 
     Args:
-        params: A model, parameters, or groups.
         lr: The length of a matrix's step, of its norm.
         betas: Of both.
         eps: Of Adam for matrices.
-        ratio: The learning rate of the rest, relative to ``lr``.
         weight_decay: Decoupled, of the rest.
         project: What keeps its norm; by default, hidden layers.
 
-    Raises:
-        ArgumentError: If nothing would keep its norm, or a setting is out of range.
-
     Cost: memory of ``2 m n + 1`` numbers for a matrix, as Adam's; see `Hyperball`.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = adam_h(model)
 
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
@@ -386,6 +352,7 @@ def adam_h(
     return _on_spheres("adam_h", params, lr, ratio, weight_decay, betas, project, [adam])
 
 
+@recipe
 def muon_h(
     params: Params,
     lr: float = 1e-2,
@@ -393,28 +360,16 @@ def muon_h(
     betas: Betas = (0.9, 0.95),
     ratio: float = 0.1,
     weight_decay: float = 0.0,
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     """MuonH: Muon on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
 
     Args:
-        params: A model, parameters, or groups.
         lr: The length of a matrix's step, of its norm.
-        momentum: Of Muon.
-        betas: Of Adam.
-        ratio: The learning rate of the rest, relative to ``lr``.
         weight_decay: Decoupled, of the rest.
         project: What keeps its norm; by default, hidden layers.
 
-    Raises:
-        ArgumentError: If nothing would keep its norm, or a setting is out of range.
-
     Cost: memory of ``m n + 1`` numbers for a matrix, half of Adam's; see `Hyperball`.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = muon_h(model)
 
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
@@ -422,6 +377,7 @@ def muon_h(
     return _on_spheres("muon_h", params, lr, ratio, weight_decay, betas, project, [_muon(momentum)])
 
 
+@recipe
 def soap_h(
     params: Params,
     lr: float = 1e-2,
@@ -430,41 +386,34 @@ def soap_h(
     period: int = 10,
     ratio: float = 0.1,
     weight_decay: float = 0.0,
-    project: Rule = HIDDEN,
+    project: Project = None,
+    statistics: str = "shampoo",
 ) -> Optimizer:
     """SOAPH: SOAP on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
 
     Args:
-        params: A model, parameters, or groups.
         lr: The length of a matrix's step, of its norm.
         betas: Of both; the second also of the covariances.
         eps: Of Adam for matrices.
-        period: Steps between new bases.
-        ratio: The learning rate of the rest, relative to ``lr``.
         weight_decay: Decoupled, of the rest.
         project: What keeps its norm; by default, hidden layers.
-
-    Raises:
-        ArgumentError: If nothing would keep its norm, or a setting is out of range.
+        statistics: What makes the bases, as of `SOAPRotation`: ``"kl"`` for KL-SOAP-H.
 
     Cost: memory of ``2 m n + 2 m m + 2 n n + 1`` numbers for a matrix; see `SOAPRotation` and
     `Hyperball`.
 
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = soap_h(model)
-
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
+        Lin et al., 2025, https://arxiv.org/abs/2509.03378 (KL-SOAP).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    rotation = {"modules": [adam], "period": period, "beta": betas[1]}
+    rotation = {"modules": [adam], "period": period, "beta": betas[1], "statistics": statistics}
     modules: list[Spec] = [{"soap_rotation": rotation}]
     return _on_spheres("soap_h", params, lr, ratio, weight_decay, betas, project, modules)
 
 
+@recipe
 def soap_muon(
     params: Params,
     lr: float = 3e-3,
@@ -472,31 +421,17 @@ def soap_muon(
     eps: float = 1e-8,
     period: int = 1,
     weight_decay: float = 0.0,
-    project: Rule = HIDDEN,
+    project: Project = None,
 ) -> Optimizer:
     """SOAP-Muon on matrices: SOAP, made orthogonal with its norm kept; AdamW on the rest.
 
     Args:
-        params: A model, parameters, or groups.
-        lr: Learning rate of both.
         betas: Of Adam; the second also of the covariances.
-        eps: Of Adam.
-        period: Steps between new bases.
-        weight_decay: Decoupled, of both.
-        project: What SOAP-Muon is for; by default, hidden layers.
-
-    Raises:
-        ArgumentError: If SOAP-Muon would be for nothing, or a setting is out of range.
 
     Cost: memory of ``2 m n + 2 m m + 2 n n`` numbers for a matrix; see `SOAPRotation` and
     `Orthogonalize`.
     Differs from the authors' script, of which no description was at hand: their gate by a trust
     ratio is left out.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-        >>> optimizer = soap_muon(model)
 
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3, SOAP).

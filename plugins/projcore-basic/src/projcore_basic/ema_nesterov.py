@@ -61,6 +61,7 @@ class EMANesterov(Transform, Averaging):
         Yau et al., 2026, https://arxiv.org/abs/2605.25395 (algorithm 1).
     """
 
+    comes_last = True
     scope = "element"
     kinds = {"exp_avg": "first", "ahead": "scalar"}
     kept = "exp_avg"

@@ -52,6 +52,7 @@ class Lookahead(Transform, Averaging):
         Zhang et al., 2019, https://arxiv.org/abs/1907.08610 (algorithm 1).
     """
 
+    comes_last = True
     scope = "element"
     needs = frozenset({"params"})
     kinds = {"slow": "first", "step": "scalar"}

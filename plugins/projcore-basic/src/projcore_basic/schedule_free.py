@@ -90,6 +90,7 @@ class ScheduleFree(Transform, Averaging):
         weights are those of its code).
     """
 
+    comes_last = True
     scope = "element"
     needs = frozenset({"params"})
     kinds = {

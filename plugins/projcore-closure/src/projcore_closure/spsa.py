@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Literal
 
 import torch
@@ -63,9 +64,12 @@ class SPSA(Evaluating):
         ArgumentError: If an argument is out of range or unknown.
 
     Cost: ``sides * samples`` losses without gradients (``backward=False``). Memory: the number of
-    steps. In a step, two copies of the parameters, three with several samples: perturbations are
-    drawn again where they are needed, tensor by tensor, and the point to come back to is kept, so
-    that it is the same to the last bit.
+    steps. In a step, one copy of the parameters, however many samples, and four of the largest of
+    them: perturbations are drawn again where they are needed, tensor by tensor; while the loss is
+    evaluated, the point to come back to is kept, and then the update takes its place. MeZO keeps
+    neither, and moves the parameters there and back by sums, whose rounding is lost: then a step
+    that fails would leave other parameters than it found, and one that succeeds would drift. Inside
+    a projection, moved points are made as a whole: another copy.
     Differs from the source: `c` does not fall by itself; schedule the group's ``perturbation``.
 
     Example:
@@ -82,7 +86,7 @@ class SPSA(Evaluating):
     References:
         Spall, 1992, https://doi.org/10.1109/9.119632, equations 2.1 and 2.2.
         Malladi et al., 2023, https://arxiv.org/abs/2305.17333, algorithm 1 (MeZO), which adds and
-        subtracts the perturbation in place, and does not come back to the last bit.
+        subtracts the perturbation in place.
         Dang et al., 2025, https://arxiv.org/abs/2506.09034 (FZOO: one side, a batch of samples).
         Chen et al., 2024, https://arxiv.org/abs/2410.07698 (LOZO).
     """
@@ -131,24 +135,29 @@ class SPSA(Evaluating):
         width, samples = float(settings["perturbation"]), settings["samples"]
         params = objective.params
         draws = Draws(self.distribution, params, self.seed * 1_000_003 + step)
-        result = [torch.zeros_like(param) for param in params]
+        slopes: list[tuple[Draws, float]] = []
         for _ in range(samples):
             losses = [self.loss(objective, draws, side * width) for side in (1, -1)[: self.sides]]
             if self.sides == 1:
                 assert objective.loss is not None
                 losses.append(float(objective.loss))
-            slope = (losses[0] - losses[1]) / (self.sides * width)
+            slopes.append((draws, (losses[0] - losses[1]) / (self.sides * width)))
+            draws = draws.following()
+        # Once nothing is evaluated any more, the copy of the parameters is gone.
+        result: list[Tensor] = []
+        for draws, slope in slopes:
             for i, perturbation in enumerate(draws):
+                if len(result) <= i:
+                    result.append(torch.zeros_like(params[i]))
                 (result[i],) = plus([result[i]], [perturbation], slope / samples)
-            draws.advance()
         return result
 
     def loss(self, objective: Objective, draws: Draws, width: float) -> float:
         """Returns the loss at the point moved by the perturbation, times the width."""
-        point = [
+        point = (
             plus([param], [perturbation], width)[0]
             for param, perturbation in zip(objective.params, draws, strict=True)
-        ]
+        )
         return float(objective.evaluate(point, backward=False)[0])
 
 
@@ -176,9 +185,11 @@ class Draws:
         for tensor in self.like:
             yield sharded_as(self.draw(tensor, self.generators[tensor.device]), tensor)
 
-    def advance(self) -> None:
-        """Makes it the next perturbation, once this one was drawn to its end."""
-        self.start = self._states()
+    def following(self) -> Draws:
+        """Returns the next perturbation, once this one was drawn to its end."""
+        other = copy(self)
+        other.start = self._states()
+        return other
 
     def _states(self) -> dict[torch.device, Tensor]:
         return {device: generator.get_state() for device, generator in self.generators.items()}

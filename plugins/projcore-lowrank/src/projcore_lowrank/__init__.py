@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from projcore_lowrank.apollo import Apollo, ApolloMini
     from projcore_lowrank.basis import Basis
     from projcore_lowrank.combine import Combine, Given, Terms
+    from projcore_lowrank.compensation import Compensation
     from projcore_lowrank.coordinates import Coordinates
     from projcore_lowrank.cosines import Cosines
     from projcore_lowrank.fira import Fira
     from projcore_lowrank.galore_torch import from_galore_torch
+    from projcore_lowrank.grassmann import GrassWalk, SubTrack
     from projcore_lowrank.intrinsic_subspace import IntrinsicSubspace
     from projcore_lowrank.memory import Keep, Memory, Reset, Transport
     from projcore_lowrank.published import (
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from projcore_lowrank.singular import SVD, Gram, Randomized, SubspaceIteration
     from projcore_lowrank.soap_rotation import SOAPRotation
     from projcore_lowrank.subspace import Subspace
+    from projcore_lowrank.switching import Switching
     from projcore_lowrank.tracking import Tracking, Variances
     from projcore_lowrank.tucker import Tucker
     from projcore_lowrank.unproject import Residual, SignResidual, Unproject
@@ -38,6 +41,7 @@ __all__ = [
     "ApolloMini",
     "Basis",
     "Combine",
+    "Compensation",
     "CoordinateSubspace",
     "Coordinates",
     "Cosines",
@@ -46,6 +50,7 @@ __all__ = [
     "GaLore",
     "Given",
     "Gram",
+    "GrassWalk",
     "IntrinsicSubspace",
     "Keep",
     "LDAdamSubspace",
@@ -58,8 +63,10 @@ __all__ = [
     "Residual",
     "SOAPRotation",
     "SignResidual",
+    "SubTrack",
     "Subspace",
     "SubspaceIteration",
+    "Switching",
     "Terms",
     "Tracking",
     "Transport",
@@ -75,6 +82,7 @@ __getattr__ = lazy(
     ApolloMini="apollo",
     Basis="basis",
     Combine="combine",
+    Compensation="compensation",
     CoordinateSubspace="published",
     Coordinates="coordinates",
     Cosines="cosines",
@@ -83,6 +91,7 @@ __getattr__ = lazy(
     GaLore="published",
     Given="combine",
     Gram="singular",
+    GrassWalk="grassmann",
     IntrinsicSubspace="intrinsic_subspace",
     Keep="memory",
     LDAdamSubspace="published",
@@ -97,8 +106,10 @@ __getattr__ = lazy(
     SOAPRotation="soap_rotation",
     SVD="singular",
     SignResidual="unproject",
+    SubTrack="grassmann",
     Subspace="subspace",
     SubspaceIteration="singular",
+    Switching="switching",
     Terms="combine",
     Tracking="tracking",
     Transport="memory",

@@ -51,7 +51,11 @@ class Batch(NamedTuple):
             return [self]
         made: list[Node | None] = [None] * count
         if self.made is not None:
-            made = [{name: value[k] for name, value in self.made.items()} for k in range(count)]
+            stacks = {end: self.made[end] for end in ENDS if end in self.made}
+            made = [
+                {**state, **{end: stack[k] for end, stack in stacks.items()}}
+                for k, state in enumerate(self.states)
+            ]
         return [
             Batch([i], [state], each)
             for i, state, each in zip(self.places, self.states, made, strict=True)

@@ -1,76 +1,34 @@
-"""What recipes share: the descriptions of arguments, and parameters that are split by rules."""
+"""What recipes share: the descriptions of arguments, and what is left out of a subspace."""
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from projcore import Optimizer
-from projcore_lowrank._groups import LINEAR, Params, Project, Split
+from torch import Tensor
 
-Spec = Mapping[str, Any]
-Recipe = Callable[..., Optimizer]
+from projcore import Optimizer
+from projcore.recipe import HIDDEN, Params, Project, Spec, Way, documented, routed
+from projcore_lowrank._matrices import Folding, matrix_shape
 
 ARGUMENTS = {
-    "params": "A model, parameters, or groups.",
-    "lr": "Learning rate.",
-    "betas": "Of Adam.",
-    "eps": "Of Adam.",
-    "weight_decay": "Decoupled.",
-    "momentum": "Of the momentum.",
+    "beta": "Of the momentum.",
+    "eps": "Of Adam, beside the root of the uncorrected second moment.",
     "rank": "Of the subspace: a number, or as a float a part of the shorter side.",
-    "period": "Steps between refreshes.",
     "scale": "What the projected update is multiplied by.",
     "side": "Which side is compressed, as of `LowRank`.",
     "refresh": "How the basis is made, as of `LowRank`.",
     "stagger": "Whether refreshes are spread over steps.",
     "limit": "The most by which the norm that is limited grows in a step; None for no limit.",
-    "seed": "Of random numbers.",
     "chain": "How seeds follow from it: as of `RandomSubspace`.",
     "beta2_decay": "The power of the step count that is 1 less the decay.",
     "error_feedback": "Whether what is left out is added to the next gradient.",
-    "project": "What is projected.",
 }
-RAISES = "    ArgumentError: If nothing would be projected, or a setting is out of range."
-EXAMPLE = """\
-    >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
-    >>> optimizer = {name}({arguments})"""
 
 
-def recipe(**example: Any) -> Callable[[Recipe], Recipe]:
-    """Completes a recipe's docstring: arguments from the table above, errors, and an example.
-
-    What the recipe says itself, in a section ``Args``, goes before the table.
-
-    Args:
-        example: The arguments of the example, beside the model.
-    """
-
-    def complete(function: Recipe) -> Recipe:
-        text, *sections = re.split(r"\n\n(?=\w+:)", inspect.cleandoc(function.__doc__ or ""))
-        own = next((each for each in sections if each.startswith("Args:")), "Args:")
-        found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", own, flags=re.MULTILINE)
-        known = {**ARGUMENTS, **dict(found)}
-        names = inspect.signature(function).parameters
-        arguments = [f"    {name}: {known[name]}" for name in names]
-        given = ", ".join(["model", *(f"{name}={value!r}" for name, value in example.items())])
-        shown = EXAMPLE.format(name=function.__name__, arguments=given)
-        function.__doc__ = "\n\n".join(
-            [
-                text,
-                "\n".join(["Args:", *arguments]),
-                f"Raises:\n{RAISES}",
-                *(each for each in sections if each.startswith("Cost:")),
-                f"Example:\n{shown}",
-                *(each for each in sections if each.startswith("References:")),
-            ]
-        )
-        return function
-
-    return complete
+def recipe(**example: Any) -> Callable[..., Any]:
+    """Completes a recipe's docstring, with an example of these arguments; see `documented`."""
+    return documented(example, **ARGUMENTS)
 
 
 def optimizer(
@@ -81,18 +39,38 @@ def optimizer(
     modules: Sequence[Spec],
     lr: float,
     weight_decay: float | None = None,
-    fixed: Spec | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """Returns the optimizer of these modules; what is not projected is in groups of no rank.
 
-    What is fixed has one value for all parameters, because another module was made with it. Where
-    both have it as a setting, its names in groups are qualified by position.
+    What is fixed has one value for all parameters, because another module was made with it.
     """
-    split = Split(name, params, project, {"rank": rank}, {"rank": None}, fixed=fixed)
-    return _finished(split, modules, lr, weight_decay)
+    ways = [Way(modules, project, settings={"rank": rank}), Way(None, settings={"rank": None})]
+    return routed(name, params, ways, _ending(lr, weight_decay), fixed=fixed, unfit=_unfit)
 
 
-def routed(
+def corrected(
+    name: str,
+    params: Params,
+    project: Project,
+    rank: float,
+    inside: tuple[str, Mapping[str, Any]],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> Optimizer:
+    """Returns the optimizer of Adam inside, whose bias is corrected behind the subspace.
+
+    Both have betas, so that no scheduler finds and cycles those of one.
+    """
+    adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
+    subspace, settings = inside
+    modules = {subspace: {"modules": [adam], **settings}}, {"bias_correction": {"betas": betas}}
+    return optimizer(name, params, project, rank, modules, lr, weight_decay, {"betas": betas})
+
+
+def beside(
     name: str,
     params: Params,
     project: Project,
@@ -101,22 +79,29 @@ def routed(
     lr: float,
     weight_decay: float,
     rank: float | None = None,
-    default: str = LINEAR,
 ) -> Optimizer:
-    """Returns an optimizer that runs another module on what is not projected."""
+    """Returns an optimizer that runs another module on what is not projected: hidden layers are."""
+    rules = HIDDEN if project is None else project
     settings = {} if rank is None else {"rank": rank}
-    other = inside is not outside
-    split = Split(name, params, project, settings, {"route": 1} if other else {}, default)
-    split.complete = not other or split.count < len(split.groups)
-    if other and split.complete:
-        inside = {"route": {"routes": {"ndim>=2": [inside], "*": [outside]}}}
-    return _finished(split, [inside], lr, weight_decay)
+    others = Way(None if inside is outside else [outside])
+    ways = [Way([inside], rules, "ndim>=2", settings), others]
+    return routed(name, params, ways, _ending(lr, weight_decay), unfit=_unfit)
 
 
-def _finished(
-    split: Split, modules: Sequence[Spec], lr: float, weight_decay: float | None
-) -> Optimizer:
-    decay = [] if weight_decay is None else [{"weight_decay": weight_decay}]
-    made = Optimizer(split.groups, [*modules, *decay, {"lr": lr}])
-    made.regroup = split.late
-    return made
+def _ending(lr: float, weight_decay: float | None) -> list[Spec]:
+    decay: list[Spec] = [] if weight_decay is None else [{"weight_decay": weight_decay}]
+    return [*decay, {"lr": lr}]
+
+
+def _unfit(parameter: Tensor, settings: Mapping[str, Any]) -> str | None:
+    """Says why a subspace of its rank would not make a parameter smaller; None if it would."""
+    folding: Folding = "last2" if settings.get("folding") == "last2" else "fold"
+    shape = matrix_shape(parameter.shape, folding)
+    if shape is None:
+        return "no matrix"
+    rank = settings.get("rank")
+    if rank is None:
+        return "rank=None" if "rank" in settings else None
+    if isinstance(rank, int) and min(shape[-2:]) <= rank:
+        return f"a side within rank {rank}"
+    return None

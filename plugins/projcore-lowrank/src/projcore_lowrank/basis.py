@@ -134,6 +134,12 @@ class Basis(Choice):
         """Returns what `learn_ends` does, of all tensors at once; None to go batch by batch."""
         return None
 
+    def track(self, projected: Tensor, states: list[Node]) -> None:
+        """Is told in every step what a tensor is inside, or a stack of one for each state.
+
+        For running means of it; what changes is put into the states as a new tensor.
+        """
+
     def pass_on(self, node: Node, state: Node) -> None:
         """Moves entries of this step alone from the new node to where they are looked for."""
 

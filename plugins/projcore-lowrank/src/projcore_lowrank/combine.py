@@ -105,6 +105,10 @@ class Combine(Choice):
         """Returns the entries that it keeps in the state of a tensor, seen in that shape."""
         return {}
 
+    def begin(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+        """Returns these entries, if they depend on the dimension along which channels lie."""
+        return self.init(shape, tensor)
+
     def measure(self, matrix: Tensor, dim: int) -> Tensor:
         """Returns what it has to know of a matrix, or of a stack, before it is projected."""
         raise ContractError(

@@ -3,16 +3,11 @@
 All take a model, or parameters, named or not, or groups of them; and ``project``, which says what
 is projected: a rule (see `projcore.param_groups`), several, or a mapping from rules to settings of
 their own, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. By default that goes by
-the role of each parameter (see `projcore.inspect_model`): matrices, convolutions and stacks of
-matrices, as the experts of a mixture are, but no embeddings, output layers, depthwise convolutions,
-and nothing that is no linear map; `muon_adamw` and `sumo`, which make updates orthogonal, leave out
-the last linear layer, too. Given a model, its layers say what is what; given parameters, names do.
-
-A stack is projected matrix by matrix. What is not projected goes through the same modules as it is,
-or where a recipe says so through Adam; so does a matrix whose shorter side is not greater than the
-rank, since nothing would be saved. Frozen parameters are left out before all that.
-`Optimizer.describe` shows which is which before the first step, and why; the logger ``projcore``
-tells it once, at the level INFO. Groups that are added later are split by the same rules.
+the role of each parameter (see `projcore.recipe.routed`): matrices, convolutions and stacks of
+matrices, as the experts of a mixture are, matrix by matrix; `muon_adamw` and `sumo`, which make
+updates orthogonal, leave out the last linear layer. What is not projected goes through the same
+modules as it is, or where a recipe says so through Adam; so does a matrix whose shorter side is
+not greater than the rank, since nothing would be saved.
 
 Weight decay multiplies the parameters before the step, as in torch; authors' codes differ. Costs
 are in numbers of state for a matrix of sides ``s <= l``, of which Adam keeps ``2 s l``.
@@ -21,12 +16,16 @@ are in numbers of state for a matrix of sides ``s <= l``, of which Adam keeps ``
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from projcore import Optimizer
-from projcore_lowrank._groups import HIDDEN, Params, Project, trainable, unnamed
-from projcore_lowrank._recipe import optimizer, recipe, routed
+from projcore.recipe import Params, Project, Way, routed
+from projcore_lowrank._recipe import beside, corrected, optimizer, recipe
+from projcore_lowrank.recipes_2025 import alice, grassjump, grasswalk, subtrack
 
 __all__ = [
+    "alice",
     "apollo",
     "apollo_mini",
     "dct_adamw",
@@ -36,10 +35,14 @@ __all__ = [
     "galore_adafactor",
     "galore_adamw",
     "golore",
+    "grassjump",
+    "grasswalk",
     "intrinsic_dimension",
+    "kl_soap",
     "ldadam",
     "muon_adamw",
     "soap",
+    "subtrack",
     "sumo",
 ]
 
@@ -66,18 +69,15 @@ def galore_adamw(
     The defaults are those of the authors' script for a LLaMA of 60 million parameters. ``refresh``
     may be ``"subspace"``, with ``stagger``, which takes a tenth of the time, spread over steps.
 
-    Args:
-        eps: Of Adam, beside the root of the uncorrected second moment.
-
     Cost: ``s r + 2 l r``.
 
     References:
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2).
     """
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    galore = {"period": period, "scale": scale, "side": side, "refresh": refresh}
-    subspace = {"galore": {"modules": [adam], "rank": rank, **galore, "stagger": stagger}}
-    return optimizer("galore_adamw", params, project, rank, [subspace], lr, weight_decay)
+    basis = {"period": period, "side": side, "refresh": refresh, "stagger": stagger}
+    inside = {"galore": {"modules": [adam], "rank": rank, "scale": scale, **basis}}
+    return optimizer("galore_adamw", params, project, rank, [inside], lr, weight_decay)
 
 
 @recipe(rank=8)
@@ -94,8 +94,9 @@ def galore_adafactor(
 ) -> Optimizer:
     """GaLore with Adafactor: factored second moments of the projected gradients, and no first.
 
+    There are no relative steps, and no scaling by the parameters.
+
     Args:
-        lr: Learning rate; there are no relative steps, and no scaling by the parameters.
         eps: The least root of a second moment.
 
     Cost: ``s r + l + r``.
@@ -104,10 +105,9 @@ def galore_adafactor(
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (section 4).
     """
     adafactor = {"adafactor": {"lr": None, "eps": (eps, 1e-3), "beta2_decay": beta2_decay}}
-    galore = {"modules": [adafactor], "rank": rank, "period": period, "scale": scale}
-    return optimizer(
-        "galore_adafactor", params, project, rank, [{"galore": galore}], lr, weight_decay
-    )
+    settings = {"rank": rank, "period": period, "scale": scale}
+    inside = {"galore": {"modules": [adafactor], **settings}}
+    return optimizer("galore_adafactor", params, project, rank, [inside], lr, weight_decay)
 
 
 @recipe(rank=8)
@@ -131,23 +131,15 @@ def fira(
     The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
     their code: after a step of zeros the residual is not limited to almost nothing for good.
 
-    Args:
-        betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
-        eps: Of Adam, beside the root of the uncorrected second moment.
-
     Cost: ``s r + 2 l r``.
 
     References:
         Chen et al., 2024, https://arxiv.org/abs/2410.01623 (algorithm 1).
     """
-    adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
-    subspace = {"period": period, "scale": scale, "side": side, "refresh": refresh}
-    how = {"stagger": stagger, "combine": "fira", "limit": limit}
-    modules = (
-        {"low_rank": {"modules": [adam], "rank": rank, **subspace, **how}},
-        {"bias_correction": {"betas": betas}},
-    )
-    return optimizer("fira", params, project, rank, modules, lr, weight_decay, {"betas": betas})
+    basis = {"period": period, "side": side, "refresh": refresh, "stagger": stagger}
+    how = {"combine": "fira", "limit": limit, "scale": scale}
+    inside = "low_rank", {"rank": rank, **basis, **how}
+    return corrected("fira", params, project, rank, inside, lr, weight_decay, betas, eps)
 
 
 @recipe(rank=0.25)
@@ -172,17 +164,17 @@ def apollo(
     for good.
 
     Args:
-        betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
-        eps: Of Adam, beside the root of the uncorrected second moment.
         scale: The update is multiplied by its root, as in the authors' code.
-        limit: The most by which the norm of the update grows in a step; None for no limit.
 
     Cost: ``2 l r``.
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (algorithm 1).
     """
-    return _apollo("apollo", **locals())
+    subspace = {"rank": rank, "period": period, "seed": seed, "chain": chain, "stagger": False}
+    how = {"combine": "apollo", "limit": limit, "scale": math.sqrt(scale)}
+    inside = "random_subspace", {**subspace, **how}
+    return corrected("apollo", params, project, rank, inside, lr, weight_decay, betas, eps)
 
 
 @recipe()
@@ -204,39 +196,17 @@ def apollo_mini(
     Differs from the authors' code as `apollo` does.
 
     Args:
-        betas: Of Adam, and of the correction behind it, so no scheduler finds and cycles it.
-        eps: Of Adam, beside the root of the uncorrected second moment.
         scale: The update is multiplied by its root, as in the authors' code.
-        limit: The most by which the norm of the update grows in a step; None for no limit.
 
     Cost: ``2 l``.
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (section 4.2).
     """
-    return _apollo("apollo_mini", rank=1, **locals())
-
-
-def _apollo(
-    rule: str,
-    params: Params,
-    lr: float,
-    betas: Betas,
-    eps: float,
-    weight_decay: float,
-    rank: float,
-    period: int,
-    scale: float,
-    limit: float | None,
-    seed: int,
-    chain: str,
-    project: Project,
-) -> Optimizer:
-    adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
-    subspace = {"modules": [adam], "rank": rank, "period": period, "seed": seed, "chain": chain}
-    how = {"combine": rule, "limit": limit, "scale": math.sqrt(scale), "stagger": False}
-    modules = {"random_subspace": {**subspace, **how}}, {"bias_correction": {"betas": betas}}
-    return optimizer(rule, params, project, rank, modules, lr, weight_decay, {"betas": betas})
+    subspace = {"rank": 1, "period": period, "seed": seed, "chain": chain, "stagger": False}
+    how = {"combine": "apollo_mini", "limit": limit, "scale": math.sqrt(scale)}
+    inside = "random_subspace", {**subspace, **how}
+    return corrected("apollo_mini", params, project, 1, inside, lr, weight_decay, betas, eps)
 
 
 @recipe(rank=8, seed=1)
@@ -256,9 +226,6 @@ def golore(
 
     The authors begin with GaLore's subspace, and change to this late in training, when noise
     outweighs the gradient: that is `galore_adamw` first, and then this.
-
-    Args:
-        eps: Of Adam, beside the root of the uncorrected second moment.
 
     Cost: ``2 l r``.
 
@@ -297,7 +264,6 @@ def flora(
     smaller, theirs leaves out those with one side more than four times the other.
 
     Args:
-        beta: Of the momentum.
         eps: The least root of a second moment.
 
     Cost: ``l r + l + s``.
@@ -331,6 +297,7 @@ def frugal(
     Args:
         density: The part of the columns that Adam has state for.
         period: Steps between draws, at which state is reinitialized.
+        eps: Of Adam.
         residual_scale: What the learning rate is multiplied by for the signs.
 
     Cost: ``2 density m n``, and an index for each column chosen.
@@ -339,9 +306,9 @@ def frugal(
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    subspace = {"rank": density, "period": period, "seed": seed, "stagger": False}
-    how = {"select": "random", "combine": "sign", "residual_scale": residual_scale}
-    inside = {"coordinate_subspace": {"modules": [adam], **subspace, **how}}
+    basis = {"select": "random", "period": period, "seed": seed, "stagger": False}
+    how = {"rank": density, "combine": "sign", "residual_scale": residual_scale}
+    inside = {"coordinate_subspace": {"modules": [adam], **basis, **how}}
     return optimizer("frugal", params, project, density, [inside], lr, weight_decay)
 
 
@@ -363,6 +330,7 @@ def ldadam(
     ``.grad``, where clipping and clearing gradients would spoil them.
 
     Args:
+        eps: Of Adam.
         rho: How much of the momentum there is in what the subspace is learnt from.
 
     Cost: ``s r + 2 l r``, and ``s l`` for the errors.
@@ -392,6 +360,7 @@ def dct_adamw(
 
     Args:
         rank: How many frequencies.
+        eps: Of Adam.
 
     Cost: ``2 l r`` and `r` indices, and ``s l`` with error feedback.
 
@@ -429,7 +398,6 @@ def sumo(
 
     Args:
         scale: :math:`\alpha`, what the orthogonal momentum is multiplied by.
-        limit: The most by which the norm of the orthogonal momentum grows in a step.
         betas: Of Adam, for what is not projected.
 
     Cost: ``s r + l r``.
@@ -445,7 +413,7 @@ def sumo(
     combine = {"residual": {"scale": scale, "match_rms": True}}
     inside = {"subspace": {"modules": modules, "rank": rank, **choices, "combine": combine}}
     outside = {"adam": {"betas": betas}}
-    return routed("sumo", params, project, inside, outside, lr, weight_decay, rank, HIDDEN)
+    return beside("sumo", params, project, inside, outside, lr, weight_decay, rank)
 
 
 @recipe()
@@ -466,7 +434,6 @@ def soap(
 
     Args:
         betas: Of Adam; the second is the decay of the preconditioner's averages, too.
-        eps: Of Adam, beside the root of the uncorrected second moment.
         period: Steps between changes of the bases.
         max_side: The longest side that is rotated.
         project: What is rotated; by default, all that has two dimensions or more. What others
@@ -477,12 +444,58 @@ def soap(
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
     """
+    rotation = {"period": period, "max_side": max_side}
+    return _soap("soap", params, project, betas, eps, rotation, lr, weight_decay)
+
+
+@recipe()
+def kl_soap(
+    params: Params,
+    lr: float = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    period: int = 10,
+    max_side: int = 10_000,
+    project: Project = "*",
+) -> Optimizer:
+    """KL-SOAP: SOAP, with gradients whitened by all other sides in its preconditioner.
+
+    Differs from the authors' code: defaults are SOAP's; Adam's bias is corrected, as in SOAP; and
+    weight decay acts in the first step, too, in which nothing else moves the parameters.
+
+    Args:
+        betas: Of Adam; the second is the decay of the preconditioner's averages, too.
+        eps: Of Adam, beside the root of the uncorrected second moment.
+        period: Steps between changes of the bases.
+        max_side: The longest side that is rotated.
+        project: As of `soap`.
+
+    Cost: ``2 m n + 2 m^2 + 2 n^2`` for a matrix of shape ``(m, n)``, and ``m + n`` eigenvalues.
+
+    References:
+        Lin et al., 2025, https://arxiv.org/abs/2509.03378. See `SOAPRotation` for the formulas.
+    """
+    rotation = {"period": period, "max_side": max_side, "statistics": "kl"}
+    return _soap("kl_soap", params, project, betas, eps, rotation, lr, weight_decay)
+
+
+def _soap(
+    name: str,
+    params: Params,
+    project: Project,
+    betas: Betas,
+    eps: float,
+    rotation: Mapping[str, Any],
+    lr: float,
+    weight_decay: float,
+) -> Optimizer:
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    rotation = {"period": period, "beta": betas[1], "max_side": max_side, "skip_first": True}
+    rotation = {"beta": betas[1], "skip_first": True, **rotation}
     inside = {"soap_rotation": {"modules": [adam], **rotation}}
     # Vectors pass through the rotation, and wait for the second step, as all else there does.
     outside = inside if project == "*" else adam
-    return routed("soap", params, project, inside, outside, lr, weight_decay)
+    return beside(name, params, project, inside, outside, lr, weight_decay)
 
 
 @recipe()
@@ -508,8 +521,8 @@ def muon_adamw(
         https://arxiv.org/abs/2502.16982 (section 2.2, the scale).
     """
     muon = {"momentum": momentum, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
-    routes = {"muon": {**muon, "flatten": True}}, {"adam": {"betas": betas}}
-    return routed("muon_adamw", params, project, *routes, lr, weight_decay, default=HIDDEN)
+    ways = {"muon": {**muon, "flatten": True}}, {"adam": {"betas": betas}}
+    return beside("muon_adamw", params, project, *ways, lr, weight_decay)
 
 
 @recipe(dimension=100)
@@ -527,6 +540,7 @@ def intrinsic_dimension(
     Args:
         dimension: How many coordinates.
         kind: How the directions are made, as of `IntrinsicSubspace`.
+        eps: Of Adam.
 
     Cost: twice the dimension, and a product with the directions each way in a step.
 
@@ -536,5 +550,4 @@ def intrinsic_dimension(
     """
     inside = [{"adam": {"betas": betas, "eps": eps}}]
     space = {"modules": inside, "dimension": dimension, "kind": kind, "seed": seed}
-    groups = trainable("intrinsic_dimension", params)
-    return Optimizer(map(unnamed, groups), {"intrinsic_subspace": space}, {"lr": lr})
+    return routed("intrinsic_dimension", params, [Way([{"intrinsic_subspace": space}, {"lr": lr}])])

@@ -29,9 +29,16 @@ from projcore_lowrank._modes import multiply, unfold
 Second = Literal["permute", "rotate"]
 Nonfinite = Literal["raise", "skip"]
 Folding = Literal["sides", "last2"]
+Statistics = Literal["shampoo", "kl"]
 
 # Elements of matrices that are decomposed together: it bounds the memory that a refresh takes.
 TOGETHER = 1 << 26
+# The eigenvalues that KL statistics begin with, and bounds of the side whose inverse bounds their
+# roots from below: of the authors' code.
+FIRST_EIGENVALUE = 0.1
+LEAST_SIDE, MOST_SIDE = 10, 4000
+# The entries of the state that gradients go into.
+AVERAGES = ("average", "eigenvalues")
 
 
 class SOAPRotation(ProjectionBase):
@@ -55,6 +62,25 @@ class SOAPRotation(ProjectionBase):
     When the bases change, memory inside moves along: first moments are rotated exactly, second
     moments are put into the order of the columns, or rotated too (`second`).
 
+    With ``statistics="kl"``, as in KL-Shampoo and KL-SOAP, the Kronecker product of all
+    :math:`L_k` is near the covariance of all elements: what enters one is whitened by the inverses
+    of the others. Of a matrix of shape :math:`m \times n`,
+
+    .. math::
+        L_1 &\leftarrow \beta L_1 + \tfrac{1 - \beta}{n} G \tilde L_2^{-1} G^\top, \qquad
+        \lambda_1 \leftarrow \beta \lambda_1 + \tfrac{1 - \beta}{n}
+        \mathrm{diag}(Q_1^\top G \tilde L_2^{-1} G^\top Q_1), \\
+        L_2 &\leftarrow \beta L_2 + \tfrac{1 - \beta}{m} G^\top \tilde L_1^{-1} G, \qquad
+        \lambda_2 \leftarrow \beta \lambda_2 + \tfrac{1 - \beta}{m}
+        \mathrm{diag}(Q_2^\top G^\top \tilde L_1^{-1} G Q_2),
+
+    with :math:`\tilde L_k = Q_k \mathrm{diag}(\lambda_k) Q_k^\top` of the step before, the bases
+    in which the step is taken, and the unit matrix for a side that is not rotated. The eigenvalues
+    :math:`\lambda_k` begin as 0.1, and are never below :math:`1 / \max(10, \min(n_k, 4000))^2`.
+    The first gradient enters without a whitening, and leaves them alone. The columns are not
+    sorted: :math:`Q_k` becomes the orthonormal factor of :math:`L_k Q_k` in the order that there
+    is, and with ``second="permute"``, second moments stay where they are.
+
     Tensors with fewer than two sides, complex ones, and those all of whose sides are longer than
     `max_side` pass unchanged.
 
@@ -77,6 +103,8 @@ class SOAPRotation(ProjectionBase):
         folding: A tensor of more than two sides is rotated along all of them (``"sides"``), or is
             a batch of matrices of the last two (``"last2"``), each with bases of its own. A
             setting, fixed once there is memory.
+        statistics: What the averages are of: gradients, as of Shampoo and SOAP (``"shampoo"``), or
+            whitened ones (``"kl"``). Fixed, groups do not change it.
 
     Raises:
         ArgumentError: If a setting is out of range, or a choice is unknown.
@@ -85,13 +113,16 @@ class SOAPRotation(ProjectionBase):
 
     Cost: for each rotated side ``2 n^2`` numbers of memory (float32 at least), and in each step a
     product with a basis each way and one for the average; every `period` steps a product and a QR
-    decomposition. Sides of equal length are decomposed together.
+    decomposition. Sides of equal length are decomposed together. KL statistics keep ``n`` numbers
+    more, and take three products more for a matrix.
 
     Differs from the authors' code: averages and bases are float32 at least; without `skip_first`
     the first step is taken; sides of length 1 are left alone; sides are not merged (for that, put
     it inside a reshape). With a decay of weights inside it, too, the decay is added to Adam's
     step, rather than applied to the parameters after it. As there, while the gradients seen do not
-    span a side, rounding chooses the columns that they leave open, and so Adam's first steps.
+    span a side, rounding chooses the columns that they leave open, and so Adam's first steps. KL
+    statistics are here of any number of sides, and of some of them; there, of two or three, and in
+    bfloat16 unless told otherwise. There, Adam's bias is not corrected: ``bias_correction=False``.
 
     Example:
         SOAP with the authors' settings:
@@ -106,6 +137,8 @@ class SOAPRotation(ProjectionBase):
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithms 3 and 4; section 7 for one
         side)
+        Lin et al., 2025, https://arxiv.org/abs/2509.03378 (KL statistics; the first eigenvalues
+        and their bound are of https://github.com/yorkerlin/KL-Methods)
     """
 
     scope = "tensor"
@@ -125,7 +158,9 @@ class SOAPRotation(ProjectionBase):
         project_params: bool = True,
         project_grad: bool = True,
         folding: Folding = "sides",
+        statistics: Statistics = "shampoo",
     ) -> None:
+        require_choice(self, "statistics", statistics, Statistics)
         if second not in get_args(Second):
             raise ArgumentError(
                 f"SOAPRotation was given second={second!r}. It is one of "
@@ -137,6 +172,7 @@ class SOAPRotation(ProjectionBase):
                 "one."
             )
         self.second = second
+        self.statistics = statistics
         self.nonfinite = nonfinite
         self.skip_first = skip_first
         defaults = {
@@ -170,7 +206,10 @@ class SOAPRotation(ProjectionBase):
                 order = order.expand(*batch, side).contiguous()
             memory[f"basis{k}"] = basis
             memory[f"average{k}"] = torch.zeros_like(basis)
-            memory[f"order{k}"] = order
+            if self.statistics == "kl":
+                memory[f"eigenvalues{k}"] = torch.full_like(basis[..., 0], FIRST_EIGENVALUE)
+            else:
+                memory[f"order{k}"] = order
         return memory
 
     def plan(self, planner: Planner, space: Space) -> None:
@@ -251,42 +290,38 @@ class SOAPRotation(ProjectionBase):
         self._check_averages([tensors[i] for i in due], [states[i] for i in due])
         made = iter(new_bases([states[i] for i in due]))
         new = [(next(made) or None) if i in due else None for i in range(len(states))]
-        self._learn(tensors, states, settings)
+        self._learn(tensors, states, settings, new)
         return new if any(new) else None
 
     def _learn(
-        self, tensors: Sequence[Tensor], states: Sequence[Node], settings: Sequence[Settings]
+        self,
+        tensors: Sequence[Tensor],
+        states: Sequence[Node],
+        settings: Sequence[Settings],
+        changed: Sequence[Node | None] | None = None,
     ) -> None:
         """Takes gradients into the running averages, and counts them.
 
         On a CPU only if they are finite; a device is not asked, unless those are to be skipped that
         are not.
+
+        Args:
+            tensors: The gradients.
+            states: What is kept of each.
+            settings: Of each.
+            changed: The new bases, of those that get some in this step.
         """
         made: list[Node] = []
-        for tensor, state, values in zip(tensors, states, settings, strict=True):
-            new: Node = {}
-            for k in sides(state):
-                average = state[f"average{k}"]
-                # As in memory: products of other strides are rounded otherwise, and that chooses
-                # the columns that the gradients leave open.
-                wide = tensor.to(average.dtype).contiguous()
-                if (average.ndim > 2) != is_batch(tensor, values):
-                    raise StepError(
-                        f"SOAPRotation has memory of a tensor of shape {tuple(tensor.shape)} as "
-                        "it was folded before, and its group now has "
-                        f"folding={values['folding']!r}. Folding does not change once there is "
-                        "memory. Set it back, or build a new optimizer."
-                    )
-                if average.ndim > 2:
-                    rows = wide if k == tensor.ndim - 2 else wide.mT
-                else:
-                    rows = unfold(wide, k)
-                beta = values["beta"]
-                if average.ndim == 2 and not self._asks(tensor):
-                    average.addmm_(rows, rows.mT, beta=beta, alpha=1 - beta)
-                else:
-                    new[f"average{k}"] = torch.lerp(average, rows @ rows.mT, 1 - beta)
-            made.append(new)
+        for i, (tensor, state, values) in enumerate(zip(tensors, states, settings, strict=True)):
+            if any((state[f"basis{k}"].ndim > 2) != is_batch(tensor, values) for k in sides(state)):
+                raise StepError(
+                    f"SOAPRotation has memory of a tensor of shape {tuple(tensor.shape)} as "
+                    "it was folded before, and its group now has "
+                    f"folding={values['folding']!r}. Folding does not change once there is "
+                    "memory. Set it back, or build a new optimizer."
+                )
+            used = state if changed is None else {**state, **(changed[i] or {})}
+            made.append(self._learnt(tensor, used, values["beta"]))
         asked = [self._asks(tensor) for tensor in tensors]
         if not all_finite([new for new, asks in zip(made, asked, strict=True) if asks]):
             made = [
@@ -297,6 +332,35 @@ class SOAPRotation(ProjectionBase):
             state.update(new)
             state["step"] += 1
 
+    def _learnt(self, tensor: Tensor, state: Node, beta: float) -> Node:
+        """Takes a gradient into averages in place, or returns new ones where it may not."""
+        in_place = not self._asks(tensor)
+        new: Node = {}
+        rows: dict[int, Tensor] = {}
+        powers: dict[int, Tensor] = {}
+        if self.statistics == "kl":
+            rows, powers = whitened(tensor, state)
+        for k in sides(state):
+            average = state[f"average{k}"]
+            if k not in rows:
+                # As in memory: products of other strides are rounded otherwise, and that chooses
+                # the columns that the gradients leave open.
+                rows[k] = as_rows(tensor.to(average.dtype).contiguous(), k, average)
+            weight = 1 - beta
+            if self.statistics == "kl":
+                weight /= rows[k].shape[-1]
+            if in_place and average.ndim == 2:
+                average.addmm_(rows[k], rows[k].mT, beta=beta, alpha=weight)
+            else:
+                product = rows[k] @ rows[k].mT
+                if self.statistics == "kl":
+                    product /= rows[k].shape[-1]
+                new[f"average{k}"] = torch.lerp(average, product, 1 - beta)
+            if k in powers:
+                name, least = f"eigenvalues{k}", least_eigenvalue(average.shape[-1])
+                new[name] = torch.lerp(state[name], powers[k], 1 - beta).clamp_min_(least)
+        return new
+
     def _asks(self, tensor: Tensor) -> bool:
         """Whether averages are looked for Inf and NaN in every step, which waits for a device."""
         return is_alone(tensor) or self.nonfinite == "skip"
@@ -304,7 +368,7 @@ class SOAPRotation(ProjectionBase):
     def _check_averages(self, tensors: list[Tensor], states: list[Node]) -> None:
         """Raises if bases would be made of averages in which there is Inf or NaN."""
         kept = [
-            ({f"average{k}": state[f"average{k}"] for k in sides(state)}, tensor)
+            ({name: state[name] for name in state if name.startswith(AVERAGES)}, tensor)
             for tensor, state in zip(tensors, states, strict=True)
             if not self._asks(tensor)
         ]
@@ -339,7 +403,7 @@ class SOAPRotation(ProjectionBase):
         for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
             first = old["step"] == 2  # the second gradient is counted: these are the first bases
             if self.second == "permute" and not first:
-                for k in sides(new):
+                for k in sides(new) if self.statistics == "shampoo" else ():
                     tensor = sort(tensor, k, new[f"order{k}"])
             else:
                 turns = [
@@ -404,15 +468,16 @@ def new_bases(states: Sequence[Node]) -> list[Node]:
         for start in range(0, len(places), count):
             part = places[start : start + count]
             averages = together([states[i][f"average{k}"] for i, k in part])  # (b, n, n)
+            made: Node = {}
             if first:
-                columns = torch.linalg.eigh(averages).eigenvectors.flip(-1)
-                side = averages.shape[-1]
-                orders = torch.cat([states[i][f"order{k}"].reshape(-1, side) for i, k in part])
+                made["basis"] = torch.linalg.eigh(averages).eigenvectors.flip(-1)
             else:
                 old = together([states[i][f"basis{k}"] for i, k in part])
-                columns, orders = iterate(averages, old)
+                made["basis"], order = iterate(averages, old, sorts=f"order{k}" in states[i])
+                if order is not None:
+                    made["order"] = order
             counts = [states[i][f"average{k}"].shape[:-2].numel() for i, k in part]
-            for name, found in (("basis", columns), ("order", orders)):
+            for name, found in made.items():
                 # In memory of its own each, lest each keep that of all.
                 pieces = torch._foreach_mul(found.split(counts), 1)
                 for (i, k), piece in zip(part, pieces, strict=True):
@@ -425,14 +490,76 @@ def together(matrices: Sequence[Tensor]) -> Tensor:
     return torch.cat([matrix.reshape(-1, *matrix.shape[-2:]) for matrix in matrices])
 
 
-def iterate(averages: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns bases after one step of orthogonal iteration, and the order of the old columns."""
+def iterate(averages: Tensor, old: Tensor, sorts: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Returns bases after one step of orthogonal iteration, and the order of the old columns.
+
+    Without sorting, there is no order.
+    """
     product = averages @ old
-    estimates = (old * product).sum(-2)  # the diagonal of old^T average old
-    order = estimates.argsort(dim=-1, descending=True, stable=True)  # (b, n)
-    product = product.gather(-1, order.unsqueeze(-2).expand_as(product))
+    order = None
+    if sorts:
+        estimates = (old * product).sum(-2)  # the diagonal of old^T average old
+        order = estimates.argsort(dim=-1, descending=True, stable=True)  # (b, n)
+        product = product.gather(-1, order.unsqueeze(-2).expand_as(product))
     columns: Tensor = torch.linalg.qr(product).Q
     return columns, order
+
+
+def as_rows(tensor: Tensor, side: int, average: Tensor) -> Tensor:
+    """Returns a tensor as a matrix whose rows are its slices; a batch of them, if averages are."""
+    if average.ndim == 2:
+        return unfold(tensor, side)
+    return tensor if side == tensor.ndim - 2 else tensor.mT
+
+
+def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    r"""Returns a gradient whitened by all sides but one, for KL statistics, and mean squares.
+
+    Of a matrix, :math:`G Q_2 \mathrm{diag}(\lambda_2)^{-1/2}` for the first side, and the mean
+    squares of the rows of :math:`Q_1^\top` times that. The first gradient stays as it is, without
+    mean squares.
+
+    Args:
+        tensor: The gradient.
+        state: The bases and the eigenvalues of the sides.
+
+    Returns:
+        For each side that has a basis: the rows, and the mean squares, one for each column.
+    """
+    if state["step"] == 0:
+        return {}, {}
+    turns = [None if basis is None else basis.mT for basis in bases(state, tensor)]
+    roots: dict[int, Tensor] = {}
+    parts: dict[int, Tensor] = {}  # in the bases of all other sides
+    for k in sides(state):
+        wide = tensor.to(state[f"basis{k}"].dtype)
+        roots[k] = as_slices(state[f"eigenvalues{k}"].rsqrt(), k, tensor.ndim)
+        parts[k] = multiply(wide, [None if j == k else turn for j, turn in enumerate(turns)])
+    rows: dict[int, Tensor] = {}
+    squares: dict[int, Tensor] = {}
+    rotated: Tensor | None = None
+    for k, part in parts.items():
+        if rotated is None:
+            rotated = multiply(part, [turn if j == k else None for j, turn in enumerate(turns)])
+        power, average = rotated, state[f"average{k}"]
+        for j, root in roots.items():
+            if j != k:
+                part, power = part * root, power * root
+        rows[k] = as_rows(part, k, average)
+        squares[k] = as_rows(power, k, average).square().mean(-1)
+    return rows, squares
+
+
+def as_slices(values: Tensor, side: int, ndim: int) -> Tensor:
+    """Returns numbers of the slices along a side, of a tensor or a batch, to multiply it by."""
+    if values.ndim > 1:
+        return values.unsqueeze(-1 if side == ndim - 2 else -2)
+    return values.reshape(-1, *[1] * (ndim - 1 - side))
+
+
+def least_eigenvalue(side: int) -> float:
+    """Returns the least eigenvalue that KL statistics take for one."""
+    return 1 / max(LEAST_SIDE, min(side, MOST_SIDE)) ** 2
 
 
 def all_finite(nodes: Sequence[Node]) -> bool:

@@ -107,10 +107,11 @@ class Subspace(ProjectionBase):
         modules: What to run inside.
         rank: `r`: at least 1, capped at the shorter side; a float is a part of that; None, of a
             group, lets its tensors pass. A setting; a new rank acts in the next step.
-        basis: What spans the subspace: `SVD`, `Gram`, `Randomized`, `SubspaceIteration`,
-            `RandomBasis`, `Coordinates`, `Cosines`, `Tracking`, or one of another plugin.
-        combine: How the update is made: `Unproject`, `Residual`, `SignResidual`, `Fira`, `Apollo`
-            or `ApolloMini`.
+        basis: What spans the subspace: `SVD`, `Gram`, `Randomized`, `SubspaceIteration`, `SARA`,
+            `Switching`, `SubTrack`, `GrassWalk`, `RandomBasis`, `Coordinates`, `Cosines`,
+            `Tracking`, or one of another plugin.
+        combine: How the update is made: `Unproject`, `Residual`, `SignResidual`, `Fira`,
+            `Compensation`, `Apollo` or `ApolloMini`.
         memory: What happens to the state inside when the basis changes: `Keep`, `Reset`,
             `Transport` or `Variances`.
         side: Which side is compressed: ``"std"`` the shorter (the rows, :math:`G P`, if the matrix
@@ -251,7 +252,7 @@ class Subspace(ProjectionBase):
             node.update(self.basis.begin(end, length, rank, shape[:-2], tensor))
         if self.error_feedback:
             node["error"] = torch.zeros_like(tensor)
-        return {**node, **self.rule.init(shape, tensor)}
+        return {**node, **self.rule.begin(shape, channel(node), tensor)}
 
     def receive(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
@@ -605,6 +606,8 @@ class Subspace(ProjectionBase):
             found.low.extend(batch.gather(projected) for batch in found.batches)
         if self.rule.measures and not found.outside:
             found.outside.extend(self._measured(b.gather(full), b) for b in found.batches)
+        for batch, low in zip(found.batches, found.low, strict=True):
+            self.basis.track(low, pick(states, batch.places))
         made = self._by_rule(full, found, projected, result, states, settings)
         if self.error_feedback:
             self._keep_errors(full, found, states)

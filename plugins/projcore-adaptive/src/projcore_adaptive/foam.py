@@ -1,0 +1,151 @@
+"""FOAM: the moments of Adam for means of neighbours, and a residual that enters both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, Transform, require, scalar
+from projcore.errors import ArgumentTypeError
+from projcore.ops import lerp_, once, refuse_complex
+from projcore_adaptive._betas import require_betas
+
+
+class FOAM(Transform):
+    r"""Adam whose moments are those of means of neighbours; the residual enters both in each step.
+
+    Each row of :math:`u`, of its last dimension, is cut into blocks of :math:`2^\ell` elements,
+    of which the last may be shorter. With :math:`\bar u` the means of the blocks, :math:`E` what
+    repeats a number for each element of a block, and :math:`t` counting steps from 1,
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) \bar u, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) \bar u^2, \quad
+        R = u - E \bar u, \quad
+        u \leftarrow \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
+        \frac{E m + R}{\sqrt{E v + R^2} + \epsilon}
+
+    so that memory is :math:`2^\ell` times smaller, and no two elements of a block need have the
+    same update. The means are the approximation coefficients of Haar's wavelets, but for a factor.
+    The published optimizer takes a quarter of the result: ``FOAM(), Scale(0.25), LR(1e-2)``. The
+    recipe `foam_adamw` is that, and Adam for what are no matrices.
+
+    Vectors are not cut, which makes it `Adam` for these. Complex tensors are refused. Where an
+    outer projection changes its basis memory starts afresh, because means over blocks do not carry
+    over.
+
+    Args:
+        betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
+        eps: :math:`\epsilon`, at least 0, beside the root of the uncorrected second moment.
+        level: :math:`\ell`, at least 0, with which it is `Adam`; fixed, groups do not change it.
+
+    Raises:
+        ArgumentError: If a setting is out of range, or a tensor is complex.
+        ArgumentTypeError: If ``level`` is no integer.
+
+    Cost: memory of two numbers for each block; about 12 passes, and three tensors of the size of
+    all parameters in a step.
+
+    Differs from the authors' code: second moments there are of the means of :math:`u^2`, and the
+    paper's are those here; a shorter block there is filled up with zeros before its mean.
+
+    Example:
+        >>> from projcore import Optimizer
+        >>> from projcore.modules import LR, Scale
+        >>> model = torch.nn.Linear(32, 20, bias=False)
+        >>> optimizer = Optimizer(model.parameters(), FOAM(level=3), Scale(0.25), LR(1e-2))
+        >>> optimizer.memory().state  # two moments of 20 rows of 4 means, 4 bytes each, and a count
+        648
+
+    References:
+        Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1; the first factor, as in
+        the authors' code).
+    """
+
+    scope = "tensor"
+    kinds = {"exp_avg": "opaque", "exp_avg_sq": "opaque", "step": "scalar"}
+
+    def __init__(
+        self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, level: int = 2
+    ) -> None:
+        require(self, "level", level, minimum=0)
+        if not isinstance(level, int):
+            raise ArgumentTypeError(
+                f"FOAM(level={level!r}) was given a {type(level).__name__}. Blocks have 2 to the "
+                "power of level elements. Pass an integer."
+            )
+        self.level = level
+        super().__init__({"betas": betas, "eps": eps})
+
+    def check(self, settings: Settings) -> None:
+        require_betas(self, settings)
+        require(self, "eps", settings["eps"], minimum=0)
+
+    def init(
+        self, tensor: Tensor, settings: Settings, batch_dims: int = 0
+    ) -> dict[str, Tensor | float]:
+        refuse_complex(self, tensor)
+        size = self._size(tensor, batch_dims)
+        shape = (*tensor.shape[:-1], -(-tensor.shape[-1] // size)) if size > 1 else tensor.shape
+        return {
+            "step": torch.zeros((), dtype=torch.int64, device="cpu"),
+            "exp_avg": tensor.new_zeros(shape),
+            "exp_avg_sq": tensor.new_zeros(shape),
+        }
+
+    def _size(self, tensor: Tensor, batch_dims: int) -> int:
+        """Returns how many elements a block has."""
+        return 2**self.level if tensor.ndim - batch_dims > 1 else 1
+
+    def apply(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        batch_dims: int = 0,
+    ) -> list[Tensor]:
+        beta1, beta2 = (scalar(beta) for beta in settings[0]["betas"])
+        exp_avgs = [state["exp_avg"] for state in states]
+        exp_avg_sqs = [state["exp_avg_sq"] for state in states]
+        steps = [state["step"] for state in states]
+        sizes = [self._size(tensor, batch_dims) for tensor in tensors]
+        torch._foreach_add_(steps, 1)
+        counts = [scalar(step) for step in steps]
+        means = [folded(*each) for each in zip(tensors, sizes, strict=True)]
+        lerp_(exp_avgs, means, 1 - beta1)
+        squares = torch._foreach_mul(means, means)
+        torch._foreach_mul_(squares, 1 - beta2)
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_add_(exp_avg_sqs, squares)
+        rests = torch._foreach_sub(tensors, _unfolded(means, tensors, sizes))
+        divisors = torch._foreach_mul(rests, rests)
+        torch._foreach_add_(divisors, _unfolded(exp_avg_sqs, tensors, sizes))
+        torch._foreach_sqrt_(divisors)
+        torch._foreach_add_(divisors, scalar(settings[0]["eps"]))
+        torch._foreach_add_(rests, _unfolded(exp_avgs, tensors, sizes))
+        torch._foreach_div_(rests, divisors)
+        factors = [(1 - beta2**count) ** 0.5 / (1 - beta1**count) for count in counts]
+        torch._foreach_mul_(rests, once(factors))
+        return list(rests)
+
+
+def folded(x: Tensor, size: int) -> Tensor:
+    """Returns the means of blocks of that many neighbours along the last dimension."""
+    if size == 1:
+        return x
+    whole = x.shape[-1] // size * size
+    means = x[..., :whole].unflatten(-1, (-1, size)).mean(-1) if whole else x[..., :0]
+    if whole < x.shape[-1]:
+        means = torch.cat([means, x[..., whole:].mean(-1, keepdim=True)], -1)
+    return means
+
+
+def _unfolded(means: list[Tensor], like: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """Returns tensors in which each number is repeated for the elements of its block."""
+    return [
+        mean if size == 1 else mean.repeat_interleave(size, -1)[..., : tensor.shape[-1]]
+        for mean, tensor, size in zip(means, like, sizes, strict=True)
+    ]

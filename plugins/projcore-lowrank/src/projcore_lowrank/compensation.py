@@ -1,0 +1,107 @@
+"""Alice's rule: the residual, each channel divided by the mean size of its residuals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, require
+from projcore_lowrank._batches import apart, pick, stacked
+from projcore_lowrank.combine import (
+    TINY,
+    Given,
+    Limited,
+    Terms,
+    in_dtype_of,
+    matrix_norms,
+    norms,
+    split_like,
+)
+
+
+class Compensation(Limited):
+    r"""The result inside, and the residual, each channel divided by its mean size, as in Alice.
+
+    .. math::
+        \alpha (P N + \rho S), \quad
+        S = \sqrt{m - r}\, (G - P R) \operatorname{diag}(p)^{-1/2}, \quad
+        p_j \leftarrow \beta p_j + (1 - \beta) (\lVert G_j \rVert^2 - \lVert R_j \rVert^2)
+
+    with the norm of :math:`S` limited. :math:`p` begins with zeros and is not corrected. No
+    residual is formed, since :math:`P` is orthonormal. Channels are columns, of length `m`, if
+    matrices are compressed from the left, else rows.
+
+    Args:
+        scale: :math:`\alpha`, above 0. A setting.
+        residual_scale: :math:`\rho`, at least 0. A setting.
+        beta: :math:`\beta`, at least 0 and less than 1. Fixed, groups do not change it.
+        limit: By how much, at most, the norm of :math:`S` grows from one step to the next, at
+            least 1; None for no limit.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+
+    Cost: state of a number for each channel.
+
+    Differs from the paper: it divides by :math:`\max(p_j, \epsilon \lVert G_j \rVert^2)^{1/2} +
+    10^{-8}`, :math:`\epsilon` that of the dtype, so that a residual of rounding errors stays small;
+    after a step of zeros nothing is limited to almost nothing.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], rank=4, combine=Compensation(scale=0.3)))
+        subspace([adam()], rank=4, combine=compensation(scale=0.3))
+
+    References:
+        Gong et al., 2025, https://arxiv.org/abs/2502.07752 (section 5, optimal compensation).
+    """
+
+    orthonormal = True
+    by_channel = True
+    reads_again = True
+    measures = True
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        residual_scale: float = 0.4,
+        beta: float = 0.9,
+        limit: float | None = 1.01,
+    ) -> None:
+        require(self, "beta", beta, minimum=0, below=1)
+        self.beta = beta
+        super().__init__(scale, limit)
+        self.defaults["residual_scale"] = residual_scale
+
+    def begin(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+        channels = list(shape)
+        channels[dim] = 1
+        wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
+        energies = tensor.new_zeros(channels, dtype=wide)
+        return {"energies": energies, **super().begin(shape, dim, tensor)}
+
+    def terms(self, given: Given) -> list[Terms]:
+        projected, result = given.projected, given.result
+        factors, channels = [], []
+        parts = zip(given.batches, given.outside, norms(projected, given.dims), strict=True)
+        for k, (batch, whole, inside) in enumerate(parts):
+            rest = (whole.square() - inside.square()).clamp_(min=0)
+            states, dim = pick(given.states, batch.places), given.dims[k]
+            before = stacked([state["energies"] for state in states])
+            energies = torch.lerp(before, rest, 1 - self.beta)
+            for state, each in zip(states, apart(energies, len(states)), strict=True):
+                state["energies"] = each
+            missing = given.shapes[k][dim] - projected[k].shape[dim]
+            rounding = whole.square() * torch.finfo(whole.dtype).eps
+            divisor = torch.maximum(energies, rounding).sqrt() + TINY
+            factors.append(missing**0.5 / divisor)
+            channels.append(rest.sqrt() * factors[-1])
+        if self.limit is not None:
+            shrink = self.limited(matrix_norms(channels), given)
+            factors = list(torch._foreach_mul(factors, split_like(shrink, result)))
+        shares = list(torch._foreach_mul(factors, given.setting("residual_scale")))
+        mixed = torch._foreach_addcmul(result, projected, in_dtype_of(shares, result), value=-1.0)
+        low = [each.to(out.dtype) for each, out in zip(mixed, result, strict=True)]
+        scales = given.setting("scale")
+        outside = in_dtype_of(list(torch._foreach_mul(shares, scales)), result)
+        return [Terms(*each) for each in zip(low, scales, outside, strict=True)]

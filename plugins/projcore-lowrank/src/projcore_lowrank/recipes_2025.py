@@ -1,0 +1,169 @@
+"""Recipes of 2025 with subspaces that do not freeze; see `recipes`."""
+
+from __future__ import annotations
+
+from projcore import Optimizer
+from projcore.recipe import Params, Project, Spec
+from projcore_lowrank._recipe import corrected, optimizer, recipe
+
+Betas = tuple[float, float]
+
+
+def _recovering(
+    name: str,
+    basis: Spec,
+    params: Params,
+    project: Project,
+    lr: float,
+    betas: Betas,
+    eps: float,
+    weight_decay: float,
+    rank: float,
+    scale: float,
+    limit: float | None,
+) -> Optimizer:
+    """Returns Fira's optimizer in another subspace, to which its moments are carried."""
+    choices = {"basis": basis, "combine": {"fira": {"scale": scale, "limit": limit}}}
+    inside = ("subspace", {"rank": rank, **choices, "memory": "variances()"})
+    return corrected(name, params, project, rank, inside, lr, weight_decay, betas, eps)
+
+
+@recipe(rank=8)
+def subtrack(
+    params: Params,
+    lr: float = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    rank: float = 128,
+    period: int = 200,
+    step: float = 10.0,
+    relative: bool = False,
+    scale: float = 0.25,
+    limit: float | None = 1.01,
+    project: Project = None,
+) -> Optimizer:
+    """SubTrack++: Adam in a subspace that turns after the gradient, and the residual as in Fira.
+
+    The moments are carried to each new basis, second ones as variances, as in LDAdam. The defaults
+    are those of the authors' script for a LLaMA of 60 million parameters. Differs from their code
+    as `SubTrack` does; and there moments are carried from a basis that is never brought up to date,
+    one step late, and second ones shrink by the second beta each time.
+
+    Args:
+        step: How far the basis turns, as of `SubTrack`; likewise ``relative``.
+        relative: Whether that depends on the gradient's direction alone.
+
+    Cost: ``s r + 2 l r``.
+
+    References:
+        Rajabi et al., 2025, https://arxiv.org/abs/2502.01586.
+    """
+    settings = {"period": period, "step": step, "relative": relative, "stagger": False}
+    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
+    return _recovering("subtrack", {"subtrack": settings}, *common)
+
+
+@recipe(rank=8)
+def grasswalk(
+    params: Params,
+    lr: float = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    rank: float = 128,
+    period: int = 200,
+    step: float = 0.5,
+    scale: float = 0.25,
+    limit: float | None = 1.01,
+    seed: int = 0,
+    project: Project = None,
+) -> Optimizer:
+    """GrassWalk: Adam in a subspace that turns at random, and the residual as in Fira.
+
+    It is `subtrack` with random directions. The paper's defaults are not known here; these are of
+    the authors' script for SubTrack++, and ``step`` is ours.
+
+    Args:
+        step: The angle between two bases, about.
+
+    Cost: ``s r + 2 l r``.
+
+    References:
+        Rajabi et al., 2025, https://arxiv.org/abs/2510.01878.
+    """
+    settings = {"period": period, "step": step, "seed": seed, "stagger": False}
+    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
+    return _recovering("grasswalk", {"grasswalk": settings}, *common)
+
+
+@recipe(rank=8)
+def grassjump(
+    params: Params,
+    lr: float = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    rank: float = 128,
+    period: int = 200,
+    scale: float = 0.25,
+    limit: float | None = 1.01,
+    seed: int = 0,
+    project: Project = None,
+) -> Optimizer:
+    """GrassJump: Adam in random orthonormal subspaces, and the residual as in Fira.
+
+    It is `subtrack` with a new random basis in place of each turn, made from a seed and not kept.
+    The paper's defaults are not known here; these are of the authors' script for SubTrack++.
+
+    Cost: ``2 l r``.
+
+    References:
+        Rajabi et al., 2025, https://arxiv.org/abs/2510.01878.
+    """
+    settings = {"period": period, "kind": "orthonormal", "seed": seed, "stagger": False}
+    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
+    return _recovering("grassjump", {"random_basis": settings}, *common)
+
+
+@recipe(rank=8, leading=2)
+def alice(
+    params: Params,
+    lr: float = 0.02,
+    betas: tuple[float, float, float] = (0.9, 0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    rank: float = 256,
+    leading: int | float = 40,
+    period: int = 200,
+    scale: float = 0.3,
+    residual_scale: float = 0.4,
+    limit: float | None = 1.01,
+    seed: int = 0,
+    project: Project = None,
+) -> Optimizer:
+    """Alice: Adam along leading eigenvectors and random directions, and the compensated residual.
+
+    Adam has no bias correction. With a third beta of 0 it is Alice-0, which keeps no mean of
+    gradients' products. Differs from the paper as `Switching` and `Compensation` do.
+
+    Args:
+        betas: Of Adam, the first of the residuals' sizes, too; the third of the mean that the basis
+            follows.
+        leading: How many eigenvectors stay at a refresh; a float is a part of the rank.
+        scale: What the update is multiplied by.
+        residual_scale: What the residual is multiplied by, beside the scale.
+
+    Cost: ``s r + 2 l r + r^2 + l``.
+
+    References:
+        Gong et al., 2025, https://arxiv.org/abs/2502.07752.
+    """
+    adam = {"adam": {"betas": betas[:2], "eps": eps, "bias_correction": False}}
+    switching = {"period": period, "leading": leading, "beta": betas[2], "seed": seed}
+    combine = {"scale": scale, "residual_scale": residual_scale, "beta": betas[0], "limit": limit}
+    basis = {"switching": {**switching, "stagger": False}}
+    choices = {"basis": basis, "combine": {"compensation": combine}}
+    inside: Spec = {"subspace": {"modules": [adam], "rank": rank, **choices}}
+    fixed = {"betas": betas[:2]}
+    return optimizer("alice", params, project, rank, [inside], lr, weight_decay, fixed)

@@ -1,0 +1,154 @@
+"""Alice's basis: leading eigenvectors stay, the others are drawn anew from the complement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from projcore import Node, Settings, require
+from projcore_lowrank._batches import apart, stacked
+from projcore_lowrank._seeded import gaussian, mix
+from projcore_lowrank._subspace import dominant, orthonormalize
+from projcore_lowrank.basis import Basis, End, Nonfinite, Source, ends_of
+from projcore_lowrank.random_basis import require_seed
+from projcore_lowrank.singular import with_fixed_phases
+
+TRACKED = "tracked"
+
+
+class Switching(Basis):
+    r"""Some leading eigenvectors of :math:`Q`, and random columns from the complement, as in Alice.
+
+    With :math:`\beta = 0`, :math:`Q` is :math:`G G^H`; else a running mean of it. What this has
+    inside the subspace is in the state, and follows in every step:
+
+    .. math::
+        \tilde Q \leftarrow \beta \tilde Q + (1 - \beta) R R^H, \quad R = P^H G, \qquad
+        Q = \beta P \tilde Q P^H + (1 - \beta) G G^H
+
+    At a refresh, one step of subspace iteration makes :math:`B = \operatorname{qr}(Q P)`, and the
+    eigenvectors of :math:`B^H Q B` its columns in order; the first ones are kept, and Gaussian
+    columns fill up to `r`, made orthonormal to these and each other. :math:`Q` is never formed. The
+    first basis begins with singular vectors of :math:`G`. :math:`\tilde Q` moves to the new basis
+    as :math:`C \tilde Q C^H`, :math:`C = P_{new}^H P`.
+
+    Args:
+        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
+        leading: How many eigenvectors are kept, at least 1, capped at the rank; a float is a part
+            of the rank.
+        beta: :math:`\beta`, at least 0 and less than 1; 0 keeps no :math:`\tilde Q` (Alice-0).
+        seed: Of the columns drawn, at least 0.
+        stagger: As said.
+        source: As said.
+        nonfinite: As said.
+
+    Raises:
+        ArgumentError: If an argument is out of range or a choice unknown.
+        ArgumentTypeError: If ``seed`` is no integer.
+
+    Cost: state of ``r^2`` for :math:`\tilde Q`, and ``2 l r^2`` operations in each step to follow
+    it; about ``6 s l r + 12 s r^2 + O(r^3)`` every ``period`` steps.
+
+    Differs from the paper: columns are drawn uniformly from the complement, not from those of one
+    basis of it; published :math:`\tilde Q` stays at a refresh, where its coordinates change their
+    meaning; the first basis there follows the zero matrix.
+
+    Example:
+        >>> from projcore.projections import Subspace
+        >>> print(Subspace(["adam()"], rank=8, basis=Switching(leading=2), combine="fira()"))
+        subspace([adam()], rank=8, basis=switching(leading=2), combine=fira())
+
+    References:
+        Gong et al., 2025, https://arxiv.org/abs/2502.07752 (section 5, switching and tracking).
+    """
+
+    one_sided = True
+
+    def __init__(
+        self,
+        period: int = 200,
+        leading: int | float = 40,
+        beta: float = 0.0,
+        seed: int = 0,
+        stagger: bool = True,
+        source: Source = "update",
+        nonfinite: Nonfinite = "raise",
+    ) -> None:
+        if isinstance(leading, float):
+            require(self, "leading", leading, above=0, maximum=1)
+        else:
+            require(self, "leading", leading, minimum=1)
+        require(self, "beta", beta, minimum=0, below=1)
+        require_seed(self, seed)
+        self.leading = leading
+        self.beta = beta
+        self.seed = seed
+        super().__init__(period, stagger, source, nonfinite)
+
+    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+        node = super().begin(end, length, rank, batch, like)
+        if self.beta:
+            wide = torch.promote_types(like.dtype, torch.float32)
+            node[TRACKED] = like.new_zeros((*batch, rank, rank), dtype=wide)
+        return node
+
+    def track(self, projected: Tensor, states: list[Node]) -> None:
+        if not self.beta:
+            return
+        (end,) = ends_of(states[0])
+        tracked = stacked([state[TRACKED] for state in states])
+        inside = (projected if end == "left" else projected.mH).to(tracked.dtype)
+        mean = torch.lerp(tracked, inside @ inside.mH, 1 - self.beta)
+        for state, each in zip(states, apart(mean, len(states)), strict=True):
+            state[TRACKED] = each
+
+    def together(self, states: list[Node]) -> Node:
+        node = super().together(states)
+        if self.beta and len(states) > 1:
+            node[TRACKED] = torch.stack([state[TRACKED] for state in states])
+        return node
+
+    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+        wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        before = state[end].to(wide.dtype)
+        tracked = state.get(TRACKED)
+        wanted = round(self.leading * rank) if isinstance(self.leading, float) else self.leading
+        kept = max(1, min(wanted, rank))
+        if state["pending"]:
+            found = dominant(wide, kept, "svd")
+        else:
+            found = eigenvectors(wide, before, tracked, self.beta)[..., :kept]
+        found = with_fixed_phases(found)
+        shape = wide.shape[-2], rank - found.shape[-1]
+        drawn = gaussian(mix(self.seed, state["step"]), shape, wide.dtype, wide.device)
+        basis = orthonormalize(torch.cat([found, drawn.expand(*wide.shape[:-2], *shape)], -1))
+        node: Node = {end: basis.to(matrix.dtype)}
+        if tracked is not None:
+            change = basis.mH @ before
+            node[TRACKED] = change @ tracked @ change.mH
+        return node
+
+
+def eigenvectors(g: Tensor, basis: Tensor, tracked: Tensor | None, beta: float) -> Tensor:
+    r"""Returns what one step of subspace iteration makes of a basis, largest eigenvalue first.
+
+    Args:
+        g: :math:`G`, shape ``(..., m, n)``.
+        basis: :math:`P`, shape ``(..., m, r)``.
+        tracked: :math:`\tilde Q`, shape ``(..., r, r)``, or None for :math:`Q = G G^H`.
+        beta: :math:`\beta`.
+    """
+    product = g @ (g.mH @ basis)
+    if tracked is not None:
+        product = torch.lerp(product, basis @ tracked, beta)
+    # Where nothing leads the basis, it stays.
+    size = product.abs().amax((-2, -1), keepdim=True)
+    product = product / size.clamp(min=torch.finfo(size.dtype).tiny)
+    columns = orthonormalize(product.add_(basis, alpha=torch.finfo(size.dtype).eps))
+    inside = g.mH @ columns
+    small = inside.mH @ inside
+    if tracked is not None:
+        change = columns.mH @ basis
+        small = torch.lerp(small, change @ tracked @ change.mH, beta)
+    vectors: Tensor = torch.linalg.eigh(small).eigenvectors
+    return columns @ vectors.flip(-1)
