@@ -33,8 +33,6 @@ class Cosines(Chosen):
         period: Steps between choices of the frequencies, at least 1. A setting.
         norm: By which norm they are chosen: 1, the sum of absolute values, or 2.
         stagger: As of `Basis`; likewise ``source`` and ``nonfinite``.
-        source: As said.
-        nonfinite: As said.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.

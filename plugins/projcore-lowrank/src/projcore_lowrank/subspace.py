@@ -20,7 +20,7 @@ from projcore import (
     require,
 )
 from projcore.errors import ArgumentError, NonFiniteError, StepError
-from projcore.ops import require_choice
+from projcore.ops import alike, require_choice
 from projcore_lowrank._batches import (
     Batch,
     all_finite,
@@ -29,7 +29,6 @@ from projcore_lowrank._batches import (
     is_alone,
     parted,
     pick,
-    same_kind,
     stacked,
 )
 from projcore_lowrank._matrices import Folding, Rank, Side, compressed, view_of
@@ -298,7 +297,7 @@ class Subspace(ProjectionBase):
     def _usable(self, tensors: list[Tensor]) -> list[bool]:
         """Returns from which tensors bases can be learnt; waits for a device once."""
         usable = [True] * len(tensors)
-        for places in same_kind(tensors):
+        for places in alike(tensors):
             for i, good in zip(places, all_finite([tensors[i] for i in places]), strict=True):
                 usable[i] = good
                 if not good and self.basis.nonfinite == "raise":
@@ -536,7 +535,7 @@ class Subspace(ProjectionBase):
             some = [each for batch in found.batches for each in batch.members()]
             low = [projected[i] for batch in some for i in batch.places]
         made: list[Update] = []
-        for places in same_kind(low):
+        for places in alike(low):
             chosen, inside = pick(some, places), pick(low, places)
             outside = pick(found.outside, places) if self.rule.measures else []
             dims = [channel(batch.states[0]) for batch in chosen]
