@@ -43,6 +43,7 @@ __all__ = [
     "lerp",
     "lerp_",
     "local",
+    "means_over",
     "norms",
     "norms_of_kinds",
     "norms_over",
@@ -250,6 +251,27 @@ def norms_over(tensors: list[Tensor], order: float, dims: Sequence[Sequence[int]
         for tensor, over in zip(tensors, dims, strict=True)
     ]
     return join_norms(parts, tensors, order, dims) if any(map(is_sharded, tensors)) else parts
+
+
+def means_over(tensors: Sequence[Tensor], dims: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Returns the means over some dimensions of each tensor, which stay with size 1.
+
+    The dimensions are counted from 0, and there is at least one. Sharded tensors are as in `norms`;
+    what their means are not taken over stays sharded.
+
+    Example:
+        >>> means_over([torch.tensor([[3.0, 1.0], [5.0, 1.0]])], [(0,)])
+        [tensor([[4., 1.]])]
+    """
+    if not any(map(is_sharded, tensors)):
+        return [t.mean(tuple(over), keepdim=True) for t, over in zip(tensors, dims, strict=True)]
+    parts = []
+    for tensor, over in zip(tensors, dims, strict=True):
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        count = max(1, math.prod(tensor.shape[i] for i in over))
+        parts.append(local(tensor).sum(tuple(over), keepdim=True, dtype=wide) / count)
+    means = join_norms(parts, tensors, 1.0, dims)
+    return [mean.to(each.dtype) for mean, each in zip(means, tensors, strict=True)]
 
 
 def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
