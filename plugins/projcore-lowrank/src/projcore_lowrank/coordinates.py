@@ -68,17 +68,14 @@ class Coordinates(Chosen):
     - ``"cyclic"``: the next `r`, which begin again after the last.
 
     For rows and columns, vectors pass as they are, and for entries tensors of a single one. All
-    matrices of a batch share their rows or columns. The rank is a number of rows, columns or
-    entries, or as a float a part of all. State inside that is transported is kept for those that
-    stay, and is zero for new ones.
+    matrices of a batch share theirs. The rank is a number of them, or as a float a part of all.
+    State inside that is transported is kept for those that stay, and is zero for new ones.
 
     Args:
         select: How they are chosen.
         axis: What is chosen: ``"columns"``, ``"rows"`` or ``"entries"``.
-        period: Steps between choices, at least 1. A setting.
+        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
         seed: Of ``"norm"`` and ``"random"``, at least 0. A checkpoint of another seed is rejected.
-        stagger: Spread the choices for different tensors over the period. The first step has all.
-        source: What the norms are of, as of `Basis`; likewise ``nonfinite``.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.

@@ -53,7 +53,6 @@ class IntrinsicSubspace(ProjectionBase):
         dimension: `d`, from 1 to the number of elements. Beside ``"srht"``, well below it.
         kind: ``"fastfood"``, ``"dense"`` or ``"srht"``.
         seed: Of :math:`P`, at least 0.
-        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
 
     Raises:
         ArgumentTypeError: If ``dimension`` or ``seed`` is no int.

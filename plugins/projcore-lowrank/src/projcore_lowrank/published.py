@@ -188,8 +188,7 @@ class GaLore(Subspace):
 
     Args:
         modules: What to run inside.
-        rank: As of `LowRank`, as all that is not said here.
-        scale: :math:`\alpha`, above 0. A setting.
+        rank: As of `LowRank`, as all that is not said here; ``scale`` is :math:`\alpha`.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
@@ -324,12 +323,9 @@ class LDAdamSubspace(Subspace):
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`, as all that is not said here.
-        rho: As of `Tracking`: how much of the momentum there is in what the basis follows.
-        inner_betas: The betas of the Adam inside; by default those that it has in each step.
-        error_feedback: Whether errors are kept. It takes a tensor of the parameter's size.
-        scale: What the update is multiplied by, above 0. A setting.
-        side: Which side is compressed: ``"std"``, ``"reverse_std"``, ``"left"`` or ``"right"``.
+        rank: As of `Subspace`, as all that is not said here, but that one side is compressed.
+        rho: As of `Tracking`; likewise ``inner_betas``.
+        scale: As of `Unproject`.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.

@@ -41,7 +41,7 @@ class RandomBasis(Basis):
     :math:`P`. It depends on no data, so that is not checked for Inf or NaN.
 
     Args:
-        period: Steps between new bases, at least 1. A setting.
+        period: Steps between new bases, as of `Basis`, likewise ``stagger``.
         kind: As above.
         seed: At least 0. A checkpoint of another seed is rejected.
         chain: How seeds follow each other. ``"mixed"``: by hashing seed, key and number of
@@ -51,7 +51,6 @@ class RandomBasis(Basis):
             are drawn on the CPU, by torch's generator, and copied to the device.
         store: Keep each :math:`P` in the state until the next. Worth it where drawing takes long,
             as of orthonormal columns of a high rank, or by ``chain="apollo"`` for a GPU.
-        stagger: Spread the refreshes of different tensors over the period. The first step has all.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.

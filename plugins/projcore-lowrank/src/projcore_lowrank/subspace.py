@@ -68,8 +68,8 @@ class Subspace(ProjectionBase):
     inside. Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
 
     Inside, a closure is evaluated on the plane through the current point: what the basis does not
-    span stays. Parameters are written by a product that goes straight into them, where nothing but
-    a learning rate, a factor or weight decay follows in the optimizer.
+    span stays. Parameters are written by a product that goes straight into them, where only a
+    learning rate, a factor or weight decay follows.
 
     Choices are objects, or their specs: ``basis="svd(period=100)"``. Their settings, as ``period``
     and ``scale``, are settings of the subspace: groups and schedulers find them there.
@@ -94,9 +94,7 @@ class Subspace(ProjectionBase):
             (``"fold"``), or a batch of matrices of the last two (``"last2"``). Dimensions of
             length 1 do not count. A setting, fixed once there is state.
         compute_dtype: A dtype for the products with the basis, such as ``"bfloat16"``.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        project_update: As of `ProjectionBase`, likewise ``project_params`` and ``project_grad``.
 
     Raises:
         ArgumentError: If a setting is out of range, or choices do not go together.
