@@ -1631,8 +1631,8 @@ PLUGINS = [
         "sara-uniform",
         "SARA draws all singular vectors with the same probability.",
         LOWRANK + "src/projcore_lowrank/sara.py",
-        before="scores = values.log() - waits.log().to(values.dtype)",
-        after="scores = (values > 0).log() - waits.log().to(values.dtype)",
+        before="scores = values.log() - log_waits(",
+        after="scores = (values > 0).log() - log_waits(",
         tests=(
             LOWRANK + "tests/test_sara.py"
             "::test_frequencies_are_those_of_drawing_without_replacement",
