@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from projcore import Optimizer
-from projcore.recipe import Params, Project
-from projcore_lowrank._recipe import corrected, optimizer, recipe
+from projcore.recipe import Params, Project, Spec
+from projcore_lowrank._recipe import UNCORRECTED, corrected, optimizer, recipe
+from projcore_lowrank.fira import Fira
+from projcore_lowrank.subspace import Subspace
+from projcore_lowrank.tracking import Variances
 
 Betas = tuple[float, float]
 
 
-def recovering(basis: str, scale: float, limit: float | None, **settings: Any) -> dict[str, Any]:
-    """Returns the choices of a subspace that moments are carried to, with Fira's residual."""
-    fira = {"fira": {"scale": scale, "limit": limit}}
-    made = {basis: {"stagger": False, **settings}}
-    return {"basis": made, "combine": fira, "memory": "variances()"}
+def _recovering(
+    name: str,
+    basis: Spec,
+    params: Params,
+    project: Project,
+    lr: float,
+    betas: Betas,
+    eps: float,
+    weight_decay: float,
+    rank: float,
+    scale: float,
+    limit: float | None,
+) -> Optimizer:
+    """Returns Fira's optimizer in another subspace, to which its moments are carried."""
+    choices = {"basis": basis, "combine": Fira(scale, limit)}
+    modules = corrected(Subspace, betas, eps, rank=rank, **choices, memory=Variances())
+    return optimizer(name, params, project, rank, modules, lr, weight_decay, {"betas": betas})
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def subtrack(
     params: Params,
     lr: float = 1e-3,
@@ -38,23 +51,23 @@ def subtrack(
     The moments are carried to each new basis, second ones as variances, as in LDAdam. The defaults
     are those of the authors' script for a LLaMA of 60 million parameters. Differs from their code
     as `SubTrack` does; and there moments are carried from a basis that is never brought up to date,
-    one step late, and second ones are multiplied by one less the second beta.
+    one step late, and second ones shrink by the second beta each time.
 
     Args:
-        step: How far the basis turns, as of `SubTrack`.
-        relative: Whether that does not depend on the size of the gradient.
+        step: How far the basis turns, as of `SubTrack`; likewise ``relative``.
+        relative: Whether that depends on the gradient's direction alone.
 
     Cost: ``s r + 2 l r``.
 
     References:
         Rajabi et al., 2025, https://arxiv.org/abs/2502.01586.
     """
-    choices = recovering("subtrack", scale, limit, period=period, step=step, relative=relative)
-    inside = "subspace", {"rank": rank, **choices}
-    return corrected("subtrack", params, project, rank, inside, lr, weight_decay, betas, eps)
+    settings = {"period": period, "step": step, "relative": relative, "stagger": False}
+    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
+    return _recovering("subtrack", {"subtrack": settings}, *common)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def grasswalk(
     params: Params,
     lr: float = 1e-3,
@@ -71,23 +84,23 @@ def grasswalk(
 ) -> Optimizer:
     """GrassWalk: Adam in a subspace that turns at random, and the residual as in Fira.
 
-    It is `subtrack` with random directions. The paper's defaults are not known here: these are of
+    It is `subtrack` with random directions. The paper's defaults are not known here; these are of
     the authors' script for SubTrack++, and ``step`` is ours.
 
     Args:
-        step: The angles between a basis and the next, about.
+        step: The angle between two bases, about.
 
     Cost: ``s r + 2 l r``.
 
     References:
         Rajabi et al., 2025, https://arxiv.org/abs/2510.01878.
     """
-    choices = recovering("grasswalk", scale, limit, period=period, step=step, seed=seed)
-    inside = "subspace", {"rank": rank, **choices}
-    return corrected("grasswalk", params, project, rank, inside, lr, weight_decay, betas, eps)
+    settings = {"period": period, "step": step, "seed": seed, "stagger": False}
+    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
+    return _recovering("grasswalk", {"grasswalk": settings}, *common)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def grassjump(
     params: Params,
     lr: float = 1e-3,
@@ -104,19 +117,19 @@ def grassjump(
     """GrassJump: Adam in random orthonormal subspaces, and the residual as in Fira.
 
     It is `subtrack` with a new random basis in place of each turn, made from a seed and not kept.
-    The paper's defaults are not known here: these are of the authors' script for SubTrack++.
+    The paper's defaults are not known here; these are of the authors' script for SubTrack++.
 
     Cost: ``2 l r``.
 
     References:
         Rajabi et al., 2025, https://arxiv.org/abs/2510.01878.
     """
-    kind: dict[str, Any] = {"kind": "orthonormal", "period": period, "seed": seed}
-    inside = "subspace", {"rank": rank, **recovering("random_basis", scale, limit, **kind)}
-    return corrected("grassjump", params, project, rank, inside, lr, weight_decay, betas, eps)
+    settings = {"period": period, "kind": "orthonormal", "seed": seed, "stagger": False}
+    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
+    return _recovering("grassjump", {"random_basis": settings}, *common)
 
 
-@recipe(rank=8, leading=2)
+@recipe({"rank": 8, "leading": 2}, eps=UNCORRECTED)
 def alice(
     params: Params,
     lr: float = 0.02,
@@ -134,13 +147,12 @@ def alice(
 ) -> Optimizer:
     """Alice: Adam along leading eigenvectors and random directions, and the compensated residual.
 
-    Adam has no bias correction. With a third beta of 0 it is Alice-0, which keeps no mean of the
+    Adam has no bias correction. With a third beta of 0 it is Alice-0, which keeps no mean of
     gradients' products. Differs from the paper as `Switching` and `Compensation` do.
 
     Args:
         betas: Of Adam, the first of the residuals' sizes, too; the third of the mean that the basis
             follows.
-        eps: Of Adam, beside the root of the uncorrected second moment.
         leading: How many eigenvectors stay at a refresh; a float is a part of the rank.
         scale: What the update is multiplied by.
         residual_scale: What the residual is multiplied by, beside the scale.
@@ -153,10 +165,8 @@ def alice(
     adam = {"adam": {"betas": betas[:2], "eps": eps, "bias_correction": False}}
     switching = {"period": period, "leading": leading, "beta": betas[2], "seed": seed}
     combine = {"scale": scale, "residual_scale": residual_scale, "beta": betas[0], "limit": limit}
-    choices = {
-        "basis": {"switching": {**switching, "stagger": False}},
-        "combine": {"compensation": combine},
-    }
-    inside = {"subspace": {"modules": [adam], "rank": rank, **choices}}
+    basis = {"switching": {**switching, "stagger": False}}
+    choices = {"basis": basis, "combine": {"compensation": combine}}
+    inside: Spec = {"subspace": {"modules": [adam], "rank": rank, **choices}}
     fixed = {"betas": betas[:2]}
     return optimizer("alice", params, project, rank, [inside], lr, weight_decay, fixed)
