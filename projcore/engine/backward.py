@@ -84,9 +84,10 @@ class InBackward:
             return
         with self._lock, torch.no_grad():
             try:
-                run_without_autocast(
-                    lambda _: self._step(optimizer, parameter), None, optimizer._device_types
-                )
+                with optimizer._together.acting():
+                    run_without_autocast(
+                        lambda _: self._step(optimizer, parameter), None, optimizer._device_types
+                    )
             except BaseException:
                 self.early = None
                 optimizer._store = None
