@@ -2177,8 +2177,8 @@ PLUGINS = [
         "gradients-in-buckets",
         "An evaluation overwrites gradients that are views of buckets.",
         ENGINE + "facts.py",
-        before="[grad.clone() if grad._is_view() else grad for grad in grads]",
-        after="grads",
+        before="[grad if grad is None or not grad._is_view() else grad.clone() for grad in grads]",
+        after="list(grads)",
         tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
     ),
     Breakage(
