@@ -12,7 +12,7 @@ from torch import Tensor
 
 from projcore.core.module import Module
 from projcore.engine.flat import module_path
-from projcore.engine.gather import Gather, balance
+from projcore.engine.gather import NO_WEIGHT, Gather, balance, weight_of
 from projcore.engine.making import Plan, all_parameters
 from projcore.engine.plan import Rate
 from projcore.engine.region import Region
@@ -60,10 +60,18 @@ def estimate(optimizer: Optimizer, ranks: int) -> Sharding:
     ]
     owners: list[int | None] = [None] * len(parameters)
     sent, paths = [0] * ranks, list(_paths(plan.region))
-    loads = [0] * ranks
-    for _, module, places in paths:
+    loads = [NO_WEIGHT] * ranks
+    expected = plan.expected(len(parameters))
+    for path, module, places in paths:
         new = [place for place in places if owners[place] is None]
-        found = balance([parameters[place].shape for place in new], loads)
+        weights = [
+            weight_of(
+                parameters[place],
+                (value for key, value in expected[place].items() if _is_under(key, path)),
+            )
+            for place in new
+        ]
+        found = balance([parameters[place].shape for place in new], weights, loads)
         for place, owner in zip(new, found, strict=True):
             owners[place] = owner
         mine = [owners[place] for place in places]
@@ -106,8 +114,7 @@ def _state(
         for key, value in entries.items():
             if not isinstance(value, Tensor):
                 continue
-            path = module_path(key)
-            if any(path == each or path.startswith(f"{each}/") for each in above):
+            if any(_is_under(key, path) for path in above):
                 owner = owners[place]
                 assert owner is not None
                 state[owner] += value.nbytes
@@ -115,6 +122,12 @@ def _state(
             for rank, part in enumerate(shards[place].parts):
                 state[rank] += _bytes_of_part(value, shards[place].shape, part)
     return state
+
+
+def _is_under(key: str, path: str) -> bool:
+    """Whether an entry is of the module at a position, or of one inside."""
+    own = module_path(key)
+    return own == path or own.startswith(f"{path}/")
 
 
 def _bytes_of_part(value: Tensor, shape: torch.Size, part: Part) -> int:

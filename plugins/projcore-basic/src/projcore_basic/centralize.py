@@ -1,27 +1,35 @@
-"""Centralization."""
+"""Gradient centralization."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform
+from projcore.ops import by_parts, means_over
 
 
-def centralize(tensor: Tensor, batch_dims: int) -> Tensor:
-    """Subtracts the mean over all dimensions but the first of each item, if it has several."""
-    if tensor.ndim < batch_dims + 2:
-        return tensor
-    return tensor - tensor.mean(tuple(range(batch_dims + 1, tensor.ndim)), keepdim=True)
+def centralize(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
+    """Subtracts the mean over all dimensions but the first; vectors pass unchanged."""
+    places = [i for i, tensor in enumerate(tensors) if tensor.ndim >= batch_dims + 2]
+    if not places:
+        return tensors
+    some = [tensors[i] for i in places]
+    means = means_over(some, [range(batch_dims + 1, tensor.ndim) for tensor in some])
+    result = list(tensors)
+    for i, tensor in zip(places, by_parts(torch._foreach_sub, some, means), strict=True):
+        result[i] = tensor
+    return result
 
 
 class Centralize(Transform):
-    r"""Subtracts from each row of the update its mean, so that rows sum to zero.
+    r"""Subtracts the mean of each row of the update, so that rows sum to zero.
 
     .. math::
         u_{i,\dots} \leftarrow u_{i,\dots} - \operatorname{mean}(u_{i,\dots})
 
-    The first dimension is that of the outputs, in `torch.nn.Linear` and convolutions: what a row
-    means is the weights of one output. Vectors and numbers pass unchanged.
+    In `torch.nn.Linear` and convolutions the first dimension indexes outputs, so that a row holds
+    the weights of one output. Vectors and scalars pass unchanged.
 
     Cost: two passes over the update.
 
@@ -57,4 +65,4 @@ class Centralize(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        return [centralize(tensor, batch_dims) for tensor in tensors]
+        return centralize(tensors, batch_dims)
