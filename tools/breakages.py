@@ -2153,7 +2153,7 @@ PLUGINS = [
         "loss-summed",
         "The loss of several processes is their sum, and not the mean.",
         ENGINE + "average.py",
-        before="            mean /= group.size()\n",
+        before="            mean /= group().size()\n",
         after="",
         tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
     ),
