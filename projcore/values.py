@@ -1,4 +1,4 @@
-"""Values of settings: made plain, checked, compared, and as numbers for formulas."""
+"""Values of settings: converted, checked, compared, and read as numbers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def plain(value: Any, *, keep: bool = False) -> Any:
 
     Numbers are those of NumPy and of the standard library, arrays of no dimensions, and 0-d tensors
     of integers; lists are sequences, also those that derive from none of Python's, and arrays. A
-    0-d tensor of floating point stays: schedulers fill it in place. All other values stay.
+    0-d floating-point tensor stays, since schedulers fill it in place. All other values stay.
 
     Args:
         value: Any value.
-        keep: Whether Python's own containers keep their type, and what derives from them stays.
+        keep: Whether Python's containers, and subclasses of them, keep their type.
 
     Example:
         >>> from collections import UserList
@@ -77,9 +77,9 @@ def require(
         owner: The module whose setting it is; its class is named in the message.
         name: The setting.
         value: The value.
-        minimum: The least value allowed.
+        minimum: The smallest value allowed.
         above: The value must be greater than this.
-        maximum: The greatest value allowed.
+        maximum: The largest value allowed.
         below: The value must be less than this.
         whole: The value must be an int.
 
@@ -122,7 +122,7 @@ def common(owner: object, settings: Sequence[Mapping[str, Any]]) -> Mapping[str,
     """Returns the settings that all tensors share.
 
     Raises:
-        ArgumentError: If they disagree; a module that works on all tensors at once needs one value.
+        ArgumentError: If they differ; a module that acts on all tensors at once needs one value.
     """
     for other in settings[1:]:
         if other is not settings[0]:

@@ -62,6 +62,7 @@ class Switching(Basis):
         Gong et al., 2025, https://arxiv.org/abs/2502.07752 (section 5, switching and tracking).
     """
 
+    kinds = {TRACKED: "opaque"}
     one_sided = True
 
     def __init__(
