@@ -713,11 +713,11 @@ ENGINE_BREAKAGES = [
     ),
     Breakage(
         "split-later",
-        "A block that counts is made when it is its turn, and made again.",
+        "A block that moves moments is made when it is its turn, and made again.",
         ENGINE + "passes/split.py",
         before="later = not tail and all(node.repeatable for node in ending.writers)",
         after="later = not tail",
-        tests=(TEST_ENGINE + "::test_what_counts_is_not_asked_again",),
+        tests=(TEST_ENGINE + "::test_what_moves_moments_is_not_made_again",),
     ),
     Breakage(
         "split-blends",
