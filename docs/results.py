@@ -290,7 +290,7 @@ def rate(result: dict[str, Any]) -> str:
 def edge(found: dict[str, Any]) -> list[str]:
     """Returns what the star says, if there is one."""
     stars = any("*" in rate(each) for each in found["results"])
-    return ["* \\* at the edge of what was tried; further out may be better."] if stars else []
+    return ["* \\* at the edge of the rates tried; one beyond may be better."] if stars else []
 
 
 def name(spec: str) -> str:

@@ -58,6 +58,7 @@ __all__ = [
     "sums_of_parts",
     "times",
     "unsharded",
+    "wide",
     "zeros_over",
 ]
 
@@ -200,6 +201,8 @@ def signs(tensors: list[Tensor]) -> list[Tensor]:
 
     What is behind a sign would otherwise not see that memory before it is lost.
     """
+    if any(tensor.is_complex() for tensor in tensors):
+        return [tensor.sgn().add_(tensor, alpha=0) for tensor in tensors]
     result = torch._foreach_sign(tensors)
     torch._foreach_add_(result, tensors, alpha=0)  # zero times Inf or NaN is NaN
     return list(result)
@@ -320,6 +323,16 @@ def times(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
         return [each if each.dtype == dtype else each.to(dtype) for each in made]
 
     return by_kind(multiplied, tensors)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Returns a tensor in float32, or as it is if its dtype holds no less: for decompositions.
+
+    Example:
+        >>> wide(torch.ones(1, dtype=torch.bfloat16)), wide(torch.ones(1, dtype=torch.complex128))
+        (tensor([1.]), tensor([1.+0.j], dtype=torch.complex128))
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def unsharded(tensor: Any) -> Any:

@@ -632,7 +632,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Computes a step, of all or of the parameters at some places, and then writes it."""
         assert plan.store is not None
-        found = self._found if closure is None else None  # it may have written into groups
+        found = self._found if closure is None else {}  # it may have written into groups
         live = LiveSettings(
             self._names, self.param_groups, region.passes, plan.parts, plan.compiler, found
         )
@@ -667,7 +667,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         assert self.bucket_bytes is not None
         some = range(len(parameters)) if active is None else active
-        buckets = make_buckets(parameters, some, self.bucket_bytes)
+        buckets = make_buckets([p.nbytes for p in parameters], some, self.bucket_bytes)
         for done, bucket in enumerate(buckets):
             try:
                 self._run_block(plan, bucket, parameters, grads, loss)

@@ -33,6 +33,7 @@ from torch import Tensor
 from projcore._pairs import Params
 from projcore._split import Split
 from projcore.core.chain import as_chain
+from projcore.core.module import Module
 from projcore.engine.part import refuse_zero
 from projcore.optimizer import Optimizer
 
@@ -40,7 +41,7 @@ __all__ = ["HIDDEN", "LINEAR", "Params", "Project", "Rule", "Spec", "Way", "docu
 
 Rule = str | Callable[[str | None, Tensor], bool]
 Project = Rule | Sequence[Rule] | Mapping[Rule, Mapping[str, Any]] | None
-Spec = Mapping[str, Any] | str
+Spec = Module | Mapping[str, Any] | str
 Recipe = TypeVar("Recipe", bound=Callable[..., torch.optim.Optimizer])
 
 LINEAR = "ndim>=2 role!=embedding role!=head role!=depthwise role!=other"

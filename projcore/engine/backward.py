@@ -120,7 +120,7 @@ class InBackward:
             nothing: list[Tensor | None] = [None] * len(early.parameters)
             grads = fill_zeros(early.parameters, nothing)
             region = early.plan.region
-            live = LiveSettings(optimizer._names, optimizer.param_groups)
+            live = LiveSettings(optimizer._names, optimizer.param_groups, found={})
             region.remember(RootObjective(region.space, live, early.parameters, grads))
             early.store.save()
         early.store.settle()

@@ -329,9 +329,9 @@ def test_a_group_added_in_the_middle() -> None:
     ("arguments", "error", "words"),
     [
         ({"modules": ["lr(0.1)"], "period": 0}, ArgumentError, "period=0"),
-        ({"modules": ["lr(0.1)"], "period": 2.0}, ArgumentTypeError, "whole numbers"),
+        ({"modules": ["lr(0.1)"], "period": 2.0}, ArgumentTypeError, "Pass an int"),
         ({"modules": ["lr(0.1)"], "period": True}, ArgumentTypeError, "period=True"),
-        ({"modules": ["backtracking()"], "period": 2}, ArgumentError, "not that of all"),
+        ({"modules": ["backtracking()"], "period": 2}, ArgumentError, "one micro-batch only"),
         ({"modules": [], "period": 2}, ArgumentError, "no modules"),
     ],
 )

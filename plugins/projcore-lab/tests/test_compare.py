@@ -185,8 +185,8 @@ def test_an_interruption_keeps_what_is_finished(compare, monkeypatch, interrupti
     assert result.data["missing"] == ["torch-adamw", "vector-lbfgs"]
     assert result.picture.stat().st_size > 10_000
     assert result.output.splitlines()[1:] == [
-        f"Interrupted. What is finished is kept in {result.folder}; "
-        "the same command with --resume goes on from there."
+        f"Interrupted. Finished runs are kept in {result.folder}; "
+        "the same command with --resume continues from there."
     ]
 
 
@@ -251,7 +251,7 @@ def test_more_seeds_and_other_optimizers_use_the_runs_that_are_there(compare):
 @pytest.mark.parametrize(
     ("name", "options", "advice"),
     [
-        ("runs.jsonl", (), "Pass --resume to go on from its runs, or name another folder"),
+        ("runs.jsonl", (), "Pass --resume to continue from its runs, or name another folder"),
         ("compare.json", (), "Name another folder"),
         ("compare.pdf", ("--resume",), "Name another folder"),
     ],
@@ -346,7 +346,7 @@ def test_tune_finds_a_learning_rate_and_shows_it(compare):
     assert [trial["lr"] for trial in each["trials"]] == [0.001, 0.00316, 0.00999]
     assert each["lr"] == min(each["trials"], key=lambda trial: trial["loss"])["lr"] == 0.00999
     assert "0.00999*" in result.output
-    assert "at the edge of what was tried" in result.output
+    assert "at the edge of those tried" in result.output
     assert imread(result.folder / "rates.png").shape[0] > 500
 
 

@@ -306,7 +306,7 @@ def test_a_store_refuses_other_versions_and_other_files(tmp_path):
     with pytest.raises(ArgumentError, match="torch 1, now 2"):
         Store(file, {"torch": "2"})
     file.write_text(file.read_text("utf-8") + "{}\n", "utf-8")
-    with pytest.raises(ArgumentError, match=r"Line 2 of .* is no run"):
+    with pytest.raises(ArgumentError, match=r"Line 2 of .* is not a run"):
         Store(file, VERSIONS)
 
 

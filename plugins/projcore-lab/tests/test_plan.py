@@ -177,9 +177,9 @@ def test_a_model_without_numbers_has_no_share(plan, tmp_path):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("{", "is not JSON"),
-        ("[[2, 3]]", "no mapping"),
-        ("{}", "an empty one"),
+        ("{", "is not valid JSON"),
+        ("[[2, 3]]", "must hold a mapping"),
+        ("{}", "which is not empty"),
         ('{"w": 3}', "has 3 for 'w'"),
         ('{"w": [2, -1]}', "has [2, -1] for 'w'"),
         ('{"w": [2.0]}', "has [2.0] for 'w'"),
@@ -215,7 +215,7 @@ def test_an_unknown_model_is_refused(plan, tmp_path):
 def test_a_wrong_spec_is_refused_before_anything_is_printed(plan, model, spec, word):
     code, output = plan(model, "adam()", spec)
     assert code == 1
-    assert output.startswith(f"projcore: {spec!r} is refused: ")
+    assert output.startswith(f"projcore: {spec!r} cannot be built: ")
     assert word in output
     assert "weights" not in output
 
@@ -296,7 +296,7 @@ def test_a_module_goes_before_a_recipe_of_its_name(data, model):
         ("halved(keep=)", ["Write halved(name=value, ...)."]),
         ("halved(keeps=0.5)", ["keeps", "It takes the parameters and keep, betas."]),
         ("halved(keep=-1)", ["keep"]),
-        ("torchs()", ["made a SGD"]),
+        ("torchs()", ["makes a SGD"]),
         ("reading()", ["cannot be planned", "memory()"]),
     ],
 )
@@ -333,6 +333,6 @@ def test_sharding_on_paper(plan, data, model):
 def test_what_cannot_be_sharded_is_refused(plan, model):
     code, output = plan(model, "vector([clip_norm(1.0)]); lr(0.1)", "--ranks", "4")
     assert code == 1
-    assert "is refused with --ranks: vector([clip_norm(1.0)]) needs all full parameters" in output
+    assert "cannot be sharded (--ranks): vector([clip_norm(1.0)]) needs all full" in output
     with pytest.raises(SystemExit):
         plan(model, "adam()", "--ranks", "0")

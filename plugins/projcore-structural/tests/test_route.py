@@ -243,7 +243,7 @@ def test_compiled_steps_go_the_way_of_the_group(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("route", [2, -1, True, "*", 0.0])
 def test_a_route_that_is_none_is_refused(route: Any) -> None:
     groups = [{"params": [nn.Parameter(torch.ones(2))], "route": route}]
-    with pytest.raises(ArgumentError, match=r"number of a rule, from 0 to 1, or None to go by"):
+    with pytest.raises(ArgumentError, match=r"index of a rule, from 0 to 1, or None to apply"):
         Optimizer(groups, Route({"ndim==2": None, "*": None}))
 
 

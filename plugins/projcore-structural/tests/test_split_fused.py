@@ -129,7 +129,7 @@ def test_groups_act_on_their_own_parts() -> None:
         ({"parts": 1.5}, "at least 1"),
         ({"parts": 5}, "splits none of its 3 tensors"),
         ({"parts": 1}, "splits none"),
-        ({"parts": (5, 5), "where": "qkv"}, "'qkv' names. Its parts do not fit dimension 0"),
+        ({"parts": (5, 5), "where": "qkv"}, "'qkv'. The parts do not fit dimension 0"),
         ({"parts": 3, "where": "kqv"}, "splits none"),
     ],
 )
@@ -157,6 +157,6 @@ def test_where_is_saved_and_checked() -> None:
 
 
 def test_in_a_stack_it_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="hands in stacks"):
+    with pytest.raises(ArgumentError, match="makes stacks"):
         Optimizer(Fused().parameters(), Stack([SplitFused([UnitNorm()], 3)]))
     Optimizer(Fused().parameters(), VectorProjection([SplitFused([UnitNorm()], 3)]))

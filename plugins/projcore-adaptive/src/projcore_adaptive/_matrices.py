@@ -16,8 +16,8 @@ class MatrixShape(NamedTuple):
 
     Attributes:
         leading: The dimensions that index matrices; none for a single one.
-        rows: How many rows each has.
-        columns: How many columns.
+        rows: The number of rows of each.
+        columns: The number of columns.
     """
 
     leading: torch.Size
@@ -28,8 +28,9 @@ class MatrixShape(NamedTuple):
 def matrix_shape(shape: torch.Size, batch_dims: int, folding: Folding) -> MatrixShape:
     """Returns the shape of a tensor as matrices; `batch_dims` dimensions index independent tensors.
 
-    A tensor of more than two dimensions is a matrix of its first by all others (``"fold"``), or a
-    stack of matrices of its last two (``"last2"``). A vector or a number is a matrix of one row.
+    A tensor of more than two dimensions is a matrix of the first by all other dimensions
+    (``"fold"``), or a stack of matrices of the last two (``"last2"``). A vector or scalar is a
+    matrix of one row.
     """
     leading, shape = shape[:batch_dims], shape[batch_dims:]
     if folding == "last2" and len(shape) > 2:
@@ -48,7 +49,7 @@ def as_matrices(tensors: Sequence[Tensor], shapes: Sequence[MatrixShape]) -> lis
 
 
 def batches(tensors: Sequence[Tensor], keys: Sequence[Hashable], most: int) -> list[list[int]]:
-    """Returns the places of tensors that go together: of one key, and of so many elements at most.
+    """Returns indices of tensors by batch: those of one key, up to a number of elements.
 
     Example:
         >>> batches([torch.ones(2), torch.ones(3), torch.ones(2)], ["a", "b", "a"], 8)

@@ -13,7 +13,7 @@ from projcore.ops import norms, norms_over
 def both_norms(
     ones: list[Tensor], others: list[Tensor], batch_dims: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the norms of tensors and of others, found together."""
+    """Returns the norms of tensors and of others, computed together."""
     found = norms([*ones, *others], batch_dims)
     return found[: len(ones)], found[len(ones) :]
 
@@ -27,8 +27,8 @@ def root_mean_squares(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
 def mean_squares(tensors: list[Tensor], dims: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Returns means of squares along dimensions, which stay with size 1; 0 if these are empty.
 
-    By way of norms, because squares would be temporaries as large as the tensors. Where there are
-    no dimensions, it is the squares.
+    Computed from norms, because squares would be temporaries as large as the tensors. Without
+    dimensions, the squares.
     """
     over = [
         tuple(dim % tensor.ndim for dim in along)

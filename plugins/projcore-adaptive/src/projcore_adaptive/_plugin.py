@@ -1,4 +1,4 @@
-"""Registers the adaptive methods; imports none of them."""
+"""Registers the adaptive methods without importing them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MATRIX_TAGS = ("orthogonalization",)
 RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     (
         "racs_adamw",
-        "RACS on matrices, which keep a vector for each side, and AdamW on the rest.",
+        "RACS on matrices, with a state vector per dimension; AdamW on the rest.",
         "arXiv:2502.07752",
         {},
     ),
@@ -31,13 +31,13 @@ RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ),
     (
         "normuon_adamw",
-        "NorMuon on matrices: Muon, of which all rows have one length of late; AdamW on the rest.",
+        "NorMuon on matrices: Muon with rows normalized by their mean square; AdamW on the rest.",
         "arXiv:2510.05491",
         {},
     ),
     (
         "muon_plus_adamw",
-        "Muon+ on matrices: Muon, whose columns and then rows are normalized; AdamW on the rest.",
+        "Muon+ on matrices: Muon with normalized columns, then rows; AdamW on the rest.",
         "arXiv:2602.21545",
         {},
     ),
@@ -49,31 +49,31 @@ RECIPES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ),
     (
         "dion2_adamw",
-        "Dion2 on matrices: Muon on the largest rows of the momentum alone; AdamW on the rest.",
+        "Dion2 on matrices: Muon on the largest rows of the momentum only; AdamW on the rest.",
         "arXiv:2512.16928",
         {},
     ),
     (
         "adam_h",
-        "AdamH: Adam on matrices, which keep their norm; AdamW on the rest.",
+        "AdamH: Adam on matrices of constant norm; AdamW on the rest.",
         "arXiv:2606.16899",
         {},
     ),
     (
         "muon_h",
-        "MuonH: Muon on matrices, which keep their norm; AdamW on the rest.",
+        "MuonH: Muon on matrices of constant norm; AdamW on the rest.",
         "arXiv:2606.16899",
         {},
     ),
     (
         "soap_h",
-        "SOAPH: SOAP on matrices, which keep their norm; AdamW on the rest.",
+        "SOAPH: SOAP on matrices of constant norm; AdamW on the rest.",
         "arXiv:2606.16899",
         {},
     ),
     (
         "soap_muon",
-        "SOAP-Muon on matrices: SOAP, made orthogonal with its norm kept; AdamW on the rest.",
+        "SOAP-Muon on matrices: SOAP, orthogonalized at its norm; AdamW on the rest.",
         "arXiv:2409.11321",
         {},
     ),
@@ -93,7 +93,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "bias_correction",
         "projcore_adaptive:BiasCorrection",
-        summary="Multiplies the update by the correction of Adam's moments.",
+        summary="Multiplies the update by Adam's bias correction.",
         paper="arXiv:1412.6980",
         tags=TAGS,
         example={},
@@ -109,7 +109,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "rmsprop",
         "projcore_adaptive:RMSprop",
-        summary="Divides by the root of the running mean of squared gradients.",
+        summary="Divides by the root of the moving average of squared gradients.",
         paper="Tieleman & Hinton, 2012, Neural Networks for Machine Learning, lecture 6.5",
         tags=TAGS,
         example=[{}, {"centered": True, "momentum": 0.9}],
@@ -125,7 +125,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lion",
         "projcore_adaptive:Lion",
-        summary="Takes the sign of an interpolation between momentum and gradient.",
+        summary="Sign of an interpolation between momentum and gradient.",
         paper="arXiv:2302.06675",
         tags=TAGS,
         example={},
@@ -141,7 +141,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "radam",
         "projcore_adaptive:RAdam",
-        summary="Adam with the variance of its first steps rectified.",
+        summary="Rectified Adam: corrects the variance of the first steps.",
         paper="arXiv:1908.03265",
         tags=TAGS,
         example=[{}, {"betas": (0.9, 0.9)}],
@@ -149,7 +149,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adamax",
         "projcore_adaptive:Adamax",
-        summary="Adam with the infinity norm: divides by a decayed maximum of magnitudes.",
+        summary="Adam with the infinity norm: divides by a decaying maximum of magnitudes.",
         paper="arXiv:1412.6980",
         tags=TAGS,
         example={},
@@ -157,7 +157,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adadelta",
         "projcore_adaptive:Adadelta",
-        summary="Multiplies by the RMS of past steps over the RMS of gradients.",
+        summary="Scales gradients by the RMS of past steps over their own RMS.",
         paper="arXiv:1212.5701",
         tags=TAGS,
         example={},
@@ -165,7 +165,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "rprop",
         "projcore_adaptive:Rprop",
-        summary="Steps by the sign, with a step size for each element.",
+        summary="Resilient backpropagation: signs, with a step size per element.",
         paper="Riedmiller & Braun, 1993, doi:10.1109/ICNN.1993.298623",
         tags=TAGS,
         example={},
@@ -181,7 +181,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "ademamix",
         "projcore_adaptive:AdEMAMix",
-        summary="Adam with a second mean of the update, which goes back much further.",
+        summary="Adam with a second, much slower moving average of the gradient.",
         paper="arXiv:2409.03137",
         tags=TAGS,
         example=[{}, {"warmup": 4}],
@@ -189,7 +189,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "mars",
         "projcore_adaptive:MARS",
-        summary="Adds a part of the difference to the last update, which reduces variance.",
+        summary="Variance reduction by scaled differences of successive gradients.",
         paper="arXiv:2411.10438",
         tags=TAGS,
         example={},
@@ -197,7 +197,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adafactor",
         "projcore_adaptive:Adafactor",
-        summary="Divides by a second moment factored into means of rows and columns.",
+        summary="Divides by a second moment factored into row and column means.",
         paper="arXiv:1804.04235",
         tags=TAGS,
         example=[{}, {"weight_decay": 0.1, "eps": (1e-5, 1e-2)}, {"lr": None}],
@@ -205,7 +205,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "racs",
         "projcore_adaptive:RACS",
-        summary="Divides rows and columns by factors that it keeps a vector of each for.",
+        summary="Row and column scaled SGD: one state vector per dimension.",
         paper="arXiv:2502.07752",
         tags=TAGS,
         example=[{}, {"iterations": 1, "folding": "last2"}],
@@ -213,7 +213,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "rms_normalize",
         "projcore_adaptive:RMSNormalize",
-        summary="Divides each row or column by its root mean square, now or of late.",
+        summary="Divides rows or columns by their root mean square, current or averaged.",
         paper="arXiv:2510.05491",
         tags=TAGS,
         example=[{}, {"beta": 0.0, "dim": 0, "rms": 0.2}, {"rms": None, "folding": "last2"}],
@@ -221,7 +221,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "adam_mini",
         "projcore_adaptive:AdamMini",
-        summary="Adam with one second moment for each tensor or row.",
+        summary="Adam with one second moment per tensor or row.",
         paper="arXiv:2406.16793",
         tags=TAGS,
         example=[{}, {"block": "row"}],
@@ -237,7 +237,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lamb",
         "projcore_adaptive:LAMB",
-        summary="Adam with a layer-wise trust ratio: steps scaled to the norm of each tensor.",
+        summary="Adam with a layer-wise trust ratio: steps scaled to the parameter's norm.",
         paper="arXiv:1904.00962",
         tags=TAGS,
         example={},
@@ -245,7 +245,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lars",
         "projcore_adaptive:LARS",
-        summary="Gradients with a layer-wise trust ratio: scaled to the norm of each tensor.",
+        summary="Gradients with a layer-wise trust ratio: scaled to the parameter's norm.",
         paper="arXiv:1708.03888",
         tags=TAGS,
         example={},
@@ -253,7 +253,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "trust_ratio",
         "projcore_adaptive:TrustRatio",
-        summary="Layer-wise trust ratio: scales updates to the norm of each tensor.",
+        summary="Layer-wise trust ratio: scales updates to the parameter's norm.",
         paper="arXiv:1904.00962",
         tags=TAGS,
         example={},
@@ -261,7 +261,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "hyperball",
         "projcore_adaptive:Hyperball",
-        summary="Keeps the norm of each tensor of parameters as it was first.",
+        summary="Keeps each parameter at its initial norm: steps on a sphere.",
         paper="arXiv:2606.16899",
         tags=TAGS,
         example={},
@@ -293,7 +293,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "dion2",
         "projcore_adaptive:Dion2",
-        summary="Makes the largest rows of the momentum orthogonal, and keeps the others.",
+        summary="Orthogonalizes the largest rows of the momentum, with error feedback.",
         paper="arXiv:2512.16928",
         tags=MATRIX_TAGS,
         example=[

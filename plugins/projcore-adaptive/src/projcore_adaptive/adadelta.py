@@ -16,7 +16,7 @@ def adadelta_update(
     rho: float | Tensor,
     eps: float | Tensor,
 ) -> list[Tensor]:
-    """Updates both running means in place; returns ``sqrt(a + eps) / sqrt(v + eps) * u``."""
+    """Updates both moving averages in place; returns ``sqrt(a + eps) / sqrt(v + eps) * u``."""
     torch._foreach_mul_(square_avgs, rho)
     add_squares_(square_avgs, tensors, 1 - rho)
     denominators = torch._foreach_add(square_avgs, eps)
@@ -31,26 +31,26 @@ def adadelta_update(
 
 
 class Adadelta(Transform):
-    r"""Gives the update the size of the steps before: units cancel, and no learning rate is needed.
+    r"""Scales the update to the RMS of past steps: units match, and no learning rate is needed.
 
     .. math::
         v \leftarrow \rho v + (1 - \rho) u^2, \quad
         u' = \frac{\sqrt{a + \epsilon}}{\sqrt{v + \epsilon}} u, \quad
         a \leftarrow \rho a + (1 - \rho) u'^2
 
-    Followed by `LR` it is `torch.optim.Adadelta`, up to rounding; its ``weight_decay`` is
-    `WeightDecay` before this module, and its ``lr`` is 1 unless given. Complex numbers are pairs of
-    real ones, as there.
+    Followed by `LR` it is `torch.optim.Adadelta`, up to rounding; torch's ``weight_decay`` is
+    `WeightDecay` before this module, and its ``lr`` is 1 by default. Complex numbers are treated as
+    pairs of real ones, as in torch.
 
     Args:
         rho: :math:`\rho`, at least 0 and at most 1.
-        eps: :math:`\epsilon`, at least 0. It sets the size of the first steps; with 0 there are
-            none.
+        eps: :math:`\epsilon`, at least 0. It sets the size of the first steps, which are zero with
+            0.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of two tensors. Eager, 10 passes; compiled, one pass.
+    Cost: two state tensors per parameter. Eager, 10 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

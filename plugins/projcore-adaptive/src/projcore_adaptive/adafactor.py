@@ -32,7 +32,7 @@ def factored_direction(
     weights: list[Any],
     eps: list[Any],
 ) -> list[Tensor]:
-    """Moves the means of rows and columns towards those of squares; divides by their products."""
+    """Updates row and column means of the squares; divides by the roots of their products."""
     count = len(tensors)
     found = mean_squares(tensors * 2, [(-1,)] * count + [(-2,)] * count)
     lerp_(row_vars, found[:count], weights)  # (..., m, 1)
@@ -48,14 +48,14 @@ def factored_quotients(
     means: list[Tensor],
     eps: list[Any],
 ) -> list[Tensor]:
-    """Divides by the roots of products of means of rows and columns."""
+    """Divides by the roots of products of row and column means."""
     clamp_min_(means, eps)
     moments = torch._foreach_mul(torch._foreach_div(row_vars, means), col_vars)
     return quotients(tensors, list(moments), eps)
 
 
 def total_means(row_vars: list[Tensor], col_vars: list[Tensor]) -> list[Tensor]:
-    """Returns the means of means of rows; if these are sharded, of columns: they are the same."""
+    """Returns the means of row means; if these are sharded, the equal means of column means."""
     chosen, dims = [], []
     for row_var, col_var in zip(row_vars, col_vars, strict=True):
         rows, columns = row_var.ndim - 2, row_var.ndim - 1
@@ -68,7 +68,7 @@ def total_means(row_vars: list[Tensor], col_vars: list[Tensor]) -> list[Tensor]:
 def full_direction(
     tensors: list[Tensor], variances: list[Tensor], weights: list[Any], eps: list[Any]
 ) -> list[Tensor]:
-    """Moves the means towards the squares, and divides by them."""
+    """Updates the means of the squares, and divides by their roots."""
     moments = list(torch._foreach_mul(tensors, tensors))
     lerp_(variances, moments, weights)
     copy_(moments, variances)
@@ -76,14 +76,14 @@ def full_direction(
 
 
 def quotients(tensors: list[Tensor], moments: list[Tensor], eps: list[Any]) -> list[Tensor]:
-    """Returns ``u / max(sqrt(v), eps)``, in the memory of the moments."""
+    """Returns ``u / max(sqrt(v), eps)``, written over the moments."""
     clamp_min_(moments, [each * each for each in eps])
     torch._foreach_rsqrt_(moments)
     torch._foreach_mul_(moments, tensors)
     return moments
 
 
-# How a tensor is divided, by the entries of its state.
+# How a tensor is divided depends on the entries of its state.
 FORMS: dict[tuple[str, ...], Callable[..., list[Tensor]]] = {
     ("row_var", "col_var"): factored_direction,
     ("variance",): full_direction,
@@ -91,7 +91,7 @@ FORMS: dict[tuple[str, ...], Callable[..., list[Tensor]]] = {
 
 
 class Adafactor(Transform):
-    r"""Divides by the root of a mean square that is kept as means of rows and of columns.
+    r"""Divides by the root of a second moment that is factored into row and column means.
 
     For a matrix :math:`u` of shape ``(m, n)``, with :math:`t` counting steps from 1 and
     :math:`\beta = 1 - t^\tau`, :math:`R` of shape ``(m, 1)`` and :math:`C` of shape ``(1, n)``,
@@ -101,8 +101,8 @@ class Adafactor(Transform):
         C \leftarrow \beta C + (1 - \beta) \operatorname{mean}_{\text{rows}} u^2, \quad
         V = \frac{R C}{\max(\operatorname{mean} R, \epsilon_1)}
 
-    and :math:`V \leftarrow \beta V + (1 - \beta) u^2` itself for a vector or a number. A tensor of
-    more dimensions is as many matrices, made of the last two. Then
+    and :math:`V \leftarrow \beta V + (1 - \beta) u^2` itself for a vector or scalar. Tensors of
+    more dimensions are stacks of matrices of the last two. Then
 
     .. math::
         U = \frac{u}{\max(\sqrt V, \epsilon_1)}, \quad
@@ -110,16 +110,16 @@ class Adafactor(Transform):
         u \leftarrow \min(\eta, 1 / \sqrt t) \max(\epsilon_2, \operatorname{RMS}(p)) \hat U
         + \eta \lambda p
 
-    This is `torch.optim.Adafactor`, up to rounding: **no** `LR` **follows**, because the step is no
-    multiple of the learning rate; it is a setting here, and schedules act on it. With ``lr=None``
-    the result is :math:`\hat U` alone, no parameters are needed, and `WeightDecay` and `LR` may
-    follow: this is what others call Adafactor with neither relative steps nor scaled parameters.
+    This is `torch.optim.Adafactor`, up to rounding: **no** `LR` **follows**, because the step is
+    not a multiple of the learning rate; it is a setting of this module, which schedulers change.
+    With ``lr=None`` the result is :math:`\hat U` alone, no parameters are needed, and `WeightDecay`
+    and `LR` may follow: this is Adafactor with neither relative steps nor scaled parameters.
 
-    Complex tensors are refused, as in torch. Where an outer projection changes its basis memory
-    starts afresh, because means of rows and columns do not carry over.
+    Complex tensors raise an error, as in torch. When an outer projection changes its basis, the
+    state is reinitialized, because row and column means cannot be transported.
 
     Args:
-        lr: :math:`\eta`, at least 0, or None. Given as None there is no such setting.
+        lr: :math:`\eta`, at least 0, or None. With None there is no such setting.
         beta2_decay: :math:`\tau`, at most 0.
         eps: :math:`\epsilon_1`, at least 0, or None for the spacing of the tensor's dtype at 1; and
             :math:`\epsilon_2`, at least 0.
@@ -129,9 +129,9 @@ class Adafactor(Transform):
     Raises:
         ArgumentError: If a setting is out of range, there is a ``weight_decay`` but no ``lr``, or
             a tensor is complex.
-        ArgumentTypeError: If ``eps`` is no pair.
+        ArgumentTypeError: If ``eps`` is not a pair.
 
-    Cost: memory of ``m + n`` numbers for a matrix, of one tensor for a vector. Eager, 8 passes over
+    Cost: ``m + n`` numbers of state per matrix, one state tensor for a vector. Eager, 8 passes over
     the update, and one over the parameters.
 
     Example:
@@ -172,8 +172,8 @@ class Adafactor(Transform):
         eps = settings["eps"]
         if not isinstance(eps, (tuple, list)) or len(eps) != 2:
             raise ArgumentTypeError(
-                f"Adafactor(eps={eps!r}) was given something else than a pair. eps is a number or "
-                "None, and a number. Pass for example eps=(None, 1e-3)."
+                f"Adafactor(eps={eps!r}) is not valid. eps is a pair: a number or None, and a "
+                "number. Pass for example eps=(None, 1e-3)."
             )
         if eps[0] is not None:
             require(self, "eps[0]", eps[0], minimum=0)

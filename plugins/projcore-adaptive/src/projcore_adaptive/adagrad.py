@@ -36,20 +36,20 @@ class Adagrad(Transform):
         s \leftarrow s + u^2, \quad
         u \leftarrow \frac{1}{1 + (t - 1) \delta} \cdot \frac{u}{\sqrt{s} + \epsilon}
 
-    The first factor is how ``lr_decay`` acts where the learning rate stands apart, in `LR`.
-    Followed by it this is `torch.optim.Adagrad`, up to rounding; its ``weight_decay`` is
-    `WeightDecay` before this module. Complex numbers are pairs of real ones, as there.
+    The first factor is the effect of ``lr_decay``, as the learning rate is in `LR`. Followed by
+    `LR` this is `torch.optim.Adagrad`, up to rounding; torch's ``weight_decay`` is `WeightDecay`
+    before this module. Complex numbers are treated as pairs of real ones, as in torch.
 
     Args:
         lr_decay: :math:`\delta`, at least 0.
-        initial_accumulator_value: :math:`s` before the first step, at least 0; fixed, groups do
-            not change it.
+        initial_accumulator_value: :math:`s` before the first step, at least 0; fixed: parameter
+            groups cannot override it.
         eps: :math:`\epsilon`, at least 0.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of one tensor. Eager, 4 passes, 5 with ``lr_decay``; compiled, one pass.
+    Cost: one state tensor per parameter. Eager, 4 passes, 5 with ``lr_decay``; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

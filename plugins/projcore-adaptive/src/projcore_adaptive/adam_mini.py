@@ -17,7 +17,7 @@ Block = Literal["tensor", "row"]
 
 
 def block_dims(tensor: Tensor, block: Block, batch_dims: int) -> tuple[int, ...]:
-    """Returns the dimensions that a block extends over."""
+    """Returns the dimensions of a block."""
     first = batch_dims + (1 if block == "row" else 0)
     return tuple(range(first, tensor.ndim))
 
@@ -32,24 +32,24 @@ class AdamMini(Transform):
         v \leftarrow \beta_2 v + (1 - \beta_2) \operatorname{mean}(u^2), \quad
         u \leftarrow \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-    A row is what the first index selects, the weights of one output; so for vectors and numbers
+    A row is selected by the first index: the weights of one output. For vectors and scalars
     ``block="row"`` is `Adam`. The paper keeps one number for each attention head of query and key
-    weights, for each row of embeddings and other weights, for each tensor elsewhere: give it these
-    tensors apart, heads as tensors of their own. Decay is decoupled there: `WeightDecay` and `LR`
-    follow.
+    weights, for each row of embeddings and other weights, and for each other tensor: route these
+    tensors to different modules, with heads as separate tensors. Its decay is decoupled:
+    `WeightDecay` and `LR` follow.
 
-    Complex tensors are refused. Where an outer projection changes its basis memory starts afresh,
-    because means over blocks do not carry over.
+    Complex tensors raise an error. When an outer projection changes its basis, the state is
+    reinitialized, because block means cannot be transported.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
         eps: :math:`\epsilon`, at least 0.
-        block: ``"tensor"`` or ``"row"``; fixed, groups do not change it.
+        block: ``"tensor"`` or ``"row"``; fixed: parameter groups cannot override it.
 
     Raises:
         ArgumentError: If a setting is out of range, ``block`` is unknown, or a tensor is complex.
 
-    Cost: memory of one tensor, and of one number for each block. Eager, 3 passes.
+    Cost: one state tensor per parameter, and one number for each block. Eager, 3 passes.
 
     Example:
         >>> from projcore import Optimizer
@@ -111,7 +111,7 @@ class AdamMini(Transform):
         )
         torch._foreach_add_(steps, 1)
         lerp_(exp_avgs, tensors, 1 - beta1)
-        torch._foreach_mul_(exp_avg_sqs, beta2)  # not lerp: of Inf and Inf it is NaN
+        torch._foreach_mul_(exp_avg_sqs, beta2)  # not lerp, which makes NaN of Inf and Inf
         torch._foreach_add_(exp_avg_sqs, torch._foreach_mul(means, 1 - beta2))
         eps = scalar(settings[0]["eps"])
         return by_parts(

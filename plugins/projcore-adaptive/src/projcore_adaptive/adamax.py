@@ -19,20 +19,20 @@ def adamax_update(
     beta2: float | Tensor,
     eps: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the memory in place; returns ``m / (bc1 * n)``."""
+    """Updates the state in place; returns ``m / (bc1 * n)``."""
     torch._foreach_add_(steps, 1)
     lerp_(exp_avgs, tensors, 1 - beta1)
     magnitudes = torch._foreach_abs(tensors)
     torch._foreach_add_(magnitudes, eps)
     torch._foreach_mul_(exp_infs, beta2)
     torch._foreach_maximum_(exp_infs, magnitudes)
-    del magnitudes  # its memory serves the result
+    del magnitudes  # frees memory for the result
     corrections = once([1 - beta1 ** scalar(step) for step in steps])
     return list(torch._foreach_div(exp_avgs, torch._foreach_mul(exp_infs, corrections)))
 
 
 class Adamax(Transform):
-    r"""Adam with the largest recent magnitude in place of the root of the mean square.
+    r"""Adam with a decaying maximum of magnitudes in place of the root of the second moment.
 
     With :math:`t` counting steps from 1,
 
@@ -41,18 +41,19 @@ class Adamax(Transform):
         n \leftarrow \max(\beta_2 n, \lvert u \rvert + \epsilon), \quad
         u \leftarrow \frac{m}{(1 - \beta_1^t) n}
 
-    Followed by `LR` it is `torch.optim.Adamax`, up to rounding; its ``weight_decay`` is
-    `WeightDecay` before this module. Complex numbers are pairs of real ones, as there. Where an
-    outer projection changes its basis memory starts afresh, because a maximum does not carry over.
+    Followed by `LR` it is `torch.optim.Adamax`, up to rounding; torch's ``weight_decay`` is
+    `WeightDecay` before this module. Complex numbers are treated as pairs of real ones, as in
+    torch. When an outer projection changes its basis, the state is reinitialized, because a maximum
+    cannot be transported.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
-        eps: :math:`\epsilon`, at least 0; with 0 an element whose updates are all 0 becomes NaN.
+        eps: :math:`\epsilon`, at least 0; with 0, an element whose updates are all 0 becomes NaN.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of two tensors. Eager, 7 passes; compiled, one pass.
+    Cost: two state tensors per parameter. Eager, 7 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

@@ -20,7 +20,7 @@ def adan_update(
     betas: tuple[float | Tensor, float | Tensor, float | Tensor],
     eps: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the memory in place; returns the direction."""
+    """Updates the state in place; returns the update."""
     beta1, beta2, beta3 = betas
     torch._foreach_add_(steps, 1)
     counts = [scalar(step) for step in steps]
@@ -34,7 +34,7 @@ def adan_update(
     torch._foreach_add_(ahead, tensors)
     torch._foreach_mul_(exp_avg_sqs, beta3)
     add_squares_(exp_avg_sqs, list(ahead), 1 - beta3)
-    del differences, ahead  # their memory serves what follows
+    del differences, ahead  # frees memory for the following tensors
     update = torch._foreach_mul(exp_avgs, once([1 / (1 - beta1**count) for count in counts]))
     factors = once([beta2 / (1 - beta2**count) for count in counts])
     torch._foreach_add_(update, torch._foreach_mul(exp_avg_diffs, factors))
@@ -49,7 +49,7 @@ class Adan(Transform):
     r"""Adam with Nesterov's momentum, estimated from differences of gradients.
 
     With :math:`t` counting steps from 1 and :math:`d = u - u_-` the difference to the update of the
-    step before, 0 at the first,
+    previous step, 0 in the first,
 
     .. math::
         m \leftarrow \beta_1 m + (1 - \beta_1) u, \quad
@@ -60,10 +60,10 @@ class Adan(Transform):
         u \leftarrow \frac{m / (1 - \beta_1^t) + \beta_2 \delta / (1 - \beta_2^t)}
         {\sqrt{n / (1 - \beta_3^t)} + \epsilon}
 
-    As in the authors' code, the betas are those of running means, 1 less the paper's, and the means
-    are corrected. ``Adan(), WeightDecay(w), LR(lr)`` is that code with ``no_prox=True``. Its
-    default, proximal decay, divides by ``1 + lr * w`` what parameters become; that is not a matter
-    of where in the chain a decay stands, and is left out. Complex numbers are pairs of real ones.
+    As in the authors' code, the betas are decay rates, 1 minus the paper's, and the averages are
+    bias-corrected. ``Adan(), WeightDecay(w), LR(lr)`` is that code with ``no_prox=True``. Its
+    default, proximal decay, divides the new parameters by ``1 + lr * w``, and is not provided.
+    Complex numbers are treated as pairs of real ones.
 
     Args:
         betas: :math:`\beta_1, \beta_2, \beta_3`, each at least 0 and less than 1.
@@ -72,7 +72,7 @@ class Adan(Transform):
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of four tensors. Eager, 15 passes; compiled, one pass.
+    Cost: four state tensors per parameter. Eager, 15 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

@@ -25,7 +25,7 @@ def ademamix_update(
     warmup: float | Tensor | None,
     eps: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the memory in place; returns the direction. Counts are those of this step."""
+    """Updates the state in place; returns the update. The counts are those of this step."""
     beta1, beta2, beta3 = betas
     alphas, slow = [alpha] * len(counts), [beta3] * len(counts)
     if warmup is not None:
@@ -46,7 +46,7 @@ def ademamix_update(
 
 
 def slow_beta(beta1: Any, beta3: Any, part: Any) -> Any:
-    """Returns the beta whose half-life is so far between those of two others."""
+    """Returns the beta whose half-life is interpolated between those of two others."""
     log1, log3 = _log(beta1), _log(beta3)
     return math.e ** (log1 * log3 / ((1 - part) * log3 + part * log1))
 
@@ -60,7 +60,7 @@ def _smaller(value: Any, bound: float) -> Any:
 
 
 class AdEMAMix(Transform):
-    r"""Adam with a second running mean of the update, which goes back much further.
+    r"""Adam with a second, much slower moving average of the update.
 
     With :math:`t` counting steps from 1,
 
@@ -73,29 +73,29 @@ class AdEMAMix(Transform):
         u \leftarrow \frac{m / (1 - \beta_1^t) + \alpha^{(t)} n}
         {\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-    The slow mean :math:`n` is not corrected for having begun at zero. Over the first `warmup` steps
-    :math:`T`, :math:`\alpha^{(t)} = \alpha\, t / T`, and the half-life of :math:`\beta_3^{(t)}`
-    rises linearly from that of :math:`\beta_1`:
+    The slow average :math:`n` is not bias-corrected. Over the first `warmup` steps :math:`T`,
+    :math:`\alpha^{(t)} = \alpha\, t / T`, and the half-life of :math:`\beta_3^{(t)}` rises linearly
+    from that of :math:`\beta_1`:
 
     .. math::
         \beta_3^{(t)} = \exp \frac{\ln \beta_1 \ln \beta_3}
         {(1 - t / T) \ln \beta_3 + (t / T) \ln \beta_1}
 
     The published decay is decoupled: ``AdEMAMix(), WeightDecay(0.1), LR(1e-3)``. Complex numbers
-    are pairs of real ones.
+    are treated as pairs of real ones.
 
     Args:
         betas: :math:`\beta_1, \beta_2, \beta_3`, each at least 0 and less than 1.
-        alpha: :math:`\alpha`, at least 0: how much the slow mean counts.
-        warmup: :math:`T`, above 0; the paper's is the whole training. None for none, with which
-            training may diverge at first.
+        alpha: :math:`\alpha`, at least 0: the weight of the slow average.
+        warmup: :math:`T`, above 0; in the paper the number of all steps. None for no warmup, which
+            may diverge at first.
         eps: :math:`\epsilon`, at least 0.
 
     Raises:
-        ArgumentError: If a setting is out of range, or there is a ``warmup`` where a beta of a mean
-            is 0.
+        ArgumentError: If a setting is out of range, or there is a ``warmup`` while :math:`\beta_1`
+            or :math:`\beta_3` is 0.
 
-    Cost: memory of three tensors. Eager, 11 passes; compiled, one pass.
+    Cost: three state tensors per parameter. Eager, 11 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer
@@ -136,9 +136,9 @@ class AdEMAMix(Transform):
         beta1, _, beta3 = settings["betas"]
         if not (float(beta1) and float(beta3)):
             raise ArgumentError(
-                f"AdEMAMix was given betas={settings['betas']!r} and a warmup. Over it the slow "
-                "mean's half-life rises from that of the first beta, and 0 has none. Pass betas "
-                "above 0, or warmup=None."
+                f"AdEMAMix was given betas={settings['betas']!r} and a warmup, during which the "
+                "half-life of the slow average rises from that of the first beta. 0 has no "
+                "half-life. Pass betas above 0, or warmup=None."
             )
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:

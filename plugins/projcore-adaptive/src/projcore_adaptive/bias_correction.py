@@ -1,4 +1,4 @@
-"""The correction of Adam's moments, as a factor by itself."""
+"""Adam's bias correction as a separate module."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from projcore_adaptive._betas import require_betas
 class BiasCorrection(Transform):
     r"""Multiplies the update by :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`.
 
-    That is what `Adam` without ``bias_correction`` leaves out, with :math:`t` counting steps from
-    1. Where something stands between the two that depends on the size of an update, such as a limit
-    of its growth, it sees the update before the correction.
+    This is the factor that `Adam` omits with ``bias_correction=False``; :math:`t` counts steps from
+    1. Modules between the two, such as a limit on the growth of the norm, see the uncorrected
+    update.
 
     Args:
         betas: :math:`\beta_1, \beta_2` of that Adam, each at least 0 and less than 1. Both modules
-            have this setting, so in parameter groups it is named by position, as
-            ``"0.modules.0.betas"`` and ``"1.betas"``: what changes one must change the other. A
-            scheduler that cycles ``"betas"``, as `torch.optim.lr_scheduler.OneCycleLR`, finds none
-            and says so; give it ``cycle_momentum=False``.
+            have this setting, so in parameter groups it is qualified by position, as
+            ``"0.modules.0.betas"`` and ``"1.betas"``: change both together. Schedulers that cycle
+            ``"betas"``, such as `torch.optim.lr_scheduler.OneCycleLR`, raise an error; pass them
+            ``cycle_momentum=False``.
 
     Raises:
         ArgumentError: If a beta is out of range.
-        ArgumentTypeError: If ``betas`` is no pair.
+        ArgumentTypeError: If ``betas`` is not a pair.
 
     Cost: one pass over the update.
 

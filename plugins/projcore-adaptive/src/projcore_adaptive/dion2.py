@@ -23,14 +23,14 @@ from projcore_adaptive.orthogonalize import (
 
 
 def largest_rows(matrices: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the rows whose elements have the largest sum of magnitudes, and which they are.
+    """Returns the rows of the largest sums of magnitudes, and their indices.
 
     Args:
         matrices: Shape ``(..., m, n)``.
-        count: How many rows, `k`.
+        count: The number of rows, `k`.
 
     Returns:
-        The rows, shape ``(..., k, n)``, and their places, shape ``(..., k, 1)``.
+        The rows, shape ``(..., k, n)``, and their indices, shape ``(..., k, 1)``.
     """
     sums = torch.linalg.vector_norm(matrices, 1, dim=-1)  # (..., m)
     places = sums.topk(count, dim=-1, sorted=False).indices.unsqueeze(-1)
@@ -38,7 +38,7 @@ def largest_rows(matrices: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 class Dion2(Transform):
-    r"""Orthogonalizes the largest rows of the momentum, and keeps the others for later.
+    r"""Orthogonalizes the largest rows of the momentum, and keeps accumulating the others.
 
     For a matrix :math:`u` of shape ``(m, n)``, :math:`m \le n`, and :math:`S` the
     :math:`\lceil \alpha m \rceil` rows of :math:`b` with the largest sums of magnitudes,
@@ -49,38 +49,38 @@ class Dion2(Transform):
         0 & \text{elsewhere} \end{cases}, \qquad
         b_S \leftarrow \mu\, b_S
 
-    and of a matrix of more rows than columns the columns. So rows that are not among the largest
-    gather until they are: that is error feedback, and :math:`\mu` is the momentum of rows that were
-    used. The factor :math:`s` and all arguments after ``adjust_lr_fn`` are as of `Muon`; decay,
-    too, is left to `WeightDecay`: ``Dion2(), WeightDecay(0.01), LR(0.01)``. As with `Muon`,
-    embeddings, heads, biases and norms are better given to `AdamW`, and complex tensors are
-    refused.
+    and likewise with columns for a matrix of more rows than columns. Rows that are not among the
+    largest accumulate until they are: that is error feedback, and only the rows that were used
+    decay by :math:`\mu`. The factor :math:`s` and the arguments from ``adjust_lr_fn`` on are those
+    of `Muon`, except for decay, which is left to `WeightDecay`: ``Dion2(), WeightDecay(0.01),
+    LR(0.01)``. As with `Muon`, use `AdamW` for embeddings, heads, biases and norms, and complex
+    tensors raise an error.
 
     Args:
-        fraction: :math:`\alpha`, above 0 and at most 1; fixed, groups do not change it.
+        fraction: :math:`\alpha`, above 0 and at most 1; fixed: parameter groups cannot override it.
         momentum: :math:`\mu`, at least 0 and at most 1.
         adjust_lr_fn: ``"original"`` or ``"match_rms_adamw"``; fixed.
         method: ``"newton_schulz"`` or ``"svd"``; fixed.
-        ns_coefficients: The polynomial of Newton-Schulz, or that of each step, or
+        ns_coefficients: The coefficients of the Newton-Schulz polynomial, or those of each step, or
             ``"polar_express"``, as in the authors' code; fixed.
-        ns_steps: How many steps; fixed.
-        eps: The least norm that a matrix is divided by; fixed.
-        dtype: In which Newton-Schulz is computed; None for the tensor's own; fixed.
-        flatten: Whether to make a matrix of any tensor; fixed.
+        ns_steps: The number of Newton-Schulz steps; fixed.
+        eps: The lower bound of the norm by which a matrix is divided; fixed.
+        dtype: The dtype of Newton-Schulz; None for that of the tensor; fixed.
+        flatten: Whether to flatten other tensors to matrices; fixed.
         folding: ``"fold"`` or ``"last2"``, for stacks of matrices; a setting.
 
     Raises:
         ArgumentError: If a setting is out of range or unknown; when the optimizer is built, if a
-            tensor is no matrix and neither ``flatten`` nor ``folding`` makes one of it, or is
-            complex.
-        ArgumentTypeError: If ``ns_coefficients`` are no triples, or ``ns_steps`` is no integer.
+            tensor is complex, or is not a matrix and neither ``flatten`` nor ``folding`` makes one
+            of it.
+        ArgumentTypeError: If ``ns_coefficients`` are not triples, or ``ns_steps`` is not an
+            integer.
 
-    Cost: memory of one tensor. Newton-Schulz for :math:`\alpha m` rows takes :math:`\alpha^2` of
-    the operations that `Muon` takes for all; sums of magnitudes and the copies are passes over the
-    momentum. Matrices of equal shape, or that would be equal if some were transposed, are one
-    batch; on the CPU, small ones only.
-    Differs from the authors' code: there :math:`s` is :math:`\sqrt{m / n}` for matrices of fewer
-    rows than columns, too, where ``"original"`` has 1.
+    Cost: one state tensor per parameter. Newton-Schulz on :math:`\alpha m` rows takes a fraction
+    :math:`\alpha^2` of the operations of `Muon`; the sums of magnitudes and the copies are passes
+    over the momentum. Matrices of equal shape, up to transposition, are batched; on the CPU, small
+    ones only. Differs from the authors' code: it has :math:`s = \sqrt{m / n}` also for matrices of
+    fewer rows than columns, where ``"original"`` has 1.
 
     Example:
         >>> from projcore import Optimizer
@@ -164,11 +164,11 @@ class Dion2(Transform):
         return update
 
     def steps(self, momenta: Tensor, momentum: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Returns updates, and by what momenta are multiplied then.
+        """Returns updates, and the factors by which the momenta are multiplied afterwards.
 
         Args:
             momenta: Shape ``(..., m, n)``; it is overwritten.
-            momentum: Of the rows that are used.
+            momentum: The factor for the rows that are used.
 
         Returns:
             The updates, of the same shape, and factors, shape ``(..., m, 1)``.

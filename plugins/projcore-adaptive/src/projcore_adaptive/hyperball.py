@@ -1,4 +1,4 @@
-"""Parameters on the spheres that they began on."""
+"""Optimization on spheres: parameters keep their initial norms."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from projcore import Node, Settings, Transform
 from projcore.ops import at_once, norms
 
-FIRST = -1.0  # stands for a radius that is not known yet
+FIRST = -1.0  # marks a radius that is not known yet
 
 
 def hyperball_update(
     tensors: list[Tensor], params: list[Tensor], radii: list[Tensor], batch_dims: int
 ) -> list[Tensor]:
-    """Returns updates that lead to spheres; writes radii that are not known yet.
+    """Returns updates that end on the spheres; sets radii that are not known yet.
 
-    Tensors and radii have 32 bits at least.
+    Tensors and radii have at least 32 bits.
     """
     lengths = norms(params, batch_dims)
     torch._foreach_copy_(
@@ -28,31 +28,31 @@ def hyperball_update(
 
 
 def _factor(radius: Tensor, length: Tensor) -> Tensor:
-    """What a point is multiplied by; one at zero, or of no sphere, stays where it is."""
+    """Returns the factor for each point: 1 for one at zero, or whose radius is zero."""
     return torch.where((radius > 0) & (length > 0), radius / length, 1.0)
 
 
 class Hyperball(Transform):
-    r"""Keeps the norm of each tensor of parameters: on the sphere of its first norm.
+    r"""Keeps each parameter on the sphere of its initial norm.
 
     With :math:`R` the norm of the parameter :math:`p` before its first step,
 
     .. math::
         u \leftarrow p - R\, \frac{p - u}{\lVert p - u \rVert}
 
-    It comes last, behind the learning rate, since the update that it returns is to be subtracted as
-    it is. With `TrustRatio`, which gives the update the norm of the parameter, learning rates are
-    the lengths of steps relative to the radius, and it is the published method:
-    ``Adam(), TrustRatio(), LR(0.01), Hyperball()`` is AdamH, and `Muon` in the place of `Adam`
-    makes MuonH; see the recipes `adam_h` and `muon_h`. Weight decay has no use then.
+    It comes last, after the learning rate, since its result must be subtracted unchanged. With
+    `TrustRatio`, which scales the update to the norm of the parameter, the learning rate is the
+    length of a step relative to the radius, and this is the published method: ``Adam(),
+    TrustRatio(), LR(0.01), Hyperball()`` is AdamH, and with `Muon` in place of `Adam` it is MuonH;
+    see the recipes `adam_h` and `muon_h`. Weight decay is then of no use.
 
     It is for matrices that are followed by a normalization, or whose scale does not matter for
-    other reasons; gains and biases have to change theirs. The norm is that of the whole tensor,
-    also of a stack of matrices. A parameter that is zero before its first step has no sphere, and
-    takes the update as it is. One that is loaded or set from outside is brought back to the first
-    norm by the next step.
+    other reasons; the norms of gains and biases must be free to change. The norm is that of the
+    whole tensor, even for a stack of matrices. A parameter that is zero before its first step is
+    updated without a constraint. If a parameter is loaded or modified, the next step restores its
+    initial norm.
 
-    Cost: memory of one number for each tensor; four passes over the parameters. Nothing waits for
+    Cost: one number of state per tensor; four passes over the parameters. No synchronization with
     the device.
 
     Example:
@@ -80,7 +80,7 @@ class Hyperball(Transform):
     def init(
         self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
-        sides = len(tensor.shape[batch_dims:]) if batch_dims else 0  # norms of items broadcast
+        sides = len(tensor.shape[batch_dims:]) if batch_dims else 0  # norms of items must broadcast
         shape = (*tensor.shape[:batch_dims], *[1] * sides)
         dtype = torch.promote_types(tensor.dtype, torch.float32).to_real()
         return {"radius": tensor.new_full(shape, FIRST, dtype=dtype)}

@@ -16,9 +16,9 @@ def lion_update(
     beta1: float | Tensor,
     beta2: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the momentum in place; returns the sign of it mixed with the update, before that.
+    """Updates the momentum in place; returns the sign of the interpolation before that.
 
-    Where the momentum is not finite, neither was the mixture; the sign of that would be 0, 1 or -1.
+    Where the momentum is not finite, neither is the interpolation, whose sign would hide that.
     """
     mixed = torch._foreach_mul(exp_avgs, beta1)
     lerp_(exp_avgs, tensors, 1 - beta2)
@@ -27,12 +27,12 @@ def lion_update(
     else:
         torch._foreach_add_(mixed, tensors, alpha=1 - beta1)
     torch._foreach_sign_(mixed)
-    torch._foreach_add_(mixed, exp_avgs, alpha=0)  # zero times Inf or NaN is NaN
+    torch._foreach_add_(mixed, exp_avgs, alpha=0)  # 0 times Inf or NaN is NaN
     return list(mixed)
 
 
 class Lion(Transform):
-    r"""Takes the sign of a mean of momentum and update; momentum then moves more slowly.
+    r"""Returns the sign of an interpolation between momentum and update.
 
     .. math::
         u' = \operatorname{sign}(\beta_1 m + (1 - \beta_1) u), \quad
@@ -40,7 +40,8 @@ class Lion(Transform):
 
     Each element of the result is -1, 0 or 1, so learning rates are 3 to 10 times smaller than
     Adam's. The published decay is decoupled: ``Lion(), WeightDecay(0.1), LR(1e-4)``. Complex
-    numbers are pairs of real ones. Of Inf and NaN the sign is NaN, so that they show.
+    numbers are treated as pairs of real ones. The sign of Inf and NaN is NaN, so that they are not
+    hidden.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
@@ -48,7 +49,7 @@ class Lion(Transform):
     Raises:
         ArgumentError: If ``betas`` are out of range.
 
-    Cost: memory of one tensor. Eager, 6 passes; compiled, one pass.
+    Cost: one state tensor per parameter. Eager, 6 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

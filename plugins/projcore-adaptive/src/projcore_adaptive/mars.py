@@ -1,4 +1,4 @@
-"""Variance reduction from differences of updates."""
+"""Variance reduction by differences of updates."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from projcore.ops import copy_
 
 
 class MARS(Transform):
-    r"""Adds to the update a part of its difference to the last one, which reduces its variance.
+    r"""Reduces variance by adding a scaled difference to the previous update.
 
-    With :math:`u_-` the update of the step before, 0 at the first,
+    With :math:`u_-` the update of the previous step, 0 in the first,
 
     .. math::
         u \leftarrow u + \gamma \frac{\beta}{1 - \beta} (u - u_-)
 
-    It stands before a mean, with the :math:`\beta` of that, and before a bound of the norm of each
-    tensor. So the published optimizers are
+    Place it before a moving average, with the :math:`\beta` of that, and before clipping of each
+    tensor's norm. The published optimizers are
 
     ==================  ============================================================================
     MARS-AdamW          ``MARS(), ClipNorm(1.0, per_tensor=True), Adam((0.95, 0.99)),
@@ -27,17 +27,17 @@ class MARS(Transform):
                         WeightDecay(w), LR(lr)``
     ==================  ============================================================================
 
-    There vectors are left out, and go to `Adam`. This is the form of the paper that takes one
-    gradient a step; the exact one takes that of the last point on this batch as well.
+    In these, vectors are given to `Adam` instead. This is the paper's approximate form, with one
+    gradient per step; the exact form also evaluates the previous parameters on the current batch.
 
     Args:
-        gamma: :math:`\gamma`, at least 0: how much the difference counts.
+        gamma: :math:`\gamma`, at least 0: the weight of the difference.
         beta: :math:`\beta`, at least 0 and less than 1.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of one tensor. Eager, 4 passes; compiled, one pass.
+    Cost: one state tensor per parameter. Eager, 4 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

@@ -25,14 +25,14 @@ AdjustLR = Literal["original", "match_rms_adamw"]
 
 
 def adjustment(rows: int, columns: int, adjust_lr_fn: AdjustLR) -> float:
-    """Returns the factor by which the step of a matrix of that shape is longer."""
+    """Returns the factor for the step of a matrix of that shape."""
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
     return math.sqrt(max(1, rows / max(1, columns)))
 
 
 class Muon(Transform):
-    r"""Momentum, made orthogonal: all directions of a matrix are learnt at the same speed.
+    r"""Orthogonalized momentum.
 
     For a matrix :math:`u` of shape ``(m, n)``,
 
@@ -42,34 +42,36 @@ class Muon(Transform):
         u \leftarrow s \operatorname{orthogonalize}(\tilde b) + \lambda p
 
     with :math:`s = \sqrt{\max(1, m / n)}` for ``"original"`` and
-    :math:`s = \frac15 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, with which learning rates are
-    AdamW's. `Orthogonalize` says what orthogonalize is, and what the arguments from ``method`` on
-    do. Followed by `LR` it is `torch.optim.Muon`. As there, embeddings, heads, biases and norms
-    are better given to `AdamW`, and complex tensors are refused.
+    :math:`s = \frac15 \sqrt{\max(m, n)}` for ``"match_rms_adamw"``, which allows the learning rates
+    of AdamW. `Orthogonalize` defines orthogonalize and the arguments from ``method`` on. Followed
+    by `LR` it is `torch.optim.Muon`. As in torch, use `AdamW` for embeddings, heads, biases and
+    norms, and complex tensors raise an error.
 
     Args:
         momentum: :math:`\mu`, at least 0 and at most 1.
-        nesterov: Whether to look ahead; fixed, groups do not change it.
-        weight_decay: :math:`\lambda`, at least 0. Given as 0 there is no such setting, and no
+        nesterov: Whether to use Nesterov's momentum; fixed: parameter groups cannot override it.
+        weight_decay: :math:`\lambda`, at least 0. With 0 there is no such setting, and no
             parameters are needed; otherwise groups and schedulers may change it.
         adjust_lr_fn: ``"original"`` or ``"match_rms_adamw"``; fixed.
         method: ``"newton_schulz"`` or ``"svd"``; fixed.
-        ns_coefficients: The polynomial of Newton-Schulz, or that of each step, or
+        ns_coefficients: The coefficients of the Newton-Schulz polynomial, or those of each step, or
             ``"polar_express"``; fixed.
-        ns_steps: How often it is applied; fixed.
-        eps: The least norm that a matrix is divided by; fixed.
-        dtype: In which Newton-Schulz is computed; None for the tensor's own; fixed.
-        flatten: Whether to make a matrix of any tensor; fixed.
+        ns_steps: The number of Newton-Schulz steps; fixed.
+        eps: The lower bound of the norm by which a matrix is divided; fixed.
+        dtype: The dtype of Newton-Schulz; None for that of the tensor; fixed.
+        flatten: Whether to flatten other tensors to matrices; fixed.
         folding: ``"fold"`` or ``"last2"``, for stacks of matrices; a setting.
 
     Raises:
         ArgumentError: If a setting is out of range or unknown; when the optimizer is built, if a
-            tensor is no matrix and neither ``flatten`` nor ``folding`` makes one of it, or is
-            complex.
-        ArgumentTypeError: If ``ns_coefficients`` are no triples, or ``ns_steps`` is no integer.
+            tensor is complex, or is not a matrix and neither ``flatten`` nor ``folding`` makes one
+            of it.
+        ArgumentTypeError: If ``ns_coefficients`` are not triples, or ``ns_steps`` is not an
+            integer.
 
-    Cost: memory of one tensor; as `Orthogonalize`, and 4 passes. Where only decay and `LR` follow,
-    parameters are written batch by batch, and its update is never there as a whole.
+    Cost: one state tensor per parameter; operations as of `Orthogonalize`, and 4 passes. If only
+    decay and `LR` follow, parameters are written batch by batch, and the full update is never
+    materialized.
 
     Example:
         >>> from projcore import Optimizer
@@ -152,7 +154,7 @@ class Muon(Transform):
     def direction(
         self, batch: Batch, buffers: list[Tensor], momentum: float | Tensor, scales: list[float]
     ) -> list[Tensor]:
-        """Returns the update of a batch, from its momentum and scaled, as new tensors."""
+        """Returns the scaled update of a batch from its momentum, as new tensors."""
 
         def mixed(tensors: list[Tensor]) -> list[Tensor]:
             return lerp(tensors, buffers, momentum) if self.nesterov else buffers
@@ -170,14 +172,14 @@ class Muon(Transform):
 
 
 class MuonWriter(Writer):
-    """Writes parameters batch by batch, so that the update is never there as a whole.
+    """Writes parameters batch by batch, so that the full update is never materialized.
 
     Args:
-        muon: What makes the update.
+        muon: The module that computes the update.
     """
 
     kernel = "Muon, matrices of one shape after the other"
-    repeatable = False  # momentum moves when it is called
+    repeatable = False  # calling it changes the momentum
 
     def __init__(self, muon: Muon) -> None:
         self.muon = muon

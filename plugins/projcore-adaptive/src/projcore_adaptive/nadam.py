@@ -21,7 +21,7 @@ def nadam_update(
     momentum_decay: float | Tensor,
     eps: float | Tensor,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Updates the moments and the counts in place; returns the direction and the new products."""
+    """Updates moments and counts in place; returns the updates and the new products."""
     torch._foreach_add_(steps, 1)
     counts = [scalar(step) for step in steps]
     now = [_momentum(beta1, count, momentum_decay) for count in counts]
@@ -49,7 +49,7 @@ def _momentum(
 
 
 class NAdam(Transform):
-    r"""Adam that looks ahead, as Nesterov's momentum does.
+    r"""Adam with Nesterov's momentum.
 
     With :math:`t` counting steps from 1 and :math:`\mu_t = \beta_1 (1 - \frac12 0.96^{t \psi})`,
 
@@ -60,20 +60,21 @@ class NAdam(Transform):
         \frac{(1 - \mu_t) u}{1 - \prod_{i \le t} \mu_i}
         + \frac{\mu_{t+1} m}{1 - \prod_{i \le t+1} \mu_i} \right)
 
-    Followed by `LR` it is `torch.optim.NAdam`, up to rounding; its ``weight_decay`` is
+    Followed by `LR` it is `torch.optim.NAdam`, up to rounding; torch's ``weight_decay`` is
     `WeightDecay` before this module, or between them with its ``decoupled_weight_decay``. The
-    product is kept in float64, torch's in the default dtype. Complex numbers are pairs of real
-    ones, as there.
+    product is kept in float64; torch keeps it in the default dtype. Complex numbers are treated as
+    pairs of real ones, as in torch.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
         eps: :math:`\epsilon`, at least 0.
-        momentum_decay: :math:`\psi`, at least 0; how fast momentum rises to :math:`\beta_1`.
+        momentum_decay: :math:`\psi`, at least 0; the rate at which the momentum rises to
+            :math:`\beta_1`.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of two tensors. Eager, 10 passes; compiled, one pass.
+    Cost: two state tensors per parameter. Eager, 10 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

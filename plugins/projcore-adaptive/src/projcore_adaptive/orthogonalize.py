@@ -22,8 +22,8 @@ Triple = tuple[float, float, float]
 Coefficients = Triple | Sequence[Triple] | Literal["polar_express"]
 COEFFICIENTS: Triple = (3.4445, -4.7750, 2.0315)  # Jordan's, steepest at 0
 
-# Of Polar Express: each is the polynomial nearest to 1 for singular values that those before it
-# left, of which the least was 0.001 (algorithm 1 and its appendix; cushion 0.0241).
+# Polar Express: each polynomial is the best approximation of 1 on the singular values that remain
+# after those before it, at first from 0.001 on (algorithm 1 and its appendix; cushion 0.0241).
 NEAREST: tuple[Triple, ...] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -34,31 +34,31 @@ NEAREST: tuple[Triple, ...] = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
     (1.875, -1.25, 0.375),
 )
-SAFETY = 1.01  # arguments are divided by it, since rounding may leave singular values above 1
+SAFETY = 1.01  # divides arguments, since rounding may leave singular values above 1
 
 
 def shrunk(coefficients: Triple, factor: float) -> Triple:
-    """Returns the polynomial whose argument is divided by a factor."""
+    """Returns the coefficients of the polynomial with its argument divided by a factor."""
     a, b, c = coefficients
     return a / factor, b / factor**3, c / factor**5
 
 
-# The first takes the safety twice: once where the source divides by the norm.
+# The first is divided by it twice: once where the source divides by the norm.
 POLAR_EXPRESS: tuple[Triple, ...] = (
     shrunk(NEAREST[0], SAFETY**2),
     *(shrunk(each, SAFETY) for each in NEAREST[1:-1]),
     NEAREST[-1],
 )
 
-# Elements in a batch of matrices, or one matrix. A batch spares launches, of which each is long
-# where matrices are large. On the CPU large ones are faster one by one (measured with one thread:
-# at 512 x 512 by a tenth), and elsewhere this bounds what a batch needs beside the state.
+# The largest number of elements in a batch of several matrices. Batches save kernel launches, which
+# matters for small matrices. On the CPU large ones are faster one by one (measured with one thread:
+# at 512 x 512 by a tenth), and elsewhere this bounds the temporaries of a batch.
 CPU_BATCH = 1 << 16
 BATCH = 1 << 29
 
 
 def newton_schulz(matrices: Tensor, schedule: Sequence[Triple], eps: float) -> Tensor:
-    """Moves all singular values near 1, by polynomials of degree 5 applied one after the other.
+    """Moves all singular values close to 1, by polynomials of degree 5 applied in turn.
 
     Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``.
     """
@@ -75,12 +75,12 @@ def newton_schulz(matrices: Tensor, schedule: Sequence[Triple], eps: float) -> T
 
 
 def polar(matrices: Tensor) -> Tensor:
-    """Sets all singular values to 1; those that are 0 to rounding, to 0.
+    """Sets all singular values to 1; those that are 0 up to rounding, to 0.
 
-    Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``. Of one with Inf or NaN it
-    makes NaN, as all that multiplies it would; torch's SVD raises an error, or makes anything.
+    Takes a matrix, shape ``(m, n)``, or a batch, shape ``(k, m, n)``. A matrix with Inf or NaN
+    becomes NaN; torch's SVD would raise an error or return arbitrary values.
     """
-    half = matrices.dtype in (torch.bfloat16, torch.float16)  # torch has no SVD of these
+    half = matrices.dtype in (torch.bfloat16, torch.float16)  # torch has no SVD for these
     wide = matrices.float() if half else matrices
     finite = wide.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     u, values, vh = torch.linalg.svd(torch.where(finite, wide, 0.0), full_matrices=False)
@@ -94,8 +94,8 @@ class Batch:
     """Tensors that are orthogonalized together.
 
     Attributes:
-        places: Which they are.
-        tensors: The tensors, or others of their shapes and dtype.
+        places: Their indices.
+        tensors: The tensors, or placeholders of their shapes and dtype.
         shapes: The shape of each as a matrix, or as a batch of them.
     """
 
@@ -105,11 +105,11 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """How many elements they have together."""
+        """Their total number of elements."""
         return sum(tensor.numel() for tensor in self.tensors)
 
     def join(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """Returns the matrices as one tensor, tall ones transposed."""
+        """Returns the matrices as one tensor, with tall ones transposed."""
         if len(tensors) == 1:
             return tensors[0].reshape(self.shapes[0]).to(dtype)
         matrices: list[Tensor] = []
@@ -136,7 +136,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Orthogonalizer:
-    """How a module orthogonalizes: the arguments that `Orthogonalize` and `Muon` share.
+    """The arguments that `Orthogonalize`, `Muon` and `Dion2` share, and the operation.
 
     Attributes:
         owner: The name of the module, for messages.
@@ -165,7 +165,7 @@ class Orthogonalizer:
         require(module, "eps", self.eps, above=0)
 
     def check_coefficients(self, module: object) -> None:
-        """Raises unless there are polynomials."""
+        """Raises unless the coefficients are triples of numbers."""
         values = self.ns_coefficients
         if isinstance(values, str):
             require_choice(module, "ns_coefficients", values, ("polar_express",))
@@ -173,9 +173,9 @@ class Orthogonalizer:
         triples: Any = values if _is_list(values) and all(map(_is_list, values)) else [values]
         if not triples or any(not _is_list(each) or len(each) != 3 for each in triples):
             raise ArgumentTypeError(
-                f"{self.owner}(ns_coefficients={values!r}) was given something else than three "
-                "numbers, or a list of such triples. They are a, b and c of a x + b x^3 + c x^5. "
-                f"Pass for example {COEFFICIENTS}, or 'polar_express'."
+                f"{self.owner}(ns_coefficients={values!r}) is not valid. It takes a, b and c of "
+                "a x + b x^3 + c x^5, or a list of such triples. Pass for example "
+                f"{COEFFICIENTS}, or 'polar_express'."
             )
         for k, triple in enumerate(triples):
             for i, value in enumerate(triple):
@@ -184,7 +184,7 @@ class Orthogonalizer:
 
     @property
     def schedule(self) -> list[Triple]:
-        """The polynomial of each step."""
+        """The coefficients of each step."""
         values = self.ns_coefficients
         if isinstance(values, str):
             values = POLAR_EXPRESS
@@ -199,8 +199,8 @@ class Orthogonalizer:
         if len(shape) != 2 and not self.flatten and not stack:
             raise ArgumentError(
                 f"{self.owner} was given a tensor of shape {shape}. It works on matrices. Give it "
-                "only these, or pass flatten=True, which makes a matrix of any tensor, or, for "
-                "stacks of matrices, folding='last2'."
+                "only these, pass flatten=True to flatten other tensors, or folding='last2' for "
+                "stacks of matrices."
             )
 
     def shape(self, tensor: Tensor, batch_dims: int, folding: Folding) -> tuple[int, ...]:
@@ -209,7 +209,7 @@ class Orthogonalizer:
         return (leading.numel(), rows, columns) if leading else (rows, columns)
 
     def batches(self, tensors: list[Tensor], batch_dims: int, folding: Folding) -> list[Batch]:
-        """Returns tensors by the shape of their matrices, up to transposition; largest first."""
+        """Groups tensors by the shape of their matrices, up to transposition; largest first."""
         found: dict[object, list[Batch]] = {}
         for i, tensor in enumerate(tensors):
             shape = self.shape(tensor, batch_dims, folding)
@@ -225,24 +225,24 @@ class Orthogonalizer:
     def __call__(
         self, batch: Batch, before: Callable[[list[Tensor]], list[Tensor]] = list
     ) -> list[Tensor]:
-        """Returns the tensors of a batch orthogonalized, in their own dtype, as new tensors.
+        """Returns the tensors of a batch orthogonalized, in their dtype, as new tensors.
 
         Args:
             batch: The tensors.
-            before: What is done to them before. Its results are freed when they are joined.
+            before: A function applied to them first. Its results are freed when they are joined.
         """
         dtype = batch.tensors[0].dtype
         if self.method == "svd":
             result = polar(batch.join(before(batch.tensors), dtype))
         else:
             dtype = dtype if self.dtype is None else getattr(torch, self.dtype)
-            result = newton_schulz(  # what is joined has no other name, so that it can be freed
+            result = newton_schulz(  # no other reference to the joined tensor: it can be freed
                 batch.join(before(batch.tensors), dtype), self.schedule, self.eps
             )
         return batch.separate(result)
 
     def direct(self, matrices: Tensor) -> Tensor:
-        """Returns a matrix, or a batch of them, orthogonalized, in its own dtype."""
+        """Returns a matrix, or a batch of them, orthogonalized, in its dtype."""
         if self.method == "svd":
             return polar(matrices)
         dtype = matrices.dtype if self.dtype is None else getattr(torch, self.dtype)
@@ -254,51 +254,50 @@ def _is_list(value: object) -> bool:
 
 
 class Orthogonalize(Transform):
-    r"""Replaces each matrix by the orthogonal one nearest to it: its singular values become 1.
+    r"""Replaces each matrix by the nearest orthogonal one: its singular values become 1.
 
     For :math:`u = P S Q^\top`, the reduced singular value decomposition,
 
     .. math:: u \leftarrow P Q^\top
 
-    With ``method="svd"`` this is exact, and a singular value of 0 stays 0. With
-    ``"newton_schulz"`` it is done roughly, singular values becoming 0.7 to 1.2, by matrix products
-    alone:
-    :math:`X = u / \max(\lVert u \rVert_F, \epsilon)`, then ``ns_steps`` times
-    :math:`X \leftarrow a X + (b A + c A^2) X` with :math:`A = X X^\top`, on the transposed matrix
-    if it has more rows than columns. This is what `torch.optim.Muon` does, in bfloat16.
+    With ``method="svd"`` this is exact, and a singular value of 0 stays 0. With ``"newton_schulz"``
+    it is approximate, with singular values of 0.7 to 1.2, and uses only matrix products: :math:`X =
+    u / \max(\lVert u \rVert_F, \epsilon)`, then ``ns_steps`` times :math:`X \leftarrow a X + (b A +
+    c A^2) X` with :math:`A = X X^\top`, on the transposed matrix if it has more rows than columns.
+    `torch.optim.Muon` does the same in bfloat16.
 
     Args:
         method: ``"newton_schulz"`` or ``"svd"``.
-        ns_coefficients: :math:`a, b, c`; or a list of such triples, of which each step takes the
-            next, and the last one again where there are more steps; or ``"polar_express"``, eight
-            triples that bring all singular values above 0.001 of the norm as near to 1 as can be,
-            whatever the number of steps: 5 of them to 0.84 to 1.12, 7 to 1 within 2e-5; the
-            default leaves 0.47 to 1.20, and 0.68 to 1.13.
-        ns_steps: How often the polynomial is applied, at least 0 and less than 100.
+        ns_coefficients: :math:`a, b, c`; or a list of such triples, one for each step, the last of
+            which is repeated for further steps; or ``"polar_express"``, eight triples that are
+            optimal for singular values above 0.001 of the norm, for any number of steps: 5 steps
+            bring them to 0.84 to 1.12, and 7 to 1 within 2e-5; the default leaves 0.47 to 1.20, and
+            0.68 to 1.13.
+        ns_steps: The number of steps, at least 0 and less than 100.
         eps: :math:`\epsilon`, greater than 0.
-        dtype: In which Newton-Schulz is computed; None for the tensor's own. The SVD always is in
-            the tensor's own.
-        flatten: Whether to take any tensor: one of more dimensions as a matrix of its first by all
-            others, as the author does for convolutions, a vector or a number as a matrix of one
-            row, which is scaled to norm 1. Otherwise these are refused.
-        folding: What a tensor of more than two dimensions is: ``"fold"``, see ``flatten``, or a
-            stack of matrices of its last two (``"last2"``), as the experts of a mixture are, each
-            of which is orthogonalized by itself, in one batched call.
-        keep_norm: Whether each tensor is given back the norm that it had, as behind Adam, whose
-            steps have a length to keep.
+        dtype: The dtype of Newton-Schulz; None for that of the tensor, in which the SVD is always
+            computed.
+        flatten: Whether to flatten other tensors: those of more dimensions to a matrix of the first
+            by all others, as the author does for convolutions, and a vector or scalar to a matrix
+            of one row, which is scaled to norm 1. Otherwise they raise an error.
+        folding: How to treat tensors of more than two dimensions: ``"fold"``, see ``flatten``, or
+            as a stack of matrices of the last two (``"last2"``), as for the experts of a mixture;
+            these are orthogonalized separately, in one batched call.
+        keep_norm: Whether to rescale each tensor to its previous norm, as after Adam, whose step
+            lengths are meaningful.
 
-    All are fixed, groups do not change them.
+    All are fixed: parameter groups cannot override them.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown; when the optimizer is built, if a
-            tensor is no matrix and neither ``flatten`` nor ``folding`` makes one of it, or is
-            complex.
-        ArgumentTypeError: If ``ns_coefficients`` are no triples, or ``ns_steps`` is no integer.
+            tensor is complex, or is not a matrix and neither ``flatten`` nor ``folding`` makes one
+            of it.
+        ArgumentTypeError: If ``ns_coefficients`` are not triples, or ``ns_steps`` is not an
+            integer.
 
-    Cost: no memory. For a matrix of shape ``(m, n)``, :math:`m \le n`, O(m² n) operations: 5 steps
-    of Newton-Schulz are 15 matrix products, the SVD is slower, and much so on a GPU. Matrices of
-    equal shape, or that would be equal if some were transposed, are one batch; on the CPU, small
-    ones only.
+    Cost: no state. For a matrix of shape ``(m, n)``, :math:`m \le n`, O(m² n) operations: 5 steps
+    of Newton-Schulz are 15 matrix products; the SVD is slower, by far on a GPU. Matrices of equal
+    shape, up to transposition, are batched; on the CPU, small ones only.
 
     Example:
         >>> from projcore import Optimizer

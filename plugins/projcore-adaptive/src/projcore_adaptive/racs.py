@@ -10,14 +10,14 @@ from projcore.errors import ArgumentTypeError
 from projcore.ops import lerp_, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, as_matrices, batches, matrix_shape
 
-# Elements whose squares are in memory at once, or one matrix. On the CPU large matrices are faster
-# one by one, and elsewhere this bounds what a step needs beside the state.
+# The largest number of elements whose squares are held at once, or one matrix. On the CPU large
+# matrices are faster one by one, and elsewhere this bounds the temporaries of a step.
 CPU_BATCH = 1 << 16
 BATCH = 1 << 26
 
 
 def rank_one_factors(squares: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    r"""Returns vectors `q` and `s` whose product is near each matrix of squares, by iteration.
+    r"""Returns vectors `q` and `s` whose product approximates each matrix of squares.
 
     From `q = 1`, each iteration is two least-squares problems, one vector held fixed:
     :math:`s = P^\top q / \lVert q \rVert^2`, then :math:`q = P s / \lVert s \rVert^2`. That is the
@@ -25,14 +25,14 @@ def rank_one_factors(squares: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 
     Args:
         squares: `P`, shape ``(..., m, n)``, not negative.
-        iterations: How many, at least 1.
+        iterations: The number of iterations, at least 1.
 
     Returns:
         `q`, shape ``(..., m, 1)``, and `s`, shape ``(..., 1, n)``; zeros where `P` is zero.
     """
     tiny = torch.finfo(squares.dtype).tiny
     count = max(1, squares.shape[-2] * squares.shape[-1])
-    # Squares of small numbers would have squares that are zero: `s` is computed in units of this.
+    # The squares of small squares underflow: `s` is computed in units of this.
     unit = (squares.sum((-2, -1), keepdim=True) / count).clamp_(min=tiny)
     q = squares.new_ones((*squares.shape[:-1], 1))
     s = squares.new_zeros((*squares.shape[:-2], 1, squares.shape[-1]))
@@ -43,7 +43,7 @@ def rank_one_factors(squares: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 
 
 def squared(matrices: list[Tensor]) -> Tensor:
-    """Returns the squares of matrices of one shape, as a new stack, in 32 bits at least."""
+    """Returns the squares of matrices of one shape, as a new stack, in at least 32 bits."""
     dtype = torch.promote_types(matrices[0].dtype, torch.float32)
     size = (len(matrices), *matrices[0].shape)
     squares = torch.empty(size, dtype=dtype, device=matrices[0].device)
@@ -52,8 +52,8 @@ def squared(matrices: list[Tensor]) -> Tensor:
 
 
 def scaled(tensors: list[Tensor], rows: list[Tensor], columns: list[Tensor]) -> list[Tensor]:
-    """Returns matrices divided by the roots of factors of their rows and of their columns."""
-    least = torch.finfo(rows[0].dtype).tiny  # where a factor is 0, so is the element
+    """Returns matrices divided by the roots of their row and column factors."""
+    least = torch.finfo(rows[0].dtype).tiny  # where a factor is 0, the element is, too
     inverse = [torch._foreach_clamp_min(factors, least) for factors in (rows, columns)]
     for factors in inverse:
         torch._foreach_rsqrt_(factors)
@@ -63,7 +63,7 @@ def scaled(tensors: list[Tensor], rows: list[Tensor], columns: list[Tensor]) -> 
 
 
 class RACS(Transform):
-    r"""Divides the rows and the columns of each matrix by factors, of which it keeps running means.
+    r"""Divides rows and columns of each matrix by moving averages of their scales.
 
     For a matrix :math:`u` of shape ``(m, n)``, from :math:`\hat q = 1` and ``iterations`` times,
 
@@ -79,30 +79,30 @@ class RACS(Transform):
         s \leftarrow \beta s + (1 - \beta) \hat s, \quad
         u_{ij} \leftarrow \frac{u_{ij}}{\sqrt{q_i s_j}}
 
-    Elements of the result are near 1, as Adam's are, for the memory of a vector for each side. In
-    the first steps they are :math:`1 / (1 - \beta^t)` times as long, since the means are not
-    corrected for having begun at zero. The published optimizer has no momentum, limits the growth
-    of the norm, and takes a twentieth of the result, at most, with a learning rate of 0.02:
-    ``RACS(), NormGrowthLimiter(1.01), Scale(0.05), LR(0.02)``. The recipe `racs_adamw` is that, and
-    Adam for what are no matrices.
+    Elements of the result are near 1, as with Adam, with only one state vector per dimension. In
+    the first steps they are larger by a factor of :math:`1 / (1 - \beta^t)`, since the averages are
+    not bias-corrected. The published optimizer has no momentum, limits the growth of the norm, and
+    uses a twentieth of the result, at most, with a learning rate of 0.02: ``RACS(),
+    NormGrowthLimiter(1.01), Scale(0.05), LR(0.02)``. The recipe `racs_adamw` is this, with Adam for
+    other tensors.
 
-    A vector is a matrix of one row, and keeps as many numbers as it has. Complex tensors are
-    refused. Where an outer projection changes its basis memory starts afresh, because factors of
-    rows and columns do not carry over.
+    A vector is a matrix of one row, whose state is as large as the vector. Complex tensors raise an
+    error. When an outer projection changes its basis, the state is reinitialized, because row and
+    column factors cannot be transported.
 
     Args:
         beta: :math:`\beta`, at least 0 and less than 1.
-        iterations: At least 1; fixed, groups do not change it.
-        folding: What a tensor of more than two dimensions is: a matrix of its first by all others
-            (``"fold"``), or a stack of matrices of its last two (``"last2"``), as the experts of a
-            mixture are; a setting.
+        iterations: At least 1; fixed: parameter groups cannot override it.
+        folding: How to treat tensors of more than two dimensions: as a matrix of the first by all
+            other dimensions (``"fold"``), or as a stack of matrices of the last two (``"last2"``),
+            as for the experts of a mixture; a setting.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown, or a tensor is complex.
-        ArgumentTypeError: If ``iterations`` is no integer.
+        ArgumentTypeError: If ``iterations`` is not an integer.
 
-    Cost: memory of ``m + n`` numbers for a matrix, 32 bits at least. ``2 * iterations + 4`` passes
-    over squares, which are there for a batch of matrices of equal shape at a time.
+    Cost: ``m + n`` numbers of state per matrix, in at least 32 bits. ``2 * iterations + 4`` passes
+    over squares, which are held for one batch of equally shaped matrices at a time.
 
     Example:
         >>> from projcore import Optimizer
@@ -126,7 +126,7 @@ class RACS(Transform):
         if not isinstance(iterations, int):
             raise ArgumentTypeError(
                 f"RACS(iterations={iterations!r}) was given a {type(iterations).__name__}. "
-                "iterations counts iterations. Pass an integer."
+                "It is a number of iterations. Pass an integer."
             )
         self.iterations = iterations
         super().__init__({"beta": beta, "folding": folding})
@@ -164,7 +164,7 @@ class RACS(Transform):
         for places in batches(tensors, shapes, most):
             squares = squared([matrices[i] for i in places])
             rows, columns = rank_one_factors(squares, self.iterations)
-            del squares  # before those of the next batch are made
+            del squares  # before those of the next batch are computed
             for i, row, column in zip(places, rows, columns, strict=True):
                 row_factors[i], column_factors[i] = row, column
         row_scales = [state["row_scale"] for state in states]

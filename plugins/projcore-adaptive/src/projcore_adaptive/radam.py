@@ -22,7 +22,7 @@ def radam_update(
     beta2: float | Tensor,
     eps: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the moments and the counts in place; returns the rectified direction."""
+    """Updates moments and counts in place; returns the rectified update."""
     torch._foreach_add_(steps, 1)
     counts = [scalar(step) for step in steps]
     lerp_(exp_avgs, tensors, 1 - beta1)
@@ -41,7 +41,7 @@ def radam_update(
 def rectification(count: float | Tensor, beta2: float | Tensor) -> tuple[Any, Any]:
     """Returns the factor ``sqrt(bc2) * r_t``, and whether the variance is too uncertain to be used.
 
-    The factor is 1 then, or anything in a trace.
+    In that case the factor is 1, or arbitrary in a trace.
     """
     correction2 = 1 - beta2**count
     longest = 2 / (1 - beta2) - 1
@@ -55,7 +55,7 @@ def rectification(count: float | Tensor, beta2: float | Tensor) -> tuple[Any, An
 
 
 class RAdam(Transform):
-    r"""Adam whose first steps, where the variance is uncertain, are rectified.
+    r"""Rectified Adam: corrects the first steps, in which the variance is uncertain.
 
     With :math:`t` counting steps from 1, :math:`m` and :math:`v` as in `Adam`,
     :math:`\rho_\infty = 2 / (1 - \beta_2) - 1` and
@@ -67,9 +67,9 @@ class RAdam(Transform):
         \cdot \frac{\sqrt{1 - \beta_2^t}}{\sqrt v + \epsilon} & \rho > 5 \\
         1 & \text{otherwise} \end{cases}
 
-    Followed by `LR` it is `torch.optim.RAdam`, up to rounding; its ``weight_decay`` is
+    Followed by `LR` it is `torch.optim.RAdam`, up to rounding; torch's ``weight_decay`` is
     `WeightDecay` before this module, or between them with its ``decoupled_weight_decay``. Complex
-    numbers are pairs of real ones, as there.
+    numbers are treated as pairs of real ones, as in torch.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
@@ -78,7 +78,7 @@ class RAdam(Transform):
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of two tensors. Eager, 8 passes; compiled, one pass.
+    Cost: two state tensors per parameter. Eager, 8 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

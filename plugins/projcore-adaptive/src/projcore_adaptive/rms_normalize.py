@@ -18,7 +18,7 @@ Length = float | Literal["keep"] | None
 
 
 class RMSNormalize(Transform):
-    r"""Divides each row or column of a matrix by its root mean square, now or of late.
+    r"""Divides each row or column of a matrix by its root mean square, current or averaged.
 
     For the rows of a matrix :math:`u` of shape ``(m, n)``, with :math:`v` zero before the first
     step,
@@ -28,9 +28,9 @@ class RMSNormalize(Transform):
         \hat u_{ij} = \frac{u_{ij}}{\sqrt{v_i} + \epsilon}, \qquad
         u \leftarrow c\, \hat u
 
-    where :math:`c` gives the result the norm that the update had (``rms="keep"``), or the root mean
-    square that is asked for, over the whole matrix; with ``rms=None`` it is 1. So, after `Muon`,
-    neurons learn at one speed:
+    where :math:`c` rescales the whole matrix to the norm of the update (``rms="keep"``), or to a
+    given root mean square; with ``rms=None`` it is 1. After `Muon` it equalizes the step lengths of
+    neurons:
 
     ==================================================================  ==========================
     chain                                                               is
@@ -42,23 +42,23 @@ class RMSNormalize(Transform):
     ``RMSNormalize(0, rms=None), LR(r)``                                SCALE, for hidden layers
     ==================================================================  ==========================
 
-    A vector is a matrix of one row. Complex tensors are refused. Where an outer projection changes
-    its basis memory starts afresh, because means of rows do not carry over.
+    A vector is a matrix of one row. Complex tensors raise an error. When an outer projection
+    changes its basis, the state is reinitialized, because row means cannot be transported.
 
     Args:
-        beta: :math:`\beta`, at least 0 and less than 1. With 0 only this update counts.
-        dim: The dimension that means are taken over, as of `Normalize`: 1 for rows, 0 for columns;
-            fixed, groups do not change it.
+        beta: :math:`\beta`, at least 0 and less than 1. With 0 only the current update counts.
+        dim: The dimension over which means are taken, as in `Normalize`: 1 for rows, 0 for columns;
+            fixed: parameter groups cannot override it.
         rms: ``"keep"``, a number above 0, or None; fixed.
-        eps: :math:`\epsilon`, at least 0. A row of zeros stays one even if it is 0.
-        folding: What a tensor of more than two dimensions is: a matrix of its first by all others
-            (``"fold"``), or a stack of matrices of its last two (``"last2"``), as the experts of a
-            mixture are; a setting.
+        eps: :math:`\epsilon`, at least 0. A row of zeros stays zero even with 0.
+        folding: How to treat tensors of more than two dimensions: as a matrix of the first by all
+            other dimensions (``"fold"``), or as a stack of matrices of the last two (``"last2"``),
+            as for the experts of a mixture; a setting.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown, or a tensor is complex.
 
-    Cost: memory of a number for each row. Three passes over the update, five with ``rms``.
+    Cost: one number of state per row. Three passes over the update, five with ``rms``.
 
     Example:
         >>> from projcore import Optimizer
@@ -97,8 +97,8 @@ class RMSNormalize(Transform):
             require(self, "rms", rms, above=0)
         if dim not in (0, 1):
             raise ArgumentError(
-                f"RMSNormalize(dim={dim!r}) was given a dimension that a matrix does not have. It "
-                "is 1, for rows, or 0, for columns. Pass one of these."
+                f"RMSNormalize(dim={dim!r}) is not a dimension of a matrix. Pass 1 to normalize "
+                "rows, or 0 to normalize columns."
             )
         self.rms: Length = rms
         self.dim = dim
@@ -140,7 +140,7 @@ class RMSNormalize(Transform):
         torch._foreach_add_(means, torch._foreach_mul(wide, 1 - beta))
         divisors = torch._foreach_sqrt(means)
         torch._foreach_add_(divisors, scalar(values["eps"]))
-        # Zero divided by it is zero.
+        # Zero divided by the smallest number is zero.
         torch._foreach_clamp_min_(divisors, torch.finfo(means[0].dtype).tiny)
         update = self.resized(list(torch._foreach_div(matrices, divisors)), matrices)
         return [
@@ -149,7 +149,7 @@ class RMSNormalize(Transform):
         ]
 
     def resized(self, update: list[Tensor], given: list[Tensor]) -> list[Tensor]:
-        """Gives matrices, in place, the root mean square that they are to have."""
+        """Rescales matrices in place to the requested root mean square."""
         if self.rms is None:
             return update
         lengths = matrix_norms(update)
@@ -165,5 +165,5 @@ class RMSNormalize(Transform):
 
 
 def matrix_norms(matrices: list[Tensor]) -> list[Tensor]:
-    """Returns the norm of each matrix, with sides of length 1."""
+    """Returns the norm of each matrix, with dimensions of size 1."""
     return norms_over(matrices, 2.0, [(each.ndim - 2, each.ndim - 1) for each in matrices])

@@ -16,7 +16,7 @@ def rmsprop_update(
     alpha: float | Tensor,
     eps: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the running means in place; returns ``u / (sqrt(v - m * m) + eps)``."""
+    """Updates the moving averages in place; returns ``u / (sqrt(v - m * m) + eps)``."""
     torch._foreach_mul_(square_avgs, alpha)
     add_squares_(square_avgs, tensors, 1 - alpha)
     if grad_avgs is None:
@@ -39,30 +39,31 @@ def accumulate_(
 
 
 class RMSprop(Transform):
-    r"""Divides the update by the root of the running mean of its squares.
+    r"""Divides the update by the root of the moving average of its squares.
 
     .. math::
         v \leftarrow \alpha v + (1 - \alpha) u^2, \quad
         u \leftarrow \frac{u}{\sqrt{v} + \epsilon}
 
-    With ``centered``, :math:`v - m^2` stands under the root, where
-    :math:`m \leftarrow \alpha m + (1 - \alpha) u`. With ``momentum``, the result is
-    :math:`b \leftarrow \mu b + u`, which is `HeavyBall` after it. Followed by `LR` it is
-    `torch.optim.RMSprop`, up to rounding; its ``weight_decay`` is `WeightDecay` before this module.
-    Complex numbers are pairs of real ones, as there.
+    With ``centered``, the root is of :math:`v - m^2`, where :math:`m \leftarrow \alpha m + (1 -
+    \alpha) u`. With ``momentum``, the result is :math:`b \leftarrow \mu b + u`, which is
+    `HeavyBall` after it. Followed by `LR` it is `torch.optim.RMSprop`, up to rounding; torch's
+    ``weight_decay`` is `WeightDecay` before this module. Complex numbers are treated as pairs of
+    real ones, as in torch.
 
     Args:
         alpha: :math:`\alpha`, at least 0 and less than 1.
         eps: :math:`\epsilon`, at least 0.
-        centered: Whether to divide by an estimate of the variance; fixed, groups do not change it.
-        momentum: :math:`\mu`, at least 0 and at most 1. Given as 0 there is no buffer and no such
+        centered: Whether to divide by an estimate of the variance; fixed: parameter groups cannot
+            override it.
+        momentum: :math:`\mu`, at least 0 and at most 1. With 0 there is neither a buffer nor such a
             setting; otherwise groups and schedulers may change it.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of one tensor, and of one more for each of ``centered`` and ``momentum``. Eager, 5
-    passes; 2 more for each; compiled, one pass.
+    Cost: one state tensor per parameter, and one more for each of ``centered`` and ``momentum``.
+    Eager, 5 passes; 2 more for each; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer

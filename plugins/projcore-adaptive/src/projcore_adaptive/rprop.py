@@ -31,10 +31,10 @@ def rprop_update(
 
 
 class Rprop(Transform):
-    r"""Steps by the sign of the update, with a step size for each element.
+    r"""Resilient backpropagation: steps by the sign, with a step size for each element.
 
-    With :math:`u_-` the update of the step before, 0 at first, and :math:`\Delta` the step size,
-    ``lr`` at first,
+    With :math:`u_-` the update of the previous step, 0 in the first, and :math:`\Delta` the step
+    size, initially ``lr``,
 
     .. math::
         \Delta \leftarrow \operatorname{clip}(\Delta \cdot \begin{cases}
@@ -43,23 +43,22 @@ class Rprop(Transform):
         u \leftarrow 0 \text{ where } u u_- < 0, \quad
         u_- \leftarrow u, \quad u \leftarrow \Delta \operatorname{sign} u
 
-    The result is a whole step, in units of the parameters: no `LR` follows. It is
-    `torch.optim.Rprop`, exactly. It is meant for full batches. Complex numbers are pairs of real
-    ones, as there, and NaN counts as 0: it moves nothing, and is forgotten. Where an outer
-    projection changes its basis memory is reinitialized, because step sizes of elements mean
-    nothing in another.
+    The result is a step in units of the parameters: no `LR` follows. It is `torch.optim.Rprop`,
+    exactly. It is meant for full batches. Complex numbers are pairs of real ones, as there, and NaN
+    is treated as 0. When an outer projection changes its basis, the state is reinitialized, because
+    step sizes of elements cannot be transported.
 
     Args:
-        lr: The first step size, at least 0. Read once, when memory is made, as in torch: schedules
-            do not change it later.
+        lr: The first step size, at least 0. Read once, when the state is created, as in torch:
+            schedulers have no effect later.
         etas: :math:`\eta_-` between 0 and 1, and :math:`\eta_+` above 1.
         step_sizes: :math:`\Delta_{\min}` and :math:`\Delta_{\max}`, each at least 0.
 
     Raises:
         ArgumentError: If a setting is out of range.
-        ArgumentTypeError: If ``etas`` or ``step_sizes`` is no pair of numbers.
+        ArgumentTypeError: If ``etas`` or ``step_sizes`` is not a pair of numbers.
 
-    Cost: memory of two tensors. Eager, 15 passes; compiled, one pass.
+    Cost: two state tensors per parameter. Eager, 15 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer
@@ -88,8 +87,8 @@ class Rprop(Transform):
             pair = settings[name]
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ArgumentTypeError(
-                    f"Rprop({name}={pair!r}) was given something else than a pair. {name} is two "
-                    "numbers, the smaller first. Pass for example etas=(0.5, 1.2)."
+                    f"Rprop({name}={pair!r}) is not valid. {name} is a pair of numbers, the "
+                    "smaller first. Pass for example etas=(0.5, 1.2)."
                 )
         require(self, "etas[0]", settings["etas"][0], above=0, below=1)
         require(self, "etas[1]", settings["etas"][1], above=1)

@@ -1,4 +1,4 @@
-"""Layer-wise trust ratios, alone and in LAMB and LARS."""
+"""Layer-wise trust ratios, separately and in LAMB and LARS."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
 
 
 def trust_(update: list[Tensor], params: list[Tensor], batch_dims: int) -> list[Tensor]:
-    """Scales updates that were made afresh to the norms of the parameters."""
+    """Scales new update tensors, in place, to the norms of the parameters."""
     torch._foreach_mul_(update, ratios(*both_norms(params, update, batch_dims)))
     return update
 
 
 class TrustRatio(Transform):
-    r"""Scales the update of each tensor to the norm of its parameters.
+    r"""Scales the update of each tensor to the norm of the parameter.
 
     .. math::
         u \leftarrow \frac{\lVert p \rVert}{\lVert u \rVert} u
 
-    and :math:`u` itself where one of the norms is 0, as in the authors' code. After Adam and decay
-    it is `LAMB`: ``Adam(eps=1e-6), WeightDecay(0.01), TrustRatio(), LR(lr)``. The norms are those
-    of the space that it stands in: inside `VectorProjection` that of all parameters.
+    and :math:`u` itself if one of the norms is 0, as in the authors' code. After Adam and weight
+    decay it is `LAMB`: ``Adam(eps=1e-6), WeightDecay(0.01), TrustRatio(), LR(lr)``. The norms are
+    those of the space in which it runs: inside `VectorProjection` that of all parameters.
 
     Cost: two passes over the update, one over the parameters.
 
@@ -70,17 +70,17 @@ class TrustRatio(Transform):
 
 
 class LAMB(Transform):
-    r"""Adam with decoupled decay, its step scaled to the norm of each tensor.
+    r"""Adam with decoupled weight decay, scaled to the norm of each parameter.
 
     With :math:`r` the result of `Adam`,
 
     .. math::
         u \leftarrow \frac{\lVert p \rVert}{\lVert r + \lambda p \rVert} (r + \lambda p)
 
-    and :math:`r + \lambda p` itself where one of the norms is 0. It is
-    ``Adam(betas, eps), WeightDecay(weight_decay), TrustRatio()``, and `LR` follows. The authors
-    leave out decay and ratio for biases and norms: give those to `Adam`. The norms are those of the
-    space that it stands in. Complex numbers are pairs of real ones.
+    and :math:`r + \lambda p` itself if one of the norms is 0. It is ``Adam(betas, eps),
+    WeightDecay(weight_decay), TrustRatio()``, and `LR` follows. The authors use neither decay nor
+    ratio for biases and norms: give those to `Adam`. The norms are those of the space in which it
+    runs. Complex numbers are treated as pairs of real ones.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
@@ -90,7 +90,7 @@ class LAMB(Transform):
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: as `Adam`, and four passes.
+    Cost: that of `Adam`, and four passes.
 
     Example:
         >>> from projcore import Optimizer
@@ -141,16 +141,17 @@ class LAMB(Transform):
 
 
 class LARS(Transform):
-    r"""Scales the gradient of each tensor to a fraction of the norm of its parameters.
+    r"""Scales the gradient of each tensor to a fraction of the parameter's norm.
 
     .. math::
         u \leftarrow \frac{c \lVert p \rVert}{\lVert u \rVert + \lambda \lVert p \rVert}
         (u + \lambda p)
 
-    and :math:`u + \lambda p` itself where :math:`\lVert p \rVert` or the sum of norms is 0. The
-    published method is ``LARS(), LR(lr), HeavyBall(0.9)``: momentum gathers whole steps, so that a
-    falling learning rate does not act on those before. ``LARS(), HeavyBall(0.9), LR(lr)`` is the
-    same while it is constant. The norms are those of the space that it stands in.
+    and :math:`u + \lambda p` itself if :math:`\lVert p \rVert` or the sum of norms is 0. The
+    published method is ``LARS(), LR(lr), HeavyBall(0.9)``: momentum accumulates steps that include
+    the learning rate, so that decaying it does not affect earlier ones. ``LARS(), HeavyBall(0.9),
+    LR(lr)`` is the same for a constant learning rate. The norms are those of the space in which it
+    runs.
 
     Args:
         trust_coefficient: :math:`c`, at least 0.
@@ -159,7 +160,7 @@ class LARS(Transform):
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: no memory. Four passes over the update, two over the parameters.
+    Cost: no state. Four passes over the update, two over the parameters.
 
     Example:
         >>> from projcore import Optimizer

@@ -1,4 +1,4 @@
-"""The plain parts of optimizers: learning rate, momentum, decay, clipping, any torch optimizer."""
+"""The basic parts of optimizers: learning rate, momentum, decay, clipping, torch's optimizers."""
 
 from typing import TYPE_CHECKING
 

@@ -17,11 +17,11 @@ Nonfinite = Literal["allow", "raise", "skip"]
 
 
 def refuse_nonfinite(owner: object, tensors: list[Tensor], nonfinite: Nonfinite) -> None:
-    """Raises if there is Inf or NaN in norms, or in what is clipped, unless it is allowed."""
+    """Raises if there is Inf or NaN in the tensors, unless it is allowed."""
     if nonfinite != "allow" and first_nonfinite(tensors) is not None:
         raise NonFiniteError(
-            f"{owner} was given an update in which there is Inf or NaN, or whose norm overflows. "
-            "It takes finite ones. Leave this step out, or pass nonfinite='skip', which does so.",
+            f"{owner} was given an update that contains Inf or NaN, or whose norm overflows. It "
+            "accepts finite updates only. Skip this step, or pass nonfinite='skip', which does so.",
             skip=nonfinite == "skip",
         )
 
@@ -37,8 +37,8 @@ def as_order(owner: object, name: str, value: Order) -> float:
 def whole_norm(tensors: list[Tensor], order: float) -> Tensor:
     """Returns the norm of all tensors together, a 0-d tensor, as torch's clip_grad_norm_ does.
 
-    They may be on several devices, of several dtypes, and some of them sharded: then it is the norm
-    of the norms of each kind, on the device of the first.
+    Tensors may differ in device and dtype, and some may be sharded: the result is then the norm of
+    the norms of each kind, on the device of the first tensor.
     """
     each = norms_of_kinds(tensors, order)
     parts: list[Tensor] = [

@@ -1,4 +1,4 @@
-"""Registers the plain parts of optimizers; imports none of them."""
+"""Registers the basic parts of optimizers without importing them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "scale",
         "projcore_basic:Scale",
-        summary="Multiplies the update by a factor that is no learning rate.",
+        summary="Multiplies the update by a constant factor, which schedulers leave alone.",
         example=[{"factor": 0.5}, {"factor": -0.01}],
     )
     register(
         "heavy_ball",
         "projcore_basic:HeavyBall",
-        summary="Accumulates momentum, with dampening and Nesterov's look-ahead if wanted.",
+        summary="Momentum as in torch.optim.SGD, with optional dampening and Nesterov.",
         paper="Polyak, 1964",
         tags=("momentum",),
         example=[
@@ -46,7 +46,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "weight_decay",
         "projcore_basic:WeightDecay",
-        summary="Pulls parameters towards zero, coupled to the gradient or decoupled from it.",
+        summary="Weight decay: L2 or L1, coupled to the gradient or decoupled.",
         paper="arXiv:1711.05101",
         tags=("regularization",),
         example=[
@@ -58,7 +58,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "clip_norm",
         "projcore_basic:ClipNorm",
-        summary="Scales the update down where its norm is above a bound.",
+        summary="Clips the norm of the update, of all tensors together or of each.",
         paper="arXiv:1211.5063",
         tags=("clipping",),
         example=[
@@ -69,7 +69,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "clip_value",
         "projcore_basic:ClipValue",
-        summary="Clips each element of the update to a bound.",
+        summary="Clips each element of the update to an interval.",
         paper="arXiv:1211.5063",
         tags=("clipping",),
         example=[{"clip_value": 0.1}, {"clip_value": 0.1, "nonfinite": "raise"}],
@@ -99,14 +99,14 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "cautious",
         "projcore_basic:Cautious",
-        summary="Masks elements of the update whose sign disagrees with the gradient's.",
+        summary="Zeroes elements of the update whose sign differs from the gradient's.",
         paper="arXiv:2411.16085",
         example={},
     )
     register(
         "gradient_noise",
         "projcore_basic:GradientNoise",
-        summary="Adds Gaussian noise, whose variance decays, to the update.",
+        summary="Adds Gaussian noise with decaying variance to the update.",
         paper="arXiv:1511.06807",
         tags=("stochastic",),
         example={"eta": 0.01, "seed": 1},
@@ -121,7 +121,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "gradient_accumulation",
         "projcore_basic:GradientAccumulation",
-        summary="Runs modules once every few steps, on the mean of the updates since.",
+        summary="Runs modules every few steps, on the mean of the accumulated updates.",
         example=[
             {"modules": ["heavy_ball(0.9)", "lr(0.1)"], "period": 2},
             {"modules": ["clip_norm(1.0)", "cautious()"], "period": 3, "mean": False},
@@ -130,7 +130,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "polyak_averaging",
         "projcore_basic:PolyakAveraging",
-        summary="Averages the parameters after each step: a mean of all, or exponential.",
+        summary="Averages the parameters after each step: running mean or EMA.",
         paper="Polyak & Juditsky, 1992",
         tags=("averaging",),
         example=[{}, {"beta": 0.9}],
@@ -138,7 +138,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "schedule_free",
         "projcore_basic:ScheduleFree",
-        summary="Takes gradients near an average of the points, in place of a schedule.",
+        summary="Schedule-free learning: averages iterates instead of decaying the rate.",
         paper="arXiv:2405.15682",
         tags=("averaging",),
         example={"lr": 0.1},
@@ -146,7 +146,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "lookahead",
         "projcore_basic:Lookahead",
-        summary="Goes every few steps back to slow weights, and these a part of the way.",
+        summary="Lookahead: interpolates slow weights towards fast ones every few steps.",
         paper="arXiv:1907.08610",
         tags=("averaging",),
         example={"period": 2},
@@ -154,7 +154,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "ema_nesterov",
         "projcore_basic:EMANesterov",
-        summary="Takes gradients ahead, along the running mean of the steps.",
+        summary="Nesterov's look-ahead along the exponential moving average of the steps.",
         paper="arXiv:2605.25395",
         tags=("averaging",),
         example={},

@@ -1,4 +1,4 @@
-"""Averages of the parameters that modules keep, and evaluation with these."""
+"""Averages of the parameters that modules keep, and evaluation at these averages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from projcore.errors import ArgumentError, StepError
 
 
 class Averaging(ABC):
-    """A module that keeps for each parameter a point to evaluate at, other than the parameter.
+    """A module that keeps an average of each parameter, at which the model is evaluated.
 
     Attributes:
         kept: An entry of its state that has the shape of the parameter.
@@ -25,18 +25,18 @@ class Averaging(ABC):
 
     @abstractmethod
     def average(self, parameter: Tensor, memory: Mapping[str, Any]) -> Tensor:
-        """Returns that point, for the parameter as it is and the module's state of it."""
+        """Returns the average, given the parameter and the module's state for it."""
 
 
 def averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
-    """Returns a copy of the average that the optimizer keeps of each parameter, by parameter.
+    """Returns a copy of the average that the optimizer keeps of each parameter.
 
-    That is what `PolyakAveraging`, `ScheduleFree`, `Lookahead` or `EMANesterov` has for evaluation.
-    A parameter that has not moved yet is its own average.
+    It is the average of `PolyakAveraging`, `ScheduleFree`, `Lookahead` or `EMANesterov`. Before a
+    parameter's first step, its average is the parameter itself.
 
     Raises:
-        ArgumentError: If the optimizer has no such module, several for one parameter, or one that
-            sees merged tensors rather than the parameters.
+        ArgumentError: If the optimizer has no such module, several for one parameter, or one inside
+            a projection that changes the shapes of tensors.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -49,13 +49,14 @@ def averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
 
 @contextmanager
 def averaged(optimizer: Optimizer) -> Iterator[None]:
-    """Puts the averages into the parameters, and on leaving the parameters back.
+    """Copies the averages into the parameters, and restores the parameters on exit.
 
     Raises:
         ArgumentError: As `averages`.
-        StepError: If parameters were changed inside, as by a step: that is undone.
+        StepError: If the parameters were changed inside the context, as by a step. The change is
+            undone.
 
-    Cost: memory of the parameters once more.
+    Cost: a copy of the parameters.
 
     Example:
         >>> model = torch.nn.Linear(3, 2)
@@ -75,8 +76,8 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
         _copy_(parameters, kept)
     if changed:
         raise StepError(
-            "Parameters were changed while averaged(optimizer) held averages in them. They are "
-            "as before again, and the change is lost. Take steps outside of it."
+            "Parameters were changed inside averaged(optimizer), where they hold their averages. "
+            "They have been restored, and the change is lost. Take steps outside the context."
         )
 
 
@@ -89,8 +90,8 @@ def _averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     places = dict(_places(optimizer.module))
     if not places:
         raise ArgumentError(
-            f"The averages of {optimizer} were asked for. It keeps none. Put PolyakAveraging, or "
-            "another module that keeps an average, last among its modules."
+            f"The averages of {optimizer} were asked for, but no module keeps one. Add "
+            "PolyakAveraging(), or another module that keeps an average, as the last module."
         )
     found = {}
     for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
@@ -99,9 +100,9 @@ def _averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
         shapes = [tuple(memory[f"{place}/{places[place].kept}"].shape) for place in here]
         if here and shapes != [tuple(parameter.shape)]:
             raise ArgumentError(
-                f"The averages of {optimizer} were asked for. With a parameter of shape "
-                f"{tuple(parameter.shape)} are kept averages of the shapes {shapes}, not one of "
-                "its own. Put one module that keeps them outside of all projections."
+                f"The averages of {optimizer} were asked for. A parameter of shape "
+                f"{tuple(parameter.shape)} has averages of the shapes {shapes}, not one of its "
+                "own shape. Use one module that keeps averages, outside of all projections."
             )
         found[parameter] = parameter.detach()
         for place in here:
@@ -112,7 +113,7 @@ def _averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
 
 
 def _places(module: Module, path: str = "") -> Iterator[tuple[str, Averaging]]:
-    """Yields the positions of modules that keep averages, and these, in a tree."""
+    """Yields the positions and modules of a tree that keep averages."""
     if isinstance(module, Averaging):
         yield path, module
     for name, child in module.children.items():

@@ -1,4 +1,4 @@
-"""Caution."""
+"""Cautious updates."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from projcore.ops import as_given, as_real
 
 
 def cautious_update(tensor: Tensor, grad: Tensor, batch_dims: int) -> Tensor:
-    """Keeps the elements whose sign is the gradient's, scaled up by how few they are."""
-    agree = tensor.sign() * grad.sign() > 0  # a product of the numbers could underflow
+    """Keeps the elements whose sign is the gradient's, rescaled by n over their number."""
+    agree = tensor.sign() * grad.sign() > 0  # the product of the values could underflow
     dims = tuple(range(batch_dims, tensor.ndim))
     count = agree.sum(dims, keepdim=True) if dims else agree
     wide = torch.promote_types(tensor.dtype, torch.float32)
@@ -22,14 +22,14 @@ def cautious_update(tensor: Tensor, grad: Tensor, batch_dims: int) -> Tensor:
 
 
 class Cautious(Transform):
-    r"""Drops the elements of the update that point against the gradient.
+    r"""Zeroes the elements of the update whose sign differs from the gradient's.
 
     .. math::
         \phi = [u g > 0], \qquad u \leftarrow u \, \phi \, \frac{n}{\sum \phi + 1}
 
-    for each tensor, of :math:`n` elements. Of complex numbers each part is an element. Put it after
-    what has memory, as ``Adam(), Cautious(), LR(lr)``; right after the gradient it only multiplies
-    by :math:`n / (n + 1)`.
+    for each tensor of :math:`n` elements. The real and imaginary parts of complex numbers count as
+    separate elements. Put it after modules with momentum, as in ``Adam(), Cautious(), LR(lr)``;
+    applied to the gradient itself it only multiplies by :math:`n / (n + 1)`.
 
     Cost: about 6 passes over the update and the gradient.
 

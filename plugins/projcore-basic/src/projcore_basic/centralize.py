@@ -1,4 +1,4 @@
-"""Centralization."""
+"""Gradient centralization."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from projcore.ops import by_parts, means_over
 
 
 def centralize(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
-    """Subtracts the mean over all dimensions but the first of each item, if it has several."""
+    """Subtracts the mean over all dimensions but the first; vectors pass unchanged."""
     places = [i for i, tensor in enumerate(tensors) if tensor.ndim >= batch_dims + 2]
     if not places:
         return tensors
@@ -23,13 +23,13 @@ def centralize(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
 
 
 class Centralize(Transform):
-    r"""Subtracts from each row of the update its mean, so that rows sum to zero.
+    r"""Subtracts the mean of each row of the update, so that rows sum to zero.
 
     .. math::
         u_{i,\dots} \leftarrow u_{i,\dots} - \operatorname{mean}(u_{i,\dots})
 
-    The first dimension is that of the outputs, in `torch.nn.Linear` and convolutions: what a row
-    means is the weights of one output. Vectors and numbers pass unchanged.
+    In `torch.nn.Linear` and convolutions the first dimension indexes outputs, so that a row holds
+    the weights of one output. Vectors and scalars pass unchanged.
 
     Cost: two passes over the update.
 

@@ -15,43 +15,41 @@ from projcore_basic._norms import (
     whole_norm,
 )
 
-# The summand of torch's clip_grad_norm_: a norm of exactly `max_norm` is scaled too, a little.
+# As in torch's clip_grad_norm_, so a norm of exactly `max_norm` is scaled down slightly, too.
 TINY = 1e-6
 
 
 def clip_each(tensors: list[Tensor], max_norm: float | Tensor, each: list[Tensor]) -> list[Tensor]:
-    """Scales each tensor, or each item of it, by a factor of its own."""
+    """Scales each tensor, or each item of a batch, by its own factor."""
     inverses = torch._foreach_reciprocal(torch._foreach_add(each, TINY))
     factors = torch._foreach_clamp_max(torch._foreach_mul(inverses, max_norm), 1.0)
     return list(torch._foreach_mul(tensors, factors))
 
 
 class ClipNorm(Transform):
-    r"""Scales the update down where its norm is above a bound.
+    r"""Clips the norm of the update.
 
     .. math::
         u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert + 10^{-6}}\right)
 
-    The norm is that of all tensors together, and the result that of
-    `torch.nn.utils.clip_grad_norm_`; or with ``per_tensor``, of each tensor by itself. As there, an
-    infinite norm makes zeros of finite elements and NaN of infinite ones, unless ``nonfinite`` says
-    otherwise.
+    The norm is that of all tensors together, as in `torch.nn.utils.clip_grad_norm_`, or of each
+    tensor with ``per_tensor``. As in torch, an infinite norm turns finite elements into zeros and
+    infinite ones into NaN, unless ``nonfinite`` says otherwise.
 
     Args:
         max_norm: :math:`c`, greater than 0.
         norm_type: The order of the norm, greater than 0, or ``"inf"`` for the largest magnitude;
-            fixed, groups do not change it.
-        per_tensor: Whether each tensor has a norm of its own.
-        nonfinite: What is done where a norm is Inf or NaN: nothing (``"allow"``), an error
-            (``"raise"``), or the step is left out, with nothing changed (``"skip"``). Fixed.
-            Modules before it may have changed their memory by then, so put it first. It costs
-            nothing but a wait for the device; then it is not compiled.
+            fixed: parameter groups cannot override it.
+        per_tensor: Whether to clip the norm of each tensor separately.
+        nonfinite: The treatment of Inf and NaN in a norm: ``"allow"`` does nothing, ``"raise"``
+            raises an error, and ``"skip"`` skips the step, with nothing changed. Fixed. Put the
+            module first, since modules before it may already have updated their state. Unless it is
+            ``"allow"``, the module waits for the device and is not compiled.
 
     Raises:
-        ArgumentError: If ``max_norm`` or ``norm_type`` is out of range, or parameter groups
-            disagree in ``max_norm`` while the norm is one of all tensors, or ``nonfinite`` is
-            unknown.
-        NonFiniteError: In a step: if a norm is not finite, with ``nonfinite="raise"``.
+        ArgumentError: If ``max_norm`` or ``norm_type`` is out of range, ``nonfinite`` is unknown,
+            or parameter groups differ in ``max_norm`` without ``per_tensor``.
+        NonFiniteError: In a step, if a norm is not finite and ``nonfinite="raise"``.
 
     Cost: two passes over the update.
 

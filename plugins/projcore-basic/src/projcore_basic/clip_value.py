@@ -13,8 +13,8 @@ from projcore_basic._norms import Nonfinite, refuse_nonfinite
 
 
 def clip_value_update(tensors: list[Tensor], limit: float | Tensor) -> list[Tensor]:
-    """Limits each element to the interval from ``-limit`` to ``limit``."""
-    lowest: list[Any] = [-limit] * len(tensors)  # of tensors in a trace, else of numbers
+    """Clamps each element to the interval from ``-limit`` to ``limit``."""
+    lowest: list[Any] = [-limit] * len(tensors)  # tensors in a trace, numbers otherwise
     highest: list[Any] = [limit] * len(tensors)
     clipped = torch._foreach_clamp_min(tensors, lowest)
     torch._foreach_clamp_max_(clipped, highest)
@@ -22,21 +22,22 @@ def clip_value_update(tensors: list[Tensor], limit: float | Tensor) -> list[Tens
 
 
 class ClipValue(Transform):
-    r"""Limits each element of the update: :math:`u \leftarrow \min(\max(u, -c), c)`.
+    r"""Clamps each element of the update: :math:`u \leftarrow \min(\max(u, -c), c)`.
 
-    Real and imaginary part of complex numbers are limited each by itself.
+    The real and imaginary parts of complex numbers are clamped separately.
 
     Args:
         clip_value: :math:`c`, greater than 0.
-        nonfinite: What is done about Inf and NaN: nothing (``"allow"``), so that Inf becomes
-            :math:`c` and NaN stays; an error (``"raise"``); or the step is left out, with nothing
-            changed (``"skip"``). Fixed. Modules before it may have changed their memory by then,
-            so put it first. Then it takes all tensors at once, and is not compiled.
+        nonfinite: The treatment of Inf and NaN: with ``"allow"`` Inf becomes :math:`c` and NaN
+            stays, ``"raise"`` raises an error, and ``"skip"`` skips the step, with nothing changed.
+            Fixed. Put the module first, since modules before it may already have updated their
+            state. Unless it is ``"allow"``, the module processes all tensors at once and is not
+            compiled.
 
     Raises:
-        ArgumentError: If ``clip_value`` is out of range, or ``nonfinite`` is unknown; or parameter
-            groups disagree in ``clip_value``, unless that is ``"allow"``.
-        NonFiniteError: In a step: if a number is not finite, with ``nonfinite="raise"``.
+        ArgumentError: If ``clip_value`` is out of range, ``nonfinite`` is unknown, or parameter
+            groups differ in ``clip_value`` while ``nonfinite`` is not ``"allow"``.
+        NonFiniteError: In a step, if an element is not finite and ``nonfinite="raise"``.
 
     Cost: two passes over the update; a third, unless Inf and NaN are allowed.
 
@@ -61,7 +62,7 @@ class ClipValue(Transform):
         require_choice(self, "nonfinite", nonfinite, Nonfinite)
         self.nonfinite: Nonfinite = nonfinite
         if nonfinite != "allow":
-            self.scope = "all"  # no other module runs on some before it is known of all
+            self.scope = "all"  # no other module may run before all tensors are known to be finite
             self.traceable = False
         super().__init__({"clip_value": clip_value})
 

@@ -1,4 +1,4 @@
-"""The running mean of the update."""
+"""Exponential moving average of the update."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def ema_update(
     steps: list[Tensor] | None,
     beta: float | Tensor,
 ) -> list[Tensor]:
-    """Updates the means, and the counts if there are any, in place; returns the means.
+    """Updates the averages, and the step counts if given, in place; returns the averages.
 
-    With counts they are corrected for having begun at zero.
+    With counts they are bias-corrected.
     """
     lerp_(exp_avgs, tensors, 1 - beta)
     if steps is None:
@@ -34,17 +34,18 @@ class EMA(Transform):
     .. math::
         m \leftarrow \beta m + (1 - \beta) u, \qquad u \leftarrow m / (1 - \beta^t)
 
-    and without ``debias``, :math:`u \leftarrow m`. `HeavyBall` sums instead of averaging: what it
-    returns is :math:`1 / (1 - \beta)` times as long.
+    and without ``debias``, :math:`u \leftarrow m`. `HeavyBall` sums instead of averaging: its
+    result is larger by a factor of :math:`1 / (1 - \beta)`.
 
     Args:
         beta: :math:`\beta`, at least 0 and less than 1.
-        debias: Whether to correct for having begun at zero; fixed, groups do not change it.
+        debias: Whether to correct the bias towards the initial zero; fixed: parameter groups cannot
+            override it.
 
     Raises:
         ArgumentError: If ``beta`` is out of range.
 
-    Cost: memory of one tensor. Eager, one pass; 2 with ``debias``.
+    Cost: one state tensor per parameter. Eager, one pass; 2 with ``debias``.
 
     Example:
         >>> from projcore import Optimizer

@@ -13,24 +13,24 @@ from projcore_basic.averaging import Averaging
 
 
 class EMANesterov(Transform, Averaging):
-    r"""Takes gradients ahead of the parameters, along the running mean of their steps.
+    r"""Evaluates gradients ahead of the iterate, along the moving average of its steps.
 
-    With :math:`x` the point that the method has reached, :math:`p = x + \gamma m` where the
-    gradient is taken, and the update :math:`u` of the modules before it,
+    With :math:`x` the iterate, :math:`p = x + \gamma m` the point at which the gradient is
+    evaluated, and :math:`u` the update of the modules before it,
 
     .. math::
         x' = p - u, \qquad
         m \leftarrow \beta m + (1 - \beta) (x' - x), \qquad
         p \leftarrow x' + \gamma m
 
-    Nesterov's method looks ahead along the last step; the mean is less noisy. It comes last, behind
-    the learning rate, since the update that it returns is to be subtracted as it is:
-    ``AdamW(), LR(lr), EMANesterov()``. The parameters are :math:`p`; `averages` returns :math:`x`,
-    and `averaged` puts it into the parameters for an evaluation, or at the end.
+    Nesterov's method looks ahead along the last step; the average is less noisy. It comes last,
+    after the learning rate, since its result must be subtracted unchanged: ``AdamW(), LR(lr),
+    EMANesterov()``. The parameters are :math:`p`; `averages` returns :math:`x`, and `averaged`
+    copies it into the parameters for an evaluation, or at the end of training.
 
-    The authors look ahead by :math:`\gamma` times the part of the largest learning rate that is
-    used, and not at all in the first and the last steps: schedule the group's ``lookahead`` along
-    with ``lr``, 0 at both ends. Then parameters are :math:`x` at the end.
+    The authors scale :math:`\gamma` by the learning rate relative to its maximum, and do not look
+    ahead in the first and the last steps: schedule the group's ``lookahead`` along with ``lr``, 0
+    at both ends. Then the parameters are :math:`x` at the end.
 
     Args:
         lookahead: :math:`\gamma`, at least 0.
@@ -39,9 +39,9 @@ class EMANesterov(Transform, Averaging):
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of one tensor. Eager, 5 passes; compiled, one pass. Parameters are not read.
-    Differs from the authors' code: what it calls the previous point follows from the mean, and is
-    not kept.
+    Cost: one state tensor per parameter. Eager, 5 passes; compiled, one pass. It does not read the
+    parameters. Differs from the authors' code: the previous iterate follows from the average, and
+    is not kept.
 
     Example:
         >>> from projcore import Optimizer
@@ -90,7 +90,7 @@ class EMANesterov(Transform, Averaging):
     ) -> list[Tensor]:
         lookahead, beta = scalar(settings[0]["lookahead"]), scalar(settings[0]["beta"])
         exp_avgs = [state["exp_avg"] for state in states]
-        # The step from one point to the next is what was ahead, less the update.
+        # The step from one iterate to the next is the former look-ahead minus the update.
         kept = [beta + (1 - beta) * scalar(state["ahead"]) for state in states]
         torch._foreach_mul_(exp_avgs, kept)
         torch._foreach_sub_(exp_avgs, torch._foreach_mul(tensors, 1 - beta))
@@ -104,7 +104,7 @@ class EMANesterov(Transform, Averaging):
 
 
 def as_number(value: float | Tensor) -> Tensor:
-    """Returns a number as state keeps it: a new 0-d tensor of float64."""
+    """Returns a number as a new 0-d float64 tensor, as it is kept in the state."""
     if isinstance(value, Tensor):
         return value.to("cpu", torch.float64, copy=True)
     return torch.tensor(value, dtype=torch.float64, device="cpu")

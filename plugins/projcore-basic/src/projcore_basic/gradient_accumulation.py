@@ -1,4 +1,4 @@
-"""Accumulation over several steps."""
+"""Gradient accumulation over several steps."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ INNER = "modules"
 
 
 class GradientAccumulation(Module):
-    r"""Runs modules once every few steps, on the mean of the updates that came in since.
+    r"""Runs modules every few steps, on the mean of the updates accumulated since.
 
-    Each tensor counts the steps at which it had a gradient. At every :math:`n`-th, modules run on
+    Each tensor counts the steps in which it had a gradient. At every :math:`n`-th of these, modules
+    run on
 
     .. math::
         u \leftarrow \frac{1}{n} \sum_{k=1}^{n} u_k
 
-    and what they return is the update. At the others the update is zero, and their memory and
-    counts stay as they are. So :math:`n` steps on micro-batches of equal size are one on all of
-    them, clipping and moments included. Put all that should act once inside; what follows sees the
-    zeros.
+    and their result is the update. In the other steps the update is zero, and the state of the
+    modules does not change. So :math:`n` steps on micro-batches of equal size equal one step on all
+    of them, clipping and moments included. Put every module inside that should run once per
+    :math:`n` steps; modules after this one see the zeros.
 
-    Where tensors differ in when they had a gradient, modules see those that are due, and to them
-    the others are without a gradient. A gradient that modules ask for is the mean, too.
+    If tensors had gradients in different steps, only those whose count is complete take part; for
+    modules the others have no gradient. Modules that read gradients get their mean, too.
 
     Args:
-        modules: What to run: a module, a spec, or a list of these.
-        period: :math:`n`, a whole number, at least 1.
-        mean: Whether to divide by :math:`n`; otherwise they run on the sum.
+        modules: The modules to run: a module, a spec, or a list of these.
+        period: :math:`n`, an integer, at least 1.
+        mean: Whether to divide by :math:`n`; otherwise the modules run on the sum.
 
     Raises:
-        ArgumentError: If ``period`` is below 1, or modules need the loss, which would be that of
-            the last micro-batch alone.
-        ArgumentTypeError: If ``period`` is no whole number.
+        ArgumentError: If ``period`` is below 1, or modules need the loss, which is known for the
+            last micro-batch only.
+        ArgumentTypeError: If ``period`` is not an integer.
 
-    Cost: memory of one tensor, two if modules read the gradient; a pass over it at each step. Not
-    compiled, but for the modules inside.
+    Cost: one state tensor per parameter, two if modules read gradients; one pass over each at every
+    step. Only the modules inside are compiled.
 
     Example:
         >>> from projcore import Optimizer
@@ -78,8 +79,8 @@ class GradientAccumulation(Module):
         unfit = sorted(chain.total_needs & {"loss", "closure"})
         if unfit:
             raise ArgumentError(
-                f"GradientAccumulation was given {chain}, which needs {unfit}. The loss of one "
-                "micro-batch is not that of all. Put it outside, and accumulate in the closure."
+                f"GradientAccumulation was given {chain}, which needs {unfit}. The loss is "
+                "known for one micro-batch only. Use it outside, and accumulate in the closure."
             )
         self.mean = mean
         super().__init__({"period": period}, modules=chain)
@@ -90,7 +91,7 @@ class GradientAccumulation(Module):
         if not isinstance(period, int):
             raise ArgumentTypeError(
                 f"GradientAccumulation(period={period!r}) was given a {type(period).__name__}. "
-                "Steps are counted in whole numbers. Pass an int."
+                "It counts steps. Pass an int."
             )
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
@@ -118,12 +119,12 @@ class GradientAccumulation(Module):
             full = {
                 name: self._full(name, tensors, due, nodes) for name, tensors in sources.items()
             }
-            grads = full.get("total_grad", full["total"])  # if not asked for, any will do
+            grads = full.get("total_grad", full["total"])  # if no module reads them, any will do
             inside = objective.replace(grads, due if len(due) < len(update) else None)
             done = inside.run(self._inside, full["total"], state)
             for i in due:
                 result[i] = done[i]
-        # Only now, so that a step that fails inside can be taken again.
+        # Only now, so that a step that fails inside can be retried.
         ready = set(due)
         waiting = [i for i in active if i not in ready]
         for name, tensors in sources.items():
@@ -140,7 +141,7 @@ class GradientAccumulation(Module):
     def _full(
         self, name: str, tensors: Sequence[Tensor], due: list[int], nodes: list[Node]
     ) -> list[Tensor]:
-        """Returns the mean or sum of what came in, for tensors that are due; zeros for others."""
+        """Returns the mean or sum of the updates for tensors that are due; zeros for others."""
         totals = torch._foreach_add([nodes[i][name] for i in due], [tensors[i] for i in due])
         if self.mean:
             torch._foreach_div_(totals, [float(nodes[i]["count"] + 1) for i in due])
@@ -151,7 +152,7 @@ class GradientAccumulation(Module):
 
 
 def _zeros(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns zeros of the shapes of tensors, which take no memory."""
+    """Returns zeros of the shapes of tensors, expanded so that they take no memory."""
     result = list(tensors)
     for places in alike(tensors):
         zero = tensors[places[0]].new_zeros(())

@@ -1,4 +1,4 @@
-"""Noise in the gradient."""
+"""Gradient noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from projcore.ops import as_given, as_real
 
 
 class GradientNoise(Transform):
-    r"""Adds Gaussian noise, whose variance decays, to the update.
+    r"""Adds Gaussian noise with decaying variance to the update.
 
     With :math:`t` counting steps from 0,
 
@@ -21,21 +21,22 @@ class GradientNoise(Transform):
         u \leftarrow u + \epsilon, \qquad
         \epsilon \sim \mathcal{N}\left(0, \frac{\eta}{(1 + t)^\gamma}\right)
 
-    for each element by itself, and of complex numbers for each part. The noise is a function of
-    the seed, the step and the parameter's name, or its place if it has none. It is drawn from a
-    generator of its own: torch's random state is neither read nor changed, and what was saved
-    resumes bitwise. Another kind of device draws other numbers from the same seed.
+    independently for each element, and for the real and imaginary parts of complex numbers. The
+    noise is a function of the seed, the step and the parameter's name, or its index if it has none.
+    It is drawn from its own generator: torch's random state is neither read nor changed, and
+    checkpoints resume bitwise. Different kinds of devices draw different numbers from the same
+    seed.
 
     Args:
         eta: :math:`\eta`, the variance at the first step, at least 0.
-        gamma: :math:`\gamma`, at least 0; 0 for a variance that stays.
-        seed: Any integer; fixed, groups do not change it.
+        gamma: :math:`\gamma`, at least 0; 0 for a constant variance.
+        seed: Any integer; fixed: parameter groups cannot override it.
 
     Raises:
         ArgumentError: If ``eta`` or ``gamma`` is out of range.
-        ArgumentTypeError: If ``seed`` is no integer.
+        ArgumentTypeError: If ``seed`` is not an integer.
 
-    Cost: the drawing of a number for each element, and a pass. Not compiled.
+    Cost: one random number for each element, and one pass. Not compiled.
 
     Example:
         >>> from projcore import Optimizer
@@ -56,7 +57,7 @@ class GradientNoise(Transform):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ArgumentTypeError(
                 f"GradientNoise(seed={seed!r}) was given a {type(seed).__name__}. A seed is an "
-                "integer. Pass one."
+                "integer. Pass an int."
             )
         self.seed = seed
         super().__init__({"eta": eta, "gamma": gamma})
@@ -97,12 +98,12 @@ class GradientNoise(Transform):
 
 
 def draw(tensor: Tensor, seed: int) -> Tensor:
-    """Returns standard normal numbers, contiguous so that strides do not change which is where."""
+    """Returns standard normal numbers, contiguous so that they do not depend on strides."""
     generator = torch.Generator(tensor.device).manual_seed(seed)
     return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
 
 
 def hashed(*parts: int | str) -> int:
-    """Returns a number of 63 bits; neighbouring seeds give numbers that have nothing in common."""
+    """Returns a 63-bit hash, so that neighbouring seeds give unrelated streams."""
     text = " ".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

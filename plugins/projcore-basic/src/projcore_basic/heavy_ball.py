@@ -18,7 +18,7 @@ def heavy_ball_update(
     dampening: float | Tensor,
     nesterov: bool,
 ) -> list[Tensor]:
-    """Updates the momentum and the counts in place; returns the momentum, or Nesterov's mixture."""
+    """Updates momentum and counts in place; returns the momentum, or Nesterov's combination."""
     torch._foreach_add_(steps, 1)
     torch._foreach_mul_(buffers, momentum)
     if isinstance(dampening, Tensor) or dampening != 0:
@@ -31,27 +31,27 @@ def heavy_ball_update(
 
 
 class HeavyBall(Transform):
-    r"""Accumulates updates, as a heavy ball does speed.
+    r"""Accumulates momentum.
 
     .. math::
         b \leftarrow \mu b + (1 - \tau) u, \qquad u \leftarrow b
 
-    but :math:`b \leftarrow u` at the first step, without dampening. Nesterov's variant returns
-    :math:`u + \mu b`. Followed by `LR` it is `torch.optim.SGD`, up to rounding; its
+    except that :math:`b \leftarrow u` in the first step, without dampening. Nesterov's variant
+    returns :math:`u + \mu b`. Followed by `LR` it is `torch.optim.SGD`, up to rounding; torch's
     ``weight_decay`` is `WeightDecay` before this module.
 
     Args:
         momentum: :math:`\mu`, at least 0 and at most 1.
-        dampening: :math:`\tau`, at least 0 and at most 1. It acts whatever :math:`\mu` is; torch's
-            does nothing where ``momentum`` is 0.
-        nesterov: Whether to look ahead; needs ``momentum`` above 0 and no dampening. Fixed, groups
-            do not change it.
+        dampening: :math:`\tau`, at least 0 and at most 1. It applies for every :math:`\mu`; torch's
+            has no effect if ``momentum`` is 0.
+        nesterov: Whether to use Nesterov's momentum; needs ``momentum`` above 0 and no dampening.
+            Fixed: parameter groups cannot override it.
 
     Raises:
-        ArgumentError: If a setting is out of range, or Nesterov's variant is asked for with others
-            that it cannot have.
+        ArgumentError: If a setting is out of range, or ``nesterov`` is combined with dampening or
+            without momentum.
 
-    Cost: memory of one tensor. Eager, 2 passes; 3 with ``dampening`` or ``nesterov``.
+    Cost: one state tensor per parameter. Eager, 2 passes; 3 with ``dampening`` or ``nesterov``.
 
     Example:
         >>> from projcore import Optimizer
@@ -79,9 +79,9 @@ class HeavyBall(Transform):
         require(self, "dampening", dampening, minimum=0, maximum=1)
         if self.nesterov and not (momentum > 0 and dampening == 0):
             raise ArgumentError(
-                f"HeavyBall(momentum={momentum!r}, dampening={dampening!r}, nesterov=True) cannot "
-                "be. Nesterov's variant is defined for a momentum above 0 without dampening. "
-                "Pass such, or nesterov=False."
+                f"HeavyBall(momentum={momentum!r}, dampening={dampening!r}, nesterov=True) is not "
+                "defined. Nesterov's momentum needs a momentum above 0 and no dampening. Pass "
+                "dampening=0, or nesterov=False."
             )
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:

@@ -14,28 +14,28 @@ from projcore_basic.averaging import Averaging
 
 
 class Lookahead(Transform, Averaging):
-    r"""Lets parameters run ahead for some steps, then brings them back to a part of the way.
+    r"""Interpolates slow weights towards the parameters every few steps, and resets these to them.
 
     With :math:`\phi` the slow weights, at first the parameters, after each `period` steps
 
     .. math::
         \phi \leftarrow \phi + \alpha (p - u - \phi), \qquad u \leftarrow p - \phi
 
-    and in the others the update stays as it is. It comes last, behind the learning rate, since the
-    update that it returns is to be subtracted as it is: ``Adam(), LR(lr), Lookahead()``. The memory
-    of modules before it goes on through the change. `averages` returns the slow weights, and
-    `averaged` puts them into the parameters for an evaluation. Those of parameters of 16 bits have
-    32.
+    and in the other steps the update is unchanged. It comes last, after the learning rate, since
+    its result must be subtracted unchanged: ``Adam(), LR(lr), Lookahead()``. The state of the
+    modules before it is kept when the parameters are reset. `averages` returns the slow weights,
+    and `averaged` copies them into the parameters for an evaluation. For 16-bit parameters, slow
+    weights are kept in float32.
 
     Args:
         alpha: :math:`\alpha`, at least 0 and at most 1.
-        period: Steps from one change to the next, at least 1.
+        period: Steps between two interpolations, at least 1.
 
     Raises:
         ArgumentError: If a setting is out of range.
-        ArgumentTypeError: If ``period`` is no integer.
+        ArgumentTypeError: If ``period`` is not an integer.
 
-    Cost: memory of one tensor. Eager, 4 passes every `period` steps; compiled, one pass.
+    Cost: one state tensor per parameter. Eager, 4 passes every `period` steps; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer
@@ -118,7 +118,7 @@ class Lookahead(Transform, Averaging):
 
 
 def start_(targets: list[Tensor], params: list[Tensor], counts: list[Any]) -> None:
-    """Copies parameters into targets where the count is 1, that of the first step."""
+    """Copies parameters into targets in the first step, where the count is 1."""
     if isinstance(counts[0], Tensor):
         first = [torch.where(count == 1, 1.0, 0.0) for count in counts]
         wide = [param.to(target.dtype) for param, target in zip(params, targets, strict=True)]

@@ -12,8 +12,9 @@ class LR(Transform):
     r"""Multiplies the update by the learning rate: :math:`u \leftarrow \eta u`.
 
     Args:
-        lr: :math:`\eta`, at least 0; a number or a 0-d tensor. Schedulers change it in the group:
-            a tensor they fill in place, and groups without one of their own share it, as in torch.
+        lr: :math:`\eta`, at least 0; a number or a 0-d tensor. Schedulers change it in the group.
+            They fill a tensor in place, and groups that do not set ``lr`` share that tensor, as in
+            torch.
 
     Raises:
         ArgumentError: If ``lr`` is negative or NaN.

@@ -1,4 +1,4 @@
-"""Limiting how fast the norm of the update grows."""
+"""A limit on the growth of the update's norm."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from projcore.ops import copy_, norms
 def limit_growth(
     tensors: list[Tensor], previous: list[Tensor], gamma: float | Tensor, batch_dims: int
 ) -> list[Tensor]:
-    """Scales each tensor, or each item of it, and writes its new norm into `previous`."""
+    """Scales each tensor, or each item of a batch, and writes its new norm into `previous`."""
     wide = [tensor.to(_wide(tensor)) for tensor in tensors]
     found = norms(wide, batch_dims)
     norm = torch.cat([each.reshape(-1) for each in found])
     before = torch.cat([each.reshape(-1) for each in previous])
-    # Nothing grows out of zero (or NaN), so a norm that is not above it limits nothing.
+    # A previous norm of zero or NaN sets no limit.
     limited = torch.where(before > 0, torch.minimum(norm, gamma * before), norm)
     factor = torch.where(norm > limited, limited / norm, 1.0)
     sizes = [each.numel() for each in previous]
@@ -31,7 +31,7 @@ def limit_growth(
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """The dtype of the tensor, but with at least the digits of float32, which 1.01 needs."""
+    """The dtype of the tensor, at least float32: 1.01 needs its precision."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -42,9 +42,9 @@ class NormGrowthLimiter(Transform):
         u_t \leftarrow u_t \cdot \min\left(1,
         \frac{\gamma \lVert u_{t-1} \rVert}{\lVert u_t \rVert}\right)
 
-    with the :math:`u_{t-1}` that it returned at the step before. The first update passes, and so
-    does one after an update of zeros, or of NaN: otherwise all that follow would be such, too. The
-    authors' code adds 1e-8 to the norm before; after zeros the update creeps up from there.
+    where :math:`u_{t-1}` is its result in the previous step. The first update passes unchanged, and
+    so does an update after one of zeros or NaN, which would otherwise persist. The authors' code
+    adds 1e-8 to the previous norm instead, from which the update grows slowly after zeros.
 
     Args:
         gamma: :math:`\gamma`, at least 1.
@@ -52,8 +52,8 @@ class NormGrowthLimiter(Transform):
     Raises:
         ArgumentError: If ``gamma`` is out of range.
 
-    Cost: memory of one number for each tensor; two passes over the update. Nothing waits for the
-    device.
+    Cost: one number of state per tensor; two passes over the update. No synchronization with the
+        device.
 
     Example:
         >>> from projcore import Optimizer

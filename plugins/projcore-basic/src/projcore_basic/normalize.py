@@ -22,7 +22,7 @@ from projcore_basic._norms import (
 def slice_norms(
     tensors: list[Tensor], order: float, dims: tuple[int, ...], batch_dims: int
 ) -> list[Tensor]:
-    """Returns the norms over some dimensions of each item."""
+    """Returns the norms of each item over some dimensions."""
     return norms_over(tensors, order, [places(each.ndim, dims, batch_dims) for each in tensors])
 
 
@@ -31,14 +31,14 @@ def as_dims(dim: int | Sequence[int]) -> tuple[int, ...]:
     dims = tuple(dim) if isinstance(dim, Sequence) and not isinstance(dim, str) else (dim,)
     if not dims or any(isinstance(each, bool) or not isinstance(each, int) for each in dims):
         raise ArgumentTypeError(
-            f"Normalize(dim={dim!r}) was given what is no dimension. It is an integer, or several. "
-            "Pass such, or None for all."
+            f"Normalize(dim={dim!r}) was given a {type(dim).__name__}. It takes an integer or "
+            "several. Pass for example dim=1, or None for all dimensions."
         )
     return dims
 
 
 def places(ndim: int, dims: tuple[int, ...], batch_dims: int) -> tuple[int, ...]:
-    """Returns where the dimensions of an item are in a batch; all, if it lacks one of them."""
+    """Returns dimensions of an item as those of the batch; all, if it lacks one of them."""
     count = ndim - batch_dims
     if any(not -count <= dim < count for dim in dims):
         return tuple(range(batch_dims, ndim))
@@ -46,8 +46,8 @@ def places(ndim: int, dims: tuple[int, ...], batch_dims: int) -> tuple[int, ...]
 
 
 def at_least(norms: list[Tensor], eps: float | Tensor) -> list[Tensor]:
-    """Returns norms, or the bound where they are below it."""
-    tiny = torch.finfo(norms[0].dtype).tiny  # for dtypes such as float16, in which eps may be 0
+    """Returns the norms, clamped from below."""
+    tiny = torch.finfo(norms[0].dtype).tiny  # eps may be 0 in dtypes such as float16
     if isinstance(eps, Tensor):
         return [norm.clamp_min(eps).clamp_min(tiny) for norm in norms]
     return list(torch._foreach_clamp_min(norms, max(eps, tiny)))
@@ -56,28 +56,29 @@ def at_least(norms: list[Tensor], eps: float | Tensor) -> list[Tensor]:
 class Normalize(Transform):
     r"""Scales the update to unit norm: :math:`u \leftarrow u / \max(\lVert u \rVert, \epsilon)`.
 
-    Each tensor by itself, all of them together, or with ``dim`` each row, column or other slice of
-    a tensor. Inside `ScalarProjection`, where each element is a tensor, what remains is the sign.
+    It normalizes each tensor, all tensors together, or with ``dim`` each row, column or other slice
+    of a tensor. Inside `ScalarProjection`, where each element is a tensor, it returns the sign.
 
     Args:
-        ord: The order of the norm, greater than 0, or ``"inf"`` for the largest magnitude; fixed,
-            groups do not change it.
-        eps: :math:`\epsilon`, greater than 0: a norm below it does not count.
-        per_tensor: Whether each tensor is scaled by itself; otherwise by the norm of all.
-        dim: The dimension or dimensions of a tensor that a norm is taken over, as torch counts
-            them; None for all. Of a matrix, 1 makes unit rows and 0 unit columns. A tensor that
-            lacks one of them is scaled as a whole. Fixed, groups do not change it.
-        nonfinite: What is done where a norm is Inf or NaN: nothing (``"allow"``), so that Inf makes
-            zeros of finite elements and NaN of infinite ones; an error (``"raise"``); or the step
-            is left out, with nothing changed (``"skip"``). Fixed. Modules before it may have
-            changed their memory by then, so put it first. It costs nothing but a wait for the
-            device; then it is not compiled.
+        ord: The order of the norm, greater than 0, or ``"inf"`` for the largest magnitude; fixed:
+            parameter groups cannot override it.
+        eps: :math:`\epsilon`, greater than 0: the lower bound of the divisor.
+        per_tensor: Whether to divide each tensor by its own norm; otherwise by the norm of all
+            tensors together.
+        dim: The dimension or dimensions over which a norm is taken, as in torch; None for all. For
+            a matrix, 1 normalizes rows and 0 columns. A tensor that lacks one of them is normalized
+            as a whole. Fixed: parameter groups cannot override it.
+        nonfinite: The treatment of Inf and NaN in a norm: with ``"allow"`` Inf turns finite
+            elements into zeros and infinite ones into NaN, ``"raise"`` raises an error, and
+            ``"skip"`` skips the step, with nothing changed. Fixed. Put the module first, since
+            modules before it may already have updated their state. Unless it is ``"allow"``, the
+            module waits for the device and is not compiled.
 
     Raises:
         ArgumentError: If ``ord`` or ``eps`` is out of range, ``nonfinite`` is unknown, or ``dim``
             is given without ``per_tensor``.
-        ArgumentTypeError: If ``dim`` is not made of integers.
-        NonFiniteError: In a step: if a norm is not finite, with ``nonfinite="raise"``.
+        ArgumentTypeError: If ``dim`` is neither an integer nor a sequence of integers.
+        NonFiniteError: In a step, if a norm is not finite and ``nonfinite="raise"``.
 
     Cost: two passes over the update.
 
@@ -113,8 +114,8 @@ class Normalize(Transform):
         self.dims = None if dim is None else as_dims(dim)
         if self.dims is not None and not per_tensor:
             raise ArgumentError(
-                f"Normalize(dim={dim!r}, per_tensor=False) cannot be. A dimension is that of each "
-                "tensor by itself. Pass one of the two."
+                f"Normalize(dim={dim!r}, per_tensor=False) is contradictory. A dimension is one of "
+                "a single tensor. Pass one of the two."
             )
         self.scope = "tensor" if per_tensor else "all"
         super().__init__({"eps": eps})

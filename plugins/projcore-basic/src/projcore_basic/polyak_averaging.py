@@ -16,7 +16,7 @@ from projcore_basic.averaging import Averaging
 def average_(
     averages: list[Tensor], points: list[Tensor], counts: list[Tensor], beta: float | Tensor | None
 ) -> None:
-    """Moves averages towards points, of which each is the one of that count: to it at the first."""
+    """Moves averages towards points, by weights that follow from the counts."""
     numbers = [scalar(count) for count in counts]
     weights = [1 / n for n in numbers] if beta is None else [1 - beta * (n > 1) for n in numbers]
     wide = [point.to(average.dtype) for point, average in zip(points, averages, strict=True)]
@@ -26,22 +26,23 @@ def average_(
 class PolyakAveraging(Observer, Averaging):
     r"""Keeps an average of the parameters; leaves the update as it is.
 
-    With :math:`p_t` the parameters after step :math:`t`, the first of which is 1,
+    With :math:`p_t` the parameters after step :math:`t = 1, 2, \dots`,
 
     .. math::
         \bar p_t = \beta \bar p_{t-1} + (1 - \beta) p_t
         \qquad \text{or} \qquad
         \bar p_t = \bar p_{t-1} + (p_t - \bar p_{t-1}) / t
 
-    the second, the mean of all, without ``beta``; and :math:`\bar p_1 = p_1`. It is the average of
-    `torch.optim.swa_utils.AveragedModel`, updated after each step, but is saved with the optimizer.
-    `averages` returns it, and `averaged` puts it into the parameters for an evaluation. Parameters
-    of 16 bits have an average of 32, because theirs would not move.
+    where the second, the mean of all, is for ``beta=None``; and :math:`\bar p_1 = p_1`. It is the
+    average of `torch.optim.swa_utils.AveragedModel`, updated after each step, but is saved with the
+    optimizer. `averages` returns it, and `averaged` copies it into the parameters for an
+    evaluation. Averages of 16-bit parameters are kept in float32, since small changes would be lost
+    in 16 bits.
 
-    It comes last, since it is the parameters after the step that count, and may stand only in
-    projections that rearrange or cast them: in others it would average something else. Inside `To`
-    with ``master=True`` it averages the master copies. Buffers, such as those of batch
-    normalization, belong to no optimizer: `torch.optim.swa_utils.update_bn` is for them.
+    It comes last, since it averages the parameters after the step, and may be used only inside
+    projections that rearrange or cast them; inside others it would average other tensors. Inside
+    `To` with ``master=True`` it averages the master copies. Buffers, such as those of batch
+    normalization, are not optimized: update them with `torch.optim.swa_utils.update_bn`.
 
     Args:
         beta: :math:`\beta`, at least 0 and less than 1; None for the mean.
@@ -49,7 +50,7 @@ class PolyakAveraging(Observer, Averaging):
     Raises:
         ArgumentError: If ``beta`` is out of range.
 
-    Cost: memory of one tensor. Eager, 4 passes.
+    Cost: one state tensor per parameter. Eager, 4 passes.
 
     Example:
         >>> from projcore import Optimizer
@@ -93,7 +94,7 @@ class PolyakAveraging(Observer, Averaging):
         counts = torch._foreach_add([state["step"] for state in states], 1)
         averages = [state["average"] for state in states]
         average_(averages, params, list(counts), scalar(settings[0]["beta"]))
-        for state, count in zip(states, counts, strict=True):  # once the point is in, as it counts
+        for state, count in zip(states, counts, strict=True):  # only after the average has changed
             state["step"] = count
 
     def average(self, parameter: Tensor, memory: Mapping[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scaling by a fixed factor."""
+"""Scaling by a constant factor."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from projcore import Node, Settings, Transform, require, scalar
 
 
 class Scale(Transform):
-    r"""Multiplies the update by a factor that is no learning rate: :math:`u \leftarrow a u`.
+    r"""Multiplies the update by a constant factor: :math:`u \leftarrow a u`.
 
-    Schedulers, which change ``lr``, leave it alone. A factor for each parameter group makes the
-    learning rates of layers differ; -1 before all else maximizes.
+    Schedulers change ``lr`` and not this factor. Different factors in parameter groups make the
+    learning rates of layers differ; -1 as the first module maximizes.
 
     Args:
         factor: :math:`a`, any finite number, or a 0-d tensor.

@@ -23,15 +23,15 @@ def schedule_free_update(
     lr: Any,
     beta: Any,
 ) -> list[Tensor]:
-    """Moves the points in place; returns the updates of the parameters.
+    """Moves the iterates in place; returns the updates of the parameters.
 
     Args:
-        tensors: The direction, `u`.
-        params: Where the gradient was taken, `y`.
-        points: Those that make the steps, `z`.
-        weights: Of the new point in the average, `c`, for each.
+        tensors: The updates, `u`.
+        params: The points at which gradients are evaluated, `y`.
+        points: The iterates, `z`.
+        weights: The weight of each new iterate in its average, `c`.
         lr: The learning rate.
-        beta: How near to the average the gradient is taken.
+        beta: The interpolation of `y` between iterate and average.
     """
     update = torch._foreach_sub(params, points)
     torch._foreach_mul_(update, once(weights))
@@ -42,20 +42,21 @@ def schedule_free_update(
 
 
 class ScheduleFree(Transform, Averaging):
-    r"""Takes gradients near an average of the points, which makes up for a schedule.
+    r"""Schedule-free learning: averages the iterates in place of decaying the learning rate.
 
-    With :math:`y` the parameters, where the gradient is taken, and `u` the update of the modules
-    before it,
+    With :math:`y` the parameters, at which gradients are evaluated, and `u` the update of the
+    modules before it,
 
     .. math::
         z \leftarrow z - \eta u, \qquad
         x \leftarrow (1 - c) x + c z, \qquad
         y \leftarrow (1 - \beta) z + \beta x
 
-    where all three begin at the parameters, and :math:`c = \eta_{\max}^2 / \sum \eta_{\max}^2`,
-    with :math:`\eta_{\max}` the largest learning rate so far, makes :math:`x` the mean of the
-    points, which counts a warmup less: with a constant learning rate :math:`c = 1 / t`. **No** `LR`
-    **follows**: the learning rate is a setting here. It needs a warmup, and no decay.
+    where all three start at the parameters, and :math:`c = \eta_{\max}^2 / \sum \eta_{\max}^2`,
+    with :math:`\eta_{\max}` the largest learning rate so far. So :math:`x` is a mean of the
+    iterates that weights those of a warmup less; with a constant learning rate :math:`c = 1 / t`.
+    **No** `LR` **follows**: the learning rate is a setting of this module. It needs a warmup, but
+    no decay.
 
     =======================  =======================================================================
     Schedule-free SGD        ``WeightDecay(w), ScheduleFree(lr=1.0)``
@@ -63,8 +64,8 @@ class ScheduleFree(Transform, Averaging):
     =======================  =======================================================================
 
     The parameters are :math:`y`; the model to evaluate is :math:`x`: `averages` returns it, and
-    `averaged` puts it into the parameters. Batch normalization needs its statistics taken again
-    there. The points of parameters of 16 bits have 32.
+    `averaged` copies it into the parameters. The statistics of batch normalization must be
+    recomputed there. For 16-bit parameters, :math:`z` is kept in float32.
 
     Args:
         lr: :math:`\eta`, at least 0.
@@ -73,7 +74,7 @@ class ScheduleFree(Transform, Averaging):
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: memory of one tensor. Eager, 7 passes; compiled, one pass.
+    Cost: one state tensor per parameter. Eager, 7 passes; compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer
@@ -152,7 +153,7 @@ class ScheduleFree(Transform, Averaging):
         ]
 
     def weight(self, state: Node, lr: Any) -> Any:
-        """Returns the weight of the next point in the average, and counts it."""
+        """Returns the weight of the next iterate in the average, and adds it to the sum."""
         largest: Any = scalar(state["lr_max"])
         total: Any = scalar(state["weight_sum"])
         if isinstance(largest, Tensor) or isinstance(lr, Tensor):

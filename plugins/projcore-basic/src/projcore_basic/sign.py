@@ -9,10 +9,10 @@ from projcore.ops import as_given, as_real, signs
 
 
 class Sign(Transform):
-    r"""Keeps the sign of each element of the update: :math:`u \leftarrow \operatorname{sign}(u)`.
+    r"""Returns the sign of each element of the update: :math:`u \leftarrow \operatorname{sign}(u)`.
 
-    The sign of 0 is 0, that of Inf and NaN is NaN, so that they show. Of a complex number, the
-    parts are replaced each by its own sign.
+    The sign of 0 is 0, and that of Inf and NaN is NaN, so that they are not hidden. The real and
+    imaginary parts of complex numbers are replaced separately.
 
     Cost: two passes over the update.
 

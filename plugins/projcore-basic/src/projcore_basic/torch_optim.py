@@ -13,16 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from projcore import Node, Optimizer, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, ProjcoreError, suggest
 
-# What one element of the step depends on, for torch's own; "all" is safe for every other.
+# The scope of torch's own optimizers; "all" is safe for every other.
 ELEMENTWISE = frozenset(
     {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"}
     | {"NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
 )
 TENSORWISE = frozenset({"Adafactor", "Muon"})
-# Keys of our own among the optimizer's: how often it stepped, and what it keeps in its groups.
+# Our keys among the optimizer's: its number of steps, and the values that it keeps in its groups.
 STEPS = "steps_taken"
 GROUP = "group:"
-# Options that a step on copies cannot honour, and why.
+# Options that a step on copies does not support, and why.
 IMPOSSIBLE = {
     "capturable": "each step makes a new optimizer, which a CUDA graph cannot replay",
     "differentiable": "a step is not recorded by autograd",
@@ -32,32 +32,33 @@ IMPOSSIBLE = {
 class TorchOptim(Transform):
     r"""Runs an optimizer class of torch, or written for torch, on copies of the parameters.
 
-    Each step gives the class copies of the parameters, with the update so far as their gradients
-    and with the state that it left at the step before; it steps, and the new update is
+    Each step makes an optimizer of the class for copies of the parameters, with the update as their
+    gradients and with the state of the previous step. It takes a step, and the new update is
 
     .. math::
         u \leftarrow p_{old} - p_{new}
 
-    which holds its learning rate already. Its state and the numbers that it changes in its groups
-    are kept as memory, so it runs inside projections, resumes bitwise and follows schedulers.
+    which includes its learning rate. Its state, and the values that it changes in its groups, are
+    part of this module's state, so it runs inside projections, resumes bitwise and follows
+    schedulers.
 
     Args:
         optimizer: A subclass of `torch.optim.Optimizer`, or the name of one of torch's.
-        options: Its arguments beside the parameters. Numbers, and tuples of numbers, are settings
-            with the class's own defaults, which groups and schedulers change; others are fixed.
+        options: Its arguments other than the parameters. Numbers, and tuples of numbers, become
+            settings, which parameter groups and schedulers may change; others are fixed.
         lr: The same as ``options={"lr": lr}``.
 
     Raises:
-        ArgumentError: If torch has none of that name, the class refuses the options, or it is one
-            that cannot run so: it needs a closure (`torch.optim.LBFGS`) or sparse gradients. Also
-            for ``capturable=True`` and ``differentiable=True``.
-        ArgumentTypeError: If it is not such a class.
+        ArgumentError: If torch has no optimizer of that name, the class rejects the options, or it
+            needs a closure (`torch.optim.LBFGS`) or sparse gradients. Also for ``capturable=True``
+            and ``differentiable=True``.
+        ArgumentTypeError: If it is not a subclass of `torch.optim.Optimizer`.
 
-    Cost: memory as the class has; each step makes an optimizer (tens of microseconds) and copies of
+    Cost: the state of the class; each step makes an optimizer (tens of microseconds) and copies of
     the parameters and the update. Not compiled.
 
     Hooks that are registered for all optimizers (`register_optimizer_step_post_hook` of
-    `torch.optim.optimizer`) are called for the optimizer that holds this module, not for the one
+    `torch.optim.optimizer`) are called for the optimizer that runs this module, not for the one
     that it makes.
 
     Example:
@@ -126,8 +127,8 @@ class TorchOptim(Transform):
         self._make([torch.zeros(2, 2, device="cpu")], {**self.options, **known})
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        # Memory must be there from the first step on, so a step is tried on zeros. Its names and
-        # shapes are kept; its values are not used.
+        # State must exist before the first step, so a step is run on zeros. Its names and shapes
+        # are kept; its values are not used.
         try:
             return self._tried(tensor, settings)
         except ProjcoreError:
@@ -136,7 +137,7 @@ class TorchOptim(Transform):
             if not tensor.is_meta:
                 raise
         if not self._is_torchs:
-            return {}  # it reads values, which a tensor without storage has not
+            return {}  # it reads values, which a tensor without storage does not have
         with Ones():  # type: ignore[no-untyped-call]  # no shape of torch's own depends on it
             return self._tried(tensor, settings)
 
@@ -186,7 +187,7 @@ class TorchOptim(Transform):
         groups = _groups(leaves, states, settings)
         options = self.options
         if options.get("fused") and any(leaf.is_meta for leaf in leaves):
-            options = {**options, "fused": False}  # it keeps the same, and runs without storage
+            options = {**options, "fused": False}  # the same state, without storage
         inner = self._make(groups, options)
         before = [dict(group) for group in inner.param_groups]
         for leaf, state in zip(leaves, states, strict=True):
@@ -212,22 +213,22 @@ class TorchOptim(Transform):
             return self.optimizer(params, **options)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ArgumentError(
-                f"TorchOptim({self._name!r}, {dict(options)!r}) was refused by {self._name}: "
-                f"{error}. Pass options that it takes."
+                f"TorchOptim({self._name!r}, {dict(options)!r}) was rejected by {self._name}: "
+                f"{error}. Pass options that it accepts."
             ) from error
 
     def _check_kept(self, kept: Mapping[str, Any]) -> None:
         for key, value in kept.items():
             if not isinstance(value, (Tensor, int, float)) or "/" in key:
                 raise ContractError(
-                    f"TorchOptim({self._name!r}) keeps {key!r}, a {type(value).__name__}. Memory "
-                    "is tensors and numbers under plain names, so that it can be saved. Use an "
-                    "optimizer that keeps only these."
+                    f"TorchOptim({self._name!r}) keeps {key!r}, a {type(value).__name__}. State "
+                    "consists of tensors and numbers under plain names, so that it can be saved. "
+                    "Use an optimizer that keeps only these."
                 )
 
 
 class Ones(TorchDispatchMode):
-    """Has 1 read from tensors without storage."""
+    """Makes 1 the value of every tensor without storage."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -238,7 +239,7 @@ class Ones(TorchDispatchMode):
 
 
 def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
-    """Returns the optimizer class of that name; raises if it is none that can run as a module."""
+    """Returns the optimizer class of that name; raises unless it can run as a module."""
     found = value
     if isinstance(value, str):
         names = [name for name in dir(torch.optim) if _is_optimizer(getattr(torch.optim, name))]
@@ -256,14 +257,15 @@ def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
         )
     if found is torch.optim.SparseAdam:
         raise ArgumentError(
-            "TorchOptim('SparseAdam') cannot be: it takes sparse gradients, updates are dense. "
-            "Use adam()."
+            "TorchOptim('SparseAdam') is not supported: it needs sparse gradients, and updates "
+            "are dense. Use adam()."
         )
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ArgumentError(
-            f"TorchOptim({found.__name__!r}) cannot be: its step needs a closure, and moves the "
-            "parameters while it runs. Use a module that evaluates the loss, such as lbfgs()."
+            f"TorchOptim({found.__name__!r}) is not supported: its step needs a closure, and "
+            "moves the parameters while it runs. Use a module that evaluates the loss, such as "
+            "lbfgs()."
         )
     return found
 
@@ -284,7 +286,7 @@ def _is_optimizer(value: object) -> TypeGuard[type[torch.optim.Optimizer]]:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, torch.optim.Optimizer):  # its own text has a line for each setting
+    if isinstance(value, torch.optim.Optimizer):  # its repr has a line for each setting
         return f"an optimizer of class {type(value).__name__}"
     return repr(value)
 
@@ -318,7 +320,7 @@ def _groups(
     groups = []
     for key, indices in members.items():
         group: dict[str, Any] = dict(key)
-        for i in reversed(indices):  # what the first tensor remembers has the last word
+        for i in reversed(indices):  # the state of the first tensor takes precedence
             if states[i].get(STEPS):
                 kept = {k: v for k, v in states[i].items() if k.startswith(GROUP)}
                 group.update({k.removeprefix(GROUP): v for k, v in kept.items()})
@@ -327,7 +329,7 @@ def _groups(
 
 
 def _changed(group: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what an optimizer has written into its group, under names of ours."""
+    """Returns the values that an optimizer has written into its group, under our names."""
     return {
         GROUP + key: value
         for key, value in group.items()

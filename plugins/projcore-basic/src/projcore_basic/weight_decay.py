@@ -13,8 +13,8 @@ from projcore.ops import add_scaled, as_given, as_real
 
 
 def agreeing(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """Returns 0 for elements of which the two have opposite signs, and 1 for all others."""
-    same = torch._foreach_sign(tensors)  # a product of the numbers could underflow
+    """Returns 0 for elements whose signs are opposite, and 1 for all others."""
+    same = torch._foreach_sign(tensors)  # the product of the values could underflow
     torch._foreach_mul_(same, torch._foreach_sign(params))
     torch._foreach_add_(same, 1)
     torch._foreach_clamp_max_(same, 1)
@@ -26,12 +26,11 @@ class WeightDecay(Transform):
 
     With ``norm=2`` that is the gradient of :math:`\lambda \lVert p \rVert_2^2 / 2` (L2
     regularization), and with ``norm=1``, where :math:`u \leftarrow u + \lambda
-    \operatorname{sign}(p)`, that of :math:`\lambda \lVert p \rVert_1` (L1); of complex numbers
-    each part has a sign. The second moves parameters to and fro about zero by a step's length, and
-    leaves few that are exactly zero.
+    \operatorname{sign}(p)`, that of :math:`\lambda \lVert p \rVert_1` (L1); for complex numbers,
+    the sign of each part. With ``norm=1`` parameters oscillate about zero by the length of a step,
+    and few become exactly zero.
 
-    Whether the decay is coupled or decoupled is a matter of where in the chain it stands, so there
-    is no argument for it:
+    The position in the chain decides whether the decay is coupled or decoupled:
 
     =====================================  ==================================================
     chain                                  the decay is
@@ -44,22 +43,23 @@ class WeightDecay(Transform):
                                            ``p * (1 - w)`` less ``lr * u``
     =====================================  ==================================================
 
-    Without a module with memory, as in ``WeightDecay(w), LR(lr)``, the first two are the same.
+    Without a module that has state, as in ``WeightDecay(w), LR(lr)``, the first two are the same.
 
-    With ``cautious`` elements decay only where the update does not pull them away from zero:
-    :math:`u_i \leftarrow u_i + \lambda p_i \, [u_i p_i \ge 0]`. So decay never works against the
-    update, and a minimum of the loss stays one. It stands where decoupled decay does.
+    With ``cautious`` elements decay only where the update does not move them away from zero:
+    :math:`u_i \leftarrow u_i + \lambda p_i \, [u_i p_i \ge 0]`. So decay never opposes the update,
+    and minima of the loss are unchanged. Place it where decoupled decay goes.
 
     Args:
         weight_decay: :math:`\lambda`, at least 0.
-        norm: 2 or 1; fixed, groups do not change it.
-        cautious: Whether to decay only where the update does, too; fixed.
+        norm: 2 or 1; fixed: parameter groups cannot override it.
+        cautious: Whether to decay only elements that the update does not increase in magnitude;
+            fixed.
 
     Raises:
         ArgumentError: If ``weight_decay`` is negative or NaN, or ``norm`` is neither 1 nor 2.
 
     Cost: one pass over the update and the parameters, two with ``norm=1``, and 6 with ``cautious``;
-    none, eager, where ``weight_decay`` is 0.
+    eager and with ``weight_decay=0``, none.
 
     Example:
         >>> from projcore import Optimizer
@@ -82,8 +82,8 @@ class WeightDecay(Transform):
     ) -> None:
         if norm not in (1, 2):
             raise ArgumentError(
-                f"WeightDecay(norm={norm!r}) cannot be. Decay is by the parameters (2) or by their "
-                "signs (1). Pass one of these."
+                f"WeightDecay(norm={norm!r}) is not supported. Pass 2 to decay by the parameters "
+                "(L2), or 1 to decay by their signs (L1)."
             )
         self.norm = norm
         self.cautious = cautious

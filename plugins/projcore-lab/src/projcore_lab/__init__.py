@@ -1,1 +1,1 @@
-"""projcore compare: trains real models with several optimizers, measures and plots."""
+"""The command projcore compare: trains models with several optimizers, measures and plots."""

@@ -1,4 +1,4 @@
-"""Adds ``projcore compare`` and ``projcore plan``; imports nothing heavy until they run."""
+"""Adds ``projcore compare`` and ``projcore plan``; heavy imports wait until they run."""
 
 from __future__ import annotations
 
@@ -81,36 +81,39 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
         type=_count,
         default=1,
         metavar="N",
-        help="runs of each, with this seed and those that follow it (default: 1)",
+        help="runs per optimizer, with consecutive seeds (default: 1)",
     )
     parser.add_argument(
         "--target",
         type=_finite,
         metavar="LOSS",
-        help="say after how many steps each is below this loss, by more than the noise over seeds "
-        "(default: the goal of the task, where it has one)",
+        help="report the steps until the loss is below this, by more than the noise over seeds "
+        "(default: the goal of the task, if it has one)",
     )
-    # One thread: results are then those of any machine, and what else runs there disturbs less.
-    parser.add_argument("--threads", type=_count, default=1, help="threads of torch (default: 1)")
-    parser.add_argument("--lr", type=_rate, help="learning rate of all that have one")
+    # One thread: results are then the same on any machine, and less disturbed by other processes.
+    parser.add_argument("--threads", type=_count, default=1, help="number of threads (default: 1)")
+    parser.add_argument("--lr", type=_rate, help="learning rate of all optimizers that have one")
     parser.add_argument(
         "--tune",
         type=_count,
         default=0,
         metavar="N",
-        help="find the learning rate of each in N whole runs before, on another seed",
+        help="tune the learning rate of each in N full runs first, on another seed",
     )
     parser.add_argument(
         "--schedule",
         choices=["constant", "linear"],
         default="constant",
-        help="of learning rates; linear: up in the first 5 %% of the steps, then down to 0",
+        help="learning-rate schedule; linear: warm up for 5 %% of the steps, then decay to 0",
     )
     parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="text to train on, for the task text"
+        "--text", type=Path, metavar="FILE", help="the text to train on, for the task text"
     )
     parser.add_argument(
-        "--size", choices=["small", "large"], default="small", help="of the model of the task text"
+        "--size",
+        choices=["small", "large"],
+        default="small",
+        help="model size of the task text",
     )
     parser.add_argument(
         "--batch", type=_count, default=16, help="sequences in a batch of the task text"
@@ -123,7 +126,7 @@ def projcore_add_commands(subparsers: _SubParsersAction[ArgumentParser]) -> None
         help="a folder without results (default: ./compare)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the finished runs in that folder"
+        "--resume", action="store_true", help="continue from the finished runs in that folder"
     )
     parser.set_defaults(run=_run)
 
@@ -137,9 +140,9 @@ def _run(arguments: Namespace) -> int:
 def _add_plan(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "plan",
-        help="estimate the memory that optimizers need for a model",
-        description="Estimates the memory that optimizers keep for a model, from shapes alone: "
-        "each is built on parameters without storage, and asked. Nothing is allocated.",
+        help="estimate the memory of optimizer states for a model",
+        description="Estimates the memory of optimizer states for a model, from shapes alone: "
+        "each is built on parameters without storage. Nothing is allocated.",
         epilog=PLAN_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -153,13 +156,13 @@ def _add_plan(subparsers: _SubParsersAction[ArgumentParser]) -> None:
         "--dtype",
         choices=["float32", "bfloat16", "float16", "float64"],
         default="float32",
-        help="of parameters and gradients (default: float32)",
+        help="dtype of parameters and gradients (default: float32)",
     )
     parser.add_argument(
         "--ranks",
         type=_ranks,
         metavar="N",
-        help="of so many processes, among which FSDP2 shards the model: what each keeps and sends",
+        help="number of FSDP2 processes: shows the state and communication of each",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_plan)
@@ -167,7 +170,7 @@ def _add_plan(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 def _ranks(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no number of processes, such as 8")
+        raise ArgumentTypeError(f"{text!r} is not a number of processes. Pass an integer such as 8")
     return int(text)
 
 
@@ -179,7 +182,7 @@ def _run_plan(arguments: Namespace) -> int:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise ArgumentTypeError(f"{text!r} is not an integer, at least 1")
     return int(text)
 
 

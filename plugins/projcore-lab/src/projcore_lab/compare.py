@@ -34,11 +34,11 @@ TEXT_ONLY = {"text": None, "size": "small", "batch": BATCH}  # options and their
 def compare(arguments: Namespace) -> int:
     """Runs the command; returns its exit code.
 
-    0 if all went well (a run that diverged is a result), 1 if an optimizer raised an error, 130 if
-    the user interrupted; what was finished is kept.
+    0 on success (a run that diverged is a result), 1 if an optimizer raised an error, 130 if the
+    user interrupted it; finished runs are kept.
 
     Raises:
-        ArgumentError: If anything given is refused; then nothing was trained or written.
+        ArgumentError: If an argument is invalid; then nothing was trained or written.
     """
     console = Console()
     if not console.is_terminal:
@@ -61,8 +61,8 @@ def compare(arguments: Namespace) -> int:
         torch.set_num_threads(threads)
     if interrupted:
         console.print(
-            f"Interrupted. What is finished is kept in {arguments.output}; "
-            "the same command with --resume goes on from there.",
+            f"Interrupted. Finished runs are kept in {arguments.output}; "
+            "the same command with --resume continues from there.",
             **PLAIN,
         )
         return INTERRUPTED
@@ -71,7 +71,7 @@ def compare(arguments: Namespace) -> int:
 
 
 def make_task(arguments: Namespace, seed: int) -> Task:
-    """Returns the task that was asked for."""
+    """Returns the requested task."""
     if arguments.task == "text":
         return Text(seed, arguments.text, arguments.size, arguments.batch)
     for option, default in TEXT_ONLY.items():
@@ -87,7 +87,7 @@ def make_task(arguments: Namespace, seed: int) -> Task:
 
 
 def settings(arguments: Namespace, task: Task) -> dict[str, Any]:
-    """Returns what the user asked for, by option."""
+    """Returns the values of the user's options."""
     names = ("schedule", "seed", "seeds", "threads", "lr", "tune")
     return {
         "steps": arguments.steps or task.steps,
@@ -96,31 +96,31 @@ def settings(arguments: Namespace, task: Task) -> dict[str, Any]:
 
 
 def check(task: Task, contenders: Sequence[Contender]) -> None:
-    """Builds each optimizer once, so that a wrong spec is refused before any training."""
+    """Builds each optimizer once, so that an invalid spec is an error before any training."""
     for contender in contenders:
         try:
             contender.optimizer(task.model())
         except ProjcoreError as error:
-            raise ArgumentError(f"{contender.name!r} is refused: {error}") from error
+            raise ArgumentError(f"{contender.name!r} cannot be built: {error}") from error
 
 
 def open_store(folder: Path, resume: bool) -> Store:
-    """Returns where the runs are kept; results that are there are not overwritten.
+    """Returns the store of the runs; existing results are not overwritten.
 
     Raises:
-        ArgumentError: If the folder cannot be made, has results and `resume` is false, or has
-            results without the runs to go on from.
+        ArgumentError: If the folder cannot be created, has results while `resume` is false, or has
+            results without the runs to continue from.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(
-            f"--output {folder} cannot be made: {error}. It is a folder for the results. "
-            "Name another."
+            f"--output {folder} cannot be created: {error}. It is the folder for the results. "
+            "Name another one."
         ) from error
     there = [name for name in (RUNS, *FILES) if (folder / name).exists()]
     if there and not (resume and RUNS in there):
-        advice = "Pass --resume to go on from its runs, or name" if RUNS in there else "Name"
+        advice = "Pass --resume to continue from its runs, or name" if RUNS in there else "Name"
         raise ArgumentError(
             f"--output {folder} has results already: {', '.join(there)}. They are not overwritten. "
             f"{advice} another folder with --output."
@@ -129,7 +129,7 @@ def open_store(folder: Path, resume: bool) -> Store:
 
 
 def save(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes what is finished; returns all files there are now."""
+    """Writes the finished results; returns all files of the comparison."""
     files = [folder / RUNS]
     if comparison.results:
         data = json.dumps(comparison.as_json(), indent=1, allow_nan=False) + "\n"
@@ -142,7 +142,7 @@ def save(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def show(comparison: Comparison, files: Sequence[Path], console: Console) -> None:
-    """Prints the table, what its columns are, what to read from it, and the files."""
+    """Prints the table with its legend, notes and verdict, and the files."""
     console.print(f"\n{comparison.task.description}", markup=False, highlight=False)
     console.print(report.table(comparison), "")
     console.print(report.legend(comparison), "")

@@ -1,4 +1,4 @@
-"""A comparison: several contenders trained alike on one task, each with several seeds."""
+"""A comparison: several contenders trained on one task, each with several seeds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from projcore_lab.tune import Trial
 
 @dataclass
 class Result:
-    """What came of a contender: a run for each seed, and what is said of all of them together.
+    """The result of a contender: a run for each seed, and their statistics.
 
     Attributes:
         name: Of the contender.
         spec: The expression that made it.
         runs: One for each seed.
-        trials: The learning rates that were tried before.
+        trials: The learning rates tried in tuning.
     """
 
     name: str
@@ -40,22 +40,22 @@ class Result:
 
     @property
     def failure(self) -> Run | None:
-        """The first run that did not make all its steps."""
+        """The first run that did not complete all its steps."""
         return next((run for run in self.runs if not run.final), None)
 
     @property
     def status(self) -> str:
-        """That of the first run that did not finish, else ``"finished"``."""
+        """The status of the first run that did not finish, or ``"finished"``."""
         return self.failure.status if self.failure else "finished"
 
     @property
     def reason(self) -> str:
-        """Why, of a status that is not ``"finished"``."""
+        """The reason for a status other than ``"finished"``."""
         return self.failure.reason if self.failure else ""
 
     @cached_property
     def checks(self) -> list[Check]:
-        """The means of the runs' validations, as far as all runs came."""
+        """The means of the runs' validations, up to the last that all runs reached."""
         shortest = min(len(run.checks) for run in self.runs)
         return [_mean([run.checks[i] for run in self.runs]) for i in range(shortest)]
 
@@ -97,12 +97,12 @@ class Result:
 
     @property
     def state_bytes(self) -> int | None:
-        """What the optimizer keeps between steps."""
+        """The bytes that the optimizer keeps between steps."""
         return self.runs[0].state_bytes
 
     @property
     def extra_bytes(self) -> int | None:
-        """The most that a step allocated at once beside that, parameters and gradients."""
+        """The peak bytes that a step allocated in addition to state, parameters and gradients."""
         return self.runs[0].extra_bytes
 
     def loss_after(self, seconds: float) -> float | None:
@@ -116,14 +116,15 @@ class Result:
 
 @dataclass
 class Comparison:
-    """Everything that a comparison found.
+    """The results of a comparison.
 
     Attributes:
         task: What was trained.
-        settings: What the user asked for, by option.
+        settings: The user's options.
         results: Of the contenders, in their order.
         target: The loss to reach, if one was given.
-        missing: Names of the contenders that are not finished, because the user interrupted it.
+        missing: Names of the contenders that are not finished, because the user interrupted the
+            run.
     """
 
     task: Task
@@ -134,16 +135,16 @@ class Comparison:
 
     @property
     def finished(self) -> list[Result]:
-        """The results of which all runs made all their steps."""
+        """The results whose runs all completed."""
         return [result for result in self.results if result.final]
 
     @property
     def equal_seconds(self) -> float | None:
-        """The time that all which finished had at least, to compare them by time."""
+        """The time of the fastest finished result, at which all are compared."""
         return min((result.seconds for result in self.finished), default=None)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns everything as plain values; there is no infinity and no NaN among them."""
+        """Returns all results as plain values, without infinities and NaN."""
         model = self.task.model()
         return {
             "task": {
@@ -189,7 +190,7 @@ class Comparison:
 
 
 def coincident(results: Sequence[Result], tolerance: float = 0.02) -> list[list[Result]]:
-    """Groups results whose validation losses agree all the way, to the tolerance (relative)."""
+    """Groups results whose validation losses agree throughout, to a relative tolerance."""
     groups: list[list[Result]] = []
     for result in results:
         for group in groups:
@@ -210,7 +211,7 @@ def difference(one: Result, other: Result) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of all that may change a result."""
+    """Returns the versions of all packages that may change a result."""
     plugins = {
         point.dist.name: point.dist.version
         for point in entry_points(group="projcore")

@@ -1,4 +1,4 @@
-"""Tasks that are functions of a few numbers, each of them hard for some optimizers.
+"""Tasks that minimize functions of a few numbers, each hard for some optimizers.
 
 The kinds are those of LightBench, HeavyBall's benchmark; the definitions are our own.
 """
@@ -19,7 +19,7 @@ Formula = Callable[..., Tensor]  # of the parameters
 
 
 class Window(NamedTuple):
-    """What a picture of a function of two numbers shows."""
+    """The part of the plane that a picture of a function shows."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -28,15 +28,16 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Function:
-    """A function to minimise; its least value is 0.
+    """A function to minimize; its minimum is 0.
 
     Attributes:
         formula: Of the parameters.
         start: The parameters at the beginning.
         goal: The value that counts as solved.
         description: What it is, in one line.
-        draw: Returns the random numbers of a step, if its gradients are random.
-        training: Then, the function whose gradient a step sees: of the parameter and these numbers.
+        draw: Returns the random numbers of a step, for a function with random gradients.
+        training: For such a function, the one that is differentiated: of the parameter and these
+            numbers.
         window: For a picture, if there are two parameters of one element.
     """
 
@@ -50,7 +51,7 @@ class Function:
 
 
 class FunctionTask(Task):
-    """Minimises a function in float64; the seed changes only what is random in its gradients.
+    """Minimizes a function in float64; the seed affects only the noise of its gradients.
 
     Args:
         seed: Of the random numbers.
@@ -60,7 +61,7 @@ class FunctionTask(Task):
     steps = 500
     checks = 250
     lr = 0.1
-    inner = "adam"  # weight decay would pull away from the minimum
+    inner = "adam"  # weight decay would move the minimum
     others = ("vector-newton", "vector-descent")
     loss_name = "loss"
 
@@ -119,7 +120,7 @@ def rosenbrock(x: Tensor, y: Tensor) -> Tensor:
 
 
 def rastrigin(x: Tensor, y: Tensor) -> Tensor:
-    """Returns Rastrigin's function (1974): a bowl with a wave on it."""
+    """Returns Rastrigin's function (1974): a quadratic with a cosine added."""
     return sum((10 + each**2 - 10 * torch.cos(2 * torch.pi * each) for each in (x, y)), 0 * x)
 
 
@@ -159,22 +160,22 @@ def ill_conditioned(x: Tensor) -> Tensor:
 
 
 def kronecker(x: Tensor) -> Tensor:
-    """Returns a quadratic function of a matrix, by a factor for each of its sides."""
+    """Returns a quadratic function of a matrix, with a factor for each dimension."""
     return square(factor(16, 10.0, 2) @ x @ factor(16, 10.0, 3))
 
 
 def layer_scales(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Returns a sum of squares of three matrices, one weighed 10 000 times more than another."""
+    """Returns a sum of squares of three matrices, with weights from 0.01 to 100."""
     return square(x) / 100 + square(y) + 100 * square(z)
 
 
 def parameter_scales(x: Tensor) -> Tensor:
-    """Returns a sum of squares that wants numbers from 0.01 to 100."""
+    """Returns a sum of squares whose minimizer has elements from 0.01 to 100."""
     return square(x / (100 * spectrum(1e4, len(x))) - 1)
 
 
 def minimax(x: Tensor) -> Tensor:
-    """Returns the largest residual of linear equations; it has an edge at the minimum."""
+    """Returns the largest residual of linear equations, which is not smooth at the minimum."""
     return (factor(16, 10.0, 4) @ x).abs().max()
 
 

@@ -1,4 +1,4 @@
-"""Contenders: the optimizers that are compared, given as specs or by names of presets."""
+"""Contenders: the compared optimizers, given as specs or names of presets."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def learning_rate(optimizer: torch.optim.Optimizer) -> float | None:
 
 
 def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Contender]:
-    """Returns the contenders of these names and specs; the task's default ones if there are none.
+    """Returns the contenders of these names and specs; by default those of the task.
 
     Args:
         names: Names of presets, or specs such as ``"adam(); lr(0.003)"``; repeated ones count once.
-        task: It chooses the default line-up, and the learning rate of the presets.
+        task: It determines the default line-up, and the learning rate of the presets.
         lr: A learning rate for all that have one.
     """
     chosen = dict.fromkeys(names or [*default_names(task.inner), *task.others])
@@ -99,7 +99,7 @@ def lineup(names: Sequence[str], task: Task, lr: float | None = None) -> list[Co
 def contender(name: str, preset_lr: float, lr: float | None = None) -> Contender:
     """Returns the contender of a preset, a spec, a recipe, or an optimizer of torch's.
 
-    A wrong one shows when it is built.
+    An invalid one raises an error when it is built.
     """
     spec = PRESETS[name].format(lr=preset_lr) if name in PRESETS else name
 

@@ -1,4 +1,4 @@
-"""What an optimizer keeps in memory, and what a step takes beside that."""
+"""The memory of an optimizer's state, and of the temporaries of a step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of the tensors made inside the ``with`` block that are alive at once.
 
-    Each result of a torch operation is followed from its making to the release of its storage, so
-    `peak` is true to the byte for tensors. What a kernel allocates for itself and frees before it
-    returns is not seen.
+    Each result of a torch operation is tracked until its storage is released, so `peak` is exact to
+    the byte for tensors. Workspaces that a kernel allocates and frees are not seen.
 
     Attributes:
         live: Bytes alive now.
@@ -41,7 +40,7 @@ class PeakMemory(TorchDispatchMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Goes on counting, but leaves `peak` as it is."""
+        """Keeps counting, without changing `peak`."""
         before, self._paused = self._paused, True
         try:
             yield

@@ -20,8 +20,8 @@ def call_torch(spec: str, model: nn.Module) -> torch.optim.Optimizer:
     cls = getattr(torch.optim, match["name"], None) if match else None
     if match is None or not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ArgumentError(
-            f"torch.optim has no {spec!r}. A spec that begins so names one of its classes, and "
-            "takes values by name. Write torch.optim.SGD(lr=0.1)."
+            f"torch.optim has no {spec!r}. Such a spec names one of its classes, with arguments "
+            "by name. Write for example torch.optim.SGD(lr=0.1)."
         )
     try:
         arguments = _values(match["arguments"])

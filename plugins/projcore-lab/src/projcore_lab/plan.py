@@ -1,4 +1,4 @@
-"""The command ``projcore plan``: the memory of optimizers, from the shapes of a model alone."""
+"""The command ``projcore plan``: estimates the memory of optimizer states from shapes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan(arguments: Namespace) -> int:
     """Runs the command; returns its exit code, which is 0.
 
     Raises:
-        ArgumentError: If the model or an optimizer is refused; then nothing was printed.
+        ArgumentError: If the model or an optimizer is invalid; then nothing was printed.
     """
     shapes = read_model(arguments.model)
     data = estimate(arguments.model, shapes, arguments.spec, arguments.dtype, arguments.ranks)
@@ -56,27 +56,27 @@ def read_model(model: str) -> Shapes:
         text = Path(model).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"{model!r} is no built-in model and no file that can be read: {error}."
+            f"{model!r} is neither a built-in model nor a readable file: {error}."
             f"{suggest(model, LLAMA)} Pass one of {', '.join(LLAMA)}, or a JSON file."
         ) from error
     try:
         shapes = json.loads(text)
     except ValueError as error:
         raise ArgumentError(
-            f"{model} is not JSON: {error}. It holds the names and shapes of the parameters. "
+            f"{model} is not valid JSON: {error}. It must hold names and shapes of parameters. "
             'Write {"name": [rows, columns], ...}.'
         ) from error
     if not isinstance(shapes, dict) or not shapes:
         raise ArgumentError(
-            f"{model} holds no mapping from names to shapes, or an empty one. It tells the shape "
-            'of each parameter. Write {"name": [rows, columns], ...}.'
+            f"{model} must hold a mapping from the names of parameters to shapes, which is not "
+            'empty. Write {"name": [rows, columns], ...}.'
         )
     for name, shape in shapes.items():
         if not isinstance(shape, list) or not all(
             type(length) is int and length >= 0 for length in shape
         ):
             raise ArgumentError(
-                f"{model} has {shape!r} for {name!r}. A shape is a list of whole numbers, none "
+                f"{model} has {shape!r} for {name!r}. A shape is a list of integers, none "
                 "below 0. Write for example [512, 64]."
             )
     return {name: tuple(shape) for name, shape in shapes.items()}
@@ -85,10 +85,10 @@ def read_model(model: str) -> Shapes:
 def estimate(
     model: str, shapes: Shapes, specs: Sequence[str], dtype: str, ranks: int | None = None
 ) -> dict[str, Any]:
-    """Returns what each optimizer of a model will keep, as JSON; nothing is allocated.
+    """Returns the size of each optimizer's state for a model, as JSON; nothing is allocated.
 
-    Each is built on parameters without storage, and asked: `projcore.Optimizer.memory` and, for so
-    many processes, `projcore.Optimizer.sharding`.
+    Each is built on parameters without storage, and estimated by `projcore.Optimizer.memory` and,
+    with `ranks`, `projcore.Optimizer.sharding`.
     """
     optimizers = []
     for spec in dict.fromkeys(specs):
@@ -121,11 +121,11 @@ def estimate(
 
 
 def sharded(spec: str, optimizer: projcore.Optimizer, ranks: int) -> dict[str, Any]:
-    """Returns what each of several processes keeps, and sends in a step, at most."""
+    """Returns the largest state, and communication in a step, of any of several processes."""
     try:
         found = optimizer.sharding(ranks)
     except ProjcoreError as error:
-        raise ArgumentError(f"{spec!r} is refused with --ranks: {error}") from error
+        raise ArgumentError(f"{spec!r} cannot be sharded (--ranks): {error}") from error
     return {"rank_state_bytes": max(found.state), "rank_sent_bytes": max(found.sent)}
 
 
@@ -145,7 +145,7 @@ def make(spec: str, params: Params) -> projcore.Optimizer:
             warnings.simplefilter("ignore", StepSizeWarning)  # it takes no step
             optimizer = projcore.create_optimizer(params, spec)
     except ProjcoreError as error:
-        raise ArgumentError(f"{spec!r} is refused: {error}") from error
+        raise ArgumentError(f"{spec!r} cannot be built: {error}") from error
     except (NotImplementedError, RuntimeError) as error:
         raise ArgumentError(
             f"{spec!r} cannot be planned: {error}. It reads the values of parameters, which do "
@@ -153,14 +153,15 @@ def make(spec: str, params: Params) -> projcore.Optimizer:
         ) from error
     if not isinstance(optimizer, projcore.Optimizer):
         raise ArgumentError(
-            f"{spec!r} is refused: it made a {type(optimizer).__name__}. Only a projcore.Optimizer "
-            "tells its memory before it steps. Use another recipe, or write its modules out."
+            f"{spec!r} cannot be planned: it makes a {type(optimizer).__name__}. Only for a "
+            "projcore.Optimizer can memory be estimated before a step. Use another recipe, or "
+            "write its modules out."
         )
     return optimizer
 
 
 def heading(data: Mapping[str, Any]) -> str:
-    """Returns what is known of the model, in lines."""
+    """Returns a summary of the model."""
     return (
         f"{data['model']}: {data['parameters']:,} parameters in {data['tensors']} tensors, "
         f"{data['dtype']}\n"
@@ -203,7 +204,7 @@ def table(data: Mapping[str, Any]) -> Table:
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
-    """Returns what the table does not say by itself, in sentences."""
+    """Returns notes on the table, in sentences."""
     lines = [
         f"{optimizer['spec']}: {note}"
         for optimizer in data["optimizers"]
@@ -212,10 +213,10 @@ def notes(data: Mapping[str, Any]) -> list[str]:
     if data["ranks"] is not None:
         apart = data["weight_bytes"] * (data["ranks"] - 1) / data["ranks"]
         lines.append(
-            f"The passes of the model send {_mib(round(3 * apart))} MiB more from each process, "
-            "by two all-gathers and a reduce-scatter in a step."
+            f"The model itself sends {_mib(round(3 * apart))} MiB more from each process in a "
+            "step, by two all-gathers and a reduce-scatter."
         )
-    return [*lines, "Activations, and what a step needs while it runs, come on top."]
+    return [*lines, "Activations, and temporaries of a step, are not included."]
 
 
 def _mib(count: int) -> str:

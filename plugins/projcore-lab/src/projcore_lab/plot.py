@@ -25,8 +25,8 @@ COLORS = (  # Okabe and Ito's, which colour-blind readers can tell apart, then s
     *("#999933", "#882255", "#44AA99", "#332288", "#999999", "#DDCC77", "#AA4499"),
 )
 KINDS = ("png", "pdf")
-LOG_FLOOR = 1e-20  # losses below it are drawn there
-CEILING = 10  # losses above so many times the first one are drawn there
+LOG_FLOOR = 1e-20  # lower losses are drawn there
+CEILING = 10  # losses above this multiple of the first one are drawn there
 DASH = 3.0  # length of a dash, in line widths
 
 
@@ -44,7 +44,7 @@ class Curve:
 
     @property
     def dashes(self) -> dict[str, Any]:
-        """Options of a line that leaves room for those that coincide with it."""
+        """Options of a line with gaps for those that coincide with it."""
         if self.turns == 1:
             return {"linestyle": "-", "linewidth": 1.8}
         pattern = (self.turn * DASH, (DASH, (self.turns - 1) * DASH))
@@ -80,7 +80,7 @@ def draw(comparison: Comparison) -> Figure:
 
 
 def draw_rates(comparison: Comparison) -> Figure:
-    """Draws the losses that the learning rates led to, of results of which some were tried."""
+    """Draws final losses against learning rates, for tuned results."""
     lines = [curve for curve in curves(comparison.results) if curve.result.trials]
     figure = Figure(figsize=(8, 4.5 + 0.19 * len(lines)), layout="constrained", dpi=120)
     axes = figure.subplots()
@@ -118,7 +118,7 @@ def _legend(figure: Figure, lines: Sequence[Curve]) -> None:
 
 
 def curves(results: Sequence[Result]) -> list[Curve]:
-    """Gives each result its colour, and its turn among those that it coincides with."""
+    """Assigns each result its color, and its dashes among those that it coincides with."""
     turns = {each.name: (i, len(g)) for g in coincident(results) for i, each in enumerate(g)}
     colors = [COLORS[i % len(COLORS)] for i in range(len(results))]
     return [
@@ -167,7 +167,7 @@ def _against_evaluations(axes: Axes, comparison: Comparison, lines: list[Curve])
 
 
 def _band(axes: Axes, curve: Curve) -> None:
-    """Fills what lies between the lowest and the highest seed."""
+    """Fills the area between the lowest and the highest seed."""
     result = curve.result
     if len(result.runs) > 1:
         steps = [check.step for check in result.checks]
@@ -209,7 +209,7 @@ def _loss_scale(axes: Axes, losses: Sequence[float]) -> None:
 
 
 def _against_memory(axes: Axes, comparison: Comparison, lines: list[Curve]) -> None:
-    """Draws final losses against memory; points at one place become rings around each other."""
+    """Draws final losses against memory; coinciding points become concentric rings."""
     points = [
         (curve, each.state_bytes, _drawn(each.final.loss, each))
         for curve in lines
@@ -244,7 +244,7 @@ def _against_memory(axes: Axes, comparison: Comparison, lines: list[Curve]) -> N
 
 
 def _paths(axes: Axes, function: Function, lines: list[Curve]) -> None:
-    """Draws the ways of the first seed through the plane, over the function's contours."""
+    """Draws the paths of the first seed over the function's contours."""
     assert function.window is not None
     window = function.window
     x, y = torch.linspace(*window.x, 400), torch.linspace(*window.y, 400)
@@ -272,7 +272,7 @@ def _handle(curve: Curve) -> Line2D:
 
 
 def _title(comparison: Comparison) -> list[str]:
-    """Returns what was trained, and how."""
+    """Returns the task and its settings."""
     settings = comparison.settings
     seeds = f"seeds {settings['seed']} to {settings['seed'] + settings['seeds'] - 1}"
     return [
@@ -284,7 +284,7 @@ def _title(comparison: Comparison) -> list[str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """Returns what one has to know to read the curves."""
+    """Returns notes for reading the curves."""
     lines = [
         "Dashes of several colours are one curve (apart by less than 2 %): "
         + ", ".join(each.name for each in group)

@@ -1,4 +1,4 @@
-"""The comparison in words: a table, what its columns are, and what to read from it."""
+"""The report of a comparison: a table, its legend, notes and a verdict."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from projcore_lab.target import LEVEL, Target
 from projcore_lab.tune import at_edge
 
 LEGEND = {
-    "lr": "learning rate; with --tune the best that was tried, * if there was none beyond it",
+    "lr": "learning rate; with --tune the best one tried, * if at the edge of those tried",
     "final loss": "on validation data after the last step; the mean over seeds",
     "±": "standard deviation of the final loss over seeds",
-    "best loss": "the lowest on the way",
-    "right": "share of right answers after the last step",
-    "to target": "steps until the loss was below the target by the rule below",
-    "after": "loss after the time that the fastest took in all",
+    "best loss": "the lowest validation loss during training",
+    "right": "fraction of correct answers after the last step",
+    "to target": "steps until the loss is below the target, by the rule below",
+    "after": "loss after the total time of the fastest run",
     "step ms": "median time of a step, with forward and backward passes",
-    "own ms": "the optimizer's part of that",
+    "own ms": "the optimizer's part of the step",
     "evals": "evaluations of the training loss in a run",
     "state": "bytes that the optimizer keeps between steps",
-    "extra memory": "the most that a step allocates beside parameters, gradients and state",
+    "extra memory": "peak memory of a step beyond parameters, gradients and state",
 }
 
 
 def table(comparison: Comparison) -> Table:
-    """Returns the table of all results; of a default line-up it fits 80 characters."""
+    """Returns the table of all results; that of a default line-up fits 80 characters."""
     result = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
     result.add_column("optimizer", overflow="fold", min_width=13)
     names = columns(comparison)
@@ -44,7 +44,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def columns(comparison: Comparison) -> list[str]:
-    """Returns the names of the columns that this comparison has, beside the optimizer's."""
+    """Returns the names of the columns of this comparison, after the optimizer's."""
     missing = set()
     if not any(each.final and each.final.accuracy is not None for each in comparison.results):
         missing.add("right")
@@ -76,7 +76,7 @@ def _cells(comparison: Comparison, result: Result) -> dict[str, str]:
 
 
 def legend(comparison: Comparison) -> Table:
-    """Returns what each column of the table is."""
+    """Returns the legend of the table's columns."""
     result = Table.grid(padding=(0, 2))
     result.add_column(no_wrap=True)
     for name in columns(comparison):
@@ -85,22 +85,22 @@ def legend(comparison: Comparison) -> Table:
 
 
 def line(result: Result) -> str:
-    """Returns a result in a line, for where there is no progress bar."""
+    """Returns a result as one line, for use without a progress bar."""
     loss = f", loss {_loss(result.final)}" if result.final else ""
     return f"{result.name}: {result.status} in {result.seconds:.1f} s{loss}"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Returns what the table does not say by itself, in sentences."""
+    """Returns notes on the table, in sentences."""
     results = comparison.results
     lines = [f"{each.name}: {each.status}, {each.reason}" for each in results if each.reason]
     if any(at_edge(each.trials) for each in results):
-        lines.append("* at the edge of what was tried; further out may be better.")
+        lines.append("* the best rate is at the edge of those tried: one beyond may be better.")
     for group in coincident(comparison.finished):
         if len(group) > 1:
             apart = max(difference(group[0], each) for each in group)
             names = ", ".join(each.name for each in group)
-            lines.append(f"One curve, to {apart:.1g} of its loss: {names}.")
+            lines.append(f"Identical up to a relative difference of {apart:.1g}: {names}.")
     if comparison.target:
         lines.append(rule(comparison.target, len(results[0].runs)))
     return lines + verdict(comparison)
@@ -109,7 +109,7 @@ def notes(comparison: Comparison) -> list[str]:
 def rule(target: Target, seeds: int) -> str:
     """Returns the rule by which a target is reached."""
     if target.noise is None:
-        why = "the noise over seeds is not known" if seeds == 1 else "no mean got there"
+        why = "the noise over seeds is unknown" if seeds == 1 else "no mean reached it"
         return f"Target {target.loss:g}: reached where the mean is not above it; {why}."
     return (
         f"Target {target.loss:g}: reached where (target - mean) sqrt({seeds}) >= "
@@ -119,7 +119,7 @@ def rule(target: Target, seeds: int) -> str:
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """Returns which optimizer did best: for its loss, its time and its memory."""
+    """Returns the best optimizers by loss, time and memory."""
     losses = {each.name: each.final.loss for each in comparison.finished if each.final}
     if len(losses) < 2:
         return []
@@ -143,7 +143,7 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def size(count: int | None) -> str:
-    """Returns a number of bytes as one reads it.
+    """Returns a number of bytes in readable units.
 
     Example:
         >>> size(903_000)

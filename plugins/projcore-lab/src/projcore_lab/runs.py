@@ -1,4 +1,4 @@
-"""Runs: one contender trained on one task, with everything that was measured on the way."""
+"""Runs: one contender trained on one task, with all measurements."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Check:
         seconds: Time that these took, without validations.
         evaluations: Passes through the model that these took, with or without a backward pass.
         loss: Validation loss.
-        accuracy: Share of right answers, where the task has them.
+        accuracy: Fraction of correct answers, for tasks that have them.
     """
 
     step: int
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass
 class Run:
-    """What came of training one contender once.
+    """The result of training one contender once.
 
     Attributes:
         seed: Of the task.
@@ -58,8 +58,8 @@ class Run:
         checks: Validations; the first before any step.
         path: Points that the parameters went through, if the task draws them.
         state_bytes: What the optimizer keeps between steps.
-        extra_bytes: The most that a step allocated at once beside parameters, gradients and state,
-            outside forward and backward passes.
+        extra_bytes: The peak bytes that a step allocated in addition to parameters, gradients and
+            state, outside forward and backward passes.
     """
 
     seed: int
@@ -103,11 +103,11 @@ class Run:
 
 
 class Closure:
-    """Evaluates the loss of a model on one batch as often as it is asked; counts and times it.
+    """Evaluates the loss of a model on one batch; counts and times the evaluations.
 
     Attributes:
         batch: The data of this step.
-        keep_grads: Write new gradients where the old ones are, instead of dropping these.
+        keep_grads: Whether to write new gradients into the old tensors instead of dropping these.
         evaluations: How often it was called.
         backwards: How often with a backward pass.
         seconds: How long that took.
@@ -136,15 +136,15 @@ class Closure:
 
 
 def now() -> float:
-    """Returns a time in seconds: of this thread if torch has no other, else of the clock.
+    """Returns seconds: processor time of this thread if torch uses no other, else the clock's.
 
-    So what else runs on the machine does not count where one thread trains.
+    So other processes on the machine do not count if one thread trains.
     """
     return thread_time() if torch.get_num_threads() == 1 else perf_counter()
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Tells whether `step` has to be given a closure."""
+    """Whether `step` must be given a closure."""
     return "closure" in getattr(optimizer, "needs", ())
 
 
@@ -159,7 +159,7 @@ def make_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -
 
 
 def linear(share: float) -> float:
-    """Returns the rate's factor after a share of the steps: up at first, then down to 0."""
+    """Returns the factor of the rate after a fraction of the steps: warmup, then decay to 0."""
     return min(share / WARM_UP, (1 - share) / (1 - WARM_UP))
 
 
@@ -257,7 +257,7 @@ def _checked(steps: int, checks: int) -> set[int]:
 
 
 def _extra_bytes(task: Task, optimizer: torch.optim.Optimizer, closure: Closure, steps: int) -> int:
-    """Measures the optimizer's temporary memory on steps of their own; they change the model."""
+    """Measures the optimizer's temporary memory in extra steps, which change the model."""
     peak = 0
     closure.keep_grads = True
     for step in range(steps, steps + MEMORY_STEPS):

@@ -1,4 +1,4 @@
-"""The file of finished runs, so that a comparison that was interrupted can go on."""
+"""The file of finished runs, from which an interrupted comparison can be resumed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Key = Mapping[str, Any]  # all that a run depends on, as plain values
 
 
 class Store:
-    """Runs by all that they depend on; each is in the file as soon as it is finished.
+    """Runs, keyed by everything that they depend on; each is written as soon as it is finished.
 
     The file has a line of JSON for each run, after one for the versions that made them.
 
     Args:
-        file: It is made if there is none.
+        file: The file, created if it does not exist.
         versions: Of all that may change a result.
 
     Raises:
@@ -37,8 +37,8 @@ class Store:
                 self._append({"versions": versions})
         except OSError as error:
             raise ArgumentError(
-                f"{file} cannot be used: {error}. It is where runs are kept. "
-                "Name another folder with --output."
+                f"{file} cannot be used: {error}. Runs are kept in it. Name "
+                "another folder with --output."
             ) from error
         for number, line in enumerate(lines, start=1):
             try:
@@ -49,8 +49,8 @@ class Store:
                     self._runs[_text(data["key"])] = _run(data["run"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ArgumentError(
-                    f"Line {number} of {file} is no run: {error!r}. It is written by "
-                    "projcore compare alone. Remove that line, or name another --output."
+                    f"Line {number} of {file} is not a run: {error!r}. Only projcore compare "
+                    "writes this file. Remove that line, or name another --output."
                 ) from error
         if lines and found != versions:
             changed = sorted(
@@ -64,7 +64,7 @@ class Store:
             )
 
     def find(self, key: Key) -> Run | None:
-        """Returns the run that depends on just that, if there is one."""
+        """Returns the run with that key, if there is one."""
         return self._runs.get(_text(key))
 
     def add(self, key: Key, run: Run) -> None:
@@ -74,12 +74,12 @@ class Store:
 
     def _append(self, data: Mapping[str, Any]) -> None:
         line = json.dumps(data, allow_nan=False) + "\n"
-        with self.file.open("ab", buffering=0) as stream:  # all of it at once, or nothing
+        with self.file.open("ab", buffering=0) as stream:  # written at once or not at all
             stream.write(line.encode("utf-8"))
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """Returns the lines of a file; one that was cut short by the end of the process is dropped."""
+    """Returns the complete lines of a file, without one that was cut off when a process ended."""
     if not file.exists():
         return []
     text = file.read_bytes()

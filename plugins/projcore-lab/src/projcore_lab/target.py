@@ -1,6 +1,6 @@
 r"""Steps to a target loss, by the rule of the public optimizer leaderboard.
 
-A contender has reached a target after the first validation at which, over :math:`n` seeds,
+A contender reaches a target at the first validation where, over :math:`n` seeds,
 
 .. math::
     (\text{target} - \text{mean}) \sqrt n \ge c
@@ -28,12 +28,12 @@ LEVEL = 0.001  # a mean that equals the target passes a check with this probabil
 
 @dataclass(frozen=True)
 class Target:
-    """A loss to reach, and by how much.
+    """A loss to reach, and the required margin.
 
     Attributes:
         loss: The loss to reach.
         noise: Standard deviation of the loss over seeds, near the target; None if it is not known.
-        freedom: From how many degrees of freedom that was estimated.
+        freedom: The degrees of freedom of that estimate.
         constant: :math:`c`.
     """
 

@@ -1,4 +1,4 @@
-"""Tasks: something to train, the batches to train it on, and how to tell how good it is."""
+"""Tasks: a model to train, its batches, and its validation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Batch = tuple[Tensor, ...]
 
 
 class Validation(NamedTuple):
-    """How good a model is on data it was not trained on."""
+    """The performance of a model on validation data."""
 
     loss: float
     accuracy: float | None = None
@@ -21,21 +21,22 @@ class Validation(NamedTuple):
 class Task(ABC):
     """A model, its data and its losses; all of it follows from the seed.
 
-    Every call of `model` returns a new model with the same weights, and ``batch(step)`` is the same
-    batch whoever asks for it: so all contenders start alike and see the same data.
+    Every call of `model` returns a new model with the same weights, and every call of
+    ``batch(step)`` the same batch, so all contenders start from the same weights and see the same
+    data.
 
     Attributes:
         name: As given on the command line.
-        steps: How many steps to train by default.
-        checks: How many validations a run has, beside early ones.
+        steps: The default number of training steps.
+        checks: The number of validations of a run, in addition to early ones.
         lr: The learning rate of the presets.
-        goal: The loss to reach, where the task has one.
-        inner: What the presets of the default line-up run: ``"adamw"`` or ``"adam"``.
-        others: Presets that the default line-up of this task has beside those of every task.
-        loss_name: What `validate` measures.
+        goal: The loss to reach, if the task has one.
+        inner: The optimizer of the default presets: ``"adamw"`` or ``"adam"``.
+        others: Presets that are in the default line-up of this task only.
+        loss_name: The name of the loss that `validate` measures.
         description: The data and the model in one line.
-        options: What else the task was told, as plain values; with the name and the seed, all that
-            a run depends on.
+        options: Further options of the task, as plain values; together with name and seed they
+            determine a run.
     """
 
     name: str

@@ -50,8 +50,8 @@ class Text(Task):
         text = standard_library() if file is None else read(file)
         if len(text) < 100 * CONTEXT:
             raise ArgumentError(
-                f"The text has {len(text)} characters. Training takes {100 * CONTEXT} at least. "
-                "Give a longer one with --text FILE."
+                f"The text has {len(text)} characters. Training needs at least {100 * CONTEXT}. "
+                "Pass a longer one with --text FILE."
             )
         common = sorted(Counter(text).most_common(VOCABULARY - 1), key=lambda pair: pair[0])
         codes = {character: code for code, (character, _) in enumerate(common, start=1)}
@@ -114,7 +114,7 @@ class CharacterModel(nn.Module):
 
 
 def windows(data: Tensor, starts: Tensor) -> Batch:
-    """Returns stretches of the text that begin at `starts`, and the same one character later."""
+    """Returns windows of the text from `starts` on, and the same shifted by one character."""
     stretches = data[starts[:, None] + torch.arange(CONTEXT + 1)]  # (b, CONTEXT + 1)
     return stretches[:, :-1], stretches[:, 1:]
 
@@ -125,7 +125,7 @@ def read(file: Path) -> str:
         return file.read_text("utf-8", errors="replace")
     except OSError as error:
         raise ArgumentError(
-            f"--text {file} cannot be read: {error}. It is a text to train on. Name another."
+            f"--text {file} cannot be read: {error}. It is the text to train on. Name another one."
         ) from error
 
 
@@ -145,7 +145,7 @@ def standard_library() -> str:
             return text[:CHARACTERS]
     if not text:
         raise ArgumentError(
-            "This Python comes without the source files of its standard library. "
-            "The task 'text' trains on them. Give a text of your own with --text FILE."
+            "This Python has no source files of its standard library, on which the task 'text' "
+            "trains. Pass your own text with --text FILE."
         )
     return text

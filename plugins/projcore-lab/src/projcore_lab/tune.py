@@ -1,4 +1,4 @@
-"""Finding a learning rate: the same number of whole runs for every contender."""
+"""Tuning of the learning rate: the same number of full runs for every contender."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STRIDE = 10**0.5  # between rates, until the best one has a worse one on each si
 
 
 class Trial(NamedTuple):
-    """A learning rate that was tried, and the validation loss it led to; None if it diverged."""
+    """A learning rate and the resulting validation loss, which is None if it diverged."""
 
     lr: float
     loss: float | None
@@ -19,9 +19,9 @@ class Trial(NamedTuple):
 def next_rate(trials: Sequence[Trial], own: float) -> float:
     r"""Returns the learning rate to try next.
 
-    First an optimizer's own. Then half a decade above or below the best one, until that has worse
-    ones on both sides; then the geometric mean of the best and a neighbour, where the gap is
-    wider, or the neighbour better.
+    First the optimizer's own. Then half a decade above or below the best one, until both its
+    neighbors are worse; then the geometric mean of the best and a neighbor: the one with the wider
+    gap, or else the better one.
 
     Example:
         >>> next_rate([Trial(0.01, 2.0), Trial(0.0316, 3.0)], own=0.01)
@@ -52,7 +52,7 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def at_edge(trials: Sequence[Trial]) -> bool:
-    """Tells whether the best rate is the lowest or the highest that was tried."""
+    """Whether the best rate is the lowest or the highest one tried."""
     rates = [trial.lr for trial in trials]
     return bool(rates) and best(trials).lr in (min(rates), max(rates))
 

@@ -17,14 +17,14 @@ from projcore_lab.store import Store
 from projcore_lab.tasks import Task
 from projcore_lab.tune import Trial, best, next_rate
 
-PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}  # lines, as they are
+PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}  # plain lines
 
 
 class Work:
-    """Trains contenders, but takes the runs that are finished from the store.
+    """Trains contenders, and takes finished runs from the store.
 
     Args:
-        comparison: Its settings say what is to be done, and it gets the results.
+        comparison: Its settings are read, and the results are added to it.
         store: Runs that are finished, and those that will be.
         make_task: Returns the task with a seed.
         console: For progress.
@@ -72,10 +72,9 @@ class Work:
         return False
 
     def _result(self, contender: Contender) -> Result:
-        """Trains a contender with each seed, after finding its rate if that was asked for.
+        """Trains a contender with each seed, after tuning its learning rate if requested.
 
-        Rates are tried on a seed of their own, so that no contender is at an advantage because
-        its rate was chosen for the luck that it had on the seeds that count.
+        Rates are tuned on a separate seed, so that the reported runs are not selected by chance.
         """
         task = self.comparison.task
         trials: list[Trial] = []
@@ -122,7 +121,7 @@ class Work:
         return self._tasks[seed]
 
     def _bar(self, name: str, steps: int, runs: int) -> Iterator[OnStep]:
-        """Adds a bar; yields for each run what moves it after a step."""
+        """Adds a progress bar; yields the callback that advances it, for each run."""
         bar = self._bars.add_task(name, total=steps * runs, loss="")
         for number in range(runs):
 
@@ -134,7 +133,7 @@ class Work:
 
 
 def warm_up(task: Task) -> None:
-    """Makes the passes that are slow because they are the first, so that no contender pays."""
+    """Makes the first, slow passes, so that they are not counted for a contender."""
     model = task.model()
     closure = Closure(task, model)
     closure.batch = task.batch(0)

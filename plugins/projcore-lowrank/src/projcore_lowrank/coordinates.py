@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings
-from projcore.ops import require_choice
+from projcore.ops import require_choice, wide
 from projcore_lowrank._batches import batches
 from projcore_lowrank._matrices import Folding, resolved_rank
 from projcore_lowrank._seeded import choices, gaussian, mix
@@ -214,7 +214,7 @@ class Coordinates(Chosen):
 
 def norms_of(matrix: Tensor) -> Tensor:
     """Returns the norms of rows, over all matrices of a batch; of a vector, of its entries."""
-    sizes = matrix.to(torch.promote_types(matrix.dtype, torch.float32)).abs()
+    sizes = wide(matrix).abs()
     others = [dim for dim in range(matrix.ndim) if dim != matrix.ndim - 2]
     return sizes if matrix.ndim == 1 else sizes.square_().sum(others).sqrt_()
 

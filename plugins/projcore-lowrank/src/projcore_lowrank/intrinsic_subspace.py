@@ -11,15 +11,9 @@ from torch import Tensor
 
 from projcore import Current, Node, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, ArgumentTypeError, StepError
-from projcore.ops import linear_in_parts, local, sharded_as
-from projcore_lowrank._seeded import (
-    fastfood_down,
-    fastfood_up,
-    mix,
-    srht_down,
-    srht_up,
-    stream,
-)
+from projcore.ops import linear_in_parts, local, require_choice, sharded_as, wide
+from projcore_lowrank._seeded import mix, stream
+from projcore_lowrank._transforms import fastfood_down, fastfood_up, srht_down, srht_up
 
 Plane = Literal["fastfood", "dense", "srht"]
 
@@ -109,14 +103,9 @@ class IntrinsicSubspace(ProjectionBase):
         project_params: bool = True,
         project_grad: bool = True,
     ) -> None:
-        if kind not in get_args(Plane):
-            raise ArgumentError(
-                f"IntrinsicSubspace was given kind={kind!r}. It is one of "
-                f"{', '.join(map(repr, get_args(Plane)))}. Pass one."
-            )
-        require(self, "dimension", dimension, minimum=1)
-        require(self, "seed", seed, minimum=0)
-        for name, value in (("dimension", dimension), ("seed", seed)):
+        require_choice(self, "kind", kind, Plane)
+        for name, value, least in (("dimension", dimension, 1), ("seed", seed, 0)):
+            require(self, name, value, minimum=least)
             if not isinstance(value, int):
                 raise ArgumentTypeError(
                     f"IntrinsicSubspace({name}={value!r}) was given a {type(value).__name__}. "
@@ -183,19 +172,11 @@ class IntrinsicSubspace(ProjectionBase):
 
     def _up(self, z: Tensor, length: int) -> Tensor:
         """Returns `P z`."""
-        if self.kind == "fastfood":
-            return fastfood_up(z, self.seed, length)
-        if self.kind == "srht":
-            return srht_up(z, self.seed, length)
-        return dense_up(z, self.seed, length)
+        return MAPS[self.kind][0](z, self.seed, length)
 
     def _down(self, x: Tensor) -> Tensor:
         """Returns `P^T x`."""
-        if self.kind == "fastfood":
-            return fastfood_down(x, self.seed, self.dimension)
-        if self.kind == "srht":
-            return srht_down(x, self.seed, self.dimension)
-        return dense_down(x, self.seed, self.dimension)
+        return MAPS[self.kind][1](x, self.seed, self.dimension)
 
     def _coordinates(self, down: Tensor, length: int) -> Tensor:
         """Returns the `z` for which `P z` is nearest to a vector `x`, given `P^T x`."""
@@ -227,8 +208,7 @@ def merge(tensors: list[Tensor]) -> Tensor:
                 f"Inside they are one vector, which has one {what}. Bring them to one with "
                 "To([IntrinsicSubspace(...)], dtype=..., device=...)."
             )
-    x = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide(torch.cat([tensor.reshape(-1) for tensor in tensors]))
 
 
 def dense_up(z: Tensor, seed: int, length: int) -> Tensor:
@@ -308,3 +288,10 @@ def conjugate_gradients(times: Callable[[Tensor], Tensor], b: Tensor) -> Tensor 
         before, square = square, float(torch.vdot(residual, residual).real)
         direction = residual + square / before * direction
     return None
+
+
+MAPS = {  # z to P z, and x to P^T x
+    "fastfood": (fastfood_up, fastfood_down),
+    "dense": (dense_up, dense_down),
+    "srht": (srht_up, srht_down),
+}

@@ -12,15 +12,8 @@ from torch import Tensor
 from projcore import Node, Settings, require
 from projcore.errors import ArgumentTypeError
 from projcore.ops import require_choice
-from projcore_lowrank._seeded import (
-    gaussians,
-    mix,
-    rademacher,
-    srht_down,
-    srht_up,
-    stream,
-    uniform_columns,
-)
+from projcore_lowrank._seeded import gaussians, mix, rademacher, stream, uniform_columns
+from projcore_lowrank._transforms import srht_down, srht_up
 from projcore_lowrank.basis import Basis, End, dim_of, ends_of
 
 DRAWN = "drawn_"  # of entries that are there in a graph alone: see `materialize`

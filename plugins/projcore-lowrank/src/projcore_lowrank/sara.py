@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from projcore.ops import wide
 from projcore_lowrank._seeded import gaussian, mix
 from projcore_lowrank.basis import Basis, Nonfinite, Source
 from projcore_lowrank.random_basis import require_seed
@@ -61,8 +62,7 @@ class SARA(Basis):
         super().__init__(period, stagger, source, nonfinite)
 
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
-        wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        u, values, _ = torch.linalg.svd(wide, full_matrices=False)
+        u, values, _ = torch.linalg.svd(wide(matrix), full_matrices=False)
         # The first of exponential clocks to ring, at rates that are the singular values.
         shape, key = (values.shape[-1],), mix(self.seed, seed)
         waits = gaussian(key, shape, torch.complex64, matrix.device).abs().square()

@@ -122,7 +122,7 @@ class Switching(Basis):
         shape = wide.shape[-2], rank - found.shape[-1]
         drawn = gaussian(mix(self.seed, state["step"]), shape, wide.dtype, wide.device)
         basis = orthonormalize(torch.cat([found, drawn.expand(*wide.shape[:-2], *shape)], -1))
-        node: Node = {end: basis.to(matrix.dtype)}
+        node: Node = {end: basis.to(matrix.dtype).contiguous()}
         if tracked is not None:
             change = basis.mH @ before
             node[TRACKED] = change @ tracked @ change.mH

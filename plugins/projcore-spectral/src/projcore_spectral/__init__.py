@@ -1,4 +1,4 @@
-"""Projections into fixed orthonormal bases: frequencies, signs and wavelets."""
+"""Projections into fixed orthonormal bases: Fourier, cosine, Hadamard and wavelets."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Registers the fixed orthonormal transforms; imports none of them."""
+"""Registers the fixed orthonormal transforms without importing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "fourier",
         "projcore_spectral:Fourier",
-        summary="Runs modules on the frequencies of each tensor, as real numbers.",
+        summary="Runs modules on the Fourier transform of each tensor, as real numbers.",
         tags=TAGS,
         example=[{}, {"form": "half"}],
     )
@@ -37,7 +37,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "haar",
         "projcore_spectral:Haar",
-        summary="Runs modules on the Haar wavelet pyramid of each tensor.",
+        summary="Runs modules on the Haar wavelet transform of each tensor.",
         paper="arXiv:2501.07237",
         tags=TAGS,
         example={},
@@ -45,7 +45,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "daubechies",
         "projcore_spectral:Daubechies",
-        summary="Runs modules on the Daubechies wavelet pyramid of each tensor.",
+        summary="Runs modules on the Daubechies wavelet transform of each tensor.",
         paper="doi:10.1002/cpa.3160410705",
         tags=TAGS,
         example={"order": 2},

@@ -1,4 +1,4 @@
-"""What the transforms share: equal shapes in one call, dtypes, chosen dimensions, kept parts."""
+"""The common base of the transforms: batches of equal shapes, dtypes, dimensions, `keep`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.nn.functional import pad
 from projcore import ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, ArgumentTypeError
 
-# Tensors on a CPU are stacked up to so many elements, which with what is computed on the way
-# stay in its cache: of 100 tensors of 256 x 256 at once, a transform takes twice as long.
+# The largest number of elements in a stack on a CPU, which with its temporaries fits the cache: for
+# 100 tensors of 256 x 256 at once, a transform takes twice as long.
 STACK = 1 << 18
 
 
 class Spectral(ProjectionBase):
-    """Transforms each tensor along some dimensions, all tensors of one shape in one call.
+    """Transforms tensors along some dimensions, those of equal shape in one call.
 
-    A transform defines `forward` and `backward`, for a stack of real tensors; and `lengths` where
-    it changes them. What it keeps is the first of each dimension, unless it overrides `select` and
-    `embed`.
+    A transform defines `forward` and `backward`, for a stack of real tensors, and `lengths` if it
+    changes them. `keep` takes the first coefficients of each dimension, unless the transform
+    overrides `select` and `embed`.
     """
 
     scope = "tensor"
-    splits_complex = True  # a real transform is applied to real and imaginary parts by themselves
+    splits_complex = True  # a real transform is applied to real and imaginary parts separately
 
     def __init__(
         self,
@@ -48,16 +48,16 @@ class Spectral(ProjectionBase):
 
     @abstractmethod
     def forward(self, x: Tensor, dims: tuple[int, ...], extra: Sequence[Any]) -> Tensor:
-        """Transforms a stack of tensors along dimensions; ``extra`` is what `gather` returned."""
+        """Transforms a stack of tensors along dimensions; ``extra`` is the result of `gather`."""
 
     @abstractmethod
     def backward(
         self, z: Tensor, dims: tuple[int, ...], lengths: tuple[int, ...], extra: Sequence[Any]
     ) -> Tensor:
-        """Transforms back, to the lengths along the dimensions that there were."""
+        """Undoes `forward`, to the original lengths along the dimensions."""
 
     def gather(self, states: list[Any]) -> Sequence[Any]:
-        """Returns what the transform of a stack needs of the memory of its tensors."""
+        """Returns the entries of the tensors' state that the transform of a stack needs."""
         return ()
 
     def lengths(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
@@ -65,19 +65,19 @@ class Spectral(ProjectionBase):
         return lengths
 
     def select(self, z: Tensor, dims: tuple[int, ...], kept: tuple[int, ...]) -> Tensor:
-        """Returns the coefficients to keep, so many along each dimension."""
+        """Returns the coefficients to keep, `kept` along each dimension."""
         for dim, count in zip(dims, kept, strict=True):
             z = z.narrow(dim, 0, count)
         return z.contiguous()
 
     def embed(self, z: Tensor, dims: tuple[int, ...], lengths: tuple[int, ...]) -> Tensor:
-        """Undoes `select`, with zeros for what was not kept."""
+        """Undoes `select`, with zeros for the other coefficients."""
         missing = [0] * z.ndim
         for dim, length in zip(dims, lengths, strict=True):
             missing[dim] = length - z.shape[dim]
         return pad(z, [count for each in reversed(missing) for count in (0, each)])
 
-    # What is done with them.
+    # The crossing of tensors.
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
         return self.dims is None or all(-tensor.ndim <= d < tensor.ndim for d in self.dims)
@@ -125,7 +125,7 @@ class Spectral(ProjectionBase):
         return self._in_stacks(list(projected_tensors), params, states, up)
 
     def _dims_of(self, shape: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns the dimensions to transform, in a stack of such tensors, and their lengths."""
+        """Returns the dimensions to transform, as those of a stack, and their lengths."""
         count = len(shape)
         chosen = range(count) if self.dims is None else sorted({d % count for d in self.dims})
         return tuple(d + 1 for d in chosen), tuple(shape[d] for d in chosen)
@@ -144,7 +144,7 @@ class Spectral(ProjectionBase):
         states: list[Any],
         function: Callable[[Tensor, torch.Size, list[Any]], Tensor],
     ) -> list[Tensor]:
-        """Applies a function to stacks of tensors that are alike, in float32 or wider."""
+        """Applies a function to stacks of tensors of equal shape and dtype, in float32 or wider."""
         result: list[Tensor] = list(tensors)
         for places in _stacks(tensors, like):
             chosen = [tensors[i] for i in places]
@@ -180,19 +180,19 @@ def _as_dims(owner: object, dims: Sequence[int] | None) -> tuple[int, ...] | Non
     if not found or not all(isinstance(d, int) and not isinstance(d, bool) for d in found):
         who = type(owner).__name__
         raise ArgumentTypeError(
-            f"{who}(dims={dims!r}) names no dimensions. It is a tuple of whole numbers, such as "
-            "(-2, -1), or None for all. Pass one of these."
+            f"{who}(dims={dims!r}) is not valid. It takes a tuple of integers, such as (-2, -1), "
+            "or None for all dimensions. Pass one of these."
         )
     if len(set(found)) < len(found):
         raise ArgumentError(
-            f"{type(owner).__name__}(dims={dims!r}) names a dimension twice. Each is transformed "
-            "once. Remove one."
+            f"{type(owner).__name__}(dims={dims!r}) contains a dimension twice. Each is "
+            "transformed once. Remove one."
         )
     return tuple(found)
 
 
 def _stacks(tensors: list[Tensor], like: list[Tensor]) -> Iterator[list[int]]:
-    """Yields the places of tensors that go into one stack."""
+    """Yields the indices of the tensors of each stack."""
     groups: dict[Any, list[int]] = {}
     for i, (tensor, outside) in enumerate(zip(tensors, like, strict=True)):
         key = (outside.shape, tensor.shape, tensor.dtype, tensor.device)

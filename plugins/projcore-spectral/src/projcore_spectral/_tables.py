@@ -1,4 +1,4 @@
-"""Constants that a transform needs for each length, most of them computed once."""
+"""Cached constants of a transform for each length."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-LONG = 1 << 16  # longer tables, which are large, are made anew each time
+LONG = 1 << 16  # longer tables are large, and are not cached
 
 
 def table(
     make: Callable[[int], T],
 ) -> Callable[[int, torch.dtype | None, torch.device], T]:
-    """Makes a function of a length one of length, dtype and device, which remembers its results.
+    """Turns a function of a length into a cached one of length, dtype and device.
 
-    They are computed on the CPU, in float64 or as whole numbers, and then brought to that dtype
-    (None: as they are) and device: a tensor, or a tuple of tensors.
+    The results, a tensor or a tuple of tensors, are computed on the CPU, in float64 or as integers,
+    and then converted to that dtype (unless it is None) and device.
     """
 
     def compute(length: int, dtype: torch.dtype | None, device: torch.device) -> T:

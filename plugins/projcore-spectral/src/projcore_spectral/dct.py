@@ -15,9 +15,9 @@ from projcore_spectral.fourier import negated
 
 Dims = tuple[int, ...]
 
-# Up to here a product with the matrix takes at most the time of the FFT and what is around it.
-# Measured both ways, on one thread, in stacks of 2**18 elements: they are equal at about 110 (both
-# dimensions of float32 matrices), 150 and 190 (the last or the first alone), 50 (float64).
+# Up to this length a product with the matrix is at least as fast as the FFT and its reorderings.
+# Measured on one thread, in stacks of 2**18 elements: both take equal time at about 110 (both
+# dimensions of float32 matrices), 150 and 190 (only the last or the first), 50 (float64).
 MATRIX = 96
 
 
@@ -29,24 +29,25 @@ class DCT(Spectral):
     .. math:: z_k = c_k \sum_i x_i \cos\frac{\pi (2i + 1) k}{2n}, \qquad
         c_0 = \sqrt{1/n}, \quad c_k = \sqrt{2/n},
 
-    the frequencies :math:`k/2n` in ascending order. Inside there is one tensor of the same shape.
+    with frequencies :math:`k/2n` in ascending order. Each tensor has the same shape inside.
 
     Args:
-        modules: What to run on the coefficients.
-        dims: The dimensions to transform, None for all. Tensors that lack one pass as they are.
-        keep: Keep only the lowest frequencies (a low pass), along each dimension: a count, if it is
-            an int, or a fraction. What is not kept stays as it is; the update there is dropped.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the coefficients.
+        dims: The dimensions to transform, None for all. Tensors that lack one pass unchanged.
+        keep: Keep only the lowest frequencies (a low pass), along each dimension: an int is a
+            count, a float a fraction. The other coefficients do not change: their updates are
+            dropped.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If ``keep`` or ``dims`` is out of range.
 
-    Cost: O(N log N) for N elements, each way: one real FFT over all long dimensions, in a reordered
-    tensor, and a rotation for each; dimensions of at most 96, where that is faster, by a product
-    with a matrix. The tables for lengths up to 65 536 are kept for the process. bfloat16 and
-    float16 are transformed in float32. Not compiled: there are complex numbers on the way.
+    Cost: O(N log N) for N elements, each way: one real FFT over all long dimensions, of a reordered
+    tensor, and a rotation for each; for dimensions of at most 96 a matrix product, where that is
+    faster. The tables for lengths up to 65 536 are cached. bfloat16 and float16 are transformed in
+    float32. Not compiled, because of complex intermediates.
 
     Example:
         >>> from projcore import Optimizer
@@ -92,7 +93,7 @@ def dct(x: Tensor, dims: Dims) -> Tensor:
 
 
 def inverse_dct(z: Tensor, dims: Dims) -> Tensor:
-    """Undoes `dct`, and is its transpose."""
+    """Returns the inverse of `dct`, which is its transpose."""
     long = tuple(dim for dim in dims if z.shape[dim] > MATRIX)
     if long:
         z = inverse_dct_by_fft(z, long)
@@ -103,7 +104,7 @@ def inverse_dct(z: Tensor, dims: Dims) -> Tensor:
 
 
 def dct_by_fft(x: Tensor, dims: Dims) -> Tensor:
-    r"""Returns the orthonormal DCT-II along dimensions, by one FFT of real numbers.
+    r"""Returns the orthonormal DCT-II along dimensions, by one real FFT.
 
     With the elements of :math:`x` in the order 0, 1, 3, 5, ..., 4, 2 and :math:`V` its FFT,
     :math:`\sum_i x_i \cos\frac{\pi (2i+1) k}{2n} = \mathrm{Re}(w_k V_k)`, with
@@ -126,7 +127,7 @@ def dct_by_fft(x: Tensor, dims: Dims) -> Tensor:
 
 
 def inverse_dct_by_fft(z: Tensor, dims: Dims) -> Tensor:
-    r"""Undoes `dct_by_fft`, by the FFT of real numbers too; that to real numbers is slower.
+    r"""Returns the inverse of `dct_by_fft`, by a real FFT, too; an inverse one is slower.
 
     The transform is :math:`R H Z`, all orthogonal: :math:`Z` is the order above, :math:`H` the
     Hartley transform, with elements :math:`(\cos\theta + \sin\theta) / \sqrt n` for
@@ -146,7 +147,7 @@ def inverse_dct_by_fft(z: Tensor, dims: Dims) -> Tensor:
         factor *= (1 - 1j) / 2
     if factor != 1:
         spectrum.mul_(factor)
-    # The pairs 0, -0, 1, -1, ... are in the order of the elements, but for one 0 too many.
+    # The pairs 0, -0, 1, -1, ... are in the order of the elements, except for a second 0.
     x = _pairs(spectrum, last).narrow(last, 1, z.shape[last])
     for dim in others:
         x = x.index_select(dim, _zigzag_back(x.shape[dim], None, x.device))
@@ -155,7 +156,7 @@ def inverse_dct_by_fft(z: Tensor, dims: Dims) -> Tensor:
 
 def _pairs(spectrum: Tensor, dim: int) -> Tensor:
     """Returns real and imaginary parts in turn along a dimension."""
-    # Where it is the last dimension, this copies nothing.
+    # For the last dimension, this copies nothing.
     return torch.view_as_real(spectrum).movedim(-1, dim + 1).flatten(dim, dim + 1)
 
 
@@ -170,14 +171,14 @@ def _rotate_back(x: Tensor, dim: int) -> Tensor:
 
 
 def _take(x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Returns the elements at these places along a dimension, by the faster of two ways."""
+    """Returns the elements at these indices along a dimension, by the faster of two ways."""
     if dim == x.ndim - 1:
         return x.gather(dim, index.expand(*x.shape[:-1], -1))
     return x.index_select(dim, index)
 
 
 def _at(vector: Tensor, dim: int, ndim: int) -> Tensor:
-    """Returns the vector in a shape that broadcasts along a dimension."""
+    """Reshapes a vector so that it broadcasts along a dimension."""
     return vector.view(-1, *[1] * (ndim - 1 - dim))
 
 
@@ -205,7 +206,7 @@ def _turns(length: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @table
 def _rotation(length: int) -> tuple[Tensor, Tensor]:
-    """Returns the cosines, of which the first is that of 0, and the sines but the first."""
+    """Returns the cosines, from that of 0 on, and the sines except for the first."""
     k = torch.arange(length, dtype=torch.float64, device="cpu")
     angles = math.pi / (2 * length) * k - math.pi / 4
     angles[0] = 0
@@ -226,6 +227,6 @@ def _zigzag_back(length: int) -> Tensor:
 
 @table
 def _ascending(length: int) -> Tensor:
-    """Returns the place of each of 0, 1, ..., n - 1 among 0, -0, 1, -1, ..."""
+    """Returns the index of each of 0, 1, ..., n - 1 in 0, -0, 1, -1, ..."""
     k = torch.arange(length, device="cpu")
     return torch.where(k <= length // 2, 2 * k, 2 * (length - k) + 1)

@@ -1,4 +1,4 @@
-"""Frequencies, as real numbers."""
+"""The Fourier transform, as real numbers."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ Dims = tuple[int, ...]
 
 
 class Fourier(Spectral):
-    r"""Runs modules on the frequencies of each tensor, as real numbers.
+    r"""Runs modules on the Fourier transform of each tensor, as real numbers.
 
-    With :math:`F = \mathrm{fftn}(x)`, unitary, of a tensor along ``dims``, inside there is one
-    tensor of the same shape:
+    With :math:`F = \mathrm{fftn}(x)`, unitary, along ``dims``, each tensor has the same shape
+    inside:
 
     * ``form="hartley"``: :math:`z_k = \mathrm{Re} F_k - \mathrm{Im} F_k`, the discrete Hartley
       transform, its own inverse. Frequencies are in the order of ``torch.fft``.
     * ``form="half"``: each pair of conjugate frequencies once, as :math:`\sqrt2\,\mathrm{Re} F_k`
-      and :math:`\sqrt2\,\mathrm{Im} F_k`; what is its own conjugate as the one real number that it
-      is. Along a dimension these are in the order
-      :math:`F_0, \mathrm{Re} F_1, \mathrm{Im} F_1, \mathrm{Re} F_2, \dots`; of several, along all
-      but the last of a pair's: :math:`0, 1, -1, 2, -2, \dots`.
-    * A complex tensor is its complex :math:`F`, in either form.
+      and :math:`\sqrt2\,\mathrm{Im} F_k`, and real frequencies as single numbers. The order is
+      :math:`F_0, \mathrm{Re} F_1, \mathrm{Im} F_1, \mathrm{Re} F_2, \dots` along the last
+      dimension, and :math:`0, 1, -1, 2, -2, \dots` along the others.
+    * The transform of a complex tensor is the complex :math:`F`, in either form.
 
-    All are orthonormal: gradients, step lengths and curvature inside are those outside. (The half
-    spectrum without :math:`\sqrt2` is not: its gradients would be twice too long at most
-    frequencies, but not at all, and a line search or L-BFGS would not converge as outside.)
+    All are orthonormal: gradients, step lengths and curvature are the same inside as outside. (The
+    half spectrum without :math:`\sqrt2` is not: its gradients would be too large by a factor of 2
+    at most frequencies, but not at all of them, and a line search or L-BFGS would converge
+    differently.)
 
-    Over the merged vector of all parameters it is ``VectorProjection([Fourier([...])])``.
+    For the transform of all parameters as one vector, use ``VectorProjection([Fourier([...])])``.
 
     Args:
-        modules: What to run on the frequencies.
-        form: How frequencies become real numbers.
-        dims: The dimensions to transform, None for all. Tensors that lack one pass as they are.
-        keep: Keep only the lowest frequencies (a low pass), along each dimension: a count, if it is
-            an int, or a fraction. What is not kept stays as it is; the update there is dropped.
+        modules: The modules to run on the frequencies.
+        form: The representation of frequencies by real numbers.
+        dims: The dimensions to transform, None for all. Tensors that lack one pass unchanged.
+        keep: Keep only the lowest frequencies (a low pass), along each dimension: an int is a
+            count, a float a fraction. The other coefficients do not change: their updates are
+            dropped.
         pad: Append zeros up to a length that is a product of 2, 3, 5 and 7, along each dimension.
-            A transform of an awkward length, such as one with a large prime factor, takes several
-            times as long. With :math:`E` for the zeros and the longer transform,
-            :math:`U = E^\top`, and :math:`U U^\top = I`: nothing is lost, and gradient descent is
-            gradient descent. But :math:`U^\top U \neq I`: there are more frequencies inside than
-            numbers outside, so what modules make of them is first cut back to what has a point
-            outside.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+            A transform of another length, such as one with a large prime factor, takes several
+            times as long. With :math:`E` the padding followed by the longer transform, :math:`U =
+            E^\top`, and :math:`U U^\top = I`: nothing is lost, and gradient descent is unchanged.
+            But :math:`U^\top U \neq I`: there are more frequencies inside than numbers outside, so
+            results of modules are projected to the range of :math:`E`.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If an argument is out of range, or both ``keep`` and ``pad`` are given.
 
     Cost: O(N log N) for N elements, each way. bfloat16 and float16 are transformed in float32.
-    Not compiled: there are complex numbers on the way.
+    Not compiled, because of complex intermediates.
 
     Example:
         >>> from projcore import Optimizer
@@ -89,8 +89,7 @@ class Fourier(Spectral):
         super().__init__(modules, dims, keep, project_update, project_params, project_grad)
         if form not in get_args(Form):
             raise ArgumentError(
-                f"Fourier(form={form!r}) is unknown. It is one of {', '.join(get_args(Form))}. "
-                "Pass one of these."
+                f"Fourier(form={form!r}) is unknown. Pass one of {', '.join(get_args(Form))}."
             )
         if pad and keep is not None:
             raise ArgumentError(
@@ -159,7 +158,7 @@ def hartley(x: Tensor, dims: Dims) -> Tensor:
     length = x.shape[dims[-1]]
     spectrum = torch.view_as_real(torch.fft.rfftn(x, dim=dims, norm="ortho"))
     real, imaginary = spectrum.unbind(-1)
-    # F at -k is the conjugate of F at k, which gives the half that rfftn leaves out.
+    # F at -k is the conjugate of F at k, which gives the half that rfftn omits.
     count = (length - 1) // 2
     upper = (real.narrow(dims[-1], 1, count) + imaginary.narrow(dims[-1], 1, count)).flip(dims[-1])
     for dim in dims[:-1]:
@@ -190,7 +189,7 @@ def half_spectrum(x: Tensor, dims: Dims) -> Tensor:
 
 
 def from_half_spectrum(z: Tensor, dims: Dims) -> Tensor:
-    """Undoes `half_spectrum`."""
+    """Returns the inverse of `half_spectrum`."""
     if not dims:
         return z
     *others, last = dims
@@ -229,12 +228,12 @@ def by_size(length: int) -> Tensor:
 
 @table
 def by_size_back(length: int) -> Tensor:
-    """Returns the place in `by_size` of each frequency."""
+    """Returns the index in `by_size` of each frequency."""
     return torch.argsort(by_size(length, None, torch.device("cpu")))
 
 
 def fast_length(length: int) -> int:
-    """Returns the least length that is a product of 2, 3, 5 and 7 and not below the one given."""
+    """Returns the smallest length, at least the given one, that is a product of 2, 3, 5 and 7."""
     if length < 2:
         return length
     best = 1 << (length - 1).bit_length()

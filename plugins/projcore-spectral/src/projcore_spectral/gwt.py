@@ -1,4 +1,4 @@
-"""The gradient wavelet transform: memory on coarse coefficients only, and updates of full size."""
+"""The gradient wavelet transform: state for approximation coefficients only."""
 
 from __future__ import annotations
 
@@ -12,81 +12,84 @@ from projcore import Chain, Current, Module, Node, ProjectionBase, Settings, req
 from projcore.errors import ArgumentError
 
 Detail = Literal["second", "ratio"]
-TINY = 1e-8  # beside the norm that is divided by; as in the authors' code
+TINY = 1e-8  # added to the norm in the denominator; as in the authors' code
 
 
 class GWT(ProjectionBase):
-    r"""Runs modules on coarse wavelet coefficients of each matrix; the fine ones follow in scale.
+    r"""Runs modules on approximation coefficients of each matrix; details are rescaled alike.
 
-    Along the last dimension, one level of Haar's transform makes of :math:`x` its sums and
-    differences of neighbours,
+    Along the last dimension, one level of Haar's transform computes sums and differences of
+    adjacent elements,
 
     .. math:: a_j = (x_{2j} + x_{2j+1}) / \sqrt2, \qquad d_j = (x_{2j} - x_{2j+1}) / \sqrt2,
 
-    and the next works on :math:`a`; if the length is odd, the last element goes to the end of
-    :math:`a` as it is. Inside is the :math:`a` of the last level, :math:`A`, of which
-    :math:`2^\ell` neighbours share one number: so memory is smaller by that. With :math:`N` what
-    the modules make of :math:`A`, the update is the inverse transform of :math:`N`, limited in
-    its growth, and of all differences, each divided as its place in :math:`A` was:
+    and the next transforms :math:`a`; if the length is odd, the last element is appended to
+    :math:`a` unchanged. The tensor inside is the :math:`a` of the last level, :math:`A`, with one
+    number for :math:`2^\ell` adjacent elements, so state is smaller by that factor. With :math:`N`
+    the result of the modules on :math:`A`, the update is the inverse transform of :math:`N`, with
+    limited growth, and of all differences :math:`d`, divided like the corresponding elements of
+    :math:`A`:
 
     .. math::
         \alpha \operatorname{haar}^{-1}(N / c, \; d / (c \, h)), \qquad h = \sqrt v + \epsilon,
         \qquad c = \max(1, \lVert N \rVert / (\gamma \phi)),
         \qquad \phi \leftarrow \lVert N \rVert / c
 
-    where :math:`v` is the second moment of the Adam inside. With ``detail="ratio"`` nothing is read
-    inside: as in Fira, the differences of each row are multiplied by
-    :math:`\lVert N_i \rVert / \lVert A_i \rVert`, and it is their norm that is limited.
+    where :math:`v` is the second moment of the Adam inside. With ``detail="ratio"`` the state
+    inside is not used: as in Fira, the differences of each row are multiplied by :math:`\lVert N_i
+    \rVert / \lVert A_i \rVert`, and the growth of their norm is limited.
 
-    Where neighbours cancel, :math:`A` and :math:`v` are near 0 whatever the differences are. The
-    authors' code divides by them all the same, which makes steps of 5e5 from a gradient of 2. Here
-    differences are divided by at least one :math:`\kappa`-th of their own size:
+    Where adjacent elements cancel, :math:`A` and :math:`v` are near 0 regardless of the
+    differences. The authors' code divides by them nevertheless, which makes steps of 5e5 from a
+    gradient of 2. Here differences are divided by at least :math:`1 / \kappa` times their own size:
 
     .. math::
         h \leftarrow \max\left(h, \frac{\tau}{\kappa} \operatorname{rms}(d)\right), \qquad
         \lVert A_i \rVert \leftarrow \max\left(\lVert A_i \rVert,
         \frac{\sqrt n}{\kappa} \operatorname{rms}(d_i)\right)
 
-    for the differences of one place in :math:`A`, or of a row in which :math:`A` has `n` numbers.
-    There :math:`\tau` is :math:`\sqrt{1 - \beta_2^t}` where :math:`v` is not corrected, and else 1.
-    So no difference becomes larger than Adam would make it if it were :math:`\kappa` times the
-    size that it mostly has.
+    for the differences of one element of :math:`A`, or of a row in which :math:`A` has `n`
+    elements. :math:`\tau` is :math:`\sqrt{1 - \beta_2^t}` if :math:`v` is not bias-corrected, and
+    otherwise 1. So no difference becomes larger than with Adam, if it were :math:`\kappa` times its
+    usual size.
 
-    Tensors that do not have two dimensions, and empty ones, pass as they are to the same modules.
-    A closure inside is evaluated on the plane through the current point: fine coefficients stay.
+    Tensors that do not have two dimensions, and empty ones, pass unchanged to the same modules. A
+    closure inside is evaluated on the affine subspace through the current point, with detail
+    coefficients fixed.
 
-    Authors divide by moments without Adam's corrections, and multiply the whole by these: that is
-    ``GWT([Adam(eps=1e-6, bias_correction=False)]), BiasCorrection()``. If the Adam inside has its
-    corrections, :math:`h = \sqrt{v / (1 - \beta_2^t)} + \epsilon`; the differences are then
+    The authors divide by moments without bias correction, and correct the full update: that is
+    ``GWT([Adam(eps=1e-6, bias_correction=False)]), BiasCorrection()``. If the Adam inside is
+    bias-corrected, :math:`h = \sqrt{v / (1 - \beta_2^t)} + \epsilon`; the differences are then
     :math:`1 - \beta_1^t` times the authors'.
 
     Args:
-        modules: What to run inside. For ``"second"`` the last must be one that divides by the root
-            of its second moment, as Adam (not with ``amsgrad``), Adagrad and RMSprop do; learning
-            rate and weight decay come after this projection.
+        modules: The modules to run inside. For ``"second"`` the last must divide by the root of its
+            second moment, as Adam (without ``amsgrad``), Adagrad and RMSprop do; learning rate and
+            weight decay follow this projection.
         level: :math:`\ell`, at least 1.
         detail: How differences are scaled: ``"second"`` or ``"ratio"``, as above.
         scale: :math:`\alpha`, above 0. A setting.
-        limit: :math:`\gamma`, at least 1; None for no limit. It is off after a norm of zero.
+        limit: :math:`\gamma`, at least 1; None for no limit. There is no limit after a norm of
+            zero.
         eps: :math:`\epsilon`, at least 0. By default that of the last module in each step.
         inner_beta2: :math:`\beta_2`, if the last module inside corrects its second moment, at least
-            0 and less than 1; with 0 there is no correction. By default the last of its ``betas``,
-            as they are in each step, unless it says ``bias_correction=False``.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+            0 and less than 1; with 0 there is no correction. By default the last of its ``betas``
+            in each step, unless it has ``bias_correction=False``.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
         bound: :math:`\kappa`, above 0; None for no bound, as in the authors' code.
 
     Raises:
-        ArgumentError: If an argument is out of range, or the last module inside keeps no second
-            moment for ``"second"``, or is not the only one.
+        ArgumentError: If an argument is out of range, or, for ``"second"``, if the last module
+            inside does not keep a second moment, or another one does, too.
 
-    Cost: O(N) for N elements; two tensors of that size are made. Memory of the modules on
+    Cost: O(N) for N elements, with two temporaries of that size; the state of the modules on
     :math:`N / 2^\ell` elements. bfloat16 and float16 are computed in float32.
 
-    Differs from the authors' code: it has no bound :math:`\kappa`; it fills up odd lengths with
-    zeros, so that going out and in again loses half of the last number; and after a step of zeros
-    it limits updates to almost nothing for good.
+    Differs from the authors' code: it has no bound :math:`\kappa`; it pads odd lengths with zeros,
+    so that projecting an unprojected tensor halves the last number; and after a step of zeros it
+    limits updates to almost zero permanently.
 
     Example:
         >>> from projcore import Optimizer
@@ -118,10 +121,7 @@ class GWT(ProjectionBase):
         bound: float | None = 10.0,
     ) -> None:
         if detail not in get_args(Detail):
-            raise ArgumentError(
-                f"GWT(detail={detail!r}) cannot be. detail is 'second' or 'ratio'. Pass one of "
-                "these."
-            )
+            raise ArgumentError(f"GWT(detail={detail!r}) is unknown. Pass 'second' or 'ratio'.")
         require(self, "level", level, minimum=1)
         if limit is not None:
             require(self, "limit", limit, minimum=1)
@@ -210,9 +210,9 @@ class GWT(ProjectionBase):
     def _divided(
         self, full: Tensor, low: Tensor, out: Tensor, state: Node, settings: Settings
     ) -> tuple[Tensor, Tensor]:
-        """Returns what differences are multiplied by, and the result, limited together."""
+        """Returns the factor for the differences, and the result, limited together."""
         keeper = self.keeper_inside("second", state, settings)
-        assert keeper is not None  # one was there when it was built
+        assert keeper is not None  # checked in the constructor
         kept, inside = keeper.first_of("second"), keeper.settings
         second = torch.zeros_like(out) if kept is None else _real(kept)  # None: not yet
         if "step" in state:
@@ -222,7 +222,7 @@ class GWT(ProjectionBase):
         divisor = second.sqrt() + (inside.get("eps", 0.0) if self.eps is None else self.eps)
         if self.bound is not None:
             betas, count = inside.get("betas"), keeper.entries.get("step")
-            share = 1.0  # the size of the root of a second moment, in terms of what it averages
+            share = 1.0  # the root of a second moment relative to the squares that it averages
             if not ("step" in state or betas is None or count is None):
                 share = (1 - betas[-1] ** scalar(count)) ** 0.5
             least = share / self.bound
@@ -231,9 +231,9 @@ class GWT(ProjectionBase):
         return shrink / divisor, out * shrink
 
     def _matched(self, full: Tensor, low: Tensor, out: Tensor, state: Node) -> Tensor:
-        """Returns what the differences of each row are multiplied by: scaled as inside, limited."""
+        """Returns the limited factor for the differences of each row, scaled as inside."""
         whole, inside, made = (_norms_of_rows(tensor) for tensor in (full, low, out))
-        # The differences have what the norm of a row has beside that of its coarse part.
+        # The norm of the differences follows from those of the row and of its approximation.
         details = beside(whole, inside)
         if self.bound is not None:
             count = low.shape[-1] / max(1, full.shape[-1] - low.shape[-1])
@@ -242,7 +242,7 @@ class GWT(ProjectionBase):
         return factor * self._shrink(torch.linalg.vector_norm(details * factor), state)
 
     def _shrink(self, norm: Tensor, state: Node) -> Tensor | float:
-        """Returns the factor by which a norm grows no more than it may, and notes what is left."""
+        """Returns the factor that limits the growth of a norm, and keeps the new norm."""
         if self.limit is None:
             return 1.0
         before = state["limited_norm"]
@@ -255,8 +255,9 @@ class GWT(ProjectionBase):
 def coarse(x: Tensor, level: int) -> Tensor:
     r"""Returns the sums of some levels of Haar's transform along the last dimension.
 
-    A number of these is the product of :math:`2^\ell` neighbours with :math:`2^{-\ell/2}`; at the
-    end of a length that :math:`2^\ell` does not divide, of what is left with a vector of norm 1.
+    Each is the sum of :math:`2^\ell` adjacent elements times :math:`2^{-\ell/2}`; if :math:`2^\ell`
+    does not divide the length, the last one is the inner product of the remaining elements with a
+    vector of norm 1.
     """
     size = 2**level
     wide = x.to(_wide(x.dtype))
@@ -272,7 +273,7 @@ def coarse(x: Tensor, level: int) -> Tensor:
 
 
 def spread(z: Tensor, level: int, length: int) -> Tensor:
-    """Returns the transpose of `coarse`: what has these sums, and no differences."""
+    """Returns the transpose of `coarse`: the tensor of these sums, with zero differences."""
     size = 2**level
     wide = z.to(_wide(z.dtype))
     blocks, left = divmod(length, size)
@@ -286,11 +287,11 @@ def spread(z: Tensor, level: int, length: int) -> Tensor:
 
 
 def scaled_details(full: Tensor, low: Tensor, out: Tensor, factor: Tensor, level: int) -> Tensor:
-    r"""Returns what has the sums ``out``, and the differences of ``full`` times factors.
+    r"""Returns the tensor of the sums ``out``, and of the differences of ``full`` times factors.
 
-    A factor is for all the differences of one place in ``low``, the sums of ``full``, or of one row
-    of it. It is the same for all coefficients of a block, so that no difference need be formed: the
-    inverse transform of :math:`N` and :math:`f d` is :math:`f G + U (N - f A)`.
+    A factor applies to all differences of one element of ``low``, the sums of ``full``, or of one
+    row of it. Since it is the same for all coefficients of a block, differences need not be
+    computed: the inverse transform of :math:`N` and :math:`f d` is :math:`f G + U (N - f A)`.
     """
     size, length = 2**level, full.shape[-1]
     update = spread(out - factor * low, level, length)
@@ -306,9 +307,10 @@ def scaled_details(full: Tensor, low: Tensor, out: Tensor, factor: Tensor, level
 
 
 def sizes_of_details(full: Tensor, low: Tensor, level: int) -> Tensor:
-    """Returns, for each place in ``low``, the root mean square of the differences there.
+    """Returns the root mean square of the differences of each element of ``low``.
 
-    The transform is orthogonal: they have the squares that a block has beside that of its sum.
+    As the transform is orthogonal, their squares add up to those of the block minus that of its
+    sum.
     """
     size, length = 2**level, full.shape[-1]
     blocks, left = divmod(length, size)
@@ -324,9 +326,9 @@ def sizes_of_details(full: Tensor, low: Tensor, level: int) -> Tensor:
 
 
 def beside(whole: Tensor, part: Tensor) -> Tensor:
-    """Returns the norms of what vectors have beside parts that are at right angles to it.
+    """Returns the norms of the residuals of vectors from their orthogonal projections.
 
-    Squares that overflow would be Inf minus Inf.
+    Overflowing squares would give Inf minus Inf.
     """
     part = part.abs()
     norm = (whole - part).sqrt() * (whole + part).sqrt()
@@ -334,7 +336,7 @@ def beside(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def weights_of(count: int, level: int) -> list[float]:
-    """Returns how a few last numbers, fewer than make a block, go into the last sum."""
+    """Returns the weights in the last sum of fewer elements than a block has."""
     groups = [[1.0]] * count
     for _ in range(level):
         pairs = zip(groups[::2], groups[1::2], strict=False)
@@ -349,15 +351,15 @@ def _divider(chain: Chain) -> Module:
     last = _last(chain)
     if len(keepers) != 1 or keepers[0] is not last:
         raise ArgumentError(
-            f"GWT(detail='second') was given {chain} to run inside. Differences are divided as the "
-            "last module inside divides, by a second moment that none but it keeps: pass Adam, and "
-            "put a learning rate after GWT, or pass detail='ratio'."
+            f"GWT(detail='second') was given {chain} to run inside. Only the last module inside, "
+            "whose second moment divides the differences, may keep one. Pass Adam and put the "
+            "learning rate after GWT, or pass detail='ratio'."
         )
     return last
 
 
 def _in_this_space(module: Module) -> list[Module]:
-    """Returns a module and its children that stand in the same space."""
+    """Returns a module and those of its children that run in the same space."""
     if isinstance(module, ProjectionBase):
         return []
     inside = [each for child in module.children.values() for each in _in_this_space(child)]
@@ -371,14 +373,14 @@ def _last(module: Module) -> Module:
 
 
 def _correction(module: Module) -> float:
-    """Returns the decay of a second moment that a module corrects, or 0."""
+    """Returns the decay rate of a bias-corrected second moment, or 0."""
     betas = module.defaults.get("betas")
     corrects = betas is not None and getattr(module, "bias_correction", True)
     return float(betas[-1]) if corrects and betas is not None else 0.0
 
 
 def _norms_of_rows(tensor: Tensor) -> Tensor:
-    """Returns the norm of each row; real and imaginary parts, in front, are of one."""
+    """Returns the norm of each row; the real and imaginary parts, first, are of one row."""
     dims = (0, -1) if tensor.ndim > 2 else -1
     norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
     return norms

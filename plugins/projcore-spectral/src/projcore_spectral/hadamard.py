@@ -14,7 +14,7 @@ from projcore_spectral._tables import table
 
 Dims = tuple[int, ...]
 
-# A factor of the transform up to this size is one product with a matrix.
+# Factors of the transform up to this size are applied as one matrix product.
 MATRIX = 64
 
 
@@ -25,29 +25,29 @@ class Hadamard(Spectral):
 
     .. math:: H_1 = 1, \qquad H_{2n} = \begin{pmatrix} H_n & H_n \\ H_n & -H_n \end{pmatrix},
 
-    and :math:`D` the identity, or random signs on the diagonal. Another length is split into powers
-    of two, the largest first, each transformed by itself: 13 = 8 + 4 + 1. Inside there is one
-    tensor of the same shape.
+    and :math:`D` the identity, or random signs on the diagonal. Other lengths are split into powers
+    of two, the largest first, each transformed separately: 13 = 8 + 4 + 1. Each tensor has the same
+    shape inside.
 
     Args:
-        modules: What to run on the coefficients.
-        signs: A seed for random signs, None for none. With them it mixes every tensor's elements,
-            whatever their structure. Tensors of equal lengths have equal signs, which are kept in
-            memory, so that a resumed run has them too.
-        dims: The dimensions to transform, None for all. Tensors that lack one pass as they are.
-        keep: Keep only the coefficients with the fewest changes of sign, relative to their block's
-            length (a low pass), along each dimension: a count, if it is an int, or a fraction.
-            What is not kept stays as it is; the update there is dropped.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the coefficients.
+        signs: A seed for random signs, None for none. They mix the elements of every tensor,
+            whatever its structure. Tensors of equal lengths have equal signs, which are kept in the
+            state, so that a resumed run has them, too.
+        dims: The dimensions to transform, None for all. Tensors that lack one pass unchanged.
+        keep: Keep only the coefficients with the fewest sign changes, relative to their block's
+            length (a low pass), along each dimension: an int is a count, a float a fraction. The
+            other coefficients do not change: their updates are dropped.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If ``signs``, ``keep`` or ``dims`` is out of range.
 
     Cost: O(N log N) for N elements, each way, as products with matrices of at most 64 x 64; with
-    signs, 1 byte of memory for each index of each dimension. bfloat16 and float16 are transformed
-    in float32. Not compiled.
+    signs, 1 byte of state for each index of each dimension. bfloat16 and float16 are transformed in
+    float32. Not compiled.
 
     Example:
         >>> from projcore import Optimizer
@@ -61,7 +61,7 @@ class Hadamard(Spectral):
         https://doi.org/10.1137/060673096 (its first two factors).
     """
 
-    kinds = {"signs": "opaque"}  # begun anew, they are the same
+    kinds = {"signs": "opaque"}  # reinitialized, they are the same
     traceable = False  # the cache of matrices
 
     def __init__(
@@ -151,7 +151,7 @@ def _signed(x: Tensor, dims: Dims, extra: Sequence[Tensor]) -> Tensor:
 
 @table
 def hadamard_matrix(length: int) -> Tensor:
-    """Returns the orthonormal matrix: of powers of two, and of other lengths their blocks."""
+    """Returns the orthonormal matrix; for other lengths than powers of two, of their blocks."""
     blocks = []
     while length:
         size = 1 << (length.bit_length() - 1)
@@ -165,7 +165,7 @@ def hadamard_matrix(length: int) -> Tensor:
 
 
 def _smoothest(length: int, count: int, device: torch.device) -> Tensor:
-    """Returns the places of the coefficients with the fewest changes of sign, ascending."""
+    """Returns the indices of the coefficients with the fewest sign changes, ascending."""
     return _by_smoothness(length, None, device)[:count].sort().values
 
 
@@ -174,7 +174,7 @@ def _by_smoothness(length: int) -> Tensor:
     frequencies = []
     while length:
         size = 1 << (length.bit_length() - 1)
-        # Row k changes its sign as often as says the number whose Gray code is k, bits reversed.
+        # The number of sign changes of row k is the number whose Gray code is k, bits reversed.
         k = torch.arange(size, device="cpu")
         reverse = torch.zeros_like(k)
         for _ in range(size.bit_length() - 1):

@@ -1,4 +1,4 @@
-"""Wavelet pyramids."""
+"""Wavelet transforms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dims = tuple[int, ...]
 
 
 class _Pyramid(Spectral):
-    """A pyramid of levels of one filter, along each dimension."""
+    """A multi-level transform with one filter, along each dimension."""
 
     def __init__(
         self,
@@ -47,25 +47,25 @@ class _Pyramid(Spectral):
 
 
 class Haar(_Pyramid):
-    r"""Runs modules on the Haar wavelet pyramid of each tensor.
+    r"""Runs modules on the Haar wavelet transform of each tensor.
 
-    Along each of ``dims``, one level makes of :math:`x` its sums and differences of neighbours,
+    Along each of ``dims``, one level computes sums and differences of adjacent elements,
 
     .. math:: a_j = (x_{2j} + x_{2j+1}) / \sqrt2, \qquad d_j = (x_{2j} - x_{2j+1}) / \sqrt2,
 
-    and the next level works on :math:`a`. If the length is odd, the last element goes to the end of
-    :math:`a` as it is; so any length is lossless and orthonormal. Inside there is one tensor of the
-    same shape; along each dimension it is the last :math:`a`, then :math:`d` from coarse to fine.
+    and the next level transforms :math:`a`. If the length is odd, the last element is appended to
+    :math:`a` unchanged, so any length is lossless and orthonormal. Each tensor has the same shape
+    inside; along each dimension it holds the last :math:`a`, then :math:`d` from coarse to fine.
 
     Args:
-        modules: What to run on the coefficients.
-        levels: How many levels, None for all that there are.
-        dims: The dimensions to transform, None for all. Tensors that lack one pass as they are.
-        keep: Keep only the coarsest coefficients, along each dimension: a count, if it is an int,
-            or a fraction. What is not kept stays as it is; the update there is dropped.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the coefficients.
+        levels: The number of levels; None for all.
+        dims: The dimensions to transform, None for all. Tensors that lack one pass unchanged.
+        keep: Keep only the coarsest coefficients, along each dimension: an int is a count, a float
+            a fraction. The other coefficients do not change: their updates are dropped.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If ``levels``, ``keep`` or ``dims`` is out of range.
@@ -99,28 +99,28 @@ class Haar(_Pyramid):
 
 
 class Daubechies(_Pyramid):
-    r"""Runs modules on the Daubechies wavelet pyramid of each tensor.
+    r"""Runs modules on the Daubechies wavelet transform of each tensor.
 
-    As `Haar`, with longer filters: along each of ``dims``, with indices modulo the length,
+    Like `Haar`, with longer filters: along each of ``dims``, with indices modulo the length,
 
     .. math:: a_j = \sum_t h_t x_{2j+t-p+1}, \qquad d_j = \sum_t (-1)^t h_{2p-1-t} x_{2j+t-p+1},
 
     where :math:`h`, of :math:`2p` numbers, is the filter whose :math:`d` is zero on polynomials of
     degree below :math:`p`, the order. Order 1 is Haar's. For even lengths it is the transform of
-    PyWavelets with ``mode="periodization"``. If the length is odd, the last element
-    goes to the end of :math:`a` as it is. A level is made while the length is at least :math:`2p`;
-    shorter dimensions stay as they are.
+    PyWavelets with ``mode="periodization"``. If the length is odd, the last element is appended to
+    :math:`a` unchanged. There are further levels as long as the length is at least :math:`2p`;
+    shorter dimensions are not transformed.
 
     Args:
-        modules: What to run on the coefficients.
+        modules: The modules to run on the coefficients.
         order: `p`, from 1 to 8: half the filter's length.
-        levels: How many levels, None for all that there are.
-        dims: The dimensions to transform, None for all. Tensors that lack one pass as they are.
-        keep: Keep only the coarsest coefficients, along each dimension: a count, if it is an int,
-            or a fraction. What is not kept stays as it is; the update there is dropped.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        levels: The number of levels; None for all.
+        dims: The dimensions to transform, None for all. Tensors that lack one pass unchanged.
+        keep: Keep only the coarsest coefficients, along each dimension: an int is a count, a float
+            a fraction. The other coefficients do not change: their updates are dropped.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If ``order``, ``levels``, ``keep`` or ``dims`` is out of range.
@@ -155,10 +155,10 @@ class Daubechies(_Pyramid):
 
 
 def daubechies(order: int) -> list[float]:
-    """Returns the smoothing filter of an order: twice as many numbers.
+    """Returns the low-pass filter of an order `p`, which has `2p` coefficients.
 
     Its z-transform is a multiple of ``(1 + z)**p`` and of ``z - r`` for each of the p - 1 roots r
-    inside the unit circle of a polynomial, by which its shifts by two are orthonormal.
+    inside the unit circle of the polynomial that makes its shifts by two orthonormal.
     """
     binomials = [math.comb(order - 1 + k, k) for k in range(order)]
     roots: list[complex] = []
@@ -193,7 +193,7 @@ def pyramid(x: Tensor, smooth: Sequence[float], dim: int, levels: int | None) ->
 
 
 def from_pyramid(z: Tensor, smooth: Sequence[float], dim: int, levels: int | None) -> Tensor:
-    """Undoes `pyramid`."""
+    """Returns the inverse of `pyramid`."""
     lengths: list[int] = []
     length = z.shape[dim]
     while length >= len(smooth) and len(lengths) != levels:
@@ -235,7 +235,7 @@ def _level_back(
 
 
 def _taps(smooth: Sequence[float]) -> list[tuple[int, int, float, float]]:
-    """Returns, of each number of the filters, which of a pair it takes, how far away, and both."""
+    """Returns for each filter coefficient its index in a pair, its offset, and both values."""
     first = len(smooth) // 2 - 1
     rough = [(-1) ** t * number for t, number in enumerate(reversed(smooth))]
     return [

@@ -1,4 +1,4 @@
-"""Projections that only rearrange the elements of tensors, choices of elements, and routing."""
+"""Projections that rearrange or select elements of tensors, and routing of parameters."""
 
 from typing import TYPE_CHECKING
 

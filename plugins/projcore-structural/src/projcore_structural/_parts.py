@@ -1,4 +1,4 @@
-"""What projections of scope "all" share: numbers by which they tell tensors apart, and stacks."""
+"""Helpers for projections of scope "all": a number per tensor, and stacks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from projcore.errors import ArgumentError
 
 
 class Parted(ProjectionBase):
-    """A projection that tells tensors apart by a number, which follows from groups or names.
+    """A projection that distinguishes tensors by a number that follows from groups or names.
 
-    `project` is given neither, so the number is noted in the memory of each tensor, as ``part``.
+    `project` is given neither, so the number is kept in the state of each tensor, as ``part``.
     """
 
     kinds = {"part": "fixed"}
 
     @abstractmethod
     def parts(self, planner: Planner, space: Space) -> Sequence[int] | None:
-        """Returns the number of each tensor, or None to note none."""
+        """Returns the number of each tensor, or None to keep none."""
 
     def numbers(
         self, params: Sequence[Tensor], states: Sequence[Node], rules: Rules | None
     ) -> list[int]:
-        """Returns the numbers noted; without notes, those that follow from shapes alone."""
+        """Returns the numbers from the state; without them, those that follow from shapes alone."""
         if rules is not None and any("part" not in state for state in states):
             return rules.choose([None] * len(params), params)
         return [state.get("part", 0) for state in states]
@@ -43,10 +43,10 @@ class Parted(ProjectionBase):
 def choose(
     planner: Planner, rules: Rules, space: Space, given: Sequence[int | None] | None = None
 ) -> list[int]:
-    """Returns, for each tensor of a space, the index given, or of the first rule that holds.
+    """Returns the given index of each tensor, or else that of the first rule that matches.
 
     Raises:
-        ArgumentError: When an optimizer is built, if a rule holds for no tensor.
+        ArgumentError: When an optimizer is built, if a rule matches no tensor.
     """
     tensors = items(space)
     if not planner.building:
@@ -62,7 +62,7 @@ def choose(
 
 
 def items(space: Space) -> Sequence[Tensor]:
-    """One tensor for each of a space, without its dimensions of a batch."""
+    """Returns the tensors of a space without their batch dimensions."""
     if not space.batch_dims:
         return space.template
     shapes = [tensor.shape[space.batch_dims :] for tensor in space.template]
@@ -73,22 +73,22 @@ def items(space: Space) -> Sequence[Tensor]:
 
 
 def refuse_stacks(module: Module, space: Space) -> None:
-    """Raises if a projection of scope ``"all"``, which takes a stack for one tensor, is given one.
+    """Raises if a projection of scope ``"all"`` is given a stack, which would be one tensor to it.
 
     Raises:
-        ArgumentError: If it is.
+        ArgumentError: If it is given a stack.
     """
     if space.batch_dims:
         name = type(module).__name__
         raise ArgumentError(
-            f"{name} stands inside a projection that hands in stacks, which it would take for "
-            f"single tensors. It needs the tensors themselves. Put it outside: "
-            f"{name}([Stack([...])], ...)."
+            f"{name} is inside a projection that makes stacks, which it would treat as single "
+            f"tensors. It needs the tensors themselves. Put it outside: {name}([Stack([...])], "
+            "...)."
         )
 
 
 def alike(tensors: Sequence[Tensor], key: Callable[[Tensor], object]) -> list[list[int]]:
-    """Returns the indices of tensors that have a key, a dtype and a device in common."""
+    """Returns the indices of tensors, grouped by key, dtype and device."""
     found: dict[object, list[int]] = {}
     for i, tensor in enumerate(tensors):
         found.setdefault((key(tensor), tensor.dtype, tensor.device), []).append(i)
@@ -96,10 +96,10 @@ def alike(tensors: Sequence[Tensor], key: Callable[[Tensor], object]) -> list[li
 
 
 def as_tuple(value: object) -> tuple[Any, ...]:
-    """Returns a list or tuple as a tuple, and anything else as a tuple of it alone."""
+    """Returns a list or tuple as a tuple, and any other value in a tuple."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacks tensors of one shape; of a single one it makes a view."""
+    """Stacks tensors of one shape; for a single one, returns a view."""
     return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)

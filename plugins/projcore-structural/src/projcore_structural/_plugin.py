@@ -1,4 +1,4 @@
-"""Registers the structural projections, and routing; imports none of them."""
+"""Registers the structural projections and routing without importing them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "scalar",
         "projcore_structural:ScalarProjection",
-        summary="Splits all parameters into scalars, each a tensor of its own.",
+        summary="Splits all parameters into scalars, each a separate tensor.",
         tags=TAGS,
         aliases=("scalar_projection",),
         example={},
@@ -30,7 +30,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "block_partition",
         "projcore_structural:BlockPartition",
-        summary="Cuts parameters into chunks or tiles, each a tensor of its own, in batches.",
+        summary="Cuts parameters into chunks or tiles, batched by shape.",
         tags=(*TAGS, "stacking"),
         aliases=("blocks",),
         example=[{"size": 4}, {"count": (2, 2)}],
@@ -38,7 +38,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "stack",
         "projcore_structural:Stack",
-        summary="Stacks parameters of one shape, so that modules run once for all of them.",
+        summary="Stacks parameters of equal shape, so that modules run once per shape.",
         tags=(*TAGS, "stacking"),
         example={},
     )
@@ -52,14 +52,14 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "reshape",
         "projcore_structural:Reshape",
-        summary="Gives tensors another shape.",
+        summary="Reshapes tensors.",
         tags=TAGS,
         example={"shape": (None, -1)},
     )
     register(
         "merge_dims",
         "projcore_structural:MergeDims",
-        summary="Merges neighbouring dimensions while they are small.",
+        summary="Merges adjacent dimensions up to a maximal size.",
         paper="arXiv:2409.11321",
         tags=TAGS,
         example={"max_size": 6},
@@ -67,35 +67,35 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "permute",
         "projcore_structural:Permute",
-        summary="Puts the dimensions of tensors into another order.",
+        summary="Permutes the dimensions of tensors.",
         tags=TAGS,
         example={"dims": (1, 0)},
     )
     register(
         "tensorize",
         "projcore_structural:Tensorize",
-        summary="Makes a cube of each tensor, so that vectors get what is made for matrices.",
+        summary="Reshapes tensors to cubes, so that matrix methods apply to vectors, too.",
         tags=("lossless", "orthonormal", "linear", "redundant"),
         example={},
     )
     register(
         "identity",
         "projcore_structural:Identity",
-        summary="Leaves tensors as they are.",
+        summary="The identity: leaves tensors unchanged.",
         tags=TAGS,
         example={},
     )
     register(
         "mask",
         "projcore_structural:Mask",
-        summary="Runs modules on chosen elements only: a triangle, every k-th, a random part.",
+        summary="Selects elements: a triangle, every k-th, or a random fraction.",
         tags=("linear", "orthonormal"),
         example=[{"triangle": "lower"}, {"fraction": 0.5}],
     )
     register(
         "tangent_sphere",
         "projcore_structural:TangentSphere",
-        summary="Makes updates orthogonal to their parameters, so that they turn and do not scale.",
+        summary="Projects updates onto the tangent space of a sphere: no change of norm.",
         paper="arXiv:2501.04697",
         aliases=("ortho_grad",),
         example={},
@@ -114,7 +114,7 @@ def projcore_register_modules(register: Register) -> None:
     register(
         "freeze",
         "projcore_structural:Freeze",
-        summary="Makes the update zero, so that parameters stay where they are.",
+        summary="Zeroes the update, so that parameters do not change.",
         tags=("routing",),
         example={},
     )

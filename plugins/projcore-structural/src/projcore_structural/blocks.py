@@ -1,4 +1,4 @@
-"""Tensors cut into blocks, and blocks of one shape as one stack."""
+"""Blocks of tensors, stacked by shape."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from projcore_structural._parts import alike, as_tuple, refuse_stacks, stack
 
 
 class BlockPartition(ProjectionBase):
-    r"""Runs modules on blocks of tensors, each block a tensor of its own.
+    r"""Runs modules on blocks of tensors, each block a separate tensor.
 
-    One number cuts the elements of each tensor, in row-major order, into chunks. Two cut matrices
-    into tiles; a tensor of more dimensions is taken as a matrix, the first dimension against all
-    others, and one of fewer is one block. More numbers cut more dimensions likewise.
+    With one number, the elements of each tensor are cut into chunks, in row-major order. With two,
+    matrices are cut into tiles; a tensor of more dimensions is treated as a matrix of the first by
+    all other dimensions, and one of fewer is a single block. More numbers cut more dimensions in
+    the same way.
 
-    Blocks of one shape, dtype and device, of whatever tensors, are handed in as one stack, with a
-    leading dimension for the blocks (``batch_dims`` is 1), so a module that can run on batches is
-    called once for each shape. Nothing is padded: blocks at the end are shorter where lengths do
-    not divide, and in stacks of their own, so a norm inside is the norm of the block. The map is a
-    permutation of the elements.
+    Blocks of one shape, dtype and device, from any tensors, form one stack with a leading dimension
+    for the blocks (``batch_dims`` is 1), so a module that supports batches is called once for each
+    shape. There is no padding: where lengths do not divide, blocks at the end are shorter and in
+    separate stacks, so a norm inside is the norm of the block. The map is a permutation of the
+    elements.
 
     Parameters whose blocks share a stack must agree on the settings of modules inside that are not
-    elementwise. One without a gradient counts as zero gradient there, and is not moved.
+    elementwise. One without a gradient counts as a zero gradient there, and is not changed.
 
     Args:
-        modules: What to run on the blocks.
+        modules: The modules to run on the blocks.
         size: The length of a chunk, or the lengths of a tile: ``128``, ``(128, 128)``. A dimension
             of ``None`` is not cut.
-        count: In place of `size`, how many chunks, or how many tiles along each dimension; their
-            lengths differ by 1 at most. Of a dimension that is shorter, as many as it has.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        count: Instead of `size`, the number of chunks, or of tiles along each dimension; their
+            lengths differ by 1 at most. A dimension that is shorter is cut into single elements.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
-        ArgumentError: If not one of `size` and `count` is given, or a number is below 1; when the
-            optimizer is built, if it stands inside a projection that hands in stacks already.
+        ArgumentError: Unless exactly one of `size` and `count` is given, or if a number is below 1;
+            when the optimizer is built, if it is inside a projection that already makes stacks.
 
-    Cost: a copy of what crosses on the way in and on the way out. Elementwise modules run outside,
-    at no cost. A module of scope ``"tensor"`` that cannot run on batches is run on each block.
+    Cost: a copy of each tensor on the way in and out. Elementwise modules run outside, at no cost.
+    A module of scope ``"tensor"`` that does not support batches runs on each block.
 
     Example:
         >>> from projcore import Optimizer
@@ -81,7 +82,7 @@ class BlockPartition(ProjectionBase):
         if (size is None) == (count is None) or not whole or set(numbers) <= {None}:
             raise ArgumentError(
                 f"BlockPartition was given size={size!r} and count={count!r}. It needs one of "
-                "them: a whole number, at least 1, or one for each dimension. Pass for example "
+                "them: an integer, at least 1, or one for each dimension. Pass for example "
                 "size=(128, 128)."
             )
         self.by_count = size is None
@@ -140,7 +141,7 @@ class BlockPartition(ProjectionBase):
         return [result[i] for i in range(len(params))]
 
     def _stacks(self, tensors: Sequence[Tensor]) -> list[list[Region]]:
-        """Returns, for each stack, the regions that its blocks come from."""
+        """Returns the regions from which the blocks of each stack come."""
         plan: dict[object, list[Region]] = {}
         for indices in alike(tensors, lambda tensor: tuple(tensor.shape)):
             tensor = tensors[indices[0]]
@@ -165,7 +166,7 @@ class BlockPartition(ProjectionBase):
         return regions
 
     def _runs(self, length: int, number: int | None) -> list[tuple[int, int, int]]:
-        """Returns the runs of equal pieces of a dimension: start, length and count of each."""
+        """Returns the runs of equal pieces of a dimension, each as start, length and count."""
         if length == 0 or number is None:
             return [(0, length, 1)]
         if self.by_count:
@@ -185,14 +186,14 @@ class BlockPartition(ProjectionBase):
 
 @dataclass(frozen=True)
 class Region:
-    """Blocks of one shape that lie side by side in tensors of one shape.
+    """Adjacent blocks of one shape, in tensors of one shape.
 
     Attributes:
         indices: The tensors.
-        shape: Their shape, with as many dimensions as are cut.
+        shape: Their shape, with as many dimensions as there are numbers.
         lengths: The shape of a block.
-        counts: How many blocks there are along each dimension.
-        starts: Where the first begins.
+        counts: The number of blocks along each dimension.
+        starts: The start of the first block along each dimension.
     """
 
     indices: list[int]
@@ -203,7 +204,7 @@ class Region:
 
     @property
     def count(self) -> int:
-        """How many blocks there are, in all tensors."""
+        """The number of blocks in all tensors."""
         return len(self.indices) * math.prod(self.counts)
 
     def cut(self, whole: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameters that stay where they are."""
+"""Frozen parameters."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from projcore import Node, Settings, Transform
 
 
 class Freeze(Transform):
-    r"""Makes the update zero, so that parameters stay where they are.
+    r"""Zeroes the update, so that parameters do not change.
 
     .. math:: u \leftarrow 0
 
-    Of use in `Route`; what comes before it in a chain still runs, and still remembers.
+    For use in `Route`. Modules before it in a chain still run and update their state.
 
     Cost: one pass that writes a tensor.
 

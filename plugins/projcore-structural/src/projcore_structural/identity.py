@@ -1,4 +1,4 @@
-"""The space as it is."""
+"""The identity projection."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from projcore import ProjectionBase
 
 
 class Identity(ProjectionBase):
-    r"""Runs modules on the tensors as they are.
+    r"""Runs modules on the tensors unchanged.
 
     .. math:: z = x
 
-    Of use where a projection is expected and none is wanted: as a default, as the baseline of a
-    comparison, and in tests. It is transparent to stacks.
+    For use where a projection is expected but none is wanted: as a default, as a baseline, and in
+    tests. Stacks pass through it unchanged.
 
     Args:
-        modules: What to run.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Cost: none.
 

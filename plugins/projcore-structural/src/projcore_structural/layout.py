@@ -1,4 +1,4 @@
-"""Merging all tensors into one vector, and splitting them into single numbers."""
+"""Merging tensors into a vector, and splitting them into scalars."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def merge(tensors: list[Tensor], owner: str) -> Tensor:
         found = list(dict.fromkeys(str(getattr(tensor, what)) for tensor in tensors))
         if len(found) > 1:
             raise ArgumentError(
-                f"{owner} was given tensors of several {what}s: {', '.join(found)}. They merge "
-                f"into one tensor, which has one {what}. Bring them to one with "
+                f"{owner} was given tensors of several {what}s: {', '.join(found)}. They are "
+                f"merged into one tensor, which has one {what}. Convert them with "
                 f"To([{owner}(...)], dtype=..., device=...), or use an optimizer for each."
             )
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -39,30 +39,30 @@ def split(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 
 class VectorProjection(Parted):
-    r"""Runs modules on one vector, the concatenation of all tensors; or on a few.
+    r"""Runs modules on the concatenation of all tensors, or on one for each part.
 
-    With :math:`x_1, \dots, x_k` of :math:`n_1, \dots, n_k` elements, inside there is one tensor of
-    shape :math:`(n_1 + \dots + n_k,)`: the elements in row-major order. The map is a permutation:
-    lossless, linear, orthonormal. A module that works on each tensor by itself (a norm, an
-    orthogonalisation) thus works on all parameters together; one that works elementwise gives the
-    same result as outside, so it runs there and its memory stays with each parameter.
+    For :math:`x_1, \dots, x_k` of :math:`n_1, \dots, n_k` elements, there is one tensor inside, of
+    shape :math:`(n_1 + \dots + n_k,)`, with the elements in row-major order. The map is a
+    permutation: lossless, linear, orthonormal. A module that acts on single tensors, such as a norm
+    or an orthogonalization, thus acts on all parameters together. An elementwise module gives the
+    same result as outside, so it runs there and its state stays with each parameter.
 
-    A parameter without a gradient counts as zero gradient in the vector, and is not moved.
+    A parameter without a gradient counts as a zero gradient in the vector, and is not changed.
 
     Args:
-        modules: What to run on the vector, or on all vectors.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
-        by: What becomes a vector of its own: ``"all"`` tensors, those of each ``"group"`` of
-            parameters, those of each ``"dtype"`` and device, or a list of rules by name and shape
-            (``["*.bias", "ndim==2", "*"]``, see `projcore.Rules`): those of each rule, where the
-            first that holds counts.
+        modules: The modules to run on the vector, or on all vectors.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
+        by: How tensors are divided into vectors: ``"all"`` for one vector, ``"group"`` for one per
+            parameter group, ``"dtype"`` for one per dtype and device, or a list of rules by name
+            and shape (``["*.bias", "ndim==2", "*"]``, see `projcore.Rules`) for one per rule, where
+            the first match counts.
 
     Raises:
-        ArgumentError: If tensors of one vector differ in dtype or device; merge them ``by="dtype"``
-            or inside `To`. If `by` is something else; when the optimizer is built, if a tensor has
-            no rule, or a rule no tensor.
+        ArgumentError: If tensors of one vector differ in dtype or device (merge them ``by="dtype"``
+            or inside `To`); if `by` is invalid; when the optimizer is built, if a tensor matches no
+            rule, or a rule no tensor.
 
     Cost: one copy of the update on the way in, none on the way out; elementwise modules cost
     nothing extra.
@@ -103,7 +103,7 @@ class VectorProjection(Parted):
         super().__init__(modules, project_update, project_params, project_grad)
 
     def parts(self, planner: Planner, space: Space) -> Sequence[int] | None:
-        """The number of each tensor's vector, where groups or names make it."""
+        """Returns the index of each tensor's vector, if it follows from groups or names."""
         if self.rules is not None:
             return choose(planner, self.rules, space)
         if self.by != "group":
@@ -158,23 +158,23 @@ class VectorProjection(Parted):
 
 
 class ScalarProjection(ProjectionBase):
-    r"""Runs modules on individual scalars, each element of each tensor by itself.
+    r"""Runs modules on individual scalars: each element of each tensor is a tensor.
 
-    With :math:`n` elements in all, inside there are :math:`n` 0-d tensors, handed in as one stack
-    of shape :math:`(n,)` whose entries are independent tensors (``batch_dims`` is 1). A module that
-    works on each tensor by itself works on each scalar by itself, in one call for all of them:
-    `Normalize` becomes a sign. Elementwise modules run outside, on the parameters, at no cost.
+    For :math:`n` elements in total there are :math:`n` 0-d tensors inside, in one stack of shape
+    :math:`(n,)` whose entries are independent tensors (``batch_dims`` is 1). A module that acts on
+    single tensors acts on each scalar, in one call for all of them: `Normalize` becomes a sign.
+    Elementwise modules run outside, on the parameters, at no cost.
 
     Args:
-        modules: What to run on each scalar.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on each scalar.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If tensors differ in dtype or device; merge them inside `To`.
 
-    Cost: as `VectorProjection`. A module of scope ``"tensor"`` that cannot run on batches is run
+    Cost: as `VectorProjection`. A module of scope ``"tensor"`` that does not support batches runs
     once for each scalar, which is slow.
 
     Example:

@@ -1,4 +1,4 @@
-"""Only chosen elements of tensors."""
+"""Selected elements of tensors."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from projcore.errors import ArgumentError
 
 
 class Mask(ProjectionBase):
-    r"""Runs modules on chosen elements of each tensor; the others stay as they are.
+    r"""Runs modules on selected elements of each tensor; the others do not change.
 
     .. math:: z = x_I, \qquad U z = \text{zeros, with } z \text{ at } I
 
-    with :math:`I` the chosen elements in row-major order; inside there are vectors. The map is
-    linear and orthonormal, and loses what is not chosen. A closure inside is evaluated with the
-    other elements where they are. The choice depends on the shape of a tensor alone.
+    with :math:`I` the selected elements in row-major order; tensors inside are vectors. The map is
+    linear and orthonormal, and drops the other elements. A closure inside is evaluated with the
+    other elements at their current values. The selection depends only on the shape of a tensor.
 
     Args:
-        modules: What to run on the chosen elements.
+        modules: The modules to run on the selected elements.
         triangle: ``"lower"`` or ``"upper"``: those of the triangle of each matrix of the last two
-            dimensions, with its diagonal. Tensors of fewer dimensions pass as they are, to the same
+            dimensions, with its diagonal. Tensors of fewer dimensions pass unchanged to the same
             modules.
-        every: In place of that, each element whose position is a multiple of this, at least 1.
-        fraction: In place of that, so large a part, above 0 and at most 1, rounded up, at random.
-        seed: For `fraction`: another seed is another choice.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        every: Instead of a triangle, the elements whose position is a multiple of this, at least 1.
+        fraction: Instead of these, a random fraction of the elements, above 0 and at most 1,
+            rounded up.
+        seed: The seed of the selection by `fraction`.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
-        ArgumentError: If not one of `triangle`, `every` and `fraction` is given, or it is out of
-            range.
+        ArgumentError: Unless exactly one of `triangle`, `every` and `fraction` is given, or if it
+            is out of range.
 
-    Cost: 8 bytes of memory for each chosen element, for its position; one pass each way.
+    Cost: 8 bytes for the position of each selected element; one pass each way.
 
     Example:
         >>> from projcore import Optimizer
@@ -96,7 +97,7 @@ class Mask(ProjectionBase):
         ]
 
     def choose(self, shape: Sequence[int]) -> Tensor:
-        """Returns the positions of the chosen elements of a tensor of that shape, in order."""
+        """Returns the positions of the selected elements of a tensor of that shape, in order."""
         count = math.prod(shape)
         if self.triangle is not None:
             ones = torch.ones(shape[-2:], dtype=torch.bool, device="cpu")

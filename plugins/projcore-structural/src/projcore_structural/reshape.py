@@ -1,4 +1,4 @@
-"""Tensors in other shapes: reshaped, with dimensions merged, with dimensions in another order."""
+"""Tensors in other shapes: reshaped, with merged dimensions, and permuted."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from projcore_structural._parts import as_tuple
 
 
 class Reshape(ProjectionBase):
-    r"""Runs modules on tensors of another shape, with the elements in row-major order.
+    r"""Runs modules on reshaped tensors, with the elements in row-major order.
 
-    Tensors that the shape does not fit pass as they are, to the same modules.
+    Tensors that do not fit the shape pass unchanged to the same modules.
 
     Args:
-        modules: What to run on the reshaped tensors.
-        shape: A length for each dimension; -1 (once) for what is left over, None for the length
-            that the tensor has there. ``(None, -1)`` makes matrices of convolution kernels.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the reshaped tensors.
+        shape: The size of each dimension: -1 (once) is inferred, None keeps the size of the tensor.
+            ``(None, -1)`` turns convolution kernels into matrices.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
-        ArgumentError: If `shape` has other entries; when the optimizer is built, if it fits no
-            tensor.
+        ArgumentError: If `shape` has other entries; when the optimizer is built, if no tensor fits
+            it.
 
     Cost: none for contiguous tensors, else a copy. Elementwise modules run outside, at no cost.
 
@@ -59,8 +59,8 @@ class Reshape(ProjectionBase):
         bad = [n for n in self.shape if n is not None and (not _is_int(n) or n < -1)]
         if bad or self.shape.count(-1) > 1:
             raise ArgumentError(
-                f"Reshape was given the shape {shape!r}. It has whole numbers from 0 on, None for "
-                "a length to keep, and at most one -1 for what is left. Pass such a shape."
+                f"Reshape was given the shape {shape!r}. It takes integers, at least 0, None for "
+                "a size to keep, and at most one -1, which is inferred. Pass e.g. (None, -1)."
             )
         super().__init__(modules, project_update, project_params, project_grad)
 
@@ -68,7 +68,7 @@ class Reshape(ProjectionBase):
         return self.find(tensor.shape) is not None
 
     def find(self, shape: Sequence[int]) -> tuple[int, ...] | None:
-        """Returns the new shape of a tensor of that shape, or None if it has none."""
+        """Returns the new shape for a tensor of that shape, or None if it does not fit."""
         if any(length is None and i >= len(shape) for i, length in enumerate(self.shape)):
             return None
         wanted = [shape[i] if length is None else length for i, length in enumerate(self.shape)]
@@ -88,26 +88,26 @@ class Reshape(ProjectionBase):
 
 
 class MergeDims(ProjectionBase):
-    r"""Runs modules on tensors whose neighbouring dimensions are merged while they are small.
+    r"""Runs modules on tensors whose adjacent dimensions are merged up to a maximal size.
 
-    From the first dimension on, a dimension is multiplied into the one before it as long as the
-    product is at most `max_size`; else it begins a new one. Dimensions of length 1 vanish. With
-    ``max_size=100`` the shape ``(8, 3, 5, 5)`` becomes ``(24, 25)``; a 0-d tensor becomes ``(1,)``.
-    Methods that keep a matrix for each dimension (Shampoo, SOAP) thus keep few and large ones.
+    From the first dimension on, a dimension is merged into the previous one if their product is at
+    most `max_size`. Dimensions of size 1 are removed. With ``max_size=100`` the shape ``(8, 3, 5,
+    5)`` becomes ``(24, 25)``; a 0-d tensor becomes ``(1,)``. So methods that keep a matrix for each
+    dimension (Shampoo, SOAP) keep fewer and larger ones.
 
     Args:
-        modules: What to run on the merged tensors.
-        max_size: The longest that merging may make a dimension, at least 1. Default 10000, as in
-            the authors' code of SOAP.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the merged tensors.
+        max_size: The largest size of a merged dimension, at least 1. Default 10000, as in the
+            authors' code of SOAP.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If `max_size` is below 1.
 
     Cost: none for contiguous tensors, else a copy. Elementwise modules run outside, at no cost.
-    Differs from the authors' code: empty tensors work.
+    Differs from the authors' code: supports empty tensors.
 
     Example:
         >>> import torch
@@ -149,21 +149,21 @@ class MergeDims(ProjectionBase):
 
 
 class Permute(ProjectionBase):
-    r"""Runs modules on tensors whose dimensions are in another order.
+    r"""Runs modules on tensors with permuted dimensions.
 
-    Inside, dimension :math:`i` is dimension ``dims[i]`` outside. Tensors with another number of
-    dimensions pass as they are, to the same modules.
+    Inside, dimension :math:`i` is dimension ``dims[i]`` outside. Tensors of other numbers of
+    dimensions pass unchanged to the same modules.
 
     Args:
-        modules: What to run on the permuted tensors.
+        modules: The modules to run on the permuted tensors.
         dims: Each dimension once; ``(1, 0)`` transposes matrices.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
-        ArgumentError: If `dims` is no permutation; when the optimizer is built, if no tensor has so
-            many dimensions.
+        ArgumentError: If `dims` is not a permutation; when the optimizer is built, if no tensor has
+            as many dimensions.
 
     Cost: none; tensors inside are views. Elementwise modules run outside.
 
@@ -191,7 +191,7 @@ class Permute(ProjectionBase):
         if not self.dims or set(self.dims) != set(range(len(self.dims))):
             raise ArgumentError(
                 f"Permute was given dims={dims!r}. It needs each dimension once, from 0 on. Pass "
-                "for example (1, 0), to transpose matrices."
+                "for example (1, 0) to transpose matrices."
             )
         self.inverse = tuple(self.dims.index(i) for i in range(len(self.dims)))
         super().__init__(modules, project_update, project_params, project_grad)
@@ -209,7 +209,7 @@ class Permute(ProjectionBase):
 
 
 def merge_dims(shape: Sequence[int], max_size: int) -> tuple[int, ...]:
-    """Merges neighbouring dimensions while their product is at most `max_size`."""
+    """Merges adjacent dimensions as long as their product is at most `max_size`."""
     merged: list[int] = []
     current = 1
     for length in shape:
@@ -221,7 +221,7 @@ def merge_dims(shape: Sequence[int], max_size: int) -> tuple[int, ...]:
 
 
 def back(tensors: Iterable[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """Gives tensors the shapes of others."""
+    """Reshapes tensors to the shapes of others."""
     return [tensor.reshape(same.shape) for tensor, same in zip(tensors, like, strict=True)]
 
 

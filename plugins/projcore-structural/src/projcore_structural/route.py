@@ -17,27 +17,29 @@ Predicate = Callable[["str | None", Tensor], bool]
 class Route(Module):
     r"""Runs different modules on different parameters, chosen by name, shape or dtype.
 
-    Each tensor goes to the first rule that holds for it, and only there: modules that work on all
-    tensors at once see those of their own route. The setting ``route`` of a parameter group, the
-    number of a rule, sends all of the group there, whatever the rules say.
+    Each tensor is routed to the first rule that matches it: modules that act on all tensors at once
+    see only those of their route. The setting ``route`` of a parameter group, the index of a rule,
+    takes precedence over the rules for all parameters of the group.
 
-    A rule is text, words that must all hold (``"*.weight ndim==2"``, see `projcore.Rules`), or a
-    function of a name and a tensor. Names are known if the optimizer was given
-    ``model.named_parameters()``, or groups made by `projcore.param_groups`. Inside a projection,
-    tensors have the shapes there, and the name of the parameter that they are made from, if it is
-    one.
+    A rule is a string of conditions that must all hold (``"*.weight ndim==2"``, see
+    `projcore.Rules`), or a function of a name and a tensor. Names are known if the optimizer was
+    given a model, ``model.named_parameters()``, or groups made by `projcore.param_groups`. Inside a
+    projection, tensors have the shapes of its space, and the name of the parameter that they are
+    made from, if it is a single one.
 
     Args:
-        routes: For each rule, in order, what to run: a module, a spec, a list of these, or None to
-            hand the update on as it is. A last rule ``"*"`` is for what others leave, if anything.
+        routes: For each rule, in order, the modules to run: a module, a spec, a list of these, or
+            None to leave the update unchanged. A last rule ``"*"`` is for all other tensors, of
+            which there may be none.
 
     Raises:
-        ArgumentError: When the optimizer is built, if a tensor has no rule, a rule other than
-            ``"*"`` holds for no tensor, a rule asks for a name that is not known, or the ``route``
-            of a group is no number of a rule.
-        ArgumentTypeError: If `routes` is no mapping, or a rule is neither text nor a function.
+        ArgumentError: When the optimizer is built, if a tensor matches no rule, a rule other than
+            ``"*"`` matches no tensor, a rule needs a name that is not known, or the ``route`` of a
+            group is not the index of a rule.
+        ArgumentTypeError: If `routes` is not a mapping, or a rule is neither a string nor a
+            function.
 
-    Cost: none beside its modules; rules are matched once for each set of shapes and names.
+    Cost: that of its modules; rules are matched once for each set of shapes and names.
 
     Example:
         >>> import torch
@@ -54,7 +56,7 @@ class Route(Module):
         1.bias     2      float32  0      0: 1.*       0
     """
 
-    scope = "tensor"  # its own: each tensor is routed by itself
+    scope = "tensor"  # its own: each tensor is routed separately
     sharded = True
     kinds = {"route": "fixed"}
 
@@ -75,8 +77,8 @@ class Route(Module):
         if route is None or (type(route) is int and 0 <= route < count):
             return
         raise ArgumentError(
-            f"Route was given route={route!r} for a parameter group. It is the number of a rule, "
-            f"from 0 to {count - 1}, or None to go by the rules. Pass one of these."
+            f"Route was given route={route!r} for a parameter group. Pass the index of a rule, "
+            f"from 0 to {count - 1}, or None to apply the rules."
         )
 
     def plan(self, planner: Planner, space: Space) -> None:

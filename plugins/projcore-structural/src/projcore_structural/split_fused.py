@@ -1,4 +1,4 @@
-"""Fused weights as the weights that they are made of."""
+"""The parts of fused weights."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from projcore_structural._parts import Parted, as_tuple, items, refuse_stacks
 
 
 class SplitFused(Parted):
-    r"""Runs modules on the parts of fused weights, each part a tensor of its own.
+    r"""Runs modules on the parts of fused weights, each part a separate tensor.
 
-    Layers often keep several matrices in one parameter: query, key and value, gate and up, or the
-    heads of an attention. A module that works on each tensor by itself (a norm, an
-    orthogonalisation, a low rank) then treats them as one. Inside, they are
+    Layers often keep several matrices in one parameter: query, key and value, gate and up, or
+    attention heads. Modules that act on single tensors, such as a norm, an orthogonalization or a
+    low-rank projection, would treat them as one. Inside, they are the parts
 
     .. math:: x_1, \dots, x_k \quad \text{with} \quad x = [x_1 \; \dots \; x_k]
 
-    along one dimension. Tensors that are not split pass as they are, to the same modules.
+    along one dimension. Tensors that are not split pass unchanged to the same modules.
 
     Args:
-        modules: What to run on the parts.
-        parts: How many parts of equal length (3 for query, key and value; the number of heads), or
-            the length of each.
-        dim: The dimension along which they lie.
-        where: Which parameters to split, as text (``"*.qkv.weight"``, see `projcore.Rules`) or
-            several texts, one of which must hold. None for all that the parts fit: the length along
-            `dim` is the sum of the lengths, or a multiple of the number.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the parts.
+        parts: The number of parts of equal length (3 for query, key and value; the number of
+            heads), or the length of each part.
+        dim: The dimension along which the parts are concatenated.
+        where: The parameters to split, as a rule (``"*.qkv.weight"``, see `projcore.Rules`) or
+            several rules, one of which must match. None for all parameters that fit: those whose
+            size along `dim` is the sum of the lengths, or a multiple of the number.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
-        ArgumentError: If `parts` is below 1; when the optimizer is built, if nothing is split, or
-            the parts do not fit a parameter that `where` names.
+        ArgumentError: If `parts` is below 1; when the optimizer is built, if no parameter is split,
+            or one that matches `where` does not fit the parts.
 
     Cost: none on the way in, where parts are views; a copy on the way out. Elementwise modules run
-    outside, at no cost. For many parts of equal shape put `Stack` inside.
+    outside, at no cost. For many parts of equal shape, use `Stack` inside.
 
     Example:
         >>> from projcore import Optimizer
@@ -86,7 +86,7 @@ class SplitFused(Parted):
         super().__init__(modules, project_update, project_params, project_grad)
 
     def parts(self, planner: Planner, space: Space) -> Sequence[int] | None:
-        """The number of each tensor's rule; the last is of those that no rule names."""
+        """Returns the index of each tensor's rule; the last one is for tensors without a rule."""
         if self.rules is None:
             return None
         named = self.rules.choose(space.names, items(space), groups=space.groups)
@@ -94,8 +94,8 @@ class SplitFused(Parted):
         for tensor, part in zip(space.template, named, strict=True):
             if part < last and self.lengths(tensor) is None:
                 raise ArgumentError(
-                    f"{self} was given a tensor of shape {tuple(tensor.shape)}, which its rule "
-                    f"{str(self.rules.rules[part])!r} names. Its parts do not fit dimension "
+                    f"{self} was given a tensor of shape {tuple(tensor.shape)}, which matches its "
+                    f"rule {str(self.rules.rules[part])!r}. The parts do not fit dimension "
                     f"{self.dim}. Correct parts, dim or where."
                 )
         return named
@@ -121,7 +121,7 @@ class SplitFused(Parted):
         return [length // self.count] * self.count if length and length % self.count == 0 else None
 
     def _lengths(self, tensors: Sequence[Tensor], states: Sequence[Node]) -> list[list[int]]:
-        """Returns the lengths of the parts of each tensor; of one that is not split, none."""
+        """Returns the lengths of the parts of each tensor; none for one that is not split."""
         if self.rules is None:
             return [self.lengths(tensor) or [] for tensor in tensors]
         last = len(self.rules.rules) - 1

@@ -1,4 +1,4 @@
-"""Tensors of one shape as one stack."""
+"""Stacks of tensors of equal shape."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from projcore_structural._parts import alike, refuse_stacks, stack
 class Stack(ProjectionBase):
     r"""Runs modules on stacks of tensors of equal shape, in one call for each shape.
 
-    Of :math:`k` tensors of shape :math:`(m, n)`, and of one dtype on one device, inside there is
-    one of shape :math:`(k, m, n)` whose entries are independent tensors (``batch_dims`` is 1). A
-    module that can run on batches does the same as outside, in one call in place of :math:`k`;
-    where tensors are many and small, that is faster. The map is a permutation of the elements.
+    For :math:`k` tensors of shape :math:`(m, n)`, of one dtype and device, there is one tensor
+    inside, of shape :math:`(k, m, n)`, whose entries are independent tensors (``batch_dims`` is 1).
+    A module that supports batches gives the same result as outside, in one call instead of
+    :math:`k`, which is faster for many small tensors. The map is a permutation of the elements.
 
     Parameters of one stack must agree on the settings of modules inside that are not elementwise.
-    One without a gradient counts as zero gradient in its stack, and is not moved.
+    One without a gradient counts as a zero gradient in its stack, and is not changed.
 
     Args:
-        modules: What to run on the stacks.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the stacks.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
-        ArgumentError: When the optimizer is built, if it stands inside a projection that hands in
-            stacks already.
+        ArgumentError: When the optimizer is built, if it is inside a projection that already makes
+            stacks.
 
     Cost: one copy of the update on the way in, none on the way out. Elementwise modules run outside
-    at no cost. A module of scope ``"tensor"`` that cannot run on batches runs on each entry.
+    at no cost. A module of scope ``"tensor"`` that does not support batches runs on each entry.
 
     Example:
         >>> import torch

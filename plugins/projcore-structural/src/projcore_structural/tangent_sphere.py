@@ -1,4 +1,4 @@
-"""Updates that do not scale what they update."""
+"""Updates that are tangent to spheres."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from projcore import ProjectionBase, Settings
 
 
 class TangentSphere(ProjectionBase):
-    r"""Runs modules on updates orthogonal to their parameters: tangents of spheres around 0.
+    r"""Runs modules on the components of updates that are orthogonal to their parameters.
 
-    With :math:`p` a parameter and :math:`\langle a, b \rangle` the sum over all its elements (of
+    With :math:`p` a parameter and :math:`\langle a, b \rangle` the sum over all elements (for
     complex ones, over real and imaginary parts),
 
     .. math:: T u = u - \frac{\langle u, p \rangle}{\langle p, p \rangle} p
 
-    both on the way in and on the way out. So whatever runs inside, the update that leaves is
-    orthogonal to its parameter: it turns the parameter, and does not scale it but for the square of
-    the step. A loss that falls by scaling alone thus cannot stall training ("naive loss
-    minimization"). Tensors are as large inside as outside; :math:`T` is an orthogonal projector,
-    symmetric with :math:`T T = T`, so the map loses the component along :math:`p`.
+    both on the way in and on the way out. So for any modules inside, the resulting update is
+    tangent to the sphere around 0 through the parameter: it rotates the parameter, and changes its
+    norm only to second order in the step. So training cannot stall by lowering the loss through
+    scaling alone ("naive loss minimization"). Shapes are the same inside as outside; :math:`T` is
+    an orthogonal projector, symmetric with :math:`T T = T`, so the component along :math:`p` is
+    lost.
 
-    Points inside are relative to the parameter: it is :math:`T p = 0`, and a closure inside is
-    evaluated at :math:`p + T z`. What is to see or scale the parameter itself, as weight decay,
-    belongs outside. A parameter that is 0 has no direction: its update passes whole. Tensors of
-    fewer than two elements, whose tangents are all 0, pass as they are.
+    Points inside are relative to the parameter, which is :math:`T p = 0`, and a closure inside is
+    evaluated at :math:`p + T z`. Modules that need the parameter itself, such as weight decay,
+    belong outside. A parameter that is 0 has no direction, and its update passes unchanged. So do
+    tensors of fewer than two elements, whose tangents are all 0.
 
     Args:
-        modules: What to run on the tangents.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the tangents.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
-    Cost: five passes over what crosses, each way. Of bfloat16 and float16, sums are in float32.
-    Differs from the authors' code: theirs projects the gradient alone, and then gives it back the
-    norm that it had; here the update out of the modules is a tangent too.
+    Cost: five passes each way. Sums of bfloat16 and float16 are computed in float32.
+    Differs from the authors' code: theirs projects only the gradient, and then restores its norm;
+    here the result of the modules is projected, too.
 
     Example:
         >>> from projcore import Optimizer
@@ -97,7 +98,7 @@ def tangent(tensor: Tensor, param: Tensor) -> Tensor:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """The real numbers in a tensor, of 32 bits at least."""
+    """Returns a tensor as real numbers of at least 32 bits."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

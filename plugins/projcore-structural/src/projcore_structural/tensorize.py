@@ -1,4 +1,4 @@
-"""Tensors as cubes."""
+"""Tensors reshaped to cubes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from projcore_structural.reshape import back
 
 
 class Tensorize(ProjectionBase):
-    r"""Runs modules on each tensor as a cube: a square matrix, or one of more dimensions.
+    r"""Runs modules on tensors reshaped to cubes: near-square matrices, or more dimensions.
 
     The :math:`n` elements, in row-major order and followed by zeros, fill a tensor of :math:`k`
-    dimensions whose sides are the least :math:`d` with :math:`d^k \ge n`; then, from the last side
-    on, each is made as short as the others allow, so there are fewer zeros than one layer has
-    elements. Vectors thus get what is made for matrices: Muon, Shampoo, SOAP.
+    dimensions, each of the smallest size :math:`d` with :math:`d^k \ge n`; then, from the last
+    dimension on, each is shortened as far as the others allow, so there are fewer zeros than one
+    slice has elements. So matrix methods apply to vectors, too: Muon, Shampoo, SOAP.
 
-    The zeros are no parameters. An update has zeros there when it comes in, so norms and inner
-    products are those outside, and what modules return there is dropped. What a module remembers of
-    those places does no harm as long as it keeps to its place or to zeros. With :math:`U` the map
-    that drops them, :math:`U U^\top = I`: nothing is lost.
+    The zeros are padding. Projected updates are zero there, so norms and inner products are the
+    same as outside, and the results of modules there are dropped. With :math:`U` the map that drops
+    them, :math:`U U^\top = I`: nothing is lost.
 
-    Put it inside `VectorProjection` for one cube of all parameters.
+    Use it inside `VectorProjection` for one cube of all parameters.
 
     Args:
-        modules: What to run on the cubes.
-        ndim: The least :math:`k`, at least 1.
-        max_side: No side is longer than this, at least 2: :math:`k` grows as needed. None for no
-            bound.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run on the cubes.
+        ndim: The smallest :math:`k`, at least 1.
+        max_side: The largest size of a dimension, at least 2: :math:`k` grows as needed. None for
+            no bound.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
     Raises:
         ArgumentError: If `ndim` is below 1 or `max_side` below 2.
 
-    Cost: a copy of what crosses; elementwise modules inside run on the zeros too.
+    Cost: a copy of each tensor; elementwise modules inside process the zeros, too.
 
     Example:
         >>> from projcore import Optimizer
@@ -98,7 +97,7 @@ class Tensorize(ProjectionBase):
 
 
 def sides(count: int, ndim: int, max_side: int | None = None) -> tuple[int, ...]:
-    """Returns the shape of the cube for so many elements, by whole numbers alone."""
+    """Returns the shape of the cube for `count` elements, in integer arithmetic."""
     if max_side is not None:
         while max_side**ndim < count:
             ndim += 1
@@ -111,8 +110,8 @@ def sides(count: int, ndim: int, max_side: int | None = None) -> tuple[int, ...]
 
 
 def root(count: int, degree: int) -> int:
-    """Returns the least whole number whose power of that degree is at least `count`."""
-    result = int(count ** (1 / degree))  # rounded, so it may be too small, and never too large
+    """Returns the smallest integer whose power of that degree is at least `count`."""
+    result = int(count ** (1 / degree))  # truncated, so it may be too small, but never too large
     while result**degree < count:
         result += 1
     return result
