@@ -197,9 +197,7 @@ def _is_convolution(module: nn.Module, parameter: Tensor) -> bool:
 
 
 def _is_depthwise(parameter: Tensor, owners: list[Owner]) -> bool:
-    groups = [
-        getattr(owner.module, "groups", 2) for owner in owners
-    ]  # unknown: several
+    groups = [getattr(owner.module, "groups", 2) for owner in owners]  # unknown: several
     return parameter.shape[1] == 1 and max(groups) > 1
 
 
