@@ -18,6 +18,7 @@ from projcore._shards import (
     by_parts,
     is_sharded,
     join_norms,
+    linear_in_parts,
     local,
     sharded_as,
     splits,
@@ -42,7 +43,9 @@ __all__ = [
     "is_sharded",
     "lerp",
     "lerp_",
+    "linear_in_parts",
     "local",
+    "means_over",
     "norms",
     "norms_of_kinds",
     "norms_over",
@@ -55,6 +58,7 @@ __all__ = [
     "sums_of_parts",
     "times",
     "unsharded",
+    "wide",
     "zeros_over",
 ]
 
@@ -197,6 +201,8 @@ def signs(tensors: list[Tensor]) -> list[Tensor]:
 
     What is behind a sign would otherwise not see that memory before it is lost.
     """
+    if any(tensor.is_complex() for tensor in tensors):
+        return [tensor.sgn().add_(tensor, alpha=0) for tensor in tensors]
     result = torch._foreach_sign(tensors)
     torch._foreach_add_(result, tensors, alpha=0)  # zero times Inf or NaN is NaN
     return list(result)
@@ -249,6 +255,27 @@ def norms_over(tensors: list[Tensor], order: float, dims: Sequence[Sequence[int]
     return join_norms(parts, tensors, order, dims) if any(map(is_sharded, tensors)) else parts
 
 
+def means_over(tensors: Sequence[Tensor], dims: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Returns the means over some dimensions of each tensor, which stay with size 1.
+
+    The dimensions are counted from 0, and there is at least one. Sharded tensors are as in `norms`;
+    what their means are not taken over stays sharded.
+
+    Example:
+        >>> means_over([torch.tensor([[3.0, 1.0], [5.0, 1.0]])], [(0,)])
+        [tensor([[4., 1.]])]
+    """
+    if not any(map(is_sharded, tensors)):
+        return [t.mean(tuple(over), keepdim=True) for t, over in zip(tensors, dims, strict=True)]
+    parts = []
+    for tensor, over in zip(tensors, dims, strict=True):
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        count = max(1, math.prod(tensor.shape[i] for i in over))
+        parts.append(local(tensor).sum(tuple(over), keepdim=True, dtype=wide) / count)
+    means = join_norms(parts, tensors, 1.0, dims)
+    return [mean.to(each.dtype) for mean, each in zip(means, tensors, strict=True)]
+
+
 def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Returns the places of tensors that torch's ``_foreach`` functions take together.
 
@@ -296,6 +323,16 @@ def times(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
         return [each if each.dtype == dtype else each.to(dtype) for each in made]
 
     return by_kind(multiplied, tensors)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Returns a tensor in float32, or as it is if its dtype holds no less: for decompositions.
+
+    Example:
+        >>> wide(torch.ones(1, dtype=torch.bfloat16)), wide(torch.ones(1, dtype=torch.complex128))
+        (tensor([1.]), tensor([1.+0.j], dtype=torch.complex128))
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def unsharded(tensor: Any) -> Any:

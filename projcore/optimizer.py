@@ -37,12 +37,13 @@ from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
-from projcore.engine.part import part_of
+from projcore.engine.part import check_zero, part_of
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Roll, follow, of_members, presence
 from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
 from projcore.engine.resharding import announce, share
+from projcore.engine.together import Together, together
 from projcore.engine.tree import is_zeroth_order
 from projcore.errors import (
     ArgumentError,
@@ -181,6 +182,7 @@ class Optimizer(torch.optim.Optimizer):
         self._found: dict[tuple[str, Hashable], Settings]  # what modules have read of these
         self._passes = PASSES
         self._owners = Owners()
+        self._together = Together()
         self._make_names()
         named = params.named_parameters() if isinstance(params, torch.nn.Module) else params
         groups = list(as_iterable(named))
@@ -189,6 +191,7 @@ class Optimizer(torch.optim.Optimizer):
                 "Optimizer was given no parameters. It needs at least one; a generator such as "
                 "model.parameters() is empty once used. Pass model.parameters() afresh."
             )
+        check_zero(self.module, groups)
         super().__init__(groups, dict(self._names.defaults))
         if not any(group["params"] for group in self.param_groups):
             raise ArgumentError(
@@ -405,6 +408,7 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[..., T]) -> T: ...
 
     @torch.no_grad()
+    @together(ends=True)
     def step(self, closure: Callable[..., T] | None = None) -> T | None:
         """Performs one step.
 
@@ -628,7 +632,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Computes a step, of all or of the parameters at some places, and then writes it."""
         assert plan.store is not None
-        found = self._found if closure is None else None  # it may have written into groups
+        found = self._found if closure is None else {}  # it may have written into groups
         live = LiveSettings(
             self._names, self.param_groups, region.passes, plan.parts, plan.compiler, found
         )
@@ -663,7 +667,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         assert self.bucket_bytes is not None
         some = range(len(parameters)) if active is None else active
-        buckets = make_buckets(parameters, some, self.bucket_bytes)
+        buckets = make_buckets([p.nbytes for p in parameters], some, self.bucket_bytes)
         for done, bucket in enumerate(buckets):
             try:
                 self._run_block(plan, bucket, parameters, grads, loss)
@@ -728,9 +732,13 @@ class Optimizer(torch.optim.Optimizer):
         self._needs = self.module.total_needs  # not asked of all modules in every step
         self._wanted = sorted(self._needs & {"closure", "loss"})
         self._zeroth_order = is_zeroth_order(self.module)
+        self._together.wanted = self.average_loss is True or any(
+            map(is_sharded, self._parameters())
+        )
         kinds = {"cpu", *(parameter.device.type for parameter in self._parameters())}
         self._device_types = [kind for kind in kinds if is_autocast_available(kind)]
 
+    @together(ends=False)
     def state_dict(self) -> dict[str, Any]:
         """Returns the state and the groups, in torch's form; all of it tensors and plain values.
 
@@ -744,6 +752,7 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.complete(self, state_dict)
         return state_dict
 
+    @together(ends=False)
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads state and settings saved with `state_dict`; dtypes stay as saved.
 
@@ -837,6 +846,7 @@ class Optimizer(torch.optim.Optimizer):
         in_backward, compile = state.pop("in_backward", False), state.pop("compile", False)
         self._built = False
         self._backward = None
+        self._together = Together()
         super().__setstate__(state)
         self.compile = compile
         self._make_names()

@@ -33,13 +33,15 @@ from torch import Tensor
 from projcore._pairs import Params
 from projcore._split import Split
 from projcore.core.chain import as_chain
+from projcore.core.module import Module
+from projcore.engine.part import refuse_zero
 from projcore.optimizer import Optimizer
 
 __all__ = ["HIDDEN", "LINEAR", "Params", "Project", "Rule", "Spec", "Way", "documented", "routed"]
 
 Rule = str | Callable[[str | None, Tensor], bool]
 Project = Rule | Sequence[Rule] | Mapping[Rule, Mapping[str, Any]] | None
-Spec = Mapping[str, Any] | str
+Spec = Module | Mapping[str, Any] | str
 Recipe = TypeVar("Recipe", bound=Callable[..., torch.optim.Optimizer])
 
 LINEAR = "ndim>=2 role!=embedding role!=head role!=depthwise role!=other"
@@ -140,6 +142,7 @@ def routed(
             way that the user gave matches nothing.
         ArgumentTypeError: If something is neither a parameter nor a pair of a name and one.
     """
+    refuse_zero(recipe)
     split = Split(recipe, params, ways, fixed or {}, unfit)
     taken = {ways[number].shape: list(ways[number].modules or ()) for number in split.routes}
     if len(taken) == 1:

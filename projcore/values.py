@@ -69,6 +69,7 @@ def require(
     above: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
+    whole: bool = False,
 ) -> None:
     """Raises unless `value` is a number (or a 0-d tensor) within the bounds; NaN never is.
 
@@ -80,9 +81,10 @@ def require(
         above: The value must be greater than this.
         maximum: The largest value allowed.
         below: The value must be less than this.
+        whole: The value must be an int.
 
     Raises:
-        ArgumentTypeError: If it is not a number.
+        ArgumentTypeError: If it is not a number, or not a whole one.
         ArgumentError: If it is out of bounds.
 
     Example:
@@ -96,6 +98,11 @@ def require(
         raise ArgumentTypeError(
             f"{who}({name}={value!r}) was given a {type(value).__name__}. "
             f"{name} is a number. Pass a float or a 0-d tensor."
+        )
+    if whole and not isinstance(number, int):
+        raise ArgumentTypeError(
+            f"{who}({name}={value!r}) was given a {type(value).__name__}. {name} is a whole "
+            "number. Pass an int."
         )
     bounds = [
         (minimum is None or number >= minimum, f"at least {minimum}"),

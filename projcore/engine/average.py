@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class LossAverage:
         meshes = dict.fromkeys(each.device_mesh for each in parameters if is_sharded(each))
         several = is_available() and is_initialized() and get_world_size() > 1
         self._device = parameters[0].device
-        self._groups: list[Any] = []
+        self._groups: list[Callable[[], Any]] = []  # torch's own would outlive their destruction
         if wanted is None and several and not meshes and module is not None:
             raise StepError(
                 f"{module} reads the loss in one of {get_world_size()} processes, and the "
@@ -46,9 +46,9 @@ class LossAverage:
                 "or the closure returns what is the same in all."
             )
         if wanted is not False:
-            self._groups = [mesh.get_group(k) for mesh in meshes for k in range(mesh.ndim)]
+            self._groups = [partial(mesh.get_group, k) for mesh in meshes for k in range(mesh.ndim)]
         if wanted and several and not meshes:
-            self._groups = [torch.distributed.group.WORLD]
+            self._groups = [lambda: torch.distributed.group.WORLD]
 
     def __call__(self, loss: Tensor) -> Tensor:
         """Returns the mean of a loss; one collective for each dimension of a mesh."""
@@ -57,8 +57,8 @@ class LossAverage:
         dtype = torch.promote_types(loss.dtype, torch.float32)
         mean = loss.to(self._device, dtype, copy=True)
         for group in self._groups:
-            torch.distributed.all_reduce(mean, group=group)
-            mean /= group.size()
+            torch.distributed.all_reduce(mean, group=group())
+            mean /= group().size()
         return mean.to(loss.device, loss.dtype)
 
     def of(self, closure: Callable[..., Any]) -> Callable[..., Any]:

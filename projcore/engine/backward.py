@@ -84,9 +84,10 @@ class InBackward:
             return
         with self._lock, torch.no_grad():
             try:
-                run_without_autocast(
-                    lambda _: self._step(optimizer, parameter), None, optimizer._device_types
-                )
+                with optimizer._together.acting():
+                    run_without_autocast(
+                        lambda _: self._step(optimizer, parameter), None, optimizer._device_types
+                    )
             except BaseException:
                 self.early = None
                 optimizer._store = None
@@ -119,7 +120,7 @@ class InBackward:
             nothing: list[Tensor | None] = [None] * len(early.parameters)
             grads = fill_zeros(early.parameters, nothing)
             region = early.plan.region
-            live = LiveSettings(optimizer._names, optimizer.param_groups)
+            live = LiveSettings(optimizer._names, optimizer.param_groups, found={})
             region.remember(RootObjective(region.space, live, early.parameters, grads))
             early.store.save()
         early.store.settle()

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore._checks import check_writable
 from projcore.core.state import Node
 from projcore.core.writer import Write
 from projcore.engine.flat import flatten, unflatten
@@ -47,7 +46,7 @@ class Store:
         self._saved = saved
         self._parameters = parameters
         self._flat = [saved.get(parameter) for parameter in parameters]
-        self._note()
+        self.settle()
         for entries in self._flat:
             found = entries or {}
             if copied is not None:
@@ -75,7 +74,7 @@ class Store:
             return
         for i, entries in enumerate(flat):
             self._save(i, entries)
-        self._note()
+        self.settle()
 
     def save_some(self, places: Sequence[int]) -> None:
         """Saves the state of some of the parameters; `settle` is called before the step ends."""
@@ -83,12 +82,6 @@ class Store:
             entries = flatten(self.trees[i])
             if entries or self._flat[i] is not None:
                 self._save(i, entries)
-        self._settled = False
-
-    def settle(self) -> None:
-        """Ends a step in which the state was saved bit by bit."""
-        if not self._settled:
-            self._note()
 
     def _save(self, i: int, entries: dict[str, Any]) -> None:
         live = self._flat[i]
@@ -96,9 +89,8 @@ class Store:
             live = self._flat[i] = self._saved[self._parameters[i]]
         replace_entries(live, entries)
 
-    def _note(self) -> None:
-        """Notes what is saved now."""
-        self._settled = True
+    def settle(self) -> None:
+        """Notes what is saved now, as at the end of a step that saved it bit by bit."""
         self._noted = list(self._saved), list(self._saved.values())
         self._known = _values(self._flat)
 
@@ -118,16 +110,6 @@ def replace_entries(live: dict[str, Any], entries: dict[str, Any]) -> None:
     if len(live) > len(entries):
         for key in live.keys() - entries.keys():
             del live[key]
-
-
-def subtract(
-    parameters: Sequence[Tensor], update: Sequence[Tensor], active: Sequence[int] | None
-) -> list[Write]:
-    """Returns the one operation that subtracts an update from all parameters that have one."""
-    chosen = active if active is not None else range(len(update))
-    targets, tensors = [parameters[i] for i in chosen], [update[i] for i in chosen]
-    check_writable(targets, tensors)
-    return [Write(targets[0], lambda: torch._foreach_sub_(targets, tensors))]
 
 
 def run_writes(writes: Sequence[Write | Later], finish: Callable[[], None]) -> None:
@@ -193,16 +175,14 @@ def _torn(done: int, error: BaseException) -> StepError:
     )
 
 
-def make_buckets(
-    parameters: Sequence[Tensor], indices: Sequence[int], size: int
-) -> list[list[int]]:
-    """Splits parameters, given by index, into runs of at most so many bytes, or of one."""
+def make_buckets(sizes: Sequence[int], indices: Sequence[int], size: int) -> list[list[int]]:
+    """Splits indices, each of which has a size, into runs of at most that size, or of one."""
     buckets: list[list[int]] = []
     left = 0
     for i in indices:
-        if not buckets or parameters[i].nbytes > left:
+        if not buckets or sizes[i] > left:
             buckets.append([])
             left = size
         buckets[-1].append(i)
-        left -= parameters[i].nbytes
+        left -= sizes[i]
     return buckets

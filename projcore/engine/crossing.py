@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write
-from projcore.engine.fetch import facts
+from projcore.engine.nodes import facts
 from projcore.engine.transport import (
     change_map,
     clear_inside,
@@ -28,6 +28,8 @@ from projcore.errors import ContractError
 
 if TYPE_CHECKING:
     from projcore.engine.inside import Inside
+
+T = TypeVar("T")
 
 
 class Crossing:
@@ -204,17 +206,26 @@ class Crossing:
         """Returns the full update, made from the one given and from what modules inside made."""
         if not self.applied or not self.projection.overrides("combine"):
             return self.up(result, "update")
-        extra = self.projection.named("combine", scratch=self.scratch)
-        full = self.projection.combine(
+        full = self._call(self.projection.combine, update, projected, result)
+        return self._outside(result, full)
+
+    def _call(
+        self,
+        hook: Callable[..., T],
+        update: list[Tensor],
+        projected: list[Tensor],
+        result: list[Tensor],
+    ) -> T:
+        """Calls a hook with the arguments of `combine`."""
+        return hook(
             self._pick(update),
             self.projected(projected),
             self.projected(result),
             *self.facts(),
             self.states,
             self.settings,
-            **extra,
+            **self.projection.named("combine", scratch=self.scratch),
         )
-        return self._outside(result, full)
 
     def writes(
         self,
@@ -228,17 +239,8 @@ class Crossing:
         """Returns what writes the projected ones of the parameters."""
         if not self.applied:
             return []
-        return writer(
-            self._pick(targets),
-            self._pick(blends),
-            self._pick(update),
-            self.projected(projected),
-            self.projected(result),
-            *self.facts(),
-            self.states,
-            self.settings,
-            **self.projection.named("combine", scratch=self.scratch),
-        )
+        writing = partial(writer, self._pick(targets), self._pick(blends))
+        return self._call(writing, update, projected, result)
 
     def targets(self, params: list[Tensor]) -> list[Tensor] | None:
         """Returns tensors inside that the projection has written in place of parameters."""
@@ -299,20 +301,14 @@ class ProjectedObjective(Objective):
         self.context = crossing.objective.context
         self.template = template
         self._crossing = crossing
-        self._params: list[Tensor] | None = None
-        self._grads: list[Tensor] | None = None
 
-    @property
+    @cached_property
     def params(self) -> list[Tensor]:
-        if self._params is None:
-            self._params = self._crossing.down(self._crossing.objective.params, "params")
-        return self._params
+        return self._crossing.down(self._crossing.objective.params, "params")
 
-    @property
+    @cached_property
     def grads(self) -> list[Tensor]:
-        if self._grads is None:
-            self._grads = self._crossing.down(self._crossing.objective.grads, "grads")
-        return self._grads
+        return self._crossing.down(self._crossing.objective.grads, "grads")
 
     @property
     def loss(self) -> Tensor | None:

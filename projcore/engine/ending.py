@@ -27,7 +27,7 @@ class Ending:
         writers: Nodes that write the parameters of their tensors themselves.
         observers: What looks at the parameters when they are written.
         factor: A call by whose factor the update is multiplied in the blocks.
-        blocks: The same for some tensors after the other, in place of folded and writers.
+        blocks: The same for some tensors after the other, in place of writers.
         later: Whether all that is left to do, as a block, may be done when it is its turn.
     """
 
@@ -53,13 +53,13 @@ class Ending:
         for node in self.nodes:
             node.run(frame)
         made: list[Write | Later] = []
+        blends = self._blends(frame, len(targets), outer)
         if self.blocks:
             factor = None if self.factor is None else self.factor.factor(frame)
             for block in self.blocks:
-                writes = partial(block.as_block, frame, targets, outer, factor)
+                writes = partial(block.as_block, frame, targets, blends, factor)
                 made += [writes] if block.later else writes()
         else:
-            blends = self._blends(frame, len(targets), outer)
             for node in self.writers:
                 made += node.writes(frame, targets, blends)
             made += blended(targets, frame.update, blends, self._rest_alike)
@@ -69,7 +69,7 @@ class Ending:
         self,
         frame: Frame,
         targets: Sequence[Tensor],
-        outer: Sequence[Blend] | None,
+        blends: Sequence[Blend],
         factor: Tensor | None,
     ) -> list[Write | Later]:
         """Returns what writes some of the tensors of a frame."""
@@ -80,7 +80,7 @@ class Ending:
         return self.writes(
             Frame(update, frame.objective.select(places, self.space)),
             [targets[i] for i in places],
-            None if outer is None else [outer[i] for i in places],
+            [blends[i] for i in places],
         )
 
     @cached_property
@@ -97,6 +97,8 @@ class Ending:
         return alike(self.space, self.rest)
 
     def _blends(self, frame: Frame, count: int, outer: Sequence[Blend] | None) -> Sequence[Blend]:
+        if outer is not None and not self.folded:
+            return outer
         blends: list[Blend] = [Blend()] * count
         for call in self.folded:
             pairs = call.coefficients(frame)
@@ -107,8 +109,6 @@ class Ending:
                     blends[i] = _after(blends[i], *pair)
         if outer is None:
             return blends
-        if not self.folded:
-            return outer
         return [_after(one, *other) for one, other in zip(blends, outer, strict=True)]
 
 

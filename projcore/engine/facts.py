@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from inspect import signature
@@ -38,7 +39,8 @@ class LiveSettings(StepContext):
         passes: By which passes parts are planned.
         parts: The parts that were planned in steps before.
         compiler: What compiles; None in an eager step.
-        found: The settings that steps before have found, if groups are as they were.
+        found: The settings that steps before have found, if groups are as they were; None if none
+            are kept, as in a trace, where that would be an effect.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class LiveSettings(StepContext):
         self._passes = passes
         self._parts = {} if parts is None else parts
         self.compiler = compiler
-        self._found = {} if found is None else found
+        self._found = found
 
     def settings(self, path: str, group: Hashable) -> Settings:
+        if self._found is None:
+            return self._look_up(path, group)
         key = (path, group)
         found = self._found.get(key)
         if found is None:
@@ -99,14 +103,7 @@ class LiveSettings(StepContext):
         return self.compiler.groups(self._groups, list(self._names.defaults))
 
     def traced(self) -> LiveSettings:
-        return TracedSettings(self._names, self._numbers)
-
-
-class TracedSettings(LiveSettings):
-    """The settings in a trace, where what is looked up is not kept: it would be an effect."""
-
-    def settings(self, path: str, group: Hashable) -> Settings:
-        return self._look_up(path, group)
+        return LiveSettings(self._names, self._numbers)
 
 
 class Known(Context):
@@ -129,7 +126,7 @@ class Known(Context):
         self.owners = owners
         self.reads: set[str] = set()
         self._names = names
-        self._live = LiveSettings(names, groups)
+        self._live = LiveSettings(names, groups, found={})
 
     def settings(self, path: str, group: Hashable) -> Settings:
         return Noted(self._live.settings(path, group), self._names.keys.get(path, {}), self.reads)
@@ -168,18 +165,15 @@ class RootObjective(Objective):
     ) -> None:
         self.space = space
         self.context = context
-        self._template: list[Tensor] | None = None
         self._parameters = parameters
         self._grads = grads
         self._loss = loss
         self._closure = closure
         self._origin: list[Tensor] | None = None
 
-    @property
+    @cached_property
     def template(self) -> list[Tensor]:  # type: ignore[override]
-        if self._template is None:
-            self._template = [parameter.detach() for parameter in self._parameters]
-        return self._template
+        return [parameter.detach() for parameter in self._parameters]
 
     @property
     def params(self) -> list[Tensor]:
@@ -251,8 +245,11 @@ def kept_apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
-    """Evaluates a closure as torch does; one that takes ``backward`` is told if it is wanted."""
-    arguments = {} if backward or not takes_backward(closure) else {"backward": False}
+    """Evaluates a closure as torch does; one that takes ``backward`` is told if it is unwanted."""
+    arguments = {}
+    with suppress(TypeError, ValueError):  # no signature to be had, as for some built-in callables
+        if not backward and "backward" in signature(closure).parameters:
+            arguments = {"backward": False}
     with torch.enable_grad():
         loss = closure(**arguments)
     return as_loss(loss)
@@ -270,14 +267,6 @@ def as_loss(value: object) -> Tensor:
         f"The closure returned {given}. A module needs the loss, which is one real number. "
         "Add `return loss` to it, and reduce the loss, for example by its mean."
     )
-
-
-def takes_backward(closure: Callable[..., Any]) -> bool:
-    """Whether a closure has a parameter ``backward``."""
-    try:
-        return "backward" in signature(closure).parameters
-    except (TypeError, ValueError):  # no signature to be had, as for some built-in callables
-        return False
 
 
 def fill_zeros(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:

@@ -7,10 +7,9 @@ in two collectives for all parameters together, whatever the modules are.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,29 +19,43 @@ from projcore.core.projection import Current, ProjectionBase
 from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
-from projcore.engine.crossing import Crossing
 from projcore.engine.inside import Inside
-from projcore.engine.nodes import Frame, Node
+from projcore.engine.nodes import Node
 from projcore.engine.shards import Team, Transfer
-from projcore.errors import StepError
 from projcore.ops import as_part
+
+Weight = tuple[int, int]  # bytes of state, and elements
+NO_WEIGHT: Weight = 0, 0
+
+
+class Owner(NamedTuple):
+    """The process that owns a parameter.
+
+    Attributes:
+        ranks: The processes of the parameter's mesh.
+        number: Its number among these.
+        weight: What it keeps of it.
+    """
+
+    ranks: tuple[int, ...]
+    number: int
+    weight: Weight
 
 
 class Owners:
     """Which process owns each parameter of an optimizer; it stays so as long as that lives.
 
-    Each gets about as many elements as the others: the largest parameter that has no owner goes to
-    the process that has the least. That depends on names, shapes and order alone, so all processes
-    find the same.
+    Each keeps about as many bytes of state as the others, and among parameters of equal state as
+    many elements: the parameter of most state that has no owner goes to the process that has the
+    least. That depends on modules, shapes and order alone, so all processes find the same.
     """
 
     def __init__(self) -> None:
-        self._owners: dict[int, int] = {}
+        self._owners: dict[int, Owner] = {}
         self._teams: dict[Hashable, Team] = {}
-        self._loads: dict[Hashable, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_owners": self._owners, "_teams": {}, "_loads": {}}  # groups are of this process
+        return {"_owners": self._owners, "_teams": {}}  # groups are of this process
 
     def team(self, mesh: Any) -> Team:
         """Returns the processes of a mesh."""
@@ -50,36 +63,63 @@ class Owners:
             self._teams[mesh] = Team(mesh)
         return self._teams[mesh]
 
-    def assign(self, space: Space, mesh: Any) -> list[int]:
-        """Returns the owner of each tensor of a space, by its number in the team of the mesh."""
+    def assign(
+        self, space: Space, mesh: Any, weigh: Callable[[Sequence[int]], Sequence[Weight]]
+    ) -> list[int]:
+        """Returns the owner of each tensor of a space, by its number in the team of the mesh.
+
+        Args:
+            space: The tensors.
+            mesh: Their mesh.
+            weigh: Returns the weight of some of the tensors, given by their indices; called for
+                those that have no owner.
+        """
         places = [place for (place,) in space.sources]
-        loads = self._loads.setdefault(mesh, [0] * len(self.team(mesh)))
         new = [i for i, place in enumerate(places) if place not in self._owners]
-        found = balance([space.template[i].shape for i in new], loads)
-        for i, owner in zip(new, found, strict=True):
-            self._owners[places[i]] = owner
-        return [self._owners[place] for place in places]
+        if new:
+            ranks = tuple(self.team(mesh).ranks)
+            loads = [NO_WEIGHT] * len(ranks)
+            for owner in self._owners.values():
+                if owner.ranks == ranks:
+                    loads[owner.number] = _sum(loads[owner.number], owner.weight)
+            weights = weigh(new)
+            found = balance([space.template[i].shape for i in new], weights, loads)
+            for i, number, weight in zip(new, found, weights, strict=True):
+                self._owners[places[i]] = Owner(ranks, number, weight)
+        return [self._owners[place].number for place in places]
 
 
-def balance(shapes: Sequence[Sequence[int]], loads: list[int]) -> list[int]:
-    """Returns who gets each of some tensors: the largest goes to who has least, and so on.
+def balance(
+    shapes: Sequence[Sequence[int]], weights: Sequence[Weight], loads: list[Weight]
+) -> list[int]:
+    """Returns who gets each of some tensors: the heaviest goes to who has least, and so on.
 
     Equal shapes come one after the other, since what is kept of them is equal, too.
 
     Args:
         shapes: Their shapes.
-        loads: How many elements each has; it grows.
+        weights: Their weights.
+        loads: The weight that each has; it grows.
 
     Example:
-        >>> balance([(2,), (3,), (5,)], [0, 0])
+        >>> balance([(2,), (3,), (5,)], [(0, 2), (0, 3), (0, 5)], [(0, 0), (0, 0)])
         [1, 1, 0]
     """
-    sizes = [math.prod(shape) for shape in shapes]
-    owners = [0] * len(sizes)
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], *shapes[i])):
+    owners = [0] * len(shapes)
+    order = sorted(range(len(shapes)), key=lambda i: (*weights[i], *shapes[i]), reverse=True)
+    for i in order:
         owners[i] = loads.index(min(loads))
-        loads[owners[i]] += sizes[i]
+        loads[owners[i]] = _sum(loads[owners[i]], weights[i])
     return owners
+
+
+def weight_of(tensor: Tensor, entries: Iterable[Any]) -> Weight:
+    """Returns the weight of a tensor of which a module keeps some entries."""
+    return sum(each.nbytes for each in entries if isinstance(each, Tensor)), tensor.numel()
+
+
+def _sum(one: Weight, other: Weight) -> Weight:
+    return one[0] + other[0], one[1] + other[1]
 
 
 class Gather(ProjectionBase):
@@ -181,18 +221,6 @@ class Gathered(Inside):
     @property
     def fits_blocks(self) -> bool:
         return False  # each block would have collectives of its own
-
-    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor]) -> None:
-        team = self.transfer.team
-        team.turn += 1
-        try:
-            super()._cross(frame, crossing, update)
-        except Exception as error:
-            told = team.failures()
-            if not told:
-                team.tell(str(error))
-                raise
-            raise StepError(f"The step was given up, as others have: {told}") from error
 
 
 def gathered(region: Any) -> Iterator[Gathered]:

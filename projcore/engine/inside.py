@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -96,7 +97,10 @@ class Inside(Node):
         return Space(
             template=[torch.empty_like(tensor, device="meta") for tensor in template],
             groups=[_merged(outer.groups, origin) for origin in origins],
-            sources=[_merged_sources(outer.sources, origin) for origin in origins],
+            sources=[
+                tuple(sorted({source for i in origin for source in outer.sources[i]}))
+                for origin in origins
+            ],
             keys=keys_inside(outer.keys, origins),
             formats=[outer.formats[origin[0]] for origin in origins],
             state=self.site.state.inside(name, origins, path),
@@ -159,12 +163,10 @@ class Inside(Node):
         return not together and super().fits_blocks
 
     def bind(self, trees: Sequence[Entries]) -> None:
-        self.site.bind(trees)
         if self.beside is not None:
             for node in self.beside.state.over(trees).nodes:
                 forget(node)
-        if self.region is not None:
-            self.region.bind(trees)
+        super().bind(trees)
 
     @property
     def untraceable(self) -> str:
@@ -278,6 +280,9 @@ class Inside(Node):
         """Runs what is inside."""
         inner, projected = self._enter(crossing, update)
         result = self._region(projected).run(projected, inner, frame.whole)
+        if not self.projection.overrides("combine"):  # nobody reads what was projected any more
+            del inner
+            projected = result
         done = crossing.combine(update, projected, result)
         check_result(self.module, update, done)
         for i, tensor in zip(self.where, done, strict=True):
@@ -410,18 +415,8 @@ def _merged(groups: Sequence[Any], origin: Sequence[int]) -> Any:
     """The group of a tensor made from several others: theirs, if they share it, else all."""
     if len(origin) == 1:
         return groups[origin[0]]
-    found = dict.fromkeys(g for i in origin for g in _as_tuple(groups[i]))
-    return tuple(found)
-
-
-def _as_tuple(group: Any) -> tuple[Any, ...]:
-    return group if isinstance(group, tuple) else (group,)
-
-
-def _merged_sources(sources: Sequence[tuple[int, ...]], origin: Sequence[int]) -> tuple[int, ...]:
-    if len(origin) == 1:
-        return sources[origin[0]]
-    return tuple(sorted({source for i in origin for source in sources[i]}))
+    several = (groups[i] if isinstance(groups[i], tuple) else (groups[i],) for i in origin)
+    return tuple(dict.fromkeys(chain.from_iterable(several)))
 
 
 def _active(active: Sequence[int] | None, origins: Sequence[Sequence[int]]) -> list[int] | None:

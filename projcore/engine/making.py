@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -140,7 +140,9 @@ def make_plan(
         groups=[numbers[i] for i in members],
         sources=[(i,) for i in members],
         keys=[key_of(i, called[i]) for i in members],
-        formats=[_format(parameters[i]) for i in members],
+        formats=[
+            (parameters[i].device, getattr(parameters[i], "device_mesh", None)) for i in members
+        ],
         state=State(trees),
         context=known,
         active=active,
@@ -154,7 +156,7 @@ def make_plan(
 
     with torch.no_grad():
         region = builder.region(space, plan)
-        region.remember(Sketch(region.space, LiveSettings(names, groups)))
+        region.remember(Sketch(region.space, LiveSettings(names, groups, found={})))
     reads = [
         (i, key, group[key]) for i, group in enumerate(groups) for key in known.reads & group.keys()
     ]
@@ -214,10 +216,6 @@ def _unknown(node: Node) -> bool:
     """Whether a module keeps state, and what is known only after the first step."""
     nodes = node.site.state.nodes
     return isinstance(node, Call) and node.site.keeps and not all(nodes)
-
-
-def _format(parameter: Tensor) -> Hashable:
-    return parameter.device, getattr(parameter, "device_mesh", None)
 
 
 def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write, Writer
 from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
-from projcore.engine.fetch import facts
 from projcore.engine.half import has_half, in_float32
 from projcore.engine.tree import tree
 from projcore.errors import ContractError
@@ -78,13 +77,15 @@ class Node(ABC):
         """Whether there is all state that `finish` needs."""
         return self.site.is_settled
 
-    @abstractmethod
     def remember(self, objective: Objective) -> None:
         """Creates state where there is none yet; `objective` is of the whole region."""
+        self.site.remember(objective)
 
-    @abstractmethod
     def bind(self, trees: Sequence[Entries]) -> None:
         """Has it work on the state at the same places of other trees."""
+        self.site.bind(trees)
+        for region in self.regions():
+            region.bind(trees)
 
     def writes(
         self, frame: Frame, targets: Sequence[Tensor], blends: Sequence[Blend]
@@ -221,6 +222,15 @@ def _follow_devices(nodes: Sequence[Entries], template: Sequence[Tensor]) -> Non
                 node[key] = value.to(tensor.device)
 
 
+def facts(needs: Container[str], objective: Objective) -> tuple[Any, Any, Tensor | None]:
+    """Returns params, grads and loss; None for what is not in `needs`, which is never computed."""
+    return (
+        objective.params if "params" in needs else None,
+        objective.grads if "grads" in needs else None,
+        objective.loss if "loss" in needs else None,
+    )
+
+
 class Call(Node):
     """``update[where] = module.apply(update[where], ...)``: the tensors of one group, or all."""
 
@@ -262,13 +272,8 @@ class Call(Node):
     def writes_directly(self) -> bool:
         return isinstance(self._writer, Writer)
 
-    @property
-    def has_factor(self) -> bool:
-        """Whether the module multiplies all elements by one number."""
-        return has_factor(self.module)
-
     def factor(self, frame: Frame) -> Tensor | None:
-        """Returns that number."""
+        """Returns the number by which the module multiplies all elements; see `has_factor`."""
         update, *others = self.arguments(frame)
         if has_half(update):
             update = [tensor.float() for tensor in update]
@@ -284,12 +289,9 @@ class Call(Node):
         return why_untraceable(self.module)
 
     def bind(self, trees: Sequence[Entries]) -> None:
-        self.site.bind(trees)
+        super().bind(trees)
         self.states = [self.site.state.nodes[i] for i in self.members]
         self._writer = None
-
-    def remember(self, objective: Objective) -> None:
-        self.site.remember(objective)
 
     def settings(self, objective: Objective) -> list[Settings]:
         """Returns the settings of each tensor."""
@@ -442,11 +444,6 @@ class Step(Node):
             return "it runs modules itself"
         return next(filter(None, map(why_untraceable, tree(self.module))), "")
 
-    def bind(self, trees: Sequence[Entries]) -> None:
-        self.site.bind(trees)
-        for region in self._inside:
-            region.bind(trees)
-
     def regions(self) -> Iterator[Any]:
         yield from self._inside
 
@@ -489,12 +486,6 @@ class Observe(Node):
     @property
     def untraceable(self) -> str:
         return "it looks at the parameters"
-
-    def bind(self, trees: Sequence[Entries]) -> None:
-        self.site.bind(trees)
-
-    def remember(self, objective: Objective) -> None:
-        self.site.remember(objective)
 
     def run(self, frame: Frame) -> None:
         """Looks at the point that the update leads to, where the parameters are not at hand."""

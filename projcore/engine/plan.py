@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.state import State
-from projcore.engine.gather import Gather, Gathered
+from projcore.engine.flat import flatten
+from projcore.engine.gather import Gather, Gathered, Weight, weight_of
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
 from projcore.engine.local import Local, OnParts
 from projcore.engine.nodes import Call, Node, Observe, Site, Step, has_factor
 from projcore.engine.region import Region
 from projcore.engine.shards import Shards, Transfer
+from projcore.engine.sketch import Sketch
 from projcore.engine.tree import runs_locally, takes_shards
 from projcore.errors import ArgumentError, ContractError
 from projcore.ops import is_sharded
@@ -161,7 +164,7 @@ class Builder(Planner):
             transfer = Transfer(
                 [Shards.of(tensor) for tensor in some.template],
                 [tensor.dtype for tensor in some.template],
-                owners.assign(some, mesh),
+                owners.assign(some, mesh, partial(self._weigh, module, some)),
                 owners.team(mesh),
             )
             gather = Gather(module, transfer)
@@ -170,6 +173,22 @@ class Builder(Planner):
             return space
         sharded = {i for places in meshes.values() for i in places}
         return space.select([i for i in range(len(space)) if i not in sharded])
+
+    def _weigh(self, module: Module, space: Space, chosen: Sequence[int]) -> list[Weight]:
+        """Returns what an owner of each of some sharded tensors would keep for a module."""
+        kinds = [
+            (space.template[i].shape, space.template[i].dtype, space.groups[i]) for i in chosen
+        ]
+        first = dict(zip(reversed(kinds), reversed(chosen), strict=True))
+        some = space.select(list(first.values()))
+        full = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype, _ in first]
+        state = some.state.over([{} for _ in some.state.trees])
+        some = replace(some, template=full, formats=[None] * len(full), state=state)
+        region = Builder(self.passes, self.around).region(some, module.plan)
+        region.remember(Sketch(region.space))
+        kept = (flatten(node).values() for node in state.nodes)
+        weights = dict(zip(first, map(weight_of, full, kept), strict=True))
+        return [weights[kind] for kind in kinds]
 
     def _try_out(self, projection: ProjectionBase, space: Space) -> None:
         """Has a projection reject its tensors although all modules inside may run outside."""

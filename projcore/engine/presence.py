@@ -31,12 +31,14 @@ def presence(
     frozen from the start is in no space and has no state. A lazy one joins once it has a shape.
     """
     took_part = {i for i, facts in enumerate(before) if facts is not None}
-    return [
-        (p.shape, p.dtype, p.device)
-        if (p.requires_grad or i in took_part or p.grad is not None) and not is_lazy(p)
-        else None
-        for i, p in enumerate(parameters)
-    ]
+    return of_members(
+        parameters,
+        [
+            i
+            for i, p in enumerate(parameters)
+            if p.requires_grad or i in took_part or p.grad is not None
+        ],
+    )
 
 
 class Roll:
@@ -51,10 +53,8 @@ class Roll:
         self._count = len(facts)
         self.members = [i for i, each in enumerate(facts) if each is not None]
         self._others = [i for i, each in enumerate(facts) if each is None]
-        found = [each for each in facts if each is not None]
-        self._shapes = [shape for shape, _, _ in found]
-        self.dtypes = [dtype for _, dtype, _ in found]
-        self._devices = [device for _, _, device in found]
+        self._facts = [each for each in facts if each is not None]
+        self.dtypes = [dtype for _, dtype, _ in self._facts]
 
     def pick(self, parameters: list[Tensor]) -> list[Tensor]:
         """Returns those of all parameters that take part."""
@@ -75,11 +75,7 @@ class Roll:
         )
         if joined or not (sticky or all(p.requires_grad for p in members)):
             return False
-        return (
-            [p.shape for p in members] == self._shapes
-            and [p.dtype for p in members] == self.dtypes
-            and [p.device for p in members] == self._devices
-        )
+        return [(p.shape, p.dtype, p.device) for p in members] == self._facts
 
 
 def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from projcore.core.chain import Chain
 from projcore.core.module import Module, Transform
 from projcore.engine.names import RATE, positions
+from projcore.engine.tree import is_affine
 from projcore.errors import ArgumentError
 from projcore.spec import build
 
@@ -56,7 +57,10 @@ def sets_step_size(module: Module) -> bool | None:
     """
     if RATE in module.defaults or {"closure", "loss"} <= module.needs:
         return True
-    if _is_factor(module) or "history" in module.kinds.values():
+    # Whether it multiplies the update by a number that is its own, and keeps no state.
+    stateless = type(module).init is Module.init and not module.needs
+    is_factor = isinstance(module, Transform) and is_affine(module) and stateless
+    if is_factor or "history" in module.kinds.values():
         return True
     if "second" in module.kinds.values():
         return False
@@ -65,14 +69,3 @@ def sets_step_size(module: Module) -> bool | None:
         return next((each for each in found if each is not None), None)
     inside = {sets_step_size(child) for child in module.children.values()}
     return False if False in inside else True if True in inside else None
-
-
-def _is_factor(module: Module) -> bool:
-    """Whether it multiplies the update by a number that is its own, and keeps no state."""
-    stateless = type(module).init is Module.init
-    return (
-        isinstance(module, Transform)
-        and module.coefficients([], [module.defaults]) is not None
-        and stateless
-        and not module.needs
-    )

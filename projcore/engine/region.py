@@ -107,7 +107,7 @@ class Region:
 
     def _bind_blocks(self) -> None:
         for block in self._ending.blocks if self._ending is not None else ():
-            for node in (*block.nodes, *block.folded, *block.writers):
+            for node in (*block.nodes, *block.writers):
                 node.bind(self._trees)
 
     def renote(self) -> None:

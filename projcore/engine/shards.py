@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch.distributed.tensor  # where there are such tensors, it has been imported
 
 Part = tuple[slice, ...]
-FAILED = "projcore/failed"  # in torch's store, which all processes share
 ALIGNMENT = 16  # bytes, so that tensors of any dtype may begin there
 
 
@@ -134,10 +133,8 @@ class Team:
     Attributes:
         ranks: The rank of each in the world.
         me: The number of this process.
-        group: torch's group of them.
         order: Their numbers, in the order of the group.
         device: Where their tensors are.
-        turn: How often they have met, as they all count; so word that was left is of this time.
     """
 
     def __init__(self, mesh: Any) -> None:
@@ -145,45 +142,31 @@ class Team:
         self.me = self.ranks.index(torch.distributed.get_rank())
         everyone = len(self.ranks) == torch.distributed.get_world_size()
         if mesh.ndim == 1:
-            self.group = mesh.get_group()
+            group = mesh.get_group()
         elif everyone:
-            self.group = torch.distributed.group.WORLD
+            group = torch.distributed.group.WORLD
         else:
-            self.group = torch.distributed.new_group(self.ranks, use_local_synchronization=True)
-        order = torch.distributed.get_process_group_ranks(self.group)
+            group = torch.distributed.new_group(self.ranks, use_local_synchronization=True)
+        # The group itself ends with `destroy_process_group`, if nobody keeps it.
+        self._name = group.group_name
+        order = torch.distributed.get_process_group_ranks(group)
         self.order = [self.ranks.index(rank) for rank in order]
         self.device = torch.device(mesh.device_type)
-        self.turn = 0
 
     def __len__(self) -> int:
         return len(self.ranks)
+
+    @property
+    def group(self) -> Any:
+        """The group of them in torch."""
+        torchs: Any = torch.distributed.distributed_c10d
+        return torchs._resolve_process_group(self._name)
 
     def gathered(self, value: object) -> list[Any]:
         """Returns what each process has given, small things."""
         found: list[Any] = [None] * len(self)
         torch.distributed.all_gather_object(found, value, self.group)
         return [found[self.order.index(i)] for i in range(len(self))]
-
-    def tell(self, text: str) -> None:
-        """Leaves word for the others that this process has failed."""
-        _store().set(self._word(self.ranks[self.me]), text)
-
-    def failures(self) -> str:
-        """Returns what others have left word of."""
-        store = _store()
-        keys = {rank: self._word(rank) for rank in self.ranks if rank != self.ranks[self.me]}
-        return ", ".join(
-            f"rank {rank} ({store.get(key).decode()})"
-            for rank, key in keys.items()
-            if store.check([key])
-        )
-
-    def _word(self, rank: int) -> str:
-        return f"{FAILED}/{self.turn}/{rank}"
-
-
-def _store() -> Any:
-    return torch.distributed.distributed_c10d._get_default_store()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Facts without values, for planning."""
+"""Facts that are given, and nothing to evaluate: for plans, which have no values, and traces."""
 
 from __future__ import annotations
 
@@ -12,24 +12,42 @@ from projcore.core.space import Space
 
 
 class Sketch(Objective):
-    """Facts without values, for planning."""
+    """Facts that are given, and nothing to evaluate.
 
-    def __init__(self, space: Space, context: Any = None) -> None:
+    Args:
+        space: The space; without a template, its tensors have no values.
+        context: What objectives of a step share; by default that of the plan.
+        template: What stands for the facts that are not given.
+        params: The parameters.
+        grads: The gradients.
+        loss: The loss.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        context: Any = None,
+        template: list[Tensor] | None = None,
+        params: list[Tensor] | None = None,
+        grads: list[Tensor] | None = None,
+        loss: Tensor | None = None,
+    ) -> None:
         self.space = space
         self.context: Any = context or space.context
-        self.template = list(space.template)
+        self.template = template or list(space.template)
+        self._facts = params or self.template, grads or self.template, loss
 
     @property
     def params(self) -> list[Tensor]:
-        return self.template
+        return self._facts[0]
 
     @property
     def grads(self) -> list[Tensor]:
-        return self.template
+        return self._facts[1]
 
     @property
     def loss(self) -> Tensor | None:
-        return None
+        return self._facts[2]
 
     def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
-        raise NotImplementedError("a plan has no values")
+        raise NotImplementedError("nothing is evaluated in a plan or a trace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -83,30 +84,23 @@ def _transport(
     _carry(region, old, current, move)
 
 
+@dataclass
 class _Side:
     """The space inside, by the old map or the new.
 
     Its tensors cost a product, so they are computed when first asked for.
     """
 
-    def __init__(
-        self,
-        crossing: Crossing,
-        tensors: list[Tensor],
-        region: Region,
-        places: Sequence[int],
-        states: list[Entries],
-    ) -> None:
-        self.places = places
-        self._crossing = crossing
-        self._tensors = tensors
-        self._region = region
-        self._states = states
+    crossing: Crossing
+    tensors: list[Tensor]
+    region: Region
+    places: Sequence[int]
+    states: list[Entries]
 
     @cached_property
     def objective(self) -> Objective:
-        projected = self._crossing.down(self._tensors, "update", self._states)
-        return self._crossing.inside_objective(projected, self._region.space.select(self.places))
+        projected = self.crossing.down(self.tensors, "update", self.states)
+        return self.crossing.inside_objective(projected, self.region.space.select(self.places))
 
 
 def _carry(region: Region, old: _Side, new: _Side, move: Move) -> None:

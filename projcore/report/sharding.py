@@ -12,7 +12,7 @@ from torch import Tensor
 
 from projcore.core.module import Module
 from projcore.engine.flat import module_path
-from projcore.engine.gather import Gather, balance
+from projcore.engine.gather import NO_WEIGHT, Gather, balance, weight_of
 from projcore.engine.making import Plan, all_parameters
 from projcore.engine.plan import Rate
 from projcore.engine.region import Region
@@ -60,10 +60,18 @@ def estimate(optimizer: Optimizer, ranks: int) -> Sharding:
     ]
     owners: list[int | None] = [None] * len(parameters)
     sent, paths = [0] * ranks, list(_paths(plan.region))
-    loads = [0] * ranks
-    for _, module, places in paths:
+    loads = [NO_WEIGHT] * ranks
+    expected = plan.expected(len(parameters))
+    for path, module, places in paths:
         new = [place for place in places if owners[place] is None]
-        found = balance([parameters[place].shape for place in new], loads)
+        weights = [
+            weight_of(
+                parameters[place],
+                (value for key, value in expected[place].items() if _is_under(key, path)),
+            )
+            for place in new
+        ]
+        found = balance([parameters[place].shape for place in new], weights, loads)
         for place, owner in zip(new, found, strict=True):
             owners[place] = owner
         mine = [owners[place] for place in places]
@@ -106,8 +114,7 @@ def _state(
         for key, value in entries.items():
             if not isinstance(value, Tensor):
                 continue
-            path = module_path(key)
-            if any(path == each or path.startswith(f"{each}/") for each in above):
+            if any(_is_under(key, path) for path in above):
                 owner = owners[place]
                 assert owner is not None
                 state[owner] += value.nbytes
@@ -117,12 +124,19 @@ def _state(
     return state
 
 
+def _is_under(key: str, path: str) -> bool:
+    """Whether an entry is of the module at a position, or of one inside."""
+    own = module_path(key)
+    return own == path or own.startswith(f"{path}/")
+
+
 def _bytes_of_part(value: Tensor, shape: torch.Size, part: Part) -> int:
     """Returns the bytes of an entry in a process that has a part of its parameter's rows.
 
-    What has one row, as means over columns have, is in all of them.
+    An entry of other rows, as means over columns have one, is in all of them.
     """
-    if not value.ndim or (value.ndim == len(shape) and value.shape[0] != shape[0]):
+    tail = value.shape[value.ndim - len(shape) :] if value.ndim >= len(shape) else ()
+    if not tail or tail[0] != shape[0]:
         return value.nbytes
     mine: int = math.prod(each.stop - each.start for each in part)
     return value.nbytes * mine // (math.prod(shape) or 1)

@@ -31,6 +31,7 @@ CHAINS: dict[str, Sequence[str]] = {
     "normalize all": ["normalize(per_tensor=False)", "lr(0.1)"],
     "normalize rows": ["normalize(dim=1)", "lr(0.1)"],
     "normalize columns": ["normalize(dim=0)", "lr(0.1)"],
+    "centralize": ["centralize()", "lr(0.1)"],
     "growth": ["norm_growth_limiter()", "lr(0.1)"],
     "trust ratio": ["adam()", "trust_ratio()", "lr(0.1)"],
     "lamb": ["lamb()", "lr(0.1)"],

@@ -106,12 +106,3 @@ def test_mixed_precision(tasks: Tasks) -> None:
     for name in ("galore_adamw", "muon_adamw"):
         assert all(results[0][name])
         agree(results, f"{name} params")
-
-
-def test_others_are_told_which_process_failed(tasks: Tasks) -> None:
-    first, second = tasks("failure", 2)
-    assert second["said"] == "RuntimeError: out of luck"
-    assert first["said"].startswith("StepError")
-    assert "rank 1 (out of luck)" in first["said"]
-    assert first["same"]
-    assert second["same"]

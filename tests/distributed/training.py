@@ -24,6 +24,7 @@ MAP = torch.randn(INPUTS, OUTPUTS, generator=torch.Generator().manual_seed(99)).
 
 # Each refreshes twice in 20 steps, after the first.
 RECIPES: dict[str, dict[str, Any]] = {
+    "alice": {"rank": 4, "leading": 2, "period": 8},
     "apollo": {"rank": 4, "period": 8},
     "apollo_mini": {"period": 8},
     "dct_adamw": {"rank": 4},
@@ -32,10 +33,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "frugal": {"period": 8},
     "galore_adafactor": {"rank": 4, "period": 8},
     "galore_adamw": {"rank": 4, "period": 8},
+    "grassjump": {"rank": 4, "period": 8},
     "golore": {"rank": 4, "period": 8},
     "ldadam": {"rank": 4},
     "muon_adamw": {},
     "soap": {"period": 8},
+    "subtrack": {"rank": 4, "period": 8},
     "sumo": {"rank": 4, "period": 8},
 }
 

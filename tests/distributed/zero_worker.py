@@ -26,6 +26,7 @@ MADE: dict[str, Callable[[Model], Optimizer]] = {
     "galore_adamw": lambda model: recipes.galore_adamw(model, lr=0.01, rank=2, period=3),
     "muon_adamw": lambda model: recipes.muon_adamw(model, lr=0.01),
     "ldadam": lambda model: recipes.ldadam(model, lr=0.01, rank=2),
+    "soap": lambda model: recipes.soap(model, lr=0.01),
 }
 
 
@@ -54,9 +55,11 @@ def params(model: Model) -> list[torch.Tensor]:
     return [param.detach().clone() for param in model.parameters()]
 
 
-def alone(make: Callable[[Model], Optimizer]) -> list[torch.Tensor]:
-    """Trains in one process."""
+def alone(make: Callable[[Model], Optimizer], noise: float = 0.0) -> list[torch.Tensor]:
+    """Trains in one process; `noise` is that of the gradients, relative to these."""
     model = network()
+    for param in model.parameters():
+        param.register_hook(lambda grad: grad * (1 + noise * torch.randn_like(grad)))
     train(model, make(model), range(STEPS), 0, 1)
     return params(model)
 
@@ -83,6 +86,23 @@ def zero(make: Callable[[Model], Optimizer], rank: int, size: int) -> dict[str, 
     its.load_state_dict(saved[0])
     train(DistributedDataParallel(other), its, range(STEPS // 2, STEPS), rank, size)
     return result | {"resumed": params(other)}
+
+
+def with_equal_gradients(make: Callable[[Model], Optimizer]) -> list[torch.Tensor]:
+    """Trains with state that is spread over processes, each of which has the joint batch."""
+    model = network()
+    whole = make(model)
+    train(model, ZeroRedundancyOptimizer(whole.param_groups, whole.part), range(STEPS), 0, 1)
+    return params(model)
+
+
+def recipe_itself(make: Callable[..., Any]) -> str:
+    """Returns what is said when torch's class is given a function that makes an optimizer."""
+    try:
+        ZeroRedundancyOptimizer(network().parameters(), make)
+    except (ArgumentError, AssertionError) as error:
+        return str(error)
+    return "none"
 
 
 def whole_bytes(optimizer: Optimizer) -> int:
@@ -136,7 +156,17 @@ def everything(rank: int, size: int) -> dict[str, Any]:
     """Returns the results of all that this file is for."""
     results: dict[str, Any] = {
         "alone": {name: alone(make) for name, make in MADE.items()},
+        "noisy": alone(MADE["soap"], noise=1e-15),
         "zero": {name: zero(make, rank, size) for name, make in MADE.items()},
+        "equal": {name: with_equal_gradients(make) for name, make in MADE.items()},
+        "recipes": {
+            name: recipe_itself(getattr(recipes, name)) for name in ("galore_adamw", "soap")
+        },
+        "wide": recipe_itself(lambda params: Optimizer(params, "clip_norm(1.0)", "lr(0.1)")),
+        "narrow": recipe_itself(lambda params: Optimizer(params, "adam()", "lr(0.1)")),
+        "regrouped": recipe_itself(
+            lambda groups: Optimizer([*groups, {"params": []}], "adam()", "lr(0.1)")
+        ),
         "flattened": [flattened(rank, size, original) for original in (False, True)],
         "elementwise": alone(
             lambda model: Optimizer(model.parameters(), "adam()", "ema(0.5)", "lr(0.01)")

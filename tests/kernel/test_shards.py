@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.distributed.tensor._utils import _compute_local_shape_and_global_offs
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from projcore import Optimizer
-from projcore.engine.gather import balance
+from projcore.engine.gather import Owners, balance
 from projcore.engine.shards import Shards
 from projcore.errors import ArgumentError
 
@@ -69,22 +70,52 @@ def test_what_is_no_block_is_refused() -> None:
 
 
 def test_owners_get_about_the_same() -> None:
-    loads = [0, 0, 0]
+    loads = [(0, 0)] * 3
     shapes = [(10,), (1,), (7,), (5, 1), (5, 1), (2,)]
-    owners = balance(shapes, loads)
-    assert sum(loads) == 30
-    assert max(loads) - min(loads) <= 2
-    for k, load in enumerate(loads):
+    owners = balance(shapes, [(0, math.prod(shape)) for shape in shapes], loads)
+    counts = [count for _, count in loads]
+    assert sum(counts) == 30
+    assert max(counts) - min(counts) <= 2
+    for k, count in enumerate(counts):
         mine = [shape for shape, owner in zip(shapes, owners, strict=True) if owner == k]
-        assert sum(map(math.prod, mine)) == load
+        assert sum(map(math.prod, mine)) == count
     alternating = [(2, 3), (3, 2)] * 4
-    owners = balance(alternating, [0, 0])
+    owners = balance(alternating, [(8, 6)] * 8, [(0, 0), (0, 0)])
     assert sorted(zip(alternating, owners, strict=True)) == [
         *[((2, 3), 0)] * 2,
         *[((2, 3), 1)] * 2,
         *[((3, 2), 0)] * 2,
         *[((3, 2), 1)] * 2,
     ]
+
+
+def test_owners_are_chosen_by_their_state() -> None:
+    """Of the largest one, there may be the least state."""
+    shapes, weights = [(100,), (3,), (3,)], [(4, 100), (8, 3), (8, 3)]
+    assert balance(shapes, weights, [(0, 0), (0, 0)]) == [0, 0, 1]
+    model = torch.nn.ParameterList([torch.ones(2, 50), torch.ones(12, 12), torch.ones(12, 12)])
+    found = Optimizer(model, "soap_rotation([adam()])", lr=0.01).sharding(2)
+    assert found.owners == (0, 1, 1)
+
+
+def space(*shapes: tuple[int, ...], begin: int = 0) -> Any:
+    return SimpleNamespace(
+        sources=[(begin + i,) for i in range(len(shapes))],
+        template=[torch.empty(shape, device="meta") for shape in shapes],
+    )
+
+
+def test_copied_owners_go_on_as_they_would_have() -> None:
+    owners = Owners()
+    team: Any = SimpleNamespace(ranks=[0, 1])
+    owners._teams["mesh"] = team
+    assert owners.assign(space((5,), (2,)), "mesh", lambda new: [(0, 5), (0, 2)]) == [0, 1]
+    copied = pickle.loads(pickle.dumps(owners))
+    copied._teams["mesh"] = team
+    more, weights = space((2,), (2,), begin=2), [(0, 2), (0, 2)]
+    for each in (owners, copied):
+        assert each.assign(more, "mesh", lambda new: weights) == [1, 1]
+        assert each.assign(space((5,)), "mesh", lambda new: weights) == [0]
 
 
 def test_sharding_on_paper() -> None:
@@ -99,6 +130,8 @@ def test_sharding_on_paper() -> None:
     assert adam.owners == (None,) * 4
     with_params = Optimizer(model, "low_rank([weight_decay(0.1), adam()], rank=2)", lr=0.01)
     assert sum(with_params.sharding(2).sent) > sum(found.sent)
+    plane = Optimizer(model, "intrinsic_subspace([heavy_ball(0.9)], dimension=6)", lr=0.01)
+    assert plane.sharding(2).state == (6 * 4 + 8,) * 2  # and a count
     with pytest.raises(ArgumentError, match="clip_norm"):
         Optimizer(model, "vector([clip_norm(1.0), adam()])", lr=0.01).sharding(2)
     with pytest.raises(ArgumentError, match="ranks"):

@@ -74,11 +74,12 @@ def test_spsa_is_its_formula(make, place, samples):
 
 
 @everywhere
-@pytest.mark.parametrize("samples", [1, 3])
-def test_spsa_on_one_side_is_its_formula(make, place, samples):
+@pytest.mark.parametrize(("samples", "normalize"), [(1, False), (3, False), (3, True)])
+def test_spsa_on_one_side_is_its_formula(make, place, samples, normalize):
     problem = make()
     points = watch(problem)
-    module = SPSA(0.01, samples, seed=5, sides=1, distribution="gaussian")
+    how: dict[str, Any] = {"distribution": "gaussian", "normalize": normalize}
+    module = SPSA(0.01, samples, seed=5, sides=1, **how)
     optimizer = Optimizer(problem.params, *PLACES[place](module, LR(1e-3)))
     drawn = []
     for _ in range(3):
@@ -92,11 +93,28 @@ def test_spsa_on_one_side_is_its_formula(make, place, samples):
             drawn.append((ahead - here) / 0.01)
             rise = problem.loss([ahead]) - problem.loss([here])
             expected += rise / 0.01 * drawn[-1] / samples
+        if normalize:
+            losses = torch.stack([problem.loss([ahead]) for ahead in others])
+            expected /= ((losses - losses.mean()) ** 2).sum().div(samples - 1).sqrt()
         torch.testing.assert_close(1e3 * actual, expected, rtol=1e-9, atol=1e-9)
     numbers = torch.stack(drawn)
     assert len(numbers.round(decimals=6).unique(dim=0)) == 3 * samples
     assert 0.6 < float(numbers.square().mean()) < 1.6
     assert (numbers.abs() - 1).abs().max() > 0.1  # they are no signs
+
+
+def test_normalized_spsa_stays_where_all_losses_are_the_same():
+    weight = torch.nn.Parameter(torch.ones(3))
+    module = SPSA(samples=4, sides=1, normalize=True)
+    Optimizer([weight], module, LR(1.0)).step(lambda: torch.tensor(2.0))
+    assert torch.equal(weight.detach(), torch.ones(3))
+
+
+def test_spsa_normalizes_by_losses_of_one_side_and_two_samples():
+    with pytest.raises(ArgumentError, match=r"SPSA\(normalize=True, sides=2\).*sides=1"):
+        SPSA(samples=4, normalize=True)
+    with pytest.raises(ArgumentError, match=r"SPSA\(normalize=True\) was given samples=1"):
+        SPSA(sides=1, normalize=True)
 
 
 def test_spsa_holds_perturbations_of_two_tensors_at_most(make, monkeypatch):

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from projcore import Optimizer
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.projections import LowRank, RandomSubspace
-from projcore.recipes import apollo, fira, galore_adamw, ldadam, muon_adamw, soap
+from projcore.recipes import (
+    alice,
+    apollo,
+    fira,
+    galore_adamw,
+    grassjump,
+    ldadam,
+    muon_adamw,
+    soap,
+    subtrack,
+)
 
 pytestmark = [
     pytest.mark.long,
@@ -23,12 +33,15 @@ STEPS = 500
 # LDAdam follows gradients without any direction, as those here are: each step amplifies rounding.
 COMPARED = {"ldadam": 30}
 RECIPES: dict[str, Callable[..., Optimizer]] = {
+    "alice": lambda model: alice(model, rank=4, leading=2, period=20),
     "apollo": lambda model: apollo(model, rank=4, period=20),
     "fira": lambda model: fira(model, rank=4, period=20),
     "galore_adamw": lambda model: galore_adamw(model, rank=4, period=20),
+    "grassjump": lambda model: grassjump(model, rank=4, period=20),
     "ldadam": lambda model: ldadam(model, rank=4),
     "muon_adamw": lambda model: muon_adamw(model),
     "soap": lambda model: soap(model, period=10),
+    "subtrack": lambda model: subtrack(model, rank=4, period=20),
 }
 
 

@@ -15,21 +15,23 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from projcore.errors import ArgumentError
-from projcore_lowrank import _seeded
+from projcore_lowrank import _seeded, _transforms
 from projcore_lowrank._seeded import (
     bits,
     choices,
-    fastfood_down,
-    fastfood_up,
     gaussian,
     gaussians,
     mix,
     orthonormal,
     permutation,
     rademacher,
+    stream,
+)
+from projcore_lowrank._transforms import (
+    fastfood_down,
+    fastfood_up,
     srht_down,
     srht_up,
-    stream,
     walsh_hadamard,
 )
 
@@ -44,6 +46,7 @@ DRAWS: dict[str, Callable[..., Tensor]] = {
 SAMPLE = """
 import torch
 from projcore_lowrank._seeded import *
+from projcore_lowrank._transforms import *
 z = torch.arange(1.0, 6.0)
 parts = [gaussian(3, (5, 4)), rademacher(3, (5, 4)), orthonormal(3, (5, 4)), permutation(3, 20)]
 parts += [srht_up(z, 3, 11), srht_down(z, 3, 2), fastfood_up(z, 3, 11), fastfood_down(z, 3, 3)]
@@ -382,7 +385,7 @@ def fastfood_matrix(seed: int, rank: int, length: int) -> Tensor:
     walsh = torch.from_numpy(scipy.linalg.hadamard(n)).double() / n**0.5
     swap = torch.eye(n, dtype=torch.float64)[permutation(mix(seed, 0), n)]
     rows = []
-    for chunk in _seeded._blocks(seed, n, length, torch.empty(0, dtype=torch.float64)):
+    for chunk in _transforms._blocks(seed, n, length, torch.empty(0, dtype=torch.float64)):
         for signs, weights, lengths in zip(*chunk, strict=True):
             assert_close(signs.abs(), torch.ones_like(signs))
             assert_close(weights.square().sum(), torch.tensor(float(n), dtype=torch.float64))
@@ -398,7 +401,7 @@ def fastfood_matrix(seed: int, rank: int, length: int) -> Tensor:
 def test_fastfood_is_its_matrix(
     rank: int, length: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_seeded, "CHUNK", chunk)
+    monkeypatch.setattr(_transforms, "CHUNK", chunk)
     expected = fastfood_matrix(5, rank, length)
     eye = torch.eye(rank, dtype=torch.float64)
     up = torch.stack([fastfood_up(column, 5, length) for column in eye], 1)
@@ -410,7 +413,7 @@ def test_fastfood_is_its_matrix(
 
 
 def test_fastfood_blocks_are_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seeded, "CHUNK", 16)
+    monkeypatch.setattr(_transforms, "CHUNK", 16)
     blocks = fastfood_matrix(5, 8, 80).reshape(10, 8, 8)
     for i in range(10):
         for j in range(i):

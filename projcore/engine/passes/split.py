@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from projcore.engine.commit import make_buckets
 from projcore.engine.ending import Ending
-from projcore.engine.nodes import Call, Node
+from projcore.engine.nodes import Call, Node, has_factor
 
 # Elements in a block, or one tensor: a few lists of so many fit a cache (measured: benchmarks/).
 BLOCK = 1 << 18
@@ -24,8 +25,7 @@ LARGE_BLOCK = 1 << 27
 def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     """Splits what comes last into blocks, if that spares anything."""
     nodes = list(ending.nodes)
-    last = [*ending.folded, *ending.writers]
-    if not all(node.fits_blocks for node in last):
+    if not all(node.fits_blocks for node in ending.writers):
         return ending
     tail: list[Node] = []
     while nodes and nodes[-1].fits_blocks:
@@ -33,11 +33,16 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     factor = None
     if nodes and _is_factor_of_all(nodes[-1], ending):
         factor = nodes.pop()
-    blocks = runs(targets, ending.space.active)
-    if len(blocks) < 2 or not (tail or factor or not all(map(_is_direct, ending.writers))):
+    active = ending.space.active
+    chosen = range(len(targets)) if active is None else active
+    size = block_size(targets[0]) if targets else 0
+    blocks = make_buckets([target.numel() for target in targets], chosen, size)
+    # Whether nothing is made but the parameters.
+    direct = all(node.writes_directly and not node.owns for node in ending.writers)
+    if len(blocks) < 2 or not (tail or factor or not direct):
         return ending
-    later = not tail and all(node.repeatable for node in last)
-    casts = any(any(node.regions()) for node in (*tail, *last))
+    later = not tail and all(node.repeatable for node in ending.writers)
+    casts = any(any(node.regions()) for node in (*tail, *ending.writers))
     if not (targets[0].is_cpu or later or casts):
         return ending  # what calls make is kept until it is written, in blocks or not
     made = []
@@ -46,7 +51,6 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
         block = Ending(
             replace(ending.space.select(places), places=places),
             nodes=_parts(tail, index),
-            folded=_parts(ending.folded, index),
             writers=_parts(ending.writers, index),
         )
         made.append(replace(block, later=later and not block.rest))
@@ -54,6 +58,7 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     return Ending(
         ending.space,
         tuple(nodes),
+        ending.folded,
         observers=ending.observers,
         factor=factor,
         blocks=tuple(made),
@@ -62,34 +67,15 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
 
 def _is_factor_of_all(node: Node, ending: Ending) -> bool:
     """Whether a node multiplies all tensors that have a gradient by one number."""
-    if not (isinstance(node, Call) and node.has_factor):
+    if not has_factor(node.module):
         return False
     active = ending.space.active
     return set(node.where) == set(range(len(ending.space)) if active is None else active)
 
 
-def _is_direct(node: Node) -> bool:
-    """Whether a node writes parameters, rather than make their update or write other tensors."""
-    return node.writes_directly and not node.owns
-
-
 def block_size(target: Tensor) -> int:
     """Returns how many elements a block has that begins with a tensor, if it has several."""
     return BLOCK if target.is_cpu else LARGE_BLOCK
-
-
-def runs(targets: Sequence[Tensor], active: Sequence[int] | None) -> list[list[int]]:
-    """Returns the places of tensors that make a block together."""
-    found: list[list[int]] = []
-    left = 0
-    for i in range(len(targets)) if active is None else active:
-        size = targets[i].numel()
-        if not found or size > left:
-            found.append([])
-            left = block_size(targets[i])
-        found[-1].append(i)
-        left -= size
-    return found
 
 
 def _parts(nodes: Sequence[Node], index: Mapping[int, int]) -> tuple[Any, ...]:

@@ -6,21 +6,23 @@ as a projection that refreshes its map) is done before its run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from projcore._contexts import StepContext
-from projcore.core.objective import Evaluation, Objective
+from projcore.core.objective import Objective
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.writer import Blend, Write
 from projcore.engine.blended import alike, blended
-from projcore.engine.commit import Later, subtract
+from projcore.engine.commit import Later
 from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call, Frame, Node
+from projcore.engine.sketch import Sketch
 from projcore.engine.tree import is_affine
 
 
@@ -29,7 +31,9 @@ def trace(ending: Ending) -> Ending:
     nodes = traced(ending.nodes)
     last = nodes[-1] if nodes else None
     # Affine calls alone become numbers of what writes, which takes no pass.
-    if not isinstance(last, Traced) or all(_folds(node) for node in last.nodes):
+    if not isinstance(last, Traced) or all(
+        isinstance(node, Call) and is_affine(node.module) for node in last.nodes
+    ):
         left = last.nodes if isinstance(last, Traced) else nodes[-1:]
         return replace(ending, nodes=(*nodes[:-1], *left))
     active = ending.space.active
@@ -52,10 +56,6 @@ def traced(nodes: Sequence[Node]) -> list[Node]:
         else:
             run.append(node)
     return [*found, Traced(run)] if run else found
-
-
-def _folds(node: Node) -> bool:
-    return isinstance(node, Call) and is_affine(node.module)
 
 
 class Traced(Node):
@@ -147,48 +147,11 @@ def _run(
 ) -> list[Tensor]:
     """Runs nodes; what is traced. If it writes, the template is of what is written."""
     placeholders = [tensor.detach() for tensor in template]
-    facts = Facts(space, context, placeholders, params, grads, loss)
+    facts = Sketch(space, context, placeholders, params, grads, loss)
     frame = Frame(list(update), facts, whole=True)
     for node in nodes:
         node.finish(frame)
     if not writes:
         return [frame.update[i] for i in where]
-    for write in subtract(template, frame.update, space.active):
-        write.run()
+    torch._foreach_sub_([template[i] for i in where], [frame.update[i] for i in where])
     return []
-
-
-class Facts(Objective):
-    """The facts of a step as tensors, and nothing to evaluate."""
-
-    def __init__(
-        self,
-        space: Space,
-        context: StepContext,
-        template: list[Tensor],
-        params: list[Tensor] | None,
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-    ) -> None:
-        self.space = space
-        self.context = context
-        self.template = template
-        self._params = template if params is None else params
-        self._grads = grads
-        self._loss = loss
-
-    @property
-    def params(self) -> list[Tensor]:
-        return self._params
-
-    @property
-    def grads(self) -> list[Tensor]:
-        assert self._grads is not None
-        return self._grads
-
-    @property
-    def loss(self) -> Tensor | None:
-        return self._loss
-
-    def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
-        raise NotImplementedError("nothing is evaluated in a trace")

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
-from projcore.ops import by_parts, clamp_min_, copy_, lerp_, refuse_complex, splits, zeros_over
+from projcore.ops import (
+    by_parts,
+    clamp_min_,
+    copy_,
+    lerp_,
+    means_over,
+    refuse_complex,
+    splits,
+    zeros_over,
+)
 from projcore_adaptive._norms import mean_squares, root_mean_squares
 from projcore_adaptive.adam import decay_
 
@@ -28,7 +37,7 @@ def factored_direction(
     found = mean_squares(tensors * 2, [(-1,)] * count + [(-2,)] * count)
     lerp_(row_vars, found[:count], weights)  # (..., m, 1)
     lerp_(col_vars, found[count:], weights)  # (..., 1, n)
-    means = list(map(whole_mean, row_vars, col_vars))
+    means = total_means(row_vars, col_vars)
     return by_parts(partial(factored_quotients, eps=eps), tensors, row_vars, col_vars, means)
 
 
@@ -45,11 +54,15 @@ def factored_quotients(
     return quotients(tensors, list(moments), eps)
 
 
-def whole_mean(row_var: Tensor, col_var: Tensor) -> Tensor:
-    """Returns the mean of the row means; if these are sharded, the equal mean of the others."""
-    if splits(row_var, [row_var.ndim - 2]):
-        return col_var.mean(-1, keepdim=True)
-    return row_var.mean(-2, keepdim=True)
+def total_means(row_vars: list[Tensor], col_vars: list[Tensor]) -> list[Tensor]:
+    """Returns the means of row means; if these are sharded, the equal means of column means."""
+    chosen, dims = [], []
+    for row_var, col_var in zip(row_vars, col_vars, strict=True):
+        rows, columns = row_var.ndim - 2, row_var.ndim - 1
+        by_rows = not splits(row_var, [rows]) or bool(splits(col_var, [columns]))
+        chosen.append(row_var if by_rows else col_var)
+        dims.append([rows if by_rows else columns])
+    return means_over(chosen, dims)
 
 
 def full_direction(

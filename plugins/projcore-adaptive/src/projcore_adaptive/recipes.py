@@ -114,7 +114,8 @@ def foam_adamw(
     their code as `FOAM` does.
 
     Args:
-        eps: Beside the root of the uncorrected second moment.
+        betas: Of both.
+        eps: Of both, beside the root of the uncorrected second moment.
         level: A block has two to this power of elements.
         scale: What FOAM's update is multiplied by.
 

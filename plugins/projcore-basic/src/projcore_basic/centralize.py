@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from projcore import Node, Settings, Transform
+from projcore.ops import by_parts, means_over
 
 
-def centralize(tensor: Tensor, batch_dims: int) -> Tensor:
+def centralize(tensors: list[Tensor], batch_dims: int) -> list[Tensor]:
     """Subtracts the mean over all dimensions but the first; vectors pass unchanged."""
-    if tensor.ndim < batch_dims + 2:
-        return tensor
-    return tensor - tensor.mean(tuple(range(batch_dims + 1, tensor.ndim)), keepdim=True)
+    places = [i for i, tensor in enumerate(tensors) if tensor.ndim >= batch_dims + 2]
+    if not places:
+        return tensors
+    some = [tensors[i] for i in places]
+    means = means_over(some, [range(batch_dims + 1, tensor.ndim) for tensor in some])
+    result = list(tensors)
+    for i, tensor in zip(places, by_parts(torch._foreach_sub, some, means), strict=True):
+        result[i] = tensor
+    return result
 
 
 class Centralize(Transform):
@@ -57,4 +65,4 @@ class Centralize(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        return [centralize(tensor, batch_dims) for tensor in tensors]
+        return centralize(tensors, batch_dims)

@@ -62,6 +62,7 @@ def projcore_register_modules(register: Register) -> None:
             {},
             {"perturbation": 1e-2, "samples": 3, "seed": 7},
             {"perturbation": 1e-2, "samples": 2, "sides": 1, "distribution": "gaussian"},
+            {"perturbation": 1e-2, "samples": 3, "sides": 1, "normalize": True},
         ],
     )
     register(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from copy import copy
+from statistics import stdev
 from typing import Literal
 
 import torch
@@ -33,13 +35,21 @@ class SPSA(Evaluating):
     small.
 
     With ``sides=1`` the loss at :math:`x`, which is known, takes the place of the second one, for
-    all samples: half the evaluations, and an error of order :math:`c`.
+    all samples: half the evaluations, and an error of order :math:`c`. With ``normalize=True``, the
+    update is then divided by the deviation of the losses, so that steps get longer where they are
+    near each other:
+
+    .. math::
+        u \leftarrow u / \sigma, \qquad \sigma^2 = \frac{1}{n - 1} \sum_{k=1}^n \Bigl(
+        f(x + c \Delta_k) - \frac{1}{n} \sum_{j=1}^n f(x + c \Delta_j) \Bigr)^2,
+
+    and is zero where all losses are the same.
 
     Published methods are
 
     =====  =========================================================================================
     MeZO   ``SPSA(distribution="gaussian"), LR(1e-6)``
-    FZOO   ``SPSA(samples=8, sides=1), LR(lr)``, but for the length of its steps
+    FZOO   ``SPSA(samples=8, sides=1, normalize=True), LR(lr)``
     LOZO   ``RandomSubspace([SPSA(distribution="gaussian"), LR(lr)], rank=2, period=50)``, but for
            a factor
     =====  =========================================================================================
@@ -59,6 +69,8 @@ class SPSA(Evaluating):
         seed: From 0 to 2**32 - 1.
         sides: 2, or 1 for differences to the loss at :math:`x`; fixed, groups do not change it.
         distribution: ``"signs"`` or ``"gaussian"``; fixed.
+        normalize: Whether to divide by the deviation of the losses, for one side and two samples or
+            more; fixed.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown.
@@ -70,7 +82,9 @@ class SPSA(Evaluating):
     neither, and moves the parameters there and back by sums, whose rounding is lost: then a step
     that fails would leave other parameters than it found, and one that succeeds would drift. Inside
     a projection, moved points are made as a whole: another copy.
-    Differs from the source: `c` does not fall by itself; schedule the group's ``perturbation``.
+    Differs from the sources: `c` does not fall by itself; schedule the group's ``perturbation``.
+    FZOO's authors' code divides by the deviation without `c`, with ``n`` in place of ``n - 1``, and
+    takes half of the losses from the step before; there, the learning rate is larger by 1 / `c`.
 
     Example:
         >>> from projcore import Optimizer
@@ -101,6 +115,7 @@ class SPSA(Evaluating):
         seed: int = 0,
         sides: Literal[1, 2] = 2,
         distribution: Distribution = "signs",
+        normalize: bool = False,
     ) -> None:
         require_choice(self, "distribution", distribution, Distribution)
         if sides not in (1, 2):
@@ -108,7 +123,13 @@ class SPSA(Evaluating):
                 f"SPSA(sides={sides!r}) cannot be. The loss is taken on both sides of the point "
                 "(2), or on one (1). Pass one of these."
             )
+        if normalize and sides == 2:
+            raise ArgumentError(
+                "SPSA(normalize=True, sides=2) cannot be. The deviation is of losses on one side. "
+                "Pass sides=1."
+            )
         self.sides = sides
+        self.normalize = normalize
         self.distribution: Distribution = distribution
         require(self, "seed", seed, minimum=0, maximum=2**32 - 1)
         if not isinstance(seed, int):
@@ -122,6 +143,11 @@ class SPSA(Evaluating):
     def check(self, settings: Settings) -> None:
         require(self, "perturbation", settings["perturbation"], above=0)
         require_whole(self, "samples", settings["samples"])
+        if self.normalize and settings["samples"] < 2:
+            raise ArgumentError(
+                f"SPSA(normalize=True) was given samples={settings['samples']}. The deviation of "
+                "losses takes two or more. Pass samples=8, or normalize=False."
+            )
 
     def remember(self, objective: Objective, state: State) -> list[Settings]:
         state.shared.setdefault("step", torch.zeros((), dtype=torch.int64, device="cpu"))
@@ -136,20 +162,26 @@ class SPSA(Evaluating):
         params = objective.params
         draws = Draws(self.distribution, params, self.seed * 1_000_003 + step)
         slopes: list[tuple[Draws, float]] = []
+        seen: list[float] = []
         for _ in range(samples):
             losses = [self.loss(objective, draws, side * width) for side in (1, -1)[: self.sides]]
+            seen.append(losses[0])
             if self.sides == 1:
                 assert objective.loss is not None
                 losses.append(float(objective.loss))
             slopes.append((draws, (losses[0] - losses[1]) / (self.sides * width)))
             draws = draws.following()
+        factor = 1 / samples
+        if self.normalize:
+            deviation = stdev(seen) if all(map(math.isfinite, seen)) else math.nan
+            factor = 0.0 if deviation == 0 else factor / deviation
         # Once nothing is evaluated any more, the copy of the parameters is gone.
         result: list[Tensor] = []
         for draws, slope in slopes:
             for i, perturbation in enumerate(draws):
                 if len(result) <= i:
                     result.append(torch.zeros_like(params[i]))
-                (result[i],) = plus([result[i]], [perturbation], slope / samples)
+                (result[i],) = plus([result[i]], [perturbation], slope * factor)
         return result
 
     def loss(self, objective: Objective, draws: Draws, width: float) -> float:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from projcore import Optimizer
+from projcore import Module, Optimizer
 from projcore.recipe import HIDDEN, Params, Project, Spec, Way, documented, routed
 from projcore_lowrank._matrices import Folding, matrix_shape
 
+Recipe = TypeVar("Recipe", bound=Callable[..., Optimizer])
 ARGUMENTS = {
     "beta": "Of the momentum.",
-    "eps": "Of Adam, beside the root of the uncorrected second moment.",
+    "dimension": "How many coordinates.",
+    "kind": "How the directions are made, as of `IntrinsicSubspace`.",
     "rank": "Of the subspace: a number, or as a float a part of the shorter side.",
     "scale": "What the projected update is multiplied by.",
     "side": "Which side is compressed, as of `LowRank`.",
@@ -26,9 +28,16 @@ ARGUMENTS = {
 }
 
 
-def recipe(**example: Any) -> Callable[..., Any]:
-    """Completes a recipe's docstring, with an example of these arguments; see `documented`."""
-    return documented(example, **ARGUMENTS)
+UNCORRECTED = "Of Adam, beside the root of the uncorrected second moment."
+LEAST = "The least root of a second moment."
+ROOT = "The update is multiplied by its root, as in the authors' code."
+
+
+def recipe(
+    example: Mapping[str, Any] | None = None, **arguments: str
+) -> Callable[[Recipe], Recipe]:
+    """Completes a recipe's docstring, with an example; see `projcore.recipe.documented`."""
+    return documented(example, **{**ARGUMENTS, **arguments})
 
 
 def optimizer(
@@ -50,24 +59,14 @@ def optimizer(
 
 
 def corrected(
-    name: str,
-    params: Params,
-    project: Project,
-    rank: float,
-    inside: tuple[str, Mapping[str, Any]],
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> Optimizer:
-    """Returns the optimizer of Adam inside, whose bias is corrected behind the subspace.
+    make: Callable[..., Module], betas: tuple[float, float], eps: float, **settings: Any
+) -> list[Spec]:
+    """Returns a subspace of Adam, whose bias is corrected behind it.
 
     Both have betas, so that no scheduler finds and cycles those of one.
     """
     adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
-    subspace, settings = inside
-    modules = {subspace: {"modules": [adam], **settings}}, {"bias_correction": {"betas": betas}}
-    return optimizer(name, params, project, rank, modules, lr, weight_decay, {"betas": betas})
+    return [make([adam], **settings), {"bias_correction": {"betas": betas}}]
 
 
 def beside(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from projcore.errors import ArgumentError
+from projcore.ops import wide
 from projcore_lowrank._seeded import gaussian
 
 Method = Literal["svd", "gram", "randomized", "subspace", "subspace_whole"]
@@ -60,16 +61,16 @@ def dominant(
     of the energy is outside the best basis, 768 x 768 with ``rank=256``, an old one that held 0.85
     of the SVD's is followed by one of 0.92, or of 0.94 with ``"subspace_whole"``, which takes
     less time there; if 0.013 is outside, one of 0.97 by ones of 0.998 and 0.997.
+    ``benchmarks/refresh.py`` times them.
 
     Args:
         matrix: Real or complex; the entries are finite, which is not checked.
         rank: `r`, 1 to `m`.
         method: How.
-        start: :math:`P_0` of the last two, shape ``(..., m, k)``, on the same device. Of more than
-            `r` columns the first `r` are used; missing ones are drawn.
+        start: :math:`P_0` of the last two, shape ``(..., m, k)``. Of more than `r` columns the
+            first `r` are used; missing ones are drawn.
         generator: Where random numbers come from, a generator or a seed; None for the seed 0. All
-            matrices of a batch share them. The global generator is not used. A generator on a GPU
-            waits for it.
+            matrices of a batch share them. A generator on a GPU waits for it.
         power: `q` of ``"randomized"``, at least 1.
         oversampling: How many more columns ``"randomized"`` draws, to drop the least in the end.
 
@@ -77,36 +78,19 @@ def dominant(
         Contiguous, in the dtype of the matrix; float32 of a bfloat16 or float16 one.
 
     Raises:
-        ArgumentError: If ``rank``, ``method``, ``power``, ``oversampling`` or the shape of
-            ``start`` is out of range.
+        ArgumentError: If an argument is out of range, or ``start`` has another shape.
 
-    Cost: ``"subspace_whole"`` :math:`4mnr + 4mr^2` operations, and ``"subspace"`` too, or about
-    :math:`8mr^2` if it adds up columns; ``"randomized"``
-    :math:`4mnr + 4mr^2` for each power, and :math:`4nr^2 + O(r^3)` for oversampling. ``"gram"``
-    takes O(mns + s³) with s = min(m, n), and ``"svd"`` the same with a far larger constant.
-    ``benchmarks/refresh.py`` times them.
-
-    Differs from the range finder of Halko et al.: it starts from :math:`\Omega` of `m` rows, not
-    from :math:`A \Omega` with one of `n`, so that it is the ``"subspace"`` method on random
-    columns, and a product less; and ordering takes the factor R of the last QR, not a product with
-    :math:`A` more.
+    Differs from the range finder of Halko et al. (2011, https://arxiv.org/abs/0909.4061, algorithm
+    4.4): it starts from :math:`\Omega` of `m` rows, not from :math:`A \Omega` with one of `n`, so
+    that it is the ``"subspace"`` method on random columns, and a product less; and ordering takes
+    the factor R of the last QR, not a product with :math:`A` more.
 
     Example:
         >>> matrix = torch.diag(torch.tensor([1.0, 3.0, 2.0]))
-        >>> dominant(matrix, 2, "svd").abs()
-        tensor([[0., 0.],
-                [1., 0.],
-                [0., 1.]])
         >>> captured(matrix, dominant(matrix, 2, "randomized", power=9))
         tensor(0.9286)
-
-    References:
-        Halko, Martinsson, Tropp, 2011, Finding structure with randomness,
-        https://arxiv.org/abs/0909.4061 (algorithm 4.4)
-        Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (``"svd"`` in GaLore)
-        Liang et al., 2024, https://arxiv.org/abs/2408.12857 (a basis that follows the last one)
     """
-    a = matrix.to(_working(matrix.dtype))
+    a = wide(matrix)
     rows = a.shape[-2]
     found: Tensor
     if not 1 <= rank <= rows:
@@ -144,19 +128,10 @@ def dominant(
 def orthonormalize(y: Tensor) -> Tensor:
     r"""Returns orthonormal columns that span the columns of a matrix, one for one.
 
-    :math:`Q` of :math:`Y = Q R` with an upper triangular :math:`R` whose diagonal is at least 0, by
-    Householder reflections: the first `k` columns of :math:`Q` span those of :math:`Y`, and
-    :math:`Q^H Q = I` to rounding for every :math:`Y`, zero columns, equal ones and columns of
-    widely different lengths included.
-
-    Args:
-        y: Shape ``(..., m, r)``, :math:`r \le m`.
-
-    Returns:
-        The same shape; float32 of bfloat16 or float16.
-
-    Raises:
-        ArgumentError: If there are more columns than rows.
+    :math:`Q` of :math:`Y = Q R`, shape ``(..., m, r)``, with an upper triangular :math:`R` whose
+    diagonal is at least 0, by Householder reflections: the first `k` columns of :math:`Q` span
+    those of :math:`Y`, and :math:`Q^H Q = I` to rounding for every :math:`Y`, zero columns, equal
+    ones and columns of widely different lengths included. float32 of bfloat16 or float16.
 
     Cost: :math:`4mr^2` operations. Cholesky factors of :math:`Y^H Y` need fewer, but in float32
     they break down at a ratio of the singular values of 1e4, which one multiplication with
@@ -167,17 +142,13 @@ def orthonormalize(y: Tensor) -> Tensor:
         >>> orthonormalize(torch.tensor([[3.0, 0.0], [4.0, 0.0]])).abs()
         tensor([[0.6000, 0.8000],
                 [0.8000, 0.6000]])
-
-    References:
-        Golub, Van Loan, 2013, Matrix computations (algorithm 5.2.1)
-        Fukaya et al., 2020, https://doi.org/10.1137/18M1218212 (shifted Cholesky QR)
     """
     if y.shape[-1] > y.shape[-2]:
         raise ArgumentError(
             f"orthonormalize was given {y.shape[-1]} columns of length {y.shape[-2]}. No more than "
             f"{y.shape[-2]} of these can be orthonormal. Pass fewer columns."
         )
-    return orthonormal_columns(_scaled(y.to(_working(y.dtype))))
+    return orthonormal_columns(_scaled(wide(y)))
 
 
 def orthonormal_columns(y: Tensor) -> Tensor:
@@ -186,25 +157,12 @@ def orthonormal_columns(y: Tensor) -> Tensor:
 
 
 def captured(matrix: Tensor, basis: Tensor) -> Tensor:
-    r"""Returns the part of a matrix's squared norm that a basis holds.
+    r"""Returns the part of a matrix's squared norm that a basis of orthonormal columns holds.
 
-    .. math:: \lVert P^H A \rVert_F^2 / \lVert A \rVert_F^2
-
-    Args:
-        matrix: :math:`A`, shape ``(..., m, n)``.
-        basis: :math:`P`, orthonormal columns, shape ``(..., m, r)``.
-
-    Returns:
-        Shape ``(...)``, real, 0 to 1 up to rounding; 1 of a zero matrix.
-
-    Cost: `2mnr` operations.
-
-    Example:
-        >>> captured(torch.eye(4), torch.eye(4)[:, :1])
-        tensor(0.2500)
+    :math:`\lVert P^H A \rVert_F^2 / \lVert A \rVert_F^2`, 0 to 1 up to rounding; 1 of a zero
+    matrix. Of a batch, that of each.
     """
-    a = matrix.to(_working(matrix.dtype))
-    a = _scaled(a)
+    a = _scaled(wide(matrix))
     whole = _square(a)
     inside = _square(basis.to(a.dtype).mH @ a)
     part: Tensor = torch.where(whole > 0, inside / whole, 1)
@@ -300,10 +258,14 @@ def _orthonormal(y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return q, reflections
 
 
-def _scaled(x: Tensor) -> Tensor:
-    """Returns matrices divided by their largest entries: products neither overflow nor vanish."""
+def size_of(x: Tensor) -> Tensor:
+    """Returns the largest entries of matrices: divided by these, products do not overflow."""
     largest: Tensor = x.abs().amax((-2, -1), keepdim=True)
-    return x / largest.clamp(min=torch.finfo(x.dtype).tiny)
+    return largest.clamp_(min=torch.finfo(x.dtype).tiny)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return x / size_of(x)
 
 
 def _random(shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
@@ -350,7 +312,3 @@ def _completed(columns: Tensor, rank: int, source: Source) -> Tensor:
 def _square(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1))
     return norm.square()
-
-
-def _working(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from projcore import Choice, Node, Settings, ops, require
+from projcore import Choice, Node, Settings, require
 from projcore.errors import ContractError
 from projcore_lowrank._batches import Batch
 
@@ -169,13 +169,6 @@ def is_factor(factor: float | Tensor) -> bool:
     return isinstance(factor, Tensor) or factor != 1
 
 
-def signs(tensors: list[Tensor]) -> list[Tensor]:
-    """Returns the sign of each element; NaN of one that is not finite, so that it shows."""
-    if any(tensor.is_complex() for tensor in tensors):
-        return [tensor.sgn().add_(tensor, alpha=0) for tensor in tensors]
-    return ops.signs(tensors)
-
-
 def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
     """Returns norms along dimensions, which stay with length 1, in float32 or wider."""
     return [_norm(tensor, dim) for tensor, dim in zip(_wide(tensors), dims, strict=True)]
@@ -216,17 +209,10 @@ def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
 
 
 def grown(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Finds by what to multiply matrices so that their norms grow by at most `gamma`.
+    """Returns by what to multiply matrices so that their norms grow by at most `gamma`.
 
-    Nothing is limited by a norm of zero before: otherwise all updates after it would be zero, too.
-
-    Args:
-        now: The norm of each matrix.
-        gamma: As said.
-        previous: The norms before, of each matrix or batch.
-
-    Returns:
-        The factors, one for each matrix, and the norms that there are with them.
+    ``now`` is the norm of each matrix, ``previous`` those before, of each matrix or batch; after a
+    norm of zero nothing is limited. With the factors come the norms that there are with them.
     """
     before = torch.cat([norm.view(-1) for norm in previous])
     allowed = (before + TINY).mul_(gamma).masked_fill_(before <= 0, math.inf)

@@ -173,7 +173,7 @@ def moved(basis: Tensor, tangent: Tensor, step: Tensor, directions: int) -> Tens
     angles = (step * sizes).clamp(max=math.pi / 2)
     along = along / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
     turned = basis @ vectors * (angles.cos() - 1) + along * angles.sin()
-    return orthonormalize(basis + turned @ vectors.mH)
+    return orthonormalize(basis + turned @ vectors.mH).contiguous()
 
 
 def resized(basis: Tensor, rank: int, seed: int) -> Tensor:

@@ -21,8 +21,18 @@ from typing import Any
 
 from projcore import Optimizer
 from projcore.recipe import Params, Project, Way, routed
-from projcore_lowrank._recipe import beside, corrected, optimizer, recipe
+from projcore_lowrank import published
+from projcore_lowrank._matrices import Side
+from projcore_lowrank._recipe import LEAST, ROOT, UNCORRECTED, beside, corrected, optimizer, recipe
+from projcore_lowrank.intrinsic_subspace import IntrinsicSubspace, Plane
+from projcore_lowrank.memory import Transport
+from projcore_lowrank.published import Refresh
+from projcore_lowrank.random_basis import SeedChain
 from projcore_lowrank.recipes_2025 import alice, grassjump, grasswalk, subtrack
+from projcore_lowrank.singular import Randomized
+from projcore_lowrank.soap_rotation import SOAPRotation
+from projcore_lowrank.subspace import Subspace
+from projcore_lowrank.unproject import Residual
 
 __all__ = [
     "alice",
@@ -49,7 +59,7 @@ __all__ = [
 Betas = tuple[float, float]
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def galore_adamw(
     params: Params,
     lr: float = 0.01,
@@ -59,8 +69,8 @@ def galore_adamw(
     rank: float = 128,
     period: int = 200,
     scale: float = 0.25,
-    side: str = "std",
-    refresh: str = "svd",
+    side: Side = "std",
+    refresh: Refresh = "svd",
     stagger: bool = False,
     project: Project = None,
 ) -> Optimizer:
@@ -75,12 +85,11 @@ def galore_adamw(
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2).
     """
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    basis = {"period": period, "side": side, "refresh": refresh, "stagger": stagger}
-    inside = {"galore": {"modules": [adam], "rank": rank, "scale": scale, **basis}}
+    inside = published.GaLore([adam], rank, period, scale, side, refresh, stagger)
     return optimizer("galore_adamw", params, project, rank, [inside], lr, weight_decay)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=LEAST)
 def galore_adafactor(
     params: Params,
     lr: float = 0.01,
@@ -96,21 +105,17 @@ def galore_adafactor(
 
     There are no relative steps, and no scaling by the parameters.
 
-    Args:
-        eps: The least root of a second moment.
-
     Cost: ``s r + l + r``.
 
     References:
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (section 4).
     """
     adafactor = {"adafactor": {"lr": None, "eps": (eps, 1e-3), "beta2_decay": beta2_decay}}
-    settings = {"rank": rank, "period": period, "scale": scale}
-    inside = {"galore": {"modules": [adafactor], **settings}}
+    inside = published.GaLore([adafactor], rank, period, scale)
     return optimizer("galore_adafactor", params, project, rank, [inside], lr, weight_decay)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def fira(
     params: Params,
     lr: float = 0.01,
@@ -120,8 +125,8 @@ def fira(
     rank: float = 128,
     period: int = 200,
     scale: float = 0.25,
-    side: str = "std",
-    refresh: str = "svd",
+    side: Side = "std",
+    refresh: Refresh = "svd",
     stagger: bool = False,
     limit: float = 1.01,
     project: Project = None,
@@ -136,13 +141,13 @@ def fira(
     References:
         Chen et al., 2024, https://arxiv.org/abs/2410.01623 (algorithm 1).
     """
-    basis = {"period": period, "side": side, "refresh": refresh, "stagger": stagger}
-    how = {"combine": "fira", "limit": limit, "scale": scale}
-    inside = "low_rank", {"rank": rank, **basis, **how}
-    return corrected("fira", params, project, rank, inside, lr, weight_decay, betas, eps)
+    settings = {"period": period, "side": side, "refresh": refresh, "stagger": stagger}
+    rule = {"combine": "fira", "scale": scale, "limit": limit}
+    modules = corrected(published.LowRank, betas, eps, rank=rank, **settings, **rule)
+    return optimizer("fira", params, project, rank, modules, lr, weight_decay, {"betas": betas})
 
 
-@recipe(rank=0.25)
+@recipe({"rank": 0.25}, eps=UNCORRECTED, scale=ROOT)
 def apollo(
     params: Params,
     lr: float = 0.01,
@@ -154,7 +159,7 @@ def apollo(
     scale: float = 1.0,
     limit: float | None = 1.01,
     seed: int = 0,
-    chain: str = "mixed",
+    chain: SeedChain = "mixed",
     project: Project = None,
 ) -> Optimizer:
     r"""APOLLO: the gradient, scaled channel by channel as Adam scales a random projection of it.
@@ -163,21 +168,18 @@ def apollo(
     then come from the CPU; after a step of zeros the update is not limited to almost nothing
     for good.
 
-    Args:
-        scale: The update is multiplied by its root, as in the authors' code.
-
     Cost: ``2 l r``.
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (algorithm 1).
     """
-    subspace = {"rank": rank, "period": period, "seed": seed, "chain": chain, "stagger": False}
-    how = {"combine": "apollo", "limit": limit, "scale": math.sqrt(scale)}
-    inside = "random_subspace", {**subspace, **how}
-    return corrected("apollo", params, project, rank, inside, lr, weight_decay, betas, eps)
+    settings = {"period": period, "seed": seed, "chain": chain, "stagger": False}
+    rule = {"combine": "apollo", "scale": math.sqrt(scale), "limit": limit}
+    modules = corrected(published.RandomSubspace, betas, eps, rank=rank, **settings, **rule)
+    return optimizer("apollo", params, project, rank, modules, lr, weight_decay, {"betas": betas})
 
 
-@recipe()
+@recipe(eps=UNCORRECTED, scale=ROOT)
 def apollo_mini(
     params: Params,
     lr: float = 0.01,
@@ -188,28 +190,25 @@ def apollo_mini(
     scale: float = 128.0,
     limit: float | None = 1.01,
     seed: int = 0,
-    chain: str = "mixed",
+    chain: SeedChain = "mixed",
     project: Project = None,
 ) -> Optimizer:
     """APOLLO-Mini: the gradient, scaled as a whole as Adam scales one random projection of it.
 
     Differs from the authors' code as `apollo` does.
 
-    Args:
-        scale: The update is multiplied by its root, as in the authors' code.
-
     Cost: ``2 l``.
 
     References:
         Zhu et al., 2024, https://arxiv.org/abs/2412.05270 (section 4.2).
     """
-    subspace = {"rank": 1, "period": period, "seed": seed, "chain": chain, "stagger": False}
-    how = {"combine": "apollo_mini", "limit": limit, "scale": math.sqrt(scale)}
-    inside = "random_subspace", {**subspace, **how}
-    return corrected("apollo_mini", params, project, 1, inside, lr, weight_decay, betas, eps)
+    settings = {"period": period, "seed": seed, "chain": chain, "stagger": False}
+    rule = {"combine": "apollo_mini", "scale": math.sqrt(scale), "limit": limit}
+    modules = corrected(published.RandomSubspace, betas, eps, rank=1, **settings, **rule)
+    return optimizer("apollo_mini", params, project, 1, modules, lr, weight_decay, {"betas": betas})
 
 
-@recipe(rank=8, seed=1)
+@recipe({"rank": 8, "seed": 1}, eps=UNCORRECTED)
 def golore(
     params: Params,
     lr: float = 0.01,
@@ -233,13 +232,13 @@ def golore(
         He et al., 2024, https://arxiv.org/abs/2410.11289 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    subspace = {"rank": rank, "period": period, "scale": scale, "seed": seed, "stagger": False}
-    how = {"kind": "orthonormal", "policy": "transport", "second": "keep"}
-    inside = {"random_subspace": {"modules": [adam], **subspace, **how}}
+    basis = {"kind": "orthonormal", "seed": seed, "stagger": False}
+    carried = {"policy": "transport", "second": "keep"}
+    inside = published.RandomSubspace([adam], rank, period, scale=scale, **basis, **carried)
     return optimizer("golore", params, project, rank, [inside], lr, weight_decay)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=LEAST)
 def flora(
     params: Params,
     lr: float = 1e-3,
@@ -263,9 +262,6 @@ def flora(
     Differs from the authors' code: seeds; by default every matrix is projected that a rank makes
     smaller, theirs leaves out those with one side more than four times the other.
 
-    Args:
-        eps: The least root of a second moment.
-
     Cost: ``l r + l + s``.
 
     References:
@@ -273,13 +269,12 @@ def flora(
     """
     adafactor = {"adafactor": {"lr": None, "eps": (eps, 1e-3), "beta2_decay": beta2_decay}}
     momentum = {"ema": {"beta": beta, "debias": False}}
-    subspace = {"rank": rank, "period": period, "seed": seed, "policy": "transport"}
-    raw = {"combine": "residual", "residual_scale": 1 - beta, "stagger": False}
-    inside = {"random_subspace": {"modules": [momentum], **subspace, **raw}}
+    rule = {"combine": "residual", "residual_scale": 1 - beta, "policy": "transport"}
+    inside = published.RandomSubspace([momentum], rank, period, seed=seed, stagger=False, **rule)
     return optimizer("flora", params, project, rank, [adafactor, inside], lr, fixed={"beta": beta})
 
 
-@recipe(density=0.1)
+@recipe({"density": 0.1})
 def frugal(
     params: Params,
     lr: float = 1e-3,
@@ -297,7 +292,6 @@ def frugal(
     Args:
         density: The part of the columns that Adam has state for.
         period: Steps between draws, at which state is reinitialized.
-        eps: Of Adam.
         residual_scale: What the learning rate is multiplied by for the signs.
 
     Cost: ``2 density m n``, and an index for each column chosen.
@@ -306,13 +300,13 @@ def frugal(
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    basis = {"select": "random", "period": period, "seed": seed, "stagger": False}
-    how = {"rank": density, "combine": "sign", "residual_scale": residual_scale}
-    inside = {"coordinate_subspace": {"modules": [adam], **basis, **how}}
+    chosen = {"select": "random", "seed": seed, "stagger": False}
+    rule = {"combine": "sign", "residual_scale": residual_scale}
+    inside = published.CoordinateSubspace([adam], density, period, **chosen, **rule)
     return optimizer("frugal", params, project, density, [inside], lr, weight_decay)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, rho="How much momentum there is in what the subspace is learnt from.")
 def ldadam(
     params: Params,
     lr: float = 1e-3,
@@ -329,22 +323,17 @@ def ldadam(
     Differs from the authors' code: errors are kept in a tensor of the parameter's size, not in
     ``.grad``, where clipping and clearing gradients would spoil them.
 
-    Args:
-        eps: Of Adam.
-        rho: How much of the momentum there is in what the subspace is learnt from.
-
     Cost: ``s r + 2 l r``, and ``s l`` for the errors.
 
     References:
         Robert et al., 2024, https://arxiv.org/abs/2410.16103 (algorithm 1).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    subspace = {"rank": rank, "rho": rho, "error_feedback": error_feedback}
-    inside = {"ldadam_subspace": {"modules": [adam], **subspace}}
+    inside = published.LDAdamSubspace([adam], rank, rho, error_feedback=error_feedback)
     return optimizer("ldadam", params, project, rank, [inside], lr, weight_decay)
 
 
-@recipe(rank=8, error_feedback=True)
+@recipe({"rank": 8, "error_feedback": True})
 def dct_adamw(
     params: Params,
     lr: float = 1e-3,
@@ -358,22 +347,17 @@ def dct_adamw(
 ) -> Optimizer:
     """DCT-AdamW: Adam on the frequencies of each matrix that weigh most, chosen anew each step.
 
-    Args:
-        rank: How many frequencies.
-        eps: Of Adam.
-
     Cost: ``2 l r`` and `r` indices, and ``s l`` with error feedback.
 
     References:
         Modoranu et al., 2025, https://arxiv.org/abs/2505.17967 (algorithm 2).
     """
     adam = {"adam": {"betas": betas, "eps": eps}}
-    subspace = {"rank": rank, "period": period, "stagger": False, "error_feedback": error_feedback}
-    inside = {"dct_select": {"modules": [adam], **subspace}}
+    inside = published.DCTSelect([adam], rank, period, stagger=False, error_feedback=error_feedback)
     return optimizer("dct_adamw", params, project, rank, [inside], lr, weight_decay)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, betas="Of Adam, for what is not projected.")
 def sumo(
     params: Params,
     lr: float = 1e-3,
@@ -398,7 +382,6 @@ def sumo(
 
     Args:
         scale: :math:`\alpha`, what the orthogonal momentum is multiplied by.
-        betas: Of Adam, for what is not projected.
 
     Cost: ``s r + l r``.
 
@@ -408,15 +391,13 @@ def sumo(
     """
     orthogonal = {"orthogonalize": {"method": "svd", "folding": "last2"}}
     modules = [{"heavy_ball": momentum}, orthogonal, {"norm_growth_limiter": limit}]
-    basis = {"randomized": {"period": period, "stagger": False}}
-    choices = {"basis": basis, "memory": "transport"}
-    combine = {"residual": {"scale": scale, "match_rms": True}}
-    inside = {"subspace": {"modules": modules, "rank": rank, **choices, "combine": combine}}
-    outside = {"adam": {"betas": betas}}
-    return beside("sumo", params, project, inside, outside, lr, weight_decay, rank)
+    basis, combine = Randomized(period, stagger=False), Residual(scale, match_rms=True)
+    inside = Subspace(modules, rank, basis, combine, Transport())
+    ways = inside, {"adam": {"betas": betas}}
+    return beside("sumo", params, project, *ways, lr, weight_decay, rank)
 
 
-@recipe()
+@recipe(eps=UNCORRECTED)
 def soap(
     params: Params,
     lr: float = 3e-3,
@@ -448,7 +429,7 @@ def soap(
     return _soap("soap", params, project, betas, eps, rotation, lr, weight_decay)
 
 
-@recipe()
+@recipe(eps=UNCORRECTED)
 def kl_soap(
     params: Params,
     lr: float = 3e-3,
@@ -466,7 +447,6 @@ def kl_soap(
 
     Args:
         betas: Of Adam; the second is the decay of the preconditioner's averages, too.
-        eps: Of Adam, beside the root of the uncorrected second moment.
         period: Steps between changes of the bases.
         max_side: The longest side that is rotated.
         project: As of `soap`.
@@ -491,11 +471,10 @@ def _soap(
     weight_decay: float,
 ) -> Optimizer:
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    rotation = {"beta": betas[1], "skip_first": True, **rotation}
-    inside = {"soap_rotation": {"modules": [adam], **rotation}}
+    inside = SOAPRotation([adam], beta=betas[1], skip_first=True, **rotation)
     # Vectors pass through the rotation, and wait for the second step, as all else there does.
-    outside = inside if project == "*" else adam
-    return beside(name, params, project, inside, outside, lr, weight_decay)
+    ways = inside, inside if project == "*" else adam
+    return beside(name, params, project, *ways, lr, weight_decay)
 
 
 @recipe()
@@ -525,22 +504,17 @@ def muon_adamw(
     return beside("muon_adamw", params, project, *ways, lr, weight_decay)
 
 
-@recipe(dimension=100)
+@recipe({"dimension": 100})
 def intrinsic_dimension(
     params: Params,
     dimension: int = 1000,
     lr: float = 1e-2,
-    kind: str = "fastfood",
+    kind: Plane = "fastfood",
     seed: int = 0,
     betas: Betas = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> Optimizer:
     """Adam on few coordinates of the whole model, along random directions through where it began.
-
-    Args:
-        dimension: How many coordinates.
-        kind: How the directions are made, as of `IntrinsicSubspace`.
-        eps: Of Adam.
 
     Cost: twice the dimension, and a product with the directions each way in a step.
 
@@ -548,6 +522,5 @@ def intrinsic_dimension(
         Li et al., 2018, https://arxiv.org/abs/1804.08838; Aghajanyan et al., 2021,
         https://arxiv.org/abs/2012.13255.
     """
-    inside = [{"adam": {"betas": betas, "eps": eps}}]
-    space = {"modules": inside, "dimension": dimension, "kind": kind, "seed": seed}
-    return routed("intrinsic_dimension", params, [Way([{"intrinsic_subspace": space}, {"lr": lr}])])
+    inside = IntrinsicSubspace([{"adam": {"betas": betas, "eps": eps}}], dimension, kind, seed)
+    return routed("intrinsic_dimension", params, [Way([inside, {"lr": lr}])])

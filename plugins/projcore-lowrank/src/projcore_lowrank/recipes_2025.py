@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from projcore import Optimizer
 from projcore.recipe import Params, Project, Spec
-from projcore_lowrank._recipe import corrected, optimizer, recipe
+from projcore_lowrank._recipe import UNCORRECTED, corrected, optimizer, recipe
+from projcore_lowrank.fira import Fira
+from projcore_lowrank.subspace import Subspace
+from projcore_lowrank.tracking import Variances
 
 Betas = tuple[float, float]
 
@@ -23,12 +26,12 @@ def _recovering(
     limit: float | None,
 ) -> Optimizer:
     """Returns Fira's optimizer in another subspace, to which its moments are carried."""
-    choices = {"basis": basis, "combine": {"fira": {"scale": scale, "limit": limit}}}
-    inside = ("subspace", {"rank": rank, **choices, "memory": "variances()"})
-    return corrected(name, params, project, rank, inside, lr, weight_decay, betas, eps)
+    choices = {"basis": basis, "combine": Fira(scale, limit)}
+    modules = corrected(Subspace, betas, eps, rank=rank, **choices, memory=Variances())
+    return optimizer(name, params, project, rank, modules, lr, weight_decay, {"betas": betas})
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def subtrack(
     params: Params,
     lr: float = 1e-3,
@@ -64,7 +67,7 @@ def subtrack(
     return _recovering("subtrack", {"subtrack": settings}, *common)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def grasswalk(
     params: Params,
     lr: float = 1e-3,
@@ -97,7 +100,7 @@ def grasswalk(
     return _recovering("grasswalk", {"grasswalk": settings}, *common)
 
 
-@recipe(rank=8)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def grassjump(
     params: Params,
     lr: float = 1e-3,
@@ -126,7 +129,7 @@ def grassjump(
     return _recovering("grassjump", {"random_basis": settings}, *common)
 
 
-@recipe(rank=8, leading=2)
+@recipe({"rank": 8, "leading": 2}, eps=UNCORRECTED)
 def alice(
     params: Params,
     lr: float = 0.02,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings
+from projcore.ops import wide
 from projcore_lowrank._subspace import Method, dominant
 from projcore_lowrank.basis import Basis, End, Nonfinite, Source
 
@@ -40,8 +41,7 @@ class SVD(Basis):
             return super().learn(end, rank, matrix, state, settings)
         # Of the matrix as it lies: its transpose gives other signs, which state that is kept
         # depends on, than the authors' codes have.
-        wide = torch.promote_types(matrix.dtype, torch.float32)
-        rows = torch.linalg.svd(matrix.mH.to(wide), full_matrices=False).Vh
+        rows = torch.linalg.svd(wide(matrix.mH), full_matrices=False).Vh
         # A slice would keep all that it was cut from.
         basis = rows[..., :rank, :].mH.clone(memory_format=torch.contiguous_format)
         return {end: with_fixed_phases(basis).to(matrix.dtype)}
@@ -99,9 +99,6 @@ class SubspaceIteration(Basis):
 
     Args:
         period: As of `Basis`, likewise ``stagger``, ``source`` and ``nonfinite``.
-        stagger: As said.
-        source: As said.
-        nonfinite: As said.
         full: Take all columns at once, which is faster where few singular values stand out.
         once: Learn the basis in the first step alone, whatever the period.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -20,9 +19,8 @@ from projcore import (
     as_choice,
     require,
 )
-from projcore.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StepError
-from projcore.ops import require_choice
-from projcore_lowrank import combine as rules
+from projcore.errors import ArgumentError, NonFiniteError, StepError
+from projcore.ops import alike, require_choice
 from projcore_lowrank._batches import (
     Batch,
     all_finite,
@@ -31,12 +29,13 @@ from projcore_lowrank._batches import (
     is_alone,
     parted,
     pick,
-    same_kind,
     stacked,
 )
 from projcore_lowrank._matrices import Folding, Rank, Side, compressed, view_of
-from projcore_lowrank.basis import Basis, dim_of, ends_of
-from projcore_lowrank.combine import Combine, Given, Terms, has_signs, is_factor
+from projcore_lowrank._products import Products, as_dtype
+from projcore_lowrank._updates import Update, writes
+from projcore_lowrank.basis import Basis, ends_of
+from projcore_lowrank.combine import Combine, Given, Limited, has_signs
 from projcore_lowrank.memory import Keep, Memory
 from projcore_lowrank.singular import SubspaceIteration
 from projcore_lowrank.unproject import Unproject
@@ -59,34 +58,6 @@ class Projected(NamedTuple):
     outside: list[Tensor]
 
 
-class Made(NamedTuple):
-    """What the update of a batch is made of; ``low`` is what it was inside, if that is asked for.
-
-    It is not kept otherwise: it would be in memory until parameters are written.
-    """
-
-    batch: Batch
-    low: Tensor | None
-    terms: Terms
-
-    def members(self) -> list[Made]:
-        """Returns that of each of its tensors."""
-        count = len(self.batch.places)
-        if count == 1:
-            return [self]
-        low, scale, factor, signs = self.terms
-        nothing = [None] * count
-        lows = nothing if low is None else parted(low, count)
-        insides = nothing if self.low is None else parted(self.low, count)
-        factors = parted(factor, count) if isinstance(factor, Tensor) else [factor] * count
-        return [
-            Made(batch, inside, Terms(low, scale, factor, signs))
-            for batch, inside, low, factor in zip(
-                self.batch.members(), insides, lows, factors, strict=True
-            )
-        ]
-
-
 class Subspace(ProjectionBase):
     r"""Runs modules in a subspace of each matrix, by five choices.
 
@@ -97,8 +68,8 @@ class Subspace(ProjectionBase):
     inside. Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
 
     Inside, a closure is evaluated on the plane through the current point: what the basis does not
-    span stays. Parameters are written by a product that goes straight into them, where nothing but
-    a learning rate, a factor or weight decay follows in the optimizer.
+    span stays. Parameters are written by a product that goes straight into them, where only a
+    learning rate, a factor or weight decay follows.
 
     Choices are objects, or their specs: ``basis="svd(period=100)"``. Their settings, as ``period``
     and ``scale``, are settings of the subspace: groups and schedulers find them there.
@@ -123,9 +94,7 @@ class Subspace(ProjectionBase):
             (``"fold"``), or a batch of matrices of the last two (``"last2"``). Dimensions of
             length 1 do not count. A setting, fixed once there is state.
         compute_dtype: A dtype for the products with the basis, such as ``"bfloat16"``.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        project_update: As of `ProjectionBase`, likewise ``project_params`` and ``project_grad``.
 
     Raises:
         ArgumentError: If a setting is out of range, or choices do not go together.
@@ -176,6 +145,7 @@ class Subspace(ProjectionBase):
         self.error_feedback = error_feedback
         self.folding = folding
         self.compute_dtype = as_dtype(self, compute_dtype)
+        self.products = Products(self.basis, self.compute_dtype)
         self.on_refresh = self.memory_rule.on_refresh
         self.traceable = self.basis.traceable
         self.asks_inside = any(choice.asks_inside for choice in (self.basis, self.memory_rule))
@@ -207,7 +177,7 @@ class Subspace(ProjectionBase):
                 "one of them is for one side: rows or columns. Choose another side",
             ),
             (
-                isinstance(rule, rules.Limited) and not basis.has_channels,
+                isinstance(rule, Limited) and not basis.has_channels,
                 f"combine={rule}",
                 "channels are scaled, and a vector of entries has none. Choose rows or columns",
             ),
@@ -325,7 +295,7 @@ class Subspace(ProjectionBase):
     def _usable(self, tensors: list[Tensor]) -> list[bool]:
         """Returns from which tensors bases can be learnt; waits for a device once."""
         usable = [True] * len(tensors)
-        for places in same_kind(tensors):
+        for places in alike(tensors):
             for i, good in zip(places, all_finite([tensors[i] for i in places]), strict=True):
                 usable[i] = good
                 if not good and self.basis.nonfinite == "raise":
@@ -347,15 +317,8 @@ class Subspace(ProjectionBase):
             for values, matrix in zip(settings, matrices, strict=True)
         ]
         found = self.basis.learn_all(matrices, ranks, states, settings)
-        return self._learn_batches(matrices, ranks, states, settings) if found is None else found
-
-    def _learn_batches(
-        self,
-        matrices: list[Tensor],
-        ranks: list[int],
-        states: list[Node],
-        settings: list[Settings],
-    ) -> list[Node]:
+        if found is not None:
+            return found
         betas = [self.betas_inside(*each) for each in zip(states, settings, strict=True)]
         keys = [
             (rank, self.basis.alike(matrix, state), state["step"], state["pending"], inside)
@@ -372,7 +335,7 @@ class Subspace(ProjectionBase):
                 if len(known) == count:
                     state["moment"], state["betas"] = stacked(known), betas[first]
                     if self.basis.source == "momentum":  # by halves with the first moment inside
-                        moment = self._up(state["moment"], state).to(matrix.dtype)
+                        moment = self.products.up(state["moment"], state).to(matrix.dtype)
                         matrix = torch.lerp(matrix, moment, 0.5)
             learnt = self.basis.learn_ends(matrix, state, ranks[first], values)
             nodes: list[Node] = [{} for _ in places]
@@ -430,7 +393,7 @@ class Subspace(ProjectionBase):
         matrices = self._matrices(tensors, settings)
         if current == "params" and not self.basis.orthonormal:
             pairs = zip(matrices, states, strict=True)
-            return [self._coordinates(matrix, state) for matrix, state in pairs]
+            return [self.products.coordinates(matrix, state) for matrix, state in pairs]
         made = Projected(self._batches(matrices, states, settings), [], [])
         projected: list[Any] = [None] * len(matrices)
         measured = current == "update" and self.rule.measures
@@ -450,17 +413,10 @@ class Subspace(ProjectionBase):
         """Returns a batch inside, and its norms; the stack is gone when this returns."""
         matrix = batch.gather(matrices)
         norms = self._measured(matrix, batch) if measured else None
-        return self._down(matrix, batch.state), norms  # it finds the matrix in the cache
+        return self.products.down(matrix, batch.state), norms  # it finds the matrix in the cache
 
     def _measured(self, matrix: Tensor, batch: Batch) -> Tensor:
         return self.rule.measure(matrix, channel(batch.states[0]))
-
-    def _coordinates(self, x: Tensor, state: Node) -> Tensor:
-        """Returns the point inside that comes out as `x`, or as near to it as there is one."""
-        z = x.to(torch.promote_types(x.dtype, torch.float32))
-        for end in ends_of(state):
-            z = self.basis.coordinates(z, state, end)
-        return z.to(x.dtype)
 
     def unproject(
         self,
@@ -475,7 +431,7 @@ class Subspace(ProjectionBase):
         projected = list(projected_tensors)
         full: list[Any] = [None] * len(projected)
         for batch in self._batches(projected, states, settings):
-            batch.spread(self._up(batch.gather(projected), batch.state), full)
+            batch.spread(self.products.up(batch.gather(projected), batch.state), full)
         return [each.reshape(param.shape) for each, param in zip(full, params, strict=True)]
 
     def _batches(
@@ -492,30 +448,12 @@ class Subspace(ProjectionBase):
         made = self.basis.read(members, like, self.rule.reads_again)
         return [Batch(*each) for each in zip(runs, members, made, strict=True)]
 
-    def _down(self, x: Tensor, state: Node) -> Tensor:
-        dtype = x.dtype
-        x = self._as_multiplied(x)
-        for end in ends_of(state):
-            x = self.basis.down(x, state, end)
-        return x if x.dtype == dtype else x.to(dtype)
-
-    def _up(self, z: Tensor, state: Node) -> Tensor:
-        dtype = z.dtype
-        z = self._as_multiplied(z)
-        for end in ends_of(state):
-            z = self.basis.up(z, state, end)
-        return z if z.dtype == dtype else z.to(dtype)
-
-    def _as_multiplied(self, tensor: Tensor) -> Tensor:
-        """Returns a tensor in the dtype in which it is multiplied with a basis."""
-        return tensor if self.compute_dtype is None else tensor.to(self.compute_dtype)
-
     def _matrices(self, tensors: list[Tensor], settings: list[Settings]) -> list[Tensor]:
-        return [self._matrix(*each) for each in zip(tensors, settings, strict=True)]
-
-    def _matrix(self, tensor: Tensor, settings: Settings) -> Tensor:
-        shape = self._shape(tensor, settings)
-        return tensor if tensor.shape == shape else tensor.reshape(shape)
+        shapes = [self._shape(*each) for each in zip(tensors, settings, strict=True)]
+        return [
+            tensor if tensor.shape == shape else tensor.reshape(shape)
+            for tensor, shape in zip(tensors, shapes, strict=True)
+        ]
 
     def _shape(self, tensor: Tensor, settings: Settings) -> tuple[int, ...]:
         shape = self.basis.shape(tensor.shape, settings["folding"])
@@ -536,22 +474,25 @@ class Subspace(ProjectionBase):
         settings: list[Settings],
         scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
-        full = self._matrices(tensors, settings)
+        facts = params, grads, loss, states, settings, scratch
+        full, made = self._updates(tensors, projected, result, *facts)
         updates: list[Any] = [None] * len(full)
-        for made in self._made(full, projected, result, states, settings, scratch):
-            update = self._update(made.batch.gather(full), made, owned=len(made.batch.places) > 1)
-            made.batch.spread(update, updates)
-        return [
-            update.reshape(tensor.shape) for update, tensor in zip(updates, tensors, strict=True)
-        ]
+        for update in made:
+            batch = update.batch
+            batch.spread(update.of(batch.gather(full), owned=len(batch.places) > 1), updates)
+        return [each.reshape(like.shape) for each, like in zip(updates, tensors, strict=True)]
 
     def writer(self, targets: list[Tensor]) -> Callable[..., list[Write]] | str:
         return self._writes
 
     def _writes(
+        self, targets: list[Tensor], blends: list[Blend], *crossing: Any, **scratch: Any
+    ) -> list[Write]:
+        full, updates = self._updates(*crossing, **scratch)
+        return writes(targets, blends, full, updates)
+
+    def _updates(
         self,
-        targets: list[Tensor],
-        blends: list[Blend],
         tensors: list[Tensor],
         projected: list[Tensor],
         result: list[Tensor],
@@ -561,45 +502,9 @@ class Subspace(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
         scratch: dict[str, Any] | None = None,
-    ) -> list[Write]:
+    ) -> tuple[list[Tensor], list[Update]]:
+        """Returns matrices and their updates, and keeps what the next step needs of these."""
         full = self._matrices(tensors, settings)
-        made = self._made(full, projected, result, states, settings, scratch)
-        return self._write_all(targets, blends, full, made)
-
-    def _write_all(
-        self, targets: list[Tensor], blends: list[Blend], full: list[Tensor], made: list[Made]
-    ) -> list[Write]:
-        """Returns what writes parameters."""
-        if self.basis.selects and any(has_signs(each.terms) for each in made):
-            return self._write_signs(targets, blends, full, made)
-        operations: list[Write] = []
-        for batch in made:
-            places = batch.batch.places
-            views = [view_of(targets[i], full[i].shape) for i in places]
-            known = [view for view in views if view is not None]
-            if len(places) > 1 and len(known) == len(views) and _agree(blends, places):
-                make = partial(self._update_stack, pick(full, places), batch)
-                operations += written(known, blends[places[0]], make)
-                continue
-            for view, each in zip(views, batch.members(), strict=True):
-                (i,) = each.batch.places
-                if each.terms.signs or view is None or self.compute_dtype is not None:
-                    write = partial(self._write_whole, targets[i], blends[i], full[i], each)
-                    operations.append(Write(targets[i], write))
-                else:
-                    operations += self._write_parts(view, blends[i], full[i], each)
-        return operations
-
-    def _made(
-        self,
-        full: list[Tensor],
-        projected: list[Tensor],
-        result: list[Tensor],
-        states: list[Node],
-        settings: list[Settings],
-        scratch: dict[str, Any] | None,
-    ) -> list[Made]:
-        """Returns what updates are made of, and keeps what the next step needs of these."""
         found: Projected | None = (scratch or {}).get(PROJECTED)
         if found is None:  # it was the gradient that was projected
             found = Projected(self._batches(full, states, settings), [], [])
@@ -608,10 +513,10 @@ class Subspace(ProjectionBase):
             found.outside.extend(self._measured(b.gather(full), b) for b in found.batches)
         for batch, low in zip(found.batches, found.low, strict=True):
             self.basis.track(low, pick(states, batch.places))
-        made = self._by_rule(full, found, projected, result, states, settings)
+        updates = self._by_rule(full, found, projected, result, states, settings)
         if self.error_feedback:
             self._keep_errors(full, found, states)
-        return made
+        return full, updates
 
     def _by_rule(
         self,
@@ -621,21 +526,22 @@ class Subspace(ProjectionBase):
         result: list[Tensor],
         states: list[Node],
         settings: list[Settings],
-    ) -> list[Made]:
+    ) -> list[Update]:
         if self.rule.stacked:
             some, low = found.batches, found.low
         else:
             some = [each for batch in found.batches for each in batch.members()]
             low = [projected[i] for batch in some for i in batch.places]
-        made: list[Made] = []
-        for places in same_kind(low):
+        made: list[Update] = []
+        for places in alike(low):
             chosen, inside = pick(some, places), pick(low, places)
             outside = pick(found.outside, places) if self.rule.measures else []
             dims = [channel(batch.states[0]) for batch in chosen]
             shapes = [full[batch.places[0]].shape for batch in chosen]
             given = Given(chosen, inside, result, outside, shapes, dims, settings, states)
             for batch, each, terms in zip(chosen, inside, self.rule.terms(given), strict=True):
-                made.append(Made(batch, each if has_signs(terms) else None, terms))
+                kept = each if has_signs(terms) else None
+                made.append(Update(batch, kept, terms, self.products))
         return made
 
     def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
@@ -650,7 +556,7 @@ class Subspace(ProjectionBase):
             lows = parted(low, len(batch.places))
             for each, inside in zip(batch.members(), lows, strict=True):
                 (i,) = each.places
-                self._leave_(kept[i], inside, each.state)
+                self.products.leave_residual_(kept[i], inside, each.state)
                 if view_of(states[i]["error"], full[i].shape) is None:
                     states[i]["error"] = kept[i].reshape(shapes[i])
                 for end in ends_of(states[i]):
@@ -660,152 +566,10 @@ class Subspace(ProjectionBase):
                         error = states[i]["error"].view(full[i].shape)
                         self.basis.add_up_(error, moment, {end: columns}, end, 1, 1)
 
-    def _rest(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
-        """Returns what a matrix, ``low`` inside, has outside of the subspace, as a new tensor."""
-        if self.basis.selects:
-            (end,) = ends_of(state)
-            return full.index_fill(dim_of(end), state[end], 0)
-        return torch.sub(full, self._up(low, state))
-
-    def _leave_(self, full: Tensor, low: Tensor, state: Node) -> None:
-        """Makes a matrix, ``low`` inside, what it has outside of the subspace."""
-        if self.basis.selects:
-            (end,) = ends_of(state)
-            full.index_fill_(dim_of(end), state[end], 0)
-        elif self.compute_dtype is None:
-            self._add(full, low, state, 1, -1)
-        else:
-            full.sub_(self._up(low, state))
-
-    def _set_chosen(self, full: list[Tensor], made: list[Made]) -> list[Tensor]:
-        """Returns updates of signs but where coordinates were chosen, of matrices of one kind."""
-        _, scale, _, factor = made[0].terms
-        updates = rules.signs(full)
-        if is_factor(factor):
-            torch._foreach_mul_(updates, factor)
-        lows = [each.terms.low for each in made if each.terms.low is not None]
-        if is_factor(scale):
-            lows = list(torch._foreach_mul(lows, scale))
-        for update, low, each in zip(updates, lows, made, strict=True):
-            (end,) = ends_of(each.batch.state)
-            update.index_copy_(dim_of(end), each.batch.state[end], low)
-        return updates
-
-    def _write_signs(
-        self, targets: list[Tensor], blends: list[Blend], full: list[Tensor], made: list[Made]
-    ) -> list[Write]:
-        """Returns what writes parameters where coordinates were chosen, and signs are the rest."""
-        found = {each.batch.places[0]: each for each in made}
-        keys = [(*blend, *found[i].terms[1:]) for i, blend in enumerate(blends)]
-        operations = []
-        for places in batches(full, keys):
-            some, blend = pick(targets, places), blends[places[0]]
-            members = [found[i] for i in places]
-            make = partial(self._set_chosen, pick(full, places), members)
-            operations += written(some, blend, make)
-        return operations
-
-    def _update(self, full: Tensor, made: Made, owned: bool = False) -> Tensor:
-        """Returns the full update of a matrix or a batch, which may take the place of ``full``."""
-        low, scale, factor, signs = made.terms
-        signed = has_signs(made.terms)
-        if signed and self.basis.selects:
-            return self._set_chosen([full], [made])[0]
-        state = made.batch.state if signed or low is not None else {}
-        rest = None
-        if signed:
-            assert made.low is not None
-            (rest,) = rules.signs([self._rest(full, made.low, state)])
-            rest.mul_(signs)
-        update: Tensor | None = None
-        if isinstance(factor, Tensor) and owned:
-            update = full.mul_(factor)
-            if low is not None and self.compute_dtype is None:
-                self._add(update, low, state, 1, scale)
-                low = None
-        elif factor is not None:
-            update = full * factor
-        if low is not None:
-            part = self._up(low, state)
-            if is_factor(scale):
-                part.mul_(scale)
-            update = part if update is None else part.add_(update)
-        assert update is not None
-        return update if rest is None else update.add_(rest)
-
-    def _update_stack(self, full: list[Tensor], made: Made) -> Sequence[Tensor]:
-        return self._update(torch.stack(full), made, owned=True).unbind()
-
-    def _write_whole(self, target: Tensor, blend: Blend, full: Tensor, made: Made) -> None:
-        """Makes the update of one parameter, now that its turn has come, and writes it."""
-        update = self._update(full, made).reshape(target.shape).mul_(blend.scale)
-        if blend.decay:
-            update.add_(target, alpha=blend.decay)
-        target.sub_(update)
-
-    def _write_parts(self, view: Tensor, blend: Blend, full: Tensor, made: Made) -> list[Write]:
-        """Returns the products that go straight into a parameter."""
-        operations = []
-        terms, state = made.terms, made.batch.state
-        beta = 1 - blend.decay
-        if blend.decay and (terms.low is None or self.basis.selects):
-            operations.append(Write(view, partial(view.mul_, beta)))
-            beta = 1
-        if terms.low is not None:
-            alpha = -blend.scale * terms.scale
-            operations.append(Write(view, partial(self._add, view, terms.low, state, beta, alpha)))
-        if isinstance(terms.factor, Tensor):
-            add = partial(view.addcmul_, full, terms.factor, value=-blend.scale)
-            operations.append(Write(view, add))
-        elif terms.factor is not None:
-            alpha = blend.scale * terms.factor
-            operations.append(Write(view, partial(view.sub_, full, alpha=alpha)))
-        return operations
-
-    def _add(self, target: Tensor, z: Tensor, state: Node, beta: float, alpha: float) -> None:
-        *others, last = ends_of(state)
-        for end in others:
-            z = self.basis.up(z, state, end)
-        self.basis.add_up_(target, z, state, last, beta, alpha)
-
-
-def _agree(blends: list[Blend], places: list[int]) -> bool:
-    return all(blends[i] == blends[places[0]] for i in places)
-
-
-def written(
-    targets: list[Tensor], blend: Blend, make: Callable[[], Sequence[Tensor]]
-) -> list[Write]:
-    """Returns what makes the updates of some parameters when their turn comes, and writes them."""
-
-    def write() -> None:
-        updates = [
-            update if update.shape == target.shape else update.reshape(target.shape)
-            for update, target in zip(make(), targets, strict=True)
-        ]
-        torch._foreach_sub_(targets, updates, alpha=blend.scale)
-
-    operations = [Write(targets[0], write)]
-    if blend.decay:
-        decay = partial(torch._foreach_mul_, targets, 1 - blend.decay)
-        operations.insert(0, Write(targets[0], decay))
-    return operations
-
 
 def channel(state: Node) -> int:
     """Returns the dimension along which a channel lies."""
     return -2 if "left" in state else -1
-
-
-def as_dtype(owner: object, dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Returns a dtype for products, given as such or by name; raises unless it is one."""
-    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ArgumentTypeError(
-            f"{type(owner).__name__}(compute_dtype={dtype!r}) is no dtype of floating numbers. "
-            "Products are made in one. Pass for example 'bfloat16', or None."
-        )
-    return found
 
 
 def spread(index: int, period: int) -> int:

@@ -62,6 +62,7 @@ class Switching(Basis):
         Gong et al., 2025, https://arxiv.org/abs/2502.07752 (section 5, switching and tracking).
     """
 
+    kinds = {TRACKED: "opaque"}
     one_sided = True
 
     def __init__(
@@ -122,7 +123,7 @@ class Switching(Basis):
         shape = wide.shape[-2], rank - found.shape[-1]
         drawn = gaussian(mix(self.seed, state["step"]), shape, wide.dtype, wide.device)
         basis = orthonormalize(torch.cat([found, drawn.expand(*wide.shape[:-2], *shape)], -1))
-        node: Node = {end: basis.to(matrix.dtype)}
+        node: Node = {end: basis.to(matrix.dtype).contiguous()}
         if tracked is not None:
             change = basis.mH @ before
             node[TRACKED] = change @ tracked @ change.mH

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from projcore import Kind, Node, Settings, require
 from projcore.errors import ArgumentTypeError
+from projcore.ops import wide
 from projcore_lowrank._batches import stacked
 from projcore_lowrank._seeded import gaussian, mix
-from projcore_lowrank._subspace import orthonormal_columns, orthonormalize
+from projcore_lowrank._subspace import orthonormal_columns, orthonormalize, size_of
 from projcore_lowrank.basis import Basis, End, ends_of
 from projcore_lowrank.memory import Transport, by_parts
 from projcore_lowrank.singular import SVD
@@ -64,8 +65,8 @@ class Tracking(Basis):
 
     Raises:
         ArgumentError: If an argument is out of range.
-        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`. On an accelerator in the
-            first step alone: later ones would wait for that, and it shows in the parameters.
+        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`, with a period of 1: see
+            `Basis`.
 
     Cost: per matrix of sides ``s <= l``, beside the two products, ``8 s l r`` operations and about
     ``12 s r^2`` for the QR and :math:`C`. :math:`B` is never formed.
@@ -112,16 +113,11 @@ class Tracking(Basis):
     def learn_ends(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
         node = super().learn_ends(matrix, state, rank, settings)
         moment = state.get("moment")
-        if (
-            "error" in state
-            and moment is not None
-            and state["step"]
-            and (beta := self._beta(state))
-        ):
+        kept = "error" in state and moment is not None and state["step"] > 0
+        if kept and (beta := self._beta(state)):
             (end,) = ends_of(node)
             before, now = self.matrix(state, end, matrix), self.matrix(node, end, matrix)
-            wide = torch.promote_types(matrix.dtype, torch.float32)
-            change = now.to(wide).mH @ before.to(wide)
+            change = wide(now).mH @ wide(before)
             columns = (before - now @ change.to(now.dtype)).mul_(beta / (1 - beta))
             node.update(columns=columns, moment=moment, change=change)
         return node
@@ -206,9 +202,8 @@ class Variances(Transport):
         if kind != "second" or len(moments) < len(tensors):
             states = old_states, new_states
             return super().carried(subspace, basis, kind, tensors, *states, settings)
-        beta1, beta2 = (
-            self.inner_betas or subspace.betas_inside(new_states[0], settings[0]) or (0, 0)
-        )
+        betas = self.inner_betas or subspace.betas_inside(new_states[0], settings[0])
+        beta1, beta2 = betas or (0, 0)
         count = new_states[0]["step"] - 1
         # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
         factor = (1 - beta2**count) / (1 - beta1**count) ** 2
@@ -238,33 +233,25 @@ def turned(
     is smaller than before, only the first columns of :math:`P` are followed; if it is larger,
     random ones are added to it.
 
-    Args:
-        basis: :math:`P`, shape ``(..., s, k)``.
-        matrix: :math:`A`, shape ``(..., s, l)``.
-        moment: :math:`m`, shape ``(..., k, l)``, or None for zero.
-        weights: :math:`\alpha, \beta`.
-        rank: `r`, how many columns are returned.
-        seed: Of random columns.
-
-    Returns:
-        Orthonormal columns, shape ``(..., s, r)``; float32 of bfloat16 or float16.
+    The shapes of :math:`P`, :math:`A` and :math:`m` are ``(..., s, k)``, ``(..., s, l)`` and
+    ``(..., k, l)``; without a moment it is zero. ``weights`` are :math:`\alpha, \beta`, and the
+    result, orthonormal columns, has the shape ``(..., s, r)``; it is float32 of bfloat16.
     """
-    wide = torch.float32 if matrix.dtype in (torch.bfloat16, torch.float16) else matrix.dtype
-    a, p = matrix.to(wide), basis.to(wide)
-    m = None if moment is None else moment.to(wide)
+    a, p = wide(matrix), wide(basis)
+    m = None if moment is None else wide(moment)
     missing = rank - p.shape[-1]
     if missing > 0:
-        drawn = gaussian(seed, (p.shape[-2], missing), wide, p.device)
+        drawn = gaussian(seed, (p.shape[-2], missing), p.dtype, p.device)
         p = orthonormalize(torch.cat([p, drawn.expand(*p.shape[:-1], missing)], -1))
         if m is not None:
             m = torch.cat([m, m.new_zeros(*m.shape[:-2], missing, m.shape[-1])], -2)
     alpha, beta = weights
     start = p[..., :rank]
     z = a.mH @ start if m is None else _sum(m.mH[..., :rank], a.mH, start, beta, alpha)
-    z = _scaled(z)
+    z.div_(size_of(z))
     y = a @ z if m is None else _sum(p @ (m @ z), a, z, beta, alpha)
     # Where nothing leads the basis, it stays: as if of B B^H and what rounding loses anyway.
-    return orthonormal_columns(_scaled(y).add_(start, alpha=torch.finfo(wide).eps))
+    return orthonormal_columns(y.div_(size_of(y)).add_(start, alpha=torch.finfo(y.dtype).eps))
 
 
 def _sum(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
@@ -273,12 +260,6 @@ def _sum(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
         return torch.addmm(c, a, b, beta=beta, alpha=alpha)
     flat = (each.flatten(0, -3) for each in (c, a, b))
     return torch.baddbmm(*flat, beta=beta, alpha=alpha).view(c.shape)
-
-
-def _scaled(x: Tensor) -> Tensor:
-    """Divides matrices by their largest entries: products neither overflow nor vanish."""
-    largest = x.abs().amax((-2, -1), keepdim=True)
-    return x.div_(largest.clamp_(min=torch.finfo(x.dtype).tiny))
 
 
 def as_betas(owner: object, betas: object) -> Betas:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from projcore import Current, Kind, Node, OnRefresh, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, NonFiniteError
+from projcore.ops import require_choice, wide
+from projcore_lowrank._matrices import Rank
 from projcore_lowrank._modes import multiply, unfold
 from projcore_lowrank._subspace import dominant
+from projcore_lowrank.basis import Nonfinite
 from projcore_lowrank.combine import is_factor
 
 Refresh = Literal["hosvd", "hooi"]
 Source = Literal["update", "gradient"]
-Nonfinite = Literal["raise", "skip"]
-Rank = int | float | None
 
 
 class Tucker(ProjectionBase):
@@ -48,8 +49,8 @@ class Tucker(ProjectionBase):
     Args:
         modules: What to run inside.
         rank: :math:`r_k`, a setting: an int, a part of each side if it is a float up to 1, None to
-            keep a side whole; for all sides, or a tuple with one for each. At most the length of
-            its side, and the number of elements of a slice.
+            keep a side whole; for all sides, or a tuple with one for each. It is capped at the
+            length of its side, and at the number of elements of a slice.
         period: Steps between refreshes, at least 1, a setting.
         scale: What the update that comes out is multiplied by, a setting.
         refresh: ``"hosvd"`` or ``"hooi"``.
@@ -59,12 +60,10 @@ class Tucker(ProjectionBase):
             ``"transport"``: by :math:`C_k = U_k^{new\,H} U_k^{old}` along each side, and second
             moments by the squares of these weights, so they stay nonnegative. Where the core
             changes its shape, what would be kept is transported.
-        source: What the bases are learnt from: the ``"update"`` that comes in, or the
-            ``"gradient"``.
-        nonfinite: Inf or NaN in what bases are to be learnt from, or a sum that overflows, is an
-            error (``"raise"``), or they stay, to be learnt in the next step (``"skip"``; before the
-            first, they are the first coordinates).
-        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
+        source: What the bases are learnt from: the ``"update"`` given, or the ``"gradient"``.
+        nonfinite: Inf or NaN there, or a sum that overflows, is an error (``"raise"``), or bases
+            stay, to be learnt in the next step (``"skip"``; before the first, they are the first
+            coordinates).
 
     Raises:
         ArgumentError: If a setting is out of range, or a tuple of ranks has not one for each side.
@@ -110,24 +109,17 @@ class Tucker(ProjectionBase):
         project_params: bool = True,
         project_grad: bool = True,
     ) -> None:
-        for name, value, choices in (
-            ("refresh", refresh, Refresh),
-            ("policy", policy, OnRefresh),
-            ("source", source, Source),
-            ("nonfinite", nonfinite, Nonfinite),
-        ):
-            if value not in get_args(choices):
-                raise ArgumentError(
-                    f"Tucker was given {name}={value!r}. It is one of "
-                    f"{', '.join(map(repr, get_args(choices)))}. Pass one."
-                )
+        require_choice(self, "refresh", refresh, Refresh)
+        require_choice(self, "policy", policy, OnRefresh)
+        require_choice(self, "source", source, Source)
+        require_choice(self, "nonfinite", nonfinite, Nonfinite)
         require(self, "iterations", iterations, minimum=1)
         self.iterations = iterations if refresh == "hooi" else 0
         self.on_refresh = policy
         self.nonfinite = nonfinite
         if source == "gradient":
             self.needs = frozenset({"grads"})
-        ranks = rank if rank is None or isinstance(rank, (int, float)) else tuple(rank)
+        ranks = tuple(rank) if isinstance(rank, Sequence) else rank
         defaults = {"rank": ranks, "period": period, "scale": scale, "min_ndim": min_ndim}
         super().__init__(modules, project_update, project_params, project_grad, defaults)
 
@@ -167,7 +159,7 @@ class Tucker(ProjectionBase):
         current: Current,
     ) -> list[Tensor]:
         return [
-            multiply(tensor, [None if factor is None else factor.mH for factor in factors(state)])
+            multiply(tensor, adjoints(factors(state)))
             for tensor, state in zip(tensors, states, strict=True)
         ]
 
@@ -247,10 +239,10 @@ class Tucker(ProjectionBase):
         )
 
     def _learnt(self, tensor: Tensor, settings: Settings) -> Node:
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        found = hosvd(wide, core(tensor, settings["rank"]))
+        full = wide(tensor)
+        found = hosvd(full, core(tensor, settings["rank"]))
         for _ in range(self.iterations):
-            found = hooi(wide, found)
+            found = hooi(full, found)
         return kept(found, tensor)
 
     def transport(
@@ -265,10 +257,7 @@ class Tucker(ProjectionBase):
         if kind not in ("first", "second"):
             return None
         carry = multiply if kind == "first" else multiply_squares
-        return [
-            carry(tensor, changes(old, new))
-            for tensor, old, new in zip(tensors, old_states, new_states, strict=True)
-        ]
+        return list(map(carry, tensors, map(changes, old_states, new_states)))
 
 
 def core(tensor: Tensor, rank: Rank | Sequence[Rank]) -> list[int | None]:
@@ -277,7 +266,7 @@ def core(tensor: Tensor, rank: Rank | Sequence[Rank]) -> list[int | None]:
     Raises:
         ArgumentError: If there is a sequence of ranks, and not one for each side.
     """
-    if rank is None or isinstance(rank, (int, float)):
+    if not isinstance(rank, Sequence):
         rank = [rank] * tensor.ndim
     if len(rank) != tensor.ndim:
         raise ArgumentError(
@@ -308,10 +297,8 @@ def hooi(tensor: Tensor, bases: Sequence[Tensor | None]) -> list[Tensor | None]:
     found = list(bases)
     for k, basis in enumerate(bases):
         if basis is not None:
-            others = [
-                None if j == k or other is None else other.mH for j, other in enumerate(found)
-            ]
-            found[k] = leading(unfold(multiply(tensor, others), k), basis.shape[1])
+            others = [None if j == k else other for j, other in enumerate(found)]
+            found[k] = leading(unfold(multiply(tensor, adjoints(others)), k), basis.shape[1])
     return found
 
 
@@ -319,9 +306,10 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
     """Returns the left singular vectors of a matrix's largest singular values.
 
     The largest entry of each is real and positive: otherwise, with what is nearly diagonal, as a
-    core is, rounding errors would choose the signs.
+    core is, rounding errors would choose the signs. Of a wide matrix it is the triangular factor
+    that is decomposed, which has the same vectors, and is small.
     """
-    if matrix.shape[1] > matrix.shape[0]:  # the triangular factor has the same, and is small
+    if matrix.shape[1] > matrix.shape[0]:
         matrix = torch.linalg.qr(matrix.mH, mode="r").R.mH
     vectors = dominant(matrix, rank, "svd")
     largest = vectors.abs().argmax(0, keepdim=True)
@@ -340,6 +328,11 @@ def factors(state: Node) -> list[Tensor | None]:
     while (name := f"basis{len(found)}") in state:
         found.append(state[name] if state[name].numel() else None)
     return found
+
+
+def adjoints(matrices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Returns the adjoint of each matrix, None for None."""
+    return [None if matrix is None else matrix.mH for matrix in matrices]
 
 
 def changes(old: Node, new: Node) -> list[Tensor | None]:

@@ -1,0 +1,119 @@
+"""What all processes do at the same time: where one fails, the others say which.
+
+A process that fails leaves word in torch's store, which all share. The others wait for it in a
+collective, at most as long as the timeout of its group; then they look there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch.distributed import get_rank, get_world_size, is_available, is_initialized
+
+from projcore.errors import ProjcoreError, StepError
+
+KEY = "projcore/failed"
+COUNT = itertools.count()  # of optimizers, which all processes make in the same order
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Together:
+    """Whether other processes take the same steps, and which of them have failed.
+
+    Attributes:
+        wanted: Whether they do, and each waits for the others.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._turn = 0  # the number of this step, so that word of another is told apart
+        self._number: int | None = None
+        self._running = False
+
+    @contextmanager
+    def acting(self, *, ends: bool = False) -> Iterator[None]:
+        """Runs something that all processes run; an error of one of them names it in all.
+
+        Args:
+            ends: Whether it ends a step.
+
+        Raises:
+            StepError: If a collective failed because another process did.
+        """
+        several = is_available() and is_initialized() and get_world_size() > 1
+        if self._running or not several:  # what is inside belongs to what is around it
+            yield
+            return
+        if self._number is None:
+            self._number = next(COUNT)
+        self._running = True
+        try:
+            yield
+        except Exception as error:
+            ends = True
+            told = self._told(str(error)) if _is_of_torch(error) else ""
+            if told:
+                raise StepError(
+                    f"Another process has failed while this one waited for it: {told}. Look for "
+                    "the cause there."
+                ) from error
+            self._tell(str(error))
+            raise
+        finally:
+            self._running = False
+            self._turn += ends
+
+    def _tell(self, text: str) -> None:
+        """Leaves word for the others that this process has failed."""
+        try:
+            _store().set(f"{KEY}/{self._number}/{get_rank()}", f"{self._turn} {text}")
+        except RuntimeError:  # the process that keeps the store is gone
+            return
+
+    def _told(self, own: str) -> str:
+        """Returns the word that others have left since this step began, unless it is the same."""
+        found = []
+        try:
+            store = _store()
+            for rank in range(get_world_size()):
+                key = f"{KEY}/{self._number}/{rank}"
+                if rank != get_rank() and store.check([key]):
+                    turn, _, text = store.get(key).decode().partition(" ")
+                    if int(turn) >= self._turn and text != own:
+                        found.append(f"rank {rank} ({text})")
+        except RuntimeError:
+            return ""
+        return ", ".join(found)
+
+
+def together(ends: bool) -> Callable[[Function], Function]:
+    """Has a method of an optimizer run as all processes run it; see `Together.acting`."""
+
+    def decorate(method: Function) -> Function:
+        @wraps(method)
+        def called(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            if not optimizer._together.wanted:
+                return method(optimizer, *args, **kwargs)
+            with optimizer._together.acting(ends=ends):
+                return method(optimizer, *args, **kwargs)
+
+        return called  # type: ignore[return-value]
+
+    return decorate
+
+
+def _is_of_torch(error: Exception) -> bool:
+    """Whether an error may be that of a collective; of gloo's, it is a bare RuntimeError."""
+    if isinstance(error, ProjcoreError):
+        return False
+    return type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
+
+
+def _store() -> Any:
+    return torch.distributed.distributed_c10d._get_default_store()
