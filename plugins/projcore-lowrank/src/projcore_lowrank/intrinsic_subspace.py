@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Current, Node, ProjectionBase, Settings, require
-from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+from projcore.errors import ArgumentError, StepError
 from projcore.ops import linear_in_parts, local, require_choice, sharded_as, wide
 from projcore_lowrank._seeded import mix, stream
 from projcore_lowrank._transforms import fastfood_down, fastfood_up, srht_down, srht_up
