@@ -298,8 +298,8 @@ KERNEL = [
         "blend-sign",
         "Weight decay that is folded into the write makes parameters grow.",
         ENGINE + "blended.py",
-        before="update = list(torch._foreach_add(update, decays))",
-        after="update = list(torch._foreach_sub(update, decays))",
+        before="torch._foreach_mul(targets, [b.decay for b in blends])",
+        after="torch._foreach_mul(targets, [-b.decay for b in blends])",
         tests=(
             "tests/kernel/test_folding.py::test_a_step_is_what_its_modules_say_one_after_the_other",
         ),
@@ -713,11 +713,11 @@ ENGINE_BREAKAGES = [
     ),
     Breakage(
         "split-later",
-        "A block that counts is made when it is its turn, and made again.",
+        "A block that moves moments is made when it is its turn, and made again.",
         ENGINE + "passes/split.py",
         before="later = not tail and all(node.repeatable for node in ending.writers)",
         after="later = not tail",
-        tests=(TEST_ENGINE + "::test_what_counts_is_not_asked_again",),
+        tests=(TEST_ENGINE + "::test_what_moves_moments_is_not_made_again",),
     ),
     Breakage(
         "split-blends",
@@ -1631,8 +1631,8 @@ PLUGINS = [
         "sara-uniform",
         "SARA draws all singular vectors with the same probability.",
         LOWRANK + "src/projcore_lowrank/sara.py",
-        before="scores = values.log() - waits.log().to(values.dtype)",
-        after="scores = (values > 0).log() - waits.log().to(values.dtype)",
+        before="scores = values.log() - log_waits(",
+        after="scores = (values > 0).log() - log_waits(",
         tests=(
             LOWRANK + "tests/test_sara.py"
             "::test_frequencies_are_those_of_drawing_without_replacement",
@@ -1731,6 +1731,22 @@ PLUGINS = [
         after="        self._learn(tensors, states, settings)\n"
         "        made = iter(new_bases([states[i] for i in due]))\n",
         tests=(LOWRANK + "tests/test_soap_rotation.py::test_250_steps_of_the_published_method",),
+    ),
+    Breakage(
+        "kl-unwhitened",
+        "KL-SOAP's eigenvalues are of gradients that are not whitened by the other sides.",
+        LOWRANK + "src/projcore_lowrank/soap_rotation.py",
+        before="part, power = part * root, power * root",
+        after="part, power = part * root, power",
+        tests=(LOWRANK + "tests/test_soap_rotation.py::test_250_steps_of_kl_soap",),
+    ),
+    Breakage(
+        "kl-old-bases",
+        "KL-SOAP whitens a gradient in the bases of the step before.",
+        LOWRANK + "src/projcore_lowrank/soap_rotation.py",
+        before="        self._learn(tensors, states, settings, new)\n",
+        after="        self._learn(tensors, states, settings)\n",
+        tests=(LOWRANK + "tests/test_soap_rotation.py::test_250_steps_of_kl_soap",),
     ),
     Breakage(
         "soap-unasked",
@@ -2137,7 +2153,7 @@ PLUGINS = [
         "loss-summed",
         "The loss of several processes is their sum, and not the mean.",
         ENGINE + "average.py",
-        before="            mean /= group.size()\n",
+        before="            mean /= group().size()\n",
         after="",
         tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
     ),
@@ -2185,8 +2201,8 @@ PLUGINS = [
         "gradients-in-buckets",
         "An evaluation overwrites gradients that are views of buckets.",
         ENGINE + "facts.py",
-        before="[grad.clone() if grad._is_view() else grad for grad in grads]",
-        after="grads",
+        before="[grad if grad is None or not grad._is_view() else grad.clone() for grad in grads]",
+        after="list(grads)",
         tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
     ),
     Breakage(
@@ -2256,6 +2272,34 @@ PLUGINS = [
         before='factor = float(settings["rho"]) / norm if norm > 0 else 0.0',
         after='factor = -float(settings["rho"]) / norm if norm > 0 else 0.0',
         tests=(CLOSURE + "tests/test_sam.py::test_is_the_gradient_uphill",),
+    ),
+    Breakage(
+        "spsa-whole-point",
+        "SPSA makes the point where the loss is evaluated as a whole: a copy of the parameters.",
+        CLOSURE + "src/projcore_closure/spsa.py",
+        before="objective.evaluate(point, backward=False)",
+        after="objective.evaluate(list(point), backward=False)",
+        tests=(
+            CLOSURE + "tests/test_gradient_free.py::test_spsa_takes_one_copy_of_the_parameters",
+        ),
+    ),
+    Breakage(
+        "missing-gradients-copied",
+        "In a step with a closure, a missing gradient is zeros of the size of its parameter.",
+        "projcore/optimizer.py",
+        before="fill_zeros(parameters, given if closure is None else kept_apart(given))",
+        after="kept_apart(fill_zeros(parameters, given))",
+        tests=(
+            CLOSURE + "tests/test_gradient_free.py::test_spsa_takes_one_copy_of_the_parameters",
+        ),
+    ),
+    Breakage(
+        "fzoo-losses",
+        "A normalized estimate is divided by the variance of the losses.",
+        CLOSURE + "src/projcore_closure/spsa.py",
+        before="else factor / deviation",
+        after="else factor / deviation**2",
+        tests=(CLOSURE + "tests/test_gradient_free.py::test_spsa_on_one_side_is_its_formula",),
     ),
     Breakage(
         "spsa-repeats",

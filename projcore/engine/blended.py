@@ -49,11 +49,17 @@ def _blended(targets: list[Tensor], update: list[Tensor], blends: list[Blend]) -
     # Elementwise, so parts are enough; torch takes long over each operation on sharded tensors.
     targets, update = list(map(local, targets)), list(map(local, update))
     alpha = 1.0
-    if len(set(blends)) == 1 and not blends[0].decay:
+    same_scale = len({blend.scale for blend in blends}) == 1
+    decays = any(blend.decay for blend in blends)
+    if same_scale and not decays:
         alpha = blends[0].scale
+    elif same_scale and all(u.dtype is t.dtype for u, t in zip(update, targets, strict=True)):
+        # In one list of new memory; below it is three.
+        given, update = update, list(torch._foreach_mul(targets, [b.decay for b in blends]))
+        torch._foreach_add_(update, given, alpha=blends[0].scale)
     else:
         update = list(torch._foreach_mul(update, [blend.scale for blend in blends]))
-        if any(blend.decay for blend in blends):
-            decays = torch._foreach_mul(targets, [blend.decay for blend in blends])
-            update = list(torch._foreach_add(update, decays))
+        if decays:
+            parts = torch._foreach_mul(targets, [blend.decay for blend in blends])
+            update = list(torch._foreach_add(update, parts))
     return Write(targets[0], partial(torch._foreach_sub_, targets, update, alpha=alpha))

@@ -280,6 +280,9 @@ class Inside(Node):
         """Runs what is inside."""
         inner, projected = self._enter(crossing, update)
         result = self._region(projected).run(projected, inner, frame.whole)
+        if not self.projection.overrides("combine"):  # nobody reads what was projected any more
+            del inner
+            projected = result
         done = crossing.combine(update, projected, result)
         check_result(self.module, update, done)
         for i, tensor in zip(self.where, done, strict=True):

@@ -282,6 +282,18 @@ def test_a_step_has_the_length_of_the_learning_rate(name: str) -> None:
     )
 
 
+def test_soap_h_takes_kl_statistics() -> None:
+    ways = []
+    for statistics in ("shampoo", "kl"):
+        model = model_of()
+        optimizer = recipe("soap_h")(model, lr=0.03, period=2, statistics=statistics)
+        train(model, optimizer, 6)
+        kept = {key.rpartition("/")[-1] for key in optimizer.state[model.up.weight]}
+        assert ("eigenvalues0" in kept) == (statistics == "kl")
+        ways.append(model.up.weight.detach())
+    assert (ways[0] - ways[1]).abs().max() > 1e-4
+
+
 def test_soap_muon_is_orthogonal_and_as_long_as_soap() -> None:
     """By the modules that it is made of: SOAP's step, and its polar factor."""
     (a, b), grads = matrices_of("soap_muon", 4, betas=(0.5, 0.5))

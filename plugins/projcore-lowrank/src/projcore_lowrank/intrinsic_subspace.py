@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Current, Node, ProjectionBase, Settings, require
-from projcore.errors import ArgumentError, ArgumentTypeError, StepError
+from projcore.errors import ArgumentError, StepError
 from projcore.ops import linear_in_parts, local, require_choice, sharded_as, wide
 from projcore_lowrank._seeded import mix, stream
 from projcore_lowrank._transforms import fastfood_down, fastfood_up, srht_down, srht_up
@@ -53,7 +53,6 @@ class IntrinsicSubspace(ProjectionBase):
         dimension: `d`, from 1 to the number of elements. Beside ``"srht"``, well below it.
         kind: ``"fastfood"``, ``"dense"`` or ``"srht"``.
         seed: Of :math:`P`, at least 0.
-        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
 
     Raises:
         ArgumentTypeError: If ``dimension`` or ``seed`` is no int.
@@ -104,13 +103,8 @@ class IntrinsicSubspace(ProjectionBase):
         project_grad: bool = True,
     ) -> None:
         require_choice(self, "kind", kind, Plane)
-        for name, value, least in (("dimension", dimension, 1), ("seed", seed, 0)):
-            require(self, name, value, minimum=least)
-            if not isinstance(value, int):
-                raise ArgumentTypeError(
-                    f"IntrinsicSubspace({name}={value!r}) was given a {type(value).__name__}. "
-                    f"{name} is a whole number. Pass an int."
-                )
+        require(self, "dimension", dimension, minimum=1, whole=True)
+        require(self, "seed", seed, minimum=0, whole=True)
         self.dimension = dimension
         self.kind = kind
         self.seed = seed
