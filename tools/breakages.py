@@ -2185,8 +2185,8 @@ PLUGINS = [
         "no-word-of-a-failure",
         "A process that fails tells the others nothing.",
         ENGINE + "together.py",
-        before="            self._tell(str(error))\n",
-        after="",
+        before="                self._tell(str(error))\n",
+        after="                pass\n",
         tests=("tests/kernel/test_together.py",),
     ),
     Breakage(
