@@ -1,7 +1,7 @@
-r"""How recipes are made: their modules by the role of each parameter, and their documentation.
+r"""Building blocks of recipes: modules by the role of each parameter, and documentation.
 
-A recipe is a function of a model and settings that returns an optimizer. `routed` makes that of
-specs of modules; `documented` completes the recipe's docstring.
+A recipe is a function of a model and settings that returns an optimizer. `routed` builds it from
+specs of modules; `documented` completes the documentation of arguments that recipes share.
 
 Example:
     >>> @documented(lr="Learning rate of both.")
@@ -55,10 +55,10 @@ ARGUMENTS = {
     "betas": "Of Adam.",
     "eps": "Of Adam.",
     "weight_decay": "Decoupled.",
-    "momentum": "Of the momentum.",
+    "momentum": "Decay rate of the momentum.",
     "period": "Steps between refreshes.",
-    "seed": "Of random numbers.",
-    "project": "What is projected, by rules, which may have settings.",
+    "seed": "Seed of random numbers.",
+    "project": "The parameters to project: rules, which may have settings.",
 }
 RAISES = "    ArgumentError: If no parameter would be projected, or a setting is out of range."
 EXAMPLE = """\
