@@ -713,11 +713,11 @@ ENGINE_BREAKAGES = [
     ),
     Breakage(
         "split-later",
-        "A block that counts is made when it is its turn, and made again.",
+        "A block that moves moments is made when it is its turn, and made again.",
         ENGINE + "passes/split.py",
         before="later = not tail and all(node.repeatable for node in ending.writers)",
         after="later = not tail",
-        tests=(TEST_ENGINE + "::test_what_counts_is_not_asked_again",),
+        tests=(TEST_ENGINE + "::test_what_moves_moments_is_not_made_again",),
     ),
     Breakage(
         "split-blends",
@@ -2153,7 +2153,7 @@ PLUGINS = [
         "loss-summed",
         "The loss of several processes is their sum, and not the mean.",
         ENGINE + "average.py",
-        before="            mean /= group.size()\n",
+        before="            mean /= group().size()\n",
         after="",
         tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
     ),
