@@ -1,7 +1,7 @@
 r"""Building blocks of recipes: modules by the role of each parameter, and documentation.
 
 A recipe is a function of a model and settings that returns an optimizer. `routed` builds it from
-specs of modules; `documented` completes the documentation of arguments that recipes share.
+specs of modules; `documented` completes the recipe's docstring.
 
 Example:
     >>> @documented(lr="Learning rate of both.")
