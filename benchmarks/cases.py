@@ -108,7 +108,7 @@ CASES: dict[str, Case] = {
     "subtrack": recipe("subtrack", 4),
     "grasswalk": recipe("grasswalk", 4),
     "grassjump": recipe("grassjump", 4),
-    "alice": recipe("alice", 16, leading=0.15),
+    "alice": recipe("alice", 16),
     "foam_adamw": recipe("foam_adamw", periodic=False),
     "soap": recipe("soap"),
     "kl_soap": recipe("kl_soap"),

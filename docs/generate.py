@@ -231,9 +231,7 @@ class _Text:
 def laws() -> str:
     """Returns the page of the laws."""
     lines = ["# Laws", "", NOTE, ""]
-    lines += [
-        "What [the conformance kit](kit.md) checks, in this order: first plugins as packages,"
-    ]
+    lines += ["The checks of [the conformance kit](kit.md), in order: first plugins as packages,"]
     lines += ["then projections and modules."]
     for law in (*CHECKS, *LAWS):
         where = "For a plugin as a package." if law in CHECKS else applies(law)

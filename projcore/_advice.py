@@ -1,4 +1,4 @@
-"""The line that works, for habits from torch.optim: ``Adam(lr=1e-3)``, ``AdamW(params)``."""
+"""Advice for arguments as in torch.optim: ``Adam(lr=1e-3)``, ``AdamW(params)``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HABITS = {
     "foreach": _KERNELS,
     "params": "Parameters are given to the optimizer, not to its modules.",
 }
-"""Arguments of torch's optimizers that modules need not have, and where they belong."""
+"""Arguments of torch's optimizers that modules may lack, and where they belong."""
 
 _BEFORE = {"maximize": "Scale", "weight_decay": "WeightDecay", "momentum": "HeavyBall"}
 
@@ -56,10 +56,10 @@ def misplaced_argument(
     given: Mapping[str, Any],
     parameters: Sequence[Parameter],
 ) -> str | None:
-    """Returns the message for a model or a learning rate in the first place, where torch has them.
+    """Returns the message for a model or a learning rate as the first argument, as in torch.
 
-    A number is one where the first parameter is a pair, as ``betas``, or torch has an optimizer of
-    that name. None if the first argument is neither.
+    A number is taken for a learning rate if the first parameter is a pair, such as ``betas``, or
+    torch has an optimizer of that name. None if the first argument is neither.
     """
     if not positional or not parameters or parameters[0].name == "modules":
         return None
@@ -86,7 +86,7 @@ def misplaced_argument(
 
 
 def _line(name: str, cls: type, given: Mapping[str, Any], parameters: Sequence[Parameter]) -> str:
-    """Returns the optimizer, or the spec, that is meant by arguments for one of torch.
+    """Returns the optimizer, or the spec, that corresponds to arguments for torch's.
 
     An ellipsis stands for required arguments that were not given.
 

@@ -1,4 +1,4 @@
-"""Arguments of the constructors of modules and choices: kept, made plain, and checked."""
+"""Arguments of the constructors of modules and choices: kept, converted, and checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _VARIADIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 class Remembering:
     """Keeps the arguments of its constructor, and converts them to plain values; see `plain`."""
 
-    _signature: ClassVar[inspect.Signature]  # of __init__; read here once, as it takes long
+    _signature: ClassVar[inspect.Signature]  # of __init__; read once, since that is slow
     _arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,7 +73,7 @@ class Constructed(Remembering, AnyModule):
 
 
 def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Has a constructor get numbers and lists of other libraries as Python's own."""
+    """Converts numbers and lists of other libraries before they reach a constructor."""
 
     @functools.wraps(init)
     def with_plain_arguments(self: object, *args: Any, **kwargs: Any) -> None:
@@ -87,7 +87,7 @@ def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _refuse_habits(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raises for keywords that a module does not have, and for arguments as torch's have them."""
+    """Raises for unknown keywords, and for arguments as in torch.optim."""
     parameters = list(cls._signature.parameters.values())[1:]  # type: ignore[attr-defined]
     variadic = {parameter.kind for parameter in parameters} & _VARIADIC
     if variadic:
@@ -102,7 +102,7 @@ def _refuse_habits(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _refuse_modules(cls: type, arguments: Mapping[str, Any]) -> None:
-    """Raises if modules were given where a flag or a number belongs, as by leaving out brackets."""
+    """Raises for modules in place of a flag or a number, as when brackets were omitted."""
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     for name, value in arguments.items():
         default = parameters[name].default
@@ -127,7 +127,7 @@ def _holds_modules(value: object) -> bool:
 
 
 def check_settings(module: Module, settings: Mapping[str, Any]) -> None:
-    """Has a module check its settings; an error of another class becomes one of ours."""
+    """Checks the settings of a module; errors of other classes become ours."""
     try:
         module.check(settings)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
@@ -144,9 +144,9 @@ def check_projection(projection: ProjectionBase) -> None:
     who, delivered = type(projection).__name__, {"loss"}
     if projection.overrides("targets") and not projection.overrides("combine"):
         raise ContractError(
-            f"{type(projection).__name__} has targets, but no combine of its own. A step that does "
-            "not write parameters itself, as inside another projection, would not move them. "
-            "Override combine so that it moves the targets, and returns the update of the "
+            f"{type(projection).__name__} overrides targets, but not combine. A step that does not "
+            "write parameters itself, as inside another projection, would not change the targets. "
+            "Override combine so that it updates the targets, and returns the update of the "
             "parameters."
         )
     if projection.project_params:
@@ -155,8 +155,8 @@ def check_projection(projection: ProjectionBase) -> None:
         delivered |= {"grads"}
     elif not projection.project_update:
         raise ArgumentError(
-            f"{who}(project_update=False, project_grad=False) hands nothing in. Modules inside "
-            "begin with the update or with the gradient. Pass one as True."
+            f"{who}(project_update=False, project_grad=False) projects nothing. Modules inside "
+            "start from the update or from the gradient. Pass one as True."
         )
     if projection.batch_dims and projection.scope != "all":
         raise ContractError(
@@ -179,9 +179,9 @@ def check_projection(projection: ProjectionBase) -> None:
 
 
 def not_a_module(value: object) -> ArgumentTypeError:
-    """Returns the error for a value that was given as a module, which says what to pass instead."""
+    """Returns the error for a value that is not a module, with what to pass instead."""
     shown = repr(value)
-    if isinstance(value, torch.optim.Optimizer):  # its own text has a line for each setting
+    if isinstance(value, torch.optim.Optimizer):  # its repr has a line for each setting
         shown = f"An optimizer of class {type(value).__name__}"
     if isinstance(value, Tensor):
         shown = f"A tensor of shape {tuple(value.shape)}"
@@ -192,7 +192,7 @@ def not_a_module(value: object) -> ArgumentTypeError:
 
 
 def _instead(value: object) -> str:
-    """Returns what to pass in place of a class, an optimizer or a number, or an empty string."""
+    """Returns advice for a class, an optimizer or a number, or an empty string."""
     cls = value if isinstance(value, type) else type(value)
     if issubclass(cls, (int, float)):
         return f" A learning rate is passed by name: lr={value!r}."

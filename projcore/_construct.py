@@ -1,4 +1,4 @@
-"""Calls the constructor that a spec names, and says where in the spec it went wrong."""
+"""Calls the constructor that a spec names; errors point into the spec."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Argument:
     """An argument in a spec.
 
     Attributes:
-        keyword: The parameter's name; None if it goes by its position.
+        keyword: The parameter's name; None for a positional argument.
         make: Returns the value, given the parameter it is for.
-        place: Words that point at it.
+        place: Text that points at it.
     """
 
     keyword: str | None
@@ -35,7 +35,7 @@ class Argument:
 
 
 def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = "") -> Any:
-    """Calls a registered component's constructor; `hint` is for when there is none of that name.
+    """Calls a registered component's constructor; `hint` is added if the name is unknown.
 
     Raises:
         SpecError: If the arguments do not fit it.
@@ -63,14 +63,14 @@ def construct(name: str, arguments: Sequence[Argument], place: str, hint: str = 
         raise (type(error) if ours else SpecError)(f"{error}\n{place}") from error
     except (*INTERRUPTS, RecursionError):
         raise
-    except BaseException as error:  # of whatever kind: the place in the spec is worth more
+    except BaseException as error:  # of any kind: the place in the spec helps more
         raise SpecError(
-            f"{cls.__name__} refused its arguments: {describe(error)}\n{place}"
+            f"{cls.__name__} rejected its arguments: {describe(error)}\n{place}"
         ) from error
 
 
 def make_chain(modules: Sequence[Any]) -> Chain:
-    """Makes a chain, whose class is loaded when it is needed, as those of components are."""
+    """Makes a chain, whose class is loaded only when needed, like those of components."""
     chain: Chain = registry.load_target(CHAIN)(*modules)
     return chain
 
@@ -82,7 +82,7 @@ def _bind(
     arguments: Sequence[Argument],
     place: str,
 ) -> list[tuple[Parameter, Argument]]:
-    """Returns each argument with the parameter it is for."""
+    """Returns each argument with its parameter."""
     by_name = {parameter.name: parameter for parameter in parameters}
     ordered = [each for each in parameters if each.kind is not each.KEYWORD_ONLY]
     listed = ", ".join(by_name) or "none"

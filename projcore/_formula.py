@@ -1,4 +1,4 @@
-"""How much memory a module takes for a matrix, as a formula that is measured, not claimed."""
+"""The size of a module's state for a matrix, as a formula that is measured."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _OTHER = (43, 97)
 def memory_of(cls: type[Module], example: dict[str, Any]) -> str | None:
     """Returns the size of a module's state for a parameter of shape (m, n), m < n, or None.
 
-    It is found by letting the module make its memory on tensors without storage. None means that
-    the numbers follow no formula in mn, m and n, or cannot be known before the first step.
+    It is measured by creating the module's state on tensors without storage. None means that the
+    size is not linear in mn, m and n, or is unknown before the first step.
 
     Example:
         >>> from projcore.modules import Adam
@@ -45,7 +45,7 @@ def _fit(count: Callable[[tuple[int, int]], int]) -> str | None:
         (f11, f12, f21, f22), other = map(count, _SHAPES), count(_OTHER)
     except INTERRUPTS:
         raise
-    except BaseException:  # whatever the code of a plugin raises
+    except BaseException:  # any error in the code of a plugin
         return None
     (m1, n1), (m2, n2) = _SHAPES[0], _SHAPES[3]
     a = _quotient(f22 - f21 - f12 + f11, (m2 - m1) * (n2 - n1))
@@ -74,7 +74,7 @@ def _quotient(number: int, divisor: int) -> int | None:
 def _count(
     cls: type[Module], example: dict[str, Any], is_projection: bool, shape: tuple[int, int]
 ) -> tuple[int, int]:
-    """Returns how many numbers it keeps for a parameter, and how many its modules work on."""
+    """Returns the numbers of elements of its state, and of the tensors inside, for a parameter."""
     import torch
 
     from projcore.engine.making import rows

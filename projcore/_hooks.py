@@ -1,4 +1,4 @@
-"""How the kernel calls the methods that authors of modules override."""
+"""Calls of the methods that authors of modules override."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class ProjectionHooks(Hooks):
     ) -> Keeper | None:
         """Returns the first module inside, in its own space, that keeps an entry of that kind.
 
-        So a projection learns what it has to know of Adam inside: its betas as they are in this
-        step, and its moments. For scope ``"tensor"``; `state` and `settings` are the projection's
-        own of one tensor, as its hooks get them. Modules in a projection further in are not looked
-        at. Given an `entry`, the module that keeps that one is returned.
+        So a projection can read the betas of this step and the moments of an Adam inside. For scope
+        ``"tensor"``; `state` and `settings` are the projection's own of one tensor, as its hooks
+        get them. Modules of projections further inside are ignored. Given an `entry`, the module
+        that keeps that one is returned.
         """
         projection: Any = self
         node = state.get("modules", {})
@@ -103,7 +103,7 @@ class ProjectionHooks(Hooks):
 
     @property
     def learns(self) -> bool:
-        """Whether its map, or the residual that it keeps, is made from update or gradient.
+        """Whether its map, or the residual that it keeps, depends on update or gradient.
 
         Then a tensor without a gradient must not enter. Its `refresh` says so by naming
         ``tensors`` or ``grads``. Where there is none, a `combine` of its own may keep a residual.

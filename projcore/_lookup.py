@@ -1,4 +1,4 @@
-"""Looks names up, and explains why a name is not found."""
+"""Looks up names, and explains why a name is not found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HABITUAL = {
 
 
 def find(manager: Manager, kinds: Sequence[Kind], name: str, by: By = "name") -> list[Component]:
-    """Returns the components that a name stands for: one if all is well.
+    """Returns the components that match a name: normally one.
 
     A qualified name stands for one at most; an exact name beats an alias.
     """
@@ -38,7 +38,7 @@ def find(manager: Manager, kinds: Sequence[Kind], name: str, by: By = "name") ->
 
 
 def noun(kinds: Sequence[Kind]) -> str:
-    """Returns what to call a component of one of these kinds."""
+    """Returns the noun for components of these kinds."""
     return kinds[0] if len(kinds) == 1 else "component"
 
 
@@ -56,7 +56,7 @@ def several(kinds: Sequence[Kind], name: str, found: Sequence[Component], by: By
 def missing(
     manager: Manager, kinds: Sequence[Kind], name: str, by: By = "name"
 ) -> tuple[str, bool]:
-    """Returns the message for a name that nothing has, and whether it says more than just that."""
+    """Returns the message for an unknown name, and whether it gives a reason."""
     plugin, colon, short = name.rpartition(":")
     start = f"no {noun(kinds)} named {name!r}."
     known = [

@@ -8,17 +8,14 @@ from projcore.plugin import PROJCORE_API, PROJCORE_API_FLOOR
 
 BAD = ("failed", "incompatible", "corrupt")
 
-# Whatever else the code of a plugin raises is that plugin's failure, SystemExit too: a plugin that
-# calls sys.exit where it should only register, or runs a command line on import, must not end the
-# program that looks something up. So code of plugins runs in
-#     try: ...
-#     except INTERRUPTS: raise
-#     except BaseException as error: ...
+# Any other exception in the code of a plugin is that plugin's failure, including SystemExit: a
+# plugin that calls sys.exit on import must not end the program. So code of plugins runs in try: ...
+# except INTERRUPTS: raise except BaseException as error: ...
 INTERRUPTS = (KeyboardInterrupt, GeneratorExit)
 
 
 def story(plugin: Plugin) -> str:
-    """Returns the status of a plugin, as the rest of a sentence about it."""
+    """Returns the status of a plugin, as the predicate of a sentence."""
     if plugin.status == "failed":
         return (
             f"is installed but failed to load: {plugin.cause}. "
@@ -34,7 +31,7 @@ def story(plugin: Plugin) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Returns type and message of an error in one line, and those of its root cause."""
+    """Returns type and message of an error, and of its root cause, in one line."""
     root, seen = error, {id(error)}
     while deeper := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
         if id(deeper) in seen:
@@ -58,7 +55,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def api_mismatch(hooks: object, required: bool) -> tuple[str, str] | None:
-    """Returns cause and fix if a plugin was written for a plugin API that is not spoken here."""
+    """Returns cause and fix if the plugin API of a plugin is not supported."""
     api = getattr(hooks, "PROJCORE_API", None if required else PROJCORE_API)
     if isinstance(api, bool) or not isinstance(api, int):
         return (
@@ -77,7 +74,7 @@ def api_mismatch(hooks: object, required: bool) -> tuple[str, str] | None:
 
 
 def restart(plugin: Plugin, error: BaseException, editable: bool) -> str:
-    """Returns a hint where an editable install came too late for this Python to see its path."""
+    """Returns a hint for an editable install that this Python process cannot see yet."""
     package = plugin.entry_point.partition(":")[0].partition(".")[0]
     if editable and isinstance(error, ModuleNotFoundError) and error.name == package:
         return " (if it was installed while Python was running, restart Python)"

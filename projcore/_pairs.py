@@ -1,4 +1,4 @@
-"""What recipes are given, as parameter groups of pairs of a name, or None, and a parameter."""
+"""The parameters that recipes are given, as groups of pairs of a name, or None, and a parameter."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ def expression(module: Module | Choice, *, strict: bool = True) -> str:
     """Returns the expression that builds a module or choice; `projcore.build` reads it.
 
     Args:
-        module: What to print.
-        strict: Refuse values that no spec can hold. Without it their ``repr`` is printed, so that
-            a module can always be shown.
+        module: The module or choice.
+        strict: Whether to raise for values that no spec can hold. Otherwise their ``repr`` is
+            printed, so that any module can be shown.
 
     Raises:
         SpecError: If `strict` and an argument is something that no spec can hold, as a class.
@@ -37,7 +37,7 @@ def expression(module: Module | Choice, *, strict: bool = True) -> str:
 
 
 def to_spec(module: Module | Choice) -> Any:
-    """Returns the JSON form of a module or choice, which `build` reads: strings, numbers and such.
+    """Returns the JSON form of a module or choice, which `build` reads.
 
     Raises:
         SpecError: If an argument is something that no spec can hold, as a class.
@@ -53,7 +53,7 @@ def to_spec(module: Module | Choice) -> Any:
 def _leading(
     name: str, parameters: list[Parameter], arguments: Mapping[str, Any]
 ) -> list[Parameter]:
-    """Returns the parameters that are printed without their names, as one would write them.
+    """Returns the parameters that are printed as positional arguments.
 
     They are the first ones, as far as they have no default; or the very first if it is called as
     the component is: ``lr(0.1)``.

@@ -1,4 +1,4 @@
-"""Finds the plugins that are installed, by their distributions' metadata; imports none of them."""
+"""Finds installed plugins by the metadata of their distributions, without importing them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ GROUP = "projcore"
 
 @dataclass(frozen=True)
 class Found:
-    """A plugin that is installed.
+    """An installed plugin.
 
     Attributes:
         plugin: What its metadata says; ``plugin.name`` differs from that of all others.
-        names: All names that a switch or a qualified name may call it by.
+        names: All its names in switches and qualified names.
         load: Imports its hook module; None if its metadata is corrupt.
         editable: It is installed in editable mode.
     """
@@ -40,12 +40,12 @@ class Found:
         return canonical(self.plugin.distribution or ""), self.plugin.entry_point
 
     def named_by_distribution(self) -> Found:
-        """Returns this plugin under another name, for where its own is taken."""
+        """Returns this plugin under the name of its distribution, if its own is taken."""
         return replace(self, plugin=replace(self.plugin, name=self.key[0]))
 
 
 def canonical(name: str) -> str:
-    """Returns a name as names are compared and printed: lower case, with ``_`` for all else.
+    """Returns the canonical form of a name: lower case, with ``_`` for separators.
 
     Example:
         >>> canonical("projcore-LowRank")
@@ -57,15 +57,15 @@ def canonical(name: str) -> str:
 def scan() -> list[Found]:
     """Returns the plugins of all distributions on ``sys.path``, the first of each name there.
 
-    Of two that call their entry point alike, each gets the name of its distribution: which came
-    first on the path must not matter.
+    If two entry points have the same name, each plugin gets the name of its distribution, so that
+    the order on the path does not matter.
     """
     importlib.invalidate_caches()
     found: list[Found] = []
     seen: set[str] = set()
     for distribution in importlib_metadata.distributions():
         if _folder(distribution).name.startswith("~"):
-            continue  # what pip leaves behind when it cannot delete the old version
+            continue  # left by pip when it cannot delete the old version
         plugins = _plugins(distribution)
         for plugin in plugins:
             name = plugin.key[0]

@@ -81,6 +81,46 @@ def sums_of_parts(parts: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor
     return join_norms(parts, tensors, 1.0, [range(tensor.ndim) for tensor in tensors])
 
 
+def linear_in_parts(
+    function: Callable[[list[Tensor]], Tensor], tensors: Sequence[Tensor]
+) -> Tensor:
+    """Returns a linear function of tensors, of sharded ones from the parts that are here.
+
+    The function gets tensors of the full shapes, which are zero where another process has the
+    elements, and its results are summed over processes: one collective for each dimension of a
+    mesh. Without sharded tensors it gets these as they are.
+
+    Example:
+        >>> linear_in_parts(torch.cat, [torch.ones(1), torch.zeros(1)])
+        tensor([1., 0.])
+    """
+    meshes = [getattr(tensor, "device_mesh", None) for tensor in tensors]
+    total: Any = None
+    for mesh in dict.fromkeys(meshes):
+        given = [
+            _spread(tensor) if its == mesh else local(tensor).new_zeros(tensor.shape)
+            for tensor, its in zip(tensors, meshes, strict=True)
+        ]
+        result = function(given)
+        for group in [] if mesh is None else mesh.get_all_groups():
+            torch.distributed.all_reduce(result, group=group)
+        total = result if total is None else total + result
+    return total  # type: ignore[no-any-return]
+
+
+def _spread(tensor: Any) -> Tensor:
+    """Returns a tensor of full shape with the part that is here; of replicas, the first has it."""
+    if not is_sharded(tensor):
+        return tensor  # type: ignore[no-any-return]
+    part = local(tensor).reshape(-1)
+    full = part.new_zeros(tensor.numel())
+    place = zip(tensor.device_mesh.get_coordinate(), tensor.placements, strict=True)
+    if not any(at and getattr(each, "dim", None) is None for at, each in place):
+        numbers = torch.arange(tensor.numel(), device=full.device).view(tensor.shape)
+        full[local(sharded_as(numbers, tensor)).reshape(-1)] = part
+    return full.view(tensor.shape)
+
+
 def sharded_as(tensor: Tensor, like: Any) -> Tensor:
     """Returns a tensor that all processes have in full, sharded as another is; nothing is sent."""
     if not is_sharded(like):

@@ -259,7 +259,7 @@ class Split:
                     )
 
     def _tell(self, members: list[Member], groups: list[Group]) -> None:
-        """Logs what is left out, and why, and what is taken for a stack."""
+        """Logs which parameters are left out, and why, and which are taken for stacks."""
         count = sum(each.way == 0 for each in members)
         notes: dict[str, list[str]] = {}
         for group in groups:

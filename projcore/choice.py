@@ -1,4 +1,4 @@
-"""Choices: arguments of components that have arguments of their own."""
+"""Choices: arguments of components that themselves have arguments."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from projcore.values import plain
 
 
 class Choice(Remembering, AnyChoice, ABC):
-    """An argument of a component that has arguments of its own: fixed when built, without tensors.
+    """An argument of a component that itself has arguments: fixed when built, without tensors.
 
-    A component that takes one declares a parameter whose default is a choice, makes what it is
-    given one with `as_choice`, and calls it where the choice matters: which methods those are, the
-    component's own base class says. Choices of the same class and arguments are equal. A choice
-    prints as its spec, and stands in a spec as a module does: ``subspace([adam()], basis=svd())``.
+    A component that takes one declares a parameter whose default is a choice, converts its argument
+    with `as_choice`, and calls the methods that its base class for choices defines. Choices of the
+    same class and arguments are equal. A choice prints as its spec, and is written in a spec like a
+    module: ``subspace([adam()], basis=svd())``.
 
     Attributes:
-        host: The component that takes such choices, and the parameter by which it does. The
-            conformance kit checks a choice in there.
-        kinds: How the entries that it keeps in the component's state change under a change of
-            basis, as `Module.kinds`.
+        host: The component that takes such choices, and its parameter for them. The conformance kit
+            checks a choice inside that component.
+        kinds: How its entries in the component's state change under a change of basis, as
+            `Module.kinds`.
         defaults: Its settings, which the component has among its own.
         arguments: The constructor's arguments that differ from their defaults, by name.
 
@@ -63,17 +63,17 @@ Chosen = TypeVar("Chosen", bound=Choice)
 
 
 def as_choice(owner: Remembering, name: str, value: object, base: type[Chosen]) -> Chosen:
-    """Returns the choice that an argument is or, as an expression or its JSON form, stands for.
+    """Returns an argument as a choice; it may be one, its expression, or its JSON form.
 
     Args:
-        owner: The component, which prints with the choice in place of what stands for it.
+        owner: The component, which then prints with the choice.
         name: Its parameter.
-        value: What that was given.
+        value: The argument.
         base: The class of such choices.
 
     Raises:
-        ArgumentTypeError: If it is no choice.
-        ArgumentError: If it is one for another parameter.
+        ArgumentTypeError: If it is not a choice.
+        ArgumentError: If it is a choice for another parameter.
         UnknownNameError: If no choice of that name is registered.
     """
     made = value

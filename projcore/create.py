@@ -28,7 +28,7 @@ _CALL = re.compile(r"\s*(?P<name>\w+(?::\w+)?)\s*(?:\((?P<arguments>.*)\)\s*)?",
 
 
 def create_optimizer(params: Params, spec: Spec) -> torch.optim.Optimizer:
-    """Makes the optimizer that a spec names: that of a recipe, or of modules.
+    """Makes the optimizer of a spec: that of a recipe, or one of modules.
 
     Args:
         params: A model, parameters, pairs of name and parameter, or parameter groups.
@@ -40,7 +40,7 @@ def create_optimizer(params: Params, spec: Spec) -> torch.optim.Optimizer:
         A `projcore.Optimizer`, unless a recipe makes another one.
 
     Raises:
-        ArgumentError: If the arguments of a recipe do not fit it, or it refuses them.
+        ArgumentError: If the arguments do not fit the recipe, or it rejects them.
         SpecError: If modules cannot be built.
         UnknownNameError: If neither a recipe nor a module has such a name.
 
@@ -71,9 +71,9 @@ def create_optimizer(params: Params, spec: Spec) -> torch.optim.Optimizer:
 
 
 def read_recipe(spec: Spec) -> Call | None:
-    """Returns name and arguments of the recipe that a spec names, or None if it is of modules.
+    """Returns name and arguments of the recipe in a spec, or None if it consists of modules.
 
-    Where a recipe and a module have the same name, it is the module.
+    If a recipe and a module have the same name, it is the module.
 
     Raises:
         ArgumentError: If it names a recipe and cannot be read.
@@ -99,14 +99,14 @@ def read_recipe(spec: Spec) -> Call | None:
 
 def _unreadable(name: str) -> ArgumentError:
     return ArgumentError(
-        f"It begins with the recipe {name!r}, but is no call of it. A recipe makes a whole "
-        "optimizer, so it stands alone, and takes values by name. "
+        f"The spec begins with the recipe {name!r}, but is not a call of it. A recipe makes an "
+        "optimizer, so it cannot be combined with others, and takes arguments by name. "
         f"Write {name}(name=value, ...)."
     )
 
 
 def _is_recipe(name: str) -> bool:
-    """Whether a recipe has that name, and nothing that a spec may stand for as a whole."""
+    """Whether a recipe has that name, and neither a module nor a projection does."""
     kinds = {
         component.kind
         for component in registry.components()

@@ -1,4 +1,4 @@
-"""The library's errors: all share one base, and each is also the built-in that fits."""
+"""The library's errors: all share one base, and each also derives from a built-in error."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class ArgumentTypeError(ProjcoreError, TypeError):
 
 
 class NeedsError(ArgumentError):
-    """A module needs a fact that the place where it was put does not deliver."""
+    """A module needs a fact that the projection around it does not provide."""
 
 
 class ContractError(ProjcoreError, RuntimeError):
-    """A plugin broke its contract, for example by returning tensors of other shapes."""
+    """A plugin violated its contract, for example by returning tensors of other shapes."""
 
 
 class StepError(ProjcoreError, RuntimeError):
@@ -49,11 +49,11 @@ class StepError(ProjcoreError, RuntimeError):
 
 
 class NonFiniteError(StepError):
-    """A step would compute with Inf or NaN where that does harm which does not show.
+    """A step would compute with Inf or NaN with lasting but hidden damage.
 
     Attributes:
-        skip: Whether the step is to be left out and no error raised: then `Optimizer.step` changes
-            nothing, and returns as if there had been no gradient.
+        skip: Whether to skip the step instead of raising: then `Optimizer.step` changes nothing,
+            and returns as if there had been no gradient.
     """
 
     def __init__(self, message: str, skip: bool = False) -> None:
@@ -62,7 +62,7 @@ class NonFiniteError(StepError):
 
 
 class CheckpointError(ProjcoreError, ValueError):
-    """A saved state does not fit the optimizer it is loaded into."""
+    """A saved state does not fit the optimizer into which it is loaded."""
 
 
 class SpecError(ProjcoreError, ValueError):
@@ -70,7 +70,7 @@ class SpecError(ProjcoreError, ValueError):
 
 
 class UnknownNameError(ProjcoreError, LookupError):
-    """No component has that name, or several have."""
+    """No component has that name, or several do."""
 
 
 class PluginError(ProjcoreError, ImportError):
@@ -78,7 +78,7 @@ class PluginError(ProjcoreError, ImportError):
 
 
 class ProjcoreWarning(UserWarning):
-    """Base of every warning that this library gives; itself: something was kept, but not used."""
+    """Base of all warnings of this library; issued itself for a value that is kept but not used."""
 
 
 class StepSizeWarning(ProjcoreWarning):
@@ -86,11 +86,11 @@ class StepSizeWarning(ProjcoreWarning):
 
 
 class PluginWarning(ProjcoreWarning):
-    """A plugin, or a switch for plugins, is out of order; everything else works."""
+    """A plugin, or a switch for plugins, does not work; everything else does."""
 
 
 def closest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:
-    """Returns the choices that `name` may mean, the likeliest first; case, ``-``, ``_`` are equal.
+    """Returns the choices closest to `name`, the best first; case, ``-``, ``_`` are ignored.
 
     Example:
         >>> closest("Clip-Norm", ["clip_norm", "lr"])
@@ -113,9 +113,9 @@ def suggest(name: str, choices: Iterable[str]) -> str:
 
 
 def within_one_typo(name: str, other: str) -> bool:
-    """Whether names differ by one letter too many, too few, wrong or exchanged with its neighbour.
+    """Whether names differ by one inserted, deleted, replaced or transposed letter.
 
-    Or by none: case, ``-`` and ``_`` are equal. Of names of one letter, all differ by more.
+    Or by none: case, ``-`` and ``_`` are ignored. Names of one letter never match another.
 
     Example:
         >>> within_one_typo("weight_decy", "weight_decay"), within_one_typo("name", "rank")

@@ -15,14 +15,14 @@ class Register(Protocol):
     """Registers one component.
 
     Args:
-        name: How specs call it: lower-case letters, digits and ``_``, a letter first.
+        name: Its name in specs: lower-case letters, digits and ``_``, a letter first.
         target: ``"package.module:Name"``; imported when the component is first used.
-        summary: What it does, one sentence.
+        summary: A one-sentence description.
         paper: Its source, for example ``"arXiv:2403.03507"``.
-        tags: Words to find it by, and those that say which laws it keeps.
-        aliases: Other names; an exact name of another component beats an alias.
-        example: Keyword arguments that build a working instance (for a projection, beside
-            ``modules``), or a list of such; the conformance checks run on them.
+        tags: Search terms, and tags that promise laws.
+        aliases: Other names; the name of another component takes precedence over an alias.
+        example: Keyword arguments that build a working instance (for a projection, except for
+            ``modules``), or a list of these; the conformance checks run on them.
     """
 
     def __call__(
@@ -50,12 +50,12 @@ def projcore_register_modules(register: Register) -> None:
 
 @hookspec(historic=True)
 def projcore_register_choices(register: Register) -> None:
-    """Registers choices: classes derived from `projcore.Choice`, as a basis of a subspace."""
+    """Registers choices: classes derived from `projcore.Choice`, such as a basis of a subspace."""
 
 
 @hookspec(historic=True)
 def projcore_register_recipes(register: Register) -> None:
-    """Registers recipes: functions that make a whole optimizer."""
+    """Registers recipes: functions that make an optimizer."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""The optimizer: the shell that makes modules a `torch.optim.Optimizer`."""
+"""The optimizer: runs modules as a `torch.optim.Optimizer`."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ PLANS = 64  # how many are kept, of steps in which other gradients were missing
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Runs modules on the gradients of parameters, and subtracts the update that results.
+    """Runs modules on the gradients of parameters, and subtracts the resulting update.
 
     It is a `torch.optim.Optimizer`: schedulers, groups, hooks, scalers and checkpoints work as with
     torch's own. A parameter group overrides the settings of modules by name, also of those inside
-    projections; a name that several modules share is qualified by position (``"0.lr"``). Where no
+    projections; a name that several modules share is qualified by position (``"0.lr"``). If no
     module has a setting ``lr``, or several share it, the group's ``lr`` is a factor on the step.
 
-    A step computes first and writes parameters last, all of them or none: after an exception
-    anywhere in it they are bitwise unchanged or, if it came while they were being written, bitwise
-    the result of the step.
+    A step computes first and writes parameters last, all of them or none: after an exception they
+    are bitwise unchanged or, if it came while they were being written, bitwise the result of the
+    step.
 
     Args:
         params: A model, whose named parameters are taken; or parameters, pairs of name and
@@ -82,36 +82,36 @@ class Optimizer(torch.optim.Optimizer):
         modules: Modules, specs such as ``"adam(betas=(0.9, 0.95))"``, or lists of these.
         lr: The learning rate: appends the module ``lr`` to the others, which must have none of
             their own; before those that come last, such as `Observer`.
-        compile: Whether to run steps through `torch.compile`, or the keyword arguments of that, as
-            ``{"mode": "max-autotune-no-cudagraphs"}``. Modules that follow each other become one
-            graph. What depends on values, such as a line search or the refresh of a projection's
-            map, runs in Python before a graph or between two; `describe` says which, and why. The
-            first step, which creates the state, runs in Python. The second compiles, which may take
-            minutes: the logger ``projcore`` tells it at the level INFO.
-        bucket_bytes: Computes and writes so many bytes of parameters at a time, or one parameter
-            if it is larger, so that temporaries of a step are small, and stay in the
+        compile: Whether to run steps through `torch.compile`, or its keyword arguments, such as
+            ``{"mode": "max-autotune-no-cudagraphs"}``. Consecutive modules become one graph.
+            Operations that depend on values, such as a line search or the refresh of a projection's
+            map, run in Python before or between graphs; `describe` shows which, and why. The first
+            step, which creates the state, runs in Python. The second compiles, which may take
+            minutes, as the logger ``projcore`` reports at the level INFO.
+        bucket_bytes: The number of bytes of parameters to compute and write at a time, or one
+            parameter if it is larger, so that temporaries of a step are small and stay in the
             cache. For modules of scope ``"element"`` or ``"tensor"``. The price: after an exception
-            in the middle of a step the buckets before it are written, and the rest is not. The
-            first step, which creates the state, is whole.
-        nonfinite: The treatment of steps whose gradients have Inf or NaN, or whose loss does where
-            a module reads it. With ``"raise"`` the step raises `NonFiniteError`, which names the
-            parameter, and with ``"skip"`` it is left out, as `torch.amp.GradScaler` does; either
-            way nothing has changed. That costs one reduction over the gradients, and on an
-            accelerator a wait for it. With ``"allow"`` (the default) the step is taken as it is.
+            in the middle of a step the buckets before it are written, and the others are not. The
+            first step, which creates the state, is not divided.
+        nonfinite: The treatment of steps whose gradients have Inf or NaN, or whose loss does if a
+            module reads it. With ``"raise"`` the step raises `NonFiniteError`, which names the
+            parameter, and with ``"skip"`` it is skipped, as by `torch.amp.GradScaler`; either way
+            nothing has changed. That costs one reduction over the gradients, and on an accelerator
+            a synchronization. With ``"allow"`` (the default) there is no check.
         in_backward: Takes the step of each parameter in the backward pass, as soon as its gradient
-            is complete, and frees the gradient: so there are never all gradients at a time. Then
+            is complete, and frees the gradient, so that all gradients never exist at once. Then
             `step` only finishes the step, and must still be called. The result is the same. For
             modules of scope ``"element"`` or ``"tensor"``, and one backward pass for each step; the
             others, to accumulate gradients, are run in the context `accumulating`. The price: after
-            an exception in a backward pass some parameters have had their step. Sharded parameters
+            an exception in a backward pass some parameters have been updated. Sharded parameters
             (FSDP2) are stepped when their gradients are reduced.
         average_loss: Where a module reads the loss, as line searches do, it is the mean over
             processes, so that all of them take the same step, with the gradients that torch has
             averaged. None, the default: if parameters are sharded (FSDP2). With
             `torch.nn.parallel.DistributedDataParallel`, which averages gradients only, pass True;
-            whole parameters do not tell whether another process trains the same, so without it a
-            step of several processes is an error. With False, the closure returns what is the same
-            in all, or each process trains its own.
+            unsharded parameters do not show whether other processes train the same model, so
+            without it a step of several processes is an error. With False, the closure returns the
+            same value in all processes, or each trains its own model.
 
     Raises:
         ArgumentError: If there are no parameters or no modules, a parameter comes twice or is not

@@ -11,7 +11,7 @@ its package, which Python runs first: `lazy` helps there::
     # projcore_rotations/_plugin.py
     from projcore.plugin import hookimpl
 
-    PROJCORE_API = 1  # write the number: it says which plugin API this was written for
+    PROJCORE_API = 1  # the plugin API for which this was written
 
 
     @hookimpl
@@ -50,7 +50,7 @@ hookimpl = pluggy.HookimplMarker("projcore")
 
 
 def lazy(package: str, **places: str) -> Callable[[str], Any]:
-    """Returns the ``__getattr__`` of a package that imports a name's module when it is first used.
+    """Returns a package's ``__getattr__`` that imports the module of a name on first use.
 
     Args:
         package: Its ``__name__``.

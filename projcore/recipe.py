@@ -1,7 +1,7 @@
 r"""How recipes are made: their modules by the role of each parameter, and their documentation.
 
-A recipe is a function of a model and settings that returns an optimizer. `routed` makes it of specs
-of modules; `documented` writes what all recipes say of their arguments.
+A recipe is a function of a model and settings that returns an optimizer. `routed` makes that of
+specs of modules; `documented` completes the recipe's docstring.
 
 Example:
     >>> @documented(lr="Learning rate of both.")
@@ -72,10 +72,10 @@ class Way:
     """The modules that some parameters go through.
 
     Attributes:
-        modules: What they go through; None for the modules of the first way, by other settings.
+        modules: The modules; None for those of the first way, with other settings.
         project: Which parameters these are, of those that no way before picks: a rule (see
             `projcore.Rules`), several, of which one must hold, or a mapping from rules to settings
-            of what they pick. None stands for `LINEAR`.
+            of the parameters that they pick. None stands for `LINEAR`.
         shape: The rule of the ``route`` module that stands for the way. An optimizer that was
             pickled goes by it, where groups are added.
         settings: Of the groups of its parameters. Those of the first way may be overridden by a
@@ -121,17 +121,17 @@ def routed(
     the experts of a mixture are, are in groups of their own, which have ``folding="last2"`` for the
     modules that have such a setting. Parameters that can never be trained are left out.
 
-    Groups have notes on what the first way leaves out, which `Optimizer.describe` shows, and the
-    logger ``projcore`` tells once, at the level INFO. Groups that are added later go by the same
-    rules.
+    Groups have notes on the parameters that the first way leaves out, which `Optimizer.describe`
+    shows, and the logger ``projcore`` tells once, at the level INFO. Groups that are added later go
+    by the same rules.
 
     Args:
         recipe: The name of the recipe, for messages.
         params: A model, parameters, pairs of name and parameter, or groups of these.
-        ways: What parameters go through; the first is what the recipe is for, and the last takes
-            what that leaves out.
-        modules: What all go through, behind these.
-        last: What those of the first way go through, behind all others.
+        ways: The recipe's own modules are the first way; the last is for parameters that this
+            leaves out.
+        modules: For all parameters, behind their ways.
+        last: For the parameters of the first way, behind all others.
         fixed: Settings that have one value for all parameters, because the recipe makes another
             module with it.
         unfit: Says why a parameter that a rule of the first way picks is left out after all, or
@@ -162,12 +162,13 @@ def documented(
 ) -> Callable[[Recipe], Recipe]:
     """Completes a recipe's docstring: its arguments, errors, and an example.
 
-    What the recipe says itself, in a section ``Args``, goes before ``arguments``, and these before
-    what all recipes say of ``params``, ``lr``, ``betas`` and other common ones.
+    An argument is described in the section ``Args`` of the docstring, or else here, or else in the
+    table of those that most recipes have: ``params``, ``lr``, ``betas``, ``eps``,
+    ``weight_decay``, ``momentum``, ``period``, ``seed`` and ``project``.
 
     Args:
         example: The arguments of the example, beside the model.
-        arguments: What arguments mean that several recipes share.
+        arguments: Descriptions by name.
     """
 
     def complete(function: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""The role of each parameter, as its model tells it, or else its name and shape."""
+"""The role of each parameter, from its model, or from its name and shape."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Known:
 def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
     """Returns the facts about each parameter of a model, in their order.
 
-    A parameter that several modules hold has all of these as owners. Its role is the first of
-    these that holds:
+    A parameter that is shared by several modules has all of them as owners. Its role is the first
+    of these that applies:
 
     ===============  ===========================================================================
     ``vector``       fewer than two of its sides are longer than 1
@@ -108,7 +108,7 @@ def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
 
 
 def role_of(name: str | None, tensor: Tensor) -> Role:
-    """Returns the role of a parameter of no known model: by its name, if it has one, and shape.
+    """Returns the role of a parameter of an unknown model, from its name, if any, and shape.
 
     Names are compared by whole components: that of the tensor and that of the module that holds it,
     numbers left out. A parameter with three dimensions within a module named experts is a stack.
@@ -145,14 +145,14 @@ def _parametrized(model: nn.Module, module: nn.Module, path: str, name: str) -> 
 
 
 def _within(model: nn.Module, method: str) -> set[Tensor]:
-    """Returns the parameters of the layers that modules of a model name by a method."""
+    """Returns the parameters of the layers that a method of the model's modules returns."""
     found: set[Tensor] = set()
     for module in model.modules():
         ask = getattr(module, method, None)
         try:
             layer = ask() if callable(ask) else None
         except (NotImplementedError, AttributeError, TypeError):
-            continue  # it has none, or the method is another one of the same name
+            continue  # not implemented, or an unrelated method of the same name
         if isinstance(layer, nn.Module):
             found.update(layer.parameters())
     return found
@@ -178,7 +178,7 @@ def _role(parameter: Tensor, owners: list[Owner], embedding: bool, head: bool) -
 
 
 def _by_shape(tensor: Tensor) -> Role:
-    """Returns the role of the weight of a layer that is not known."""
+    """Returns the role of the weight of an unknown layer."""
     if tensor.ndim > 2 and tensor.shape[1] == 1:
         return "depthwise"
     if tensor.ndim == 3 and tensor.shape[0] > 1 and tensor.shape[2] > 1:
@@ -197,12 +197,12 @@ def _is_convolution(module: nn.Module, parameter: Tensor) -> bool:
 
 
 def _is_depthwise(parameter: Tensor, owners: list[Owner]) -> bool:
-    groups = [getattr(owner.module, "groups", 2) for owner in owners]  # not told: more than one
+    groups = [getattr(owner.module, "groups", 2) for owner in owners]  # unknown: several
     return parameter.shape[1] == 1 and max(groups) > 1
 
 
 def _is_linear(owner: Owner, parameter: Tensor) -> bool:
-    """Whether a tensor of two sides or more is a matrix of a linear map, or a stack of these."""
+    """Whether a tensor of two or more dimensions is a linear map, or a stack of them."""
     if isinstance(owner.module, (nn.Linear, nn.Bilinear)):
         return True
     if any("norm" in cls.__name__.lower() for cls in type(owner.module).__mro__):

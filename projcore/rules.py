@@ -1,4 +1,4 @@
-"""Rules that pick parameters by name, shape, dtype or type, written as strings."""
+"""Rules that select parameters by name, shape, dtype or type, written as strings."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Candidate:
     Attributes:
         name: The parameter's name; None if it has none, or if the tensor is made from several.
         tensor: A tensor of its shape and dtype, without storage.
-        types: Names of the classes of the model's module that owns it; None if not known.
+        types: Names of the classes of the model's module that owns it; None if unknown.
         group: The number of its parameter group; None if it has none, or is made from several.
-        role: Its role, one of those of `inspect_model`; None if not known.
+        role: Its role, one of those of `inspect_model`; None if unknown.
     """
 
     name: str | None
@@ -53,7 +53,7 @@ class Candidate:
 
 
 class Rule:
-    """A condition on a parameter: words that must all hold, or a function.
+    """A condition on a parameter: a string of tests that must all hold, or a function.
 
     =============================  ============================================================
     ``*.weight``                   its name matches, with ``*``, ``?`` and ``[...]`` as in a shell
@@ -67,11 +67,11 @@ class Rule:
     =============================  ============================================================
 
     Args:
-        condition: Such words, separated by spaces, or a function that is given the name and a
-            tensor of the parameter's shape and dtype (without values), and says yes or no.
+        condition: Such tests, separated by spaces, or a function of the name and a tensor of the
+            parameter's shape and dtype (without values) that returns a bool.
 
     Raises:
-        ArgumentError: If a word cannot be understood.
+        ArgumentError: If a test is invalid.
         ArgumentTypeError: If it is neither a string nor a function.
 
     Example:
@@ -90,7 +90,7 @@ class Rule:
             self._words = [_read(word, condition) for word in condition.split()]
             if not self._words:
                 raise ArgumentError(
-                    "A rule is empty. It says which parameters it is for. Write for example "
+                    "A rule is empty. It must select parameters. Write for example "
                     "'*.weight ndim==2', or '*' for all."
                 )
         elif callable(condition):
@@ -106,7 +106,7 @@ class Rule:
         """Whether it holds.
 
         Raises:
-            ArgumentError: If it asks for an unknown fact, as the name of a merged tensor.
+            ArgumentError: If it tests an unknown fact, such as the name of a merged tensor.
         """
         if self._predicate is not None:
             return bool(self._predicate(candidate.name, candidate.tensor))
@@ -114,7 +114,7 @@ class Rule:
 
     @property
     def catches_all(self) -> bool:
-        """Whether it is ``"*"``, which holds for whatever rules before it leave, if anything."""
+        """Whether it is ``"*"``, which matches all remaining parameters, or none."""
         return self.text.split() == ["*"]
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class _Word:
-    """One word of a rule: a field, how it is compared, and with what."""
+    """One test of a rule: a field, a comparison, and a value."""
 
     field: str
     compare: str
@@ -210,11 +210,11 @@ def _read(word: str, rule: str) -> _Word:
 
 
 class Rules:
-    """Rules in order: each parameter goes to the first that holds for it.
+    """Rules in order: each parameter follows the first that matches it.
 
     Args:
         conditions: The condition of each `Rule`.
-        owner: Who has these rules, for messages.
+        owner: The owner of these rules, for messages.
     """
 
     def __init__(self, conditions: Iterable[str | Predicate], owner: str) -> None:
@@ -236,22 +236,22 @@ class Rules:
         roles: Sequence[str] | None = None,
         given: Sequence[int | None] | None = None,
     ) -> list[int]:
-        """Returns, for each tensor, the index of the first rule that holds.
+        """Returns the index of the first matching rule, for each tensor.
 
         Args:
             names: The name of each, or None.
             tensors: Their shapes and dtypes count.
             types: Names of the classes of each one's owner, if known.
             groups: The parameter group of each, as `Objective.groups` has it.
-            complete: These are all there are, so a rule that none of them follows is an error,
-                except ``"*"``, which catches all that is left, or nothing.
+            complete: Whether these are all parameters, so that a rule that none of them follows is
+                an error, except for ``"*"``.
             roles: The role of each, if known.
-            given: For each the index of a rule that it follows whatever that says, or None.
+            given: For each, the index of a rule that takes precedence, or None.
             absent: Parameters beside them, as `Objective.absent` has it. They need no rule, but a
                 rule that one of them follows is no error.
 
         Raises:
-            ArgumentError: If no rule holds for one, or a rule asks for an unknown fact.
+            ArgumentError: If a parameter matches no rule, or a rule tests an unknown fact.
         """
         candidates = [
             Candidate(
@@ -271,7 +271,7 @@ class Rules:
                 raise ArgumentError(
                     f"{self.owner} has no rule for {candidate}; its rules are "
                     f"{', '.join(repr(str(rule)) for rule in self.rules)}. Each parameter needs "
-                    "one. Add '*' as the last, for all that is left."
+                    "one. Add '*' as the last, for all others."
                 )
             chosen.append(index)
         if complete:
@@ -283,11 +283,11 @@ class Rules:
         return chosen
 
     def _first(self, candidate: Candidate) -> int | None:
-        """The index of the first rule that holds, or None."""
+        """The index of the first rule that matches, or None."""
         return next((i for i, rule in enumerate(self.rules) if rule.matches(candidate)), None)
 
     def _could_follow(self, candidate: Candidate) -> set[int]:
-        """The index of the first rule that holds; all, if one asks for an unknown fact."""
+        """The index of the first rule that matches; all, if one tests an unknown fact."""
         try:
             index = self._first(candidate)
         except ArgumentError:
@@ -297,7 +297,7 @@ class Rules:
     def _refuse_idle(self, rule: Rule, candidates: Sequence[Candidate]) -> None:
         why = "matches none"
         if taken := [candidate for candidate in candidates if rule.matches(candidate)]:
-            why = f"comes too late: rules before it take all that it matches, as {taken[0]}"
+            why = f"comes too late: earlier rules match all its parameters, such as {taken[0]}"
         more = ", ..." if len(candidates) > 8 else ""
         raise ArgumentError(
             f"The rule {str(rule)!r} of {self.owner} {why}. There are "
@@ -323,10 +323,10 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Makes torch's parameter groups of a model: one for each rule, with its settings.
 
-    Each parameter goes to the first rule that holds for it (see `Rule`); a shared parameter counts
+    Each parameter goes to the first rule that matches it (see `Rule`); a shared parameter counts
     once, under its first name, and has the types of all its owners. The groups hold names, so that
-    rules of the optimizer's modules may use them too. A last rule ``"*"`` may match nothing: then
-    there is no group for it.
+    rules of the optimizer's modules may use them, too. A last rule ``"*"`` may match nothing, and
+    then makes no group.
 
     Args:
         model: The model.
@@ -334,7 +334,7 @@ def param_groups(
             ``weight_decay`` of 0 for biases, gains and whatever else has fewer than two dimensions.
 
     Raises:
-        ArgumentError: If a parameter has no rule, a rule no parameter, or the word is unknown.
+        ArgumentError: If a parameter matches no rule, a rule no parameter, or the name is unknown.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))

@@ -1,4 +1,4 @@
-"""Values of settings: made plain, checked, compared, and as numbers for formulas."""
+"""Values of settings: converted, checked, compared, and read as numbers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def plain(value: Any, *, keep: bool = False) -> Any:
 
     Numbers are those of NumPy and of the standard library, arrays of no dimensions, and 0-d tensors
     of integers; lists are sequences, also those that derive from none of Python's, and arrays. A
-    0-d tensor of floating point stays: schedulers fill it in place. All other values stay.
+    0-d floating-point tensor stays, since schedulers fill it in place. All other values stay.
 
     Args:
         value: Any value.
-        keep: Whether Python's own containers keep their type, and what derives from them stays.
+        keep: Whether Python's containers, and subclasses of them, keep their type.
 
     Example:
         >>> from collections import UserList
@@ -69,6 +69,7 @@ def require(
     above: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
+    whole: bool = False,
 ) -> None:
     """Raises unless `value` is a number (or a 0-d tensor) within the bounds; NaN never is.
 
@@ -76,13 +77,14 @@ def require(
         owner: The module whose setting it is; its class is named in the message.
         name: The setting.
         value: The value.
-        minimum: The least value allowed.
+        minimum: The smallest value allowed.
         above: The value must be greater than this.
-        maximum: The greatest value allowed.
+        maximum: The largest value allowed.
         below: The value must be less than this.
+        whole: The value must be an int.
 
     Raises:
-        ArgumentTypeError: If it is not a number.
+        ArgumentTypeError: If it is not a number, or not a whole one.
         ArgumentError: If it is out of bounds.
 
     Example:
@@ -96,6 +98,11 @@ def require(
         raise ArgumentTypeError(
             f"{who}({name}={value!r}) was given a {type(value).__name__}. "
             f"{name} is a number. Pass a float or a 0-d tensor."
+        )
+    if whole and not isinstance(number, int):
+        raise ArgumentTypeError(
+            f"{who}({name}={value!r}) was given a {type(value).__name__}. {name} is a whole "
+            "number. Pass an int."
         )
     bounds = [
         (minimum is None or number >= minimum, f"at least {minimum}"),
@@ -115,7 +122,7 @@ def common(owner: object, settings: Sequence[Mapping[str, Any]]) -> Mapping[str,
     """Returns the settings that all tensors share.
 
     Raises:
-        ArgumentError: If they disagree; a module that works on all tensors at once needs one value.
+        ArgumentError: If they differ; a module that acts on all tensors at once needs one value.
     """
     for other in settings[1:]:
         if other is not settings[0]:

@@ -713,11 +713,11 @@ ENGINE_BREAKAGES = [
     ),
     Breakage(
         "split-later",
-        "A block that counts is made when it is its turn, and made again.",
+        "A block that moves moments is made when it is its turn, and made again.",
         ENGINE + "passes/split.py",
         before="later = not tail and all(node.repeatable for node in ending.writers)",
         after="later = not tail",
-        tests=(TEST_ENGINE + "::test_what_counts_is_not_asked_again",),
+        tests=(TEST_ENGINE + "::test_what_moves_moments_is_not_made_again",),
     ),
     Breakage(
         "split-blends",
@@ -1631,8 +1631,8 @@ PLUGINS = [
         "sara-uniform",
         "SARA draws all singular vectors with the same probability.",
         LOWRANK + "src/projcore_lowrank/sara.py",
-        before="scores = values.log() - waits.log().to(values.dtype)",
-        after="scores = (values > 0).log() - waits.log().to(values.dtype)",
+        before="scores = values.log() - log_waits(",
+        after="scores = (values > 0).log() - log_waits(",
         tests=(
             LOWRANK + "tests/test_sara.py"
             "::test_frequencies_are_those_of_drawing_without_replacement",
@@ -2102,6 +2102,14 @@ PLUGINS = [
         tests=("tests/distributed/test_gather.py::test_state_is_kept_once",),
     ),
     Breakage(
+        "replicas-counted-twice",
+        "Each replica of a part adds its share to a sum over processes.",
+        "projcore/_shards.py",
+        before='    if not any(at and getattr(each, "dim", None) is None for at, each in place):',
+        after="    if True:",
+        tests=("tests/distributed/test_sharded.py::test_one_plane_for_all_parameters",),
+    ),
+    Breakage(
         "parts-saved-as-whole",
         "A checkpoint has the part of a process for the state of a sharded parameter.",
         ENGINE + "resharding.py",
@@ -2145,7 +2153,7 @@ PLUGINS = [
         "loss-summed",
         "The loss of several processes is their sum, and not the mean.",
         ENGINE + "average.py",
-        before="            mean /= group.size()\n",
+        before="            mean /= group().size()\n",
         after="",
         tests=("tests/distributed/test_closures.py::test_processes_step_as_one",),
     ),

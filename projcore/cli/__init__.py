@@ -28,16 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 1 if it failed, 2 if it was not understood."""
     words = sys.argv[1:] if arguments is None else [*arguments]
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for terminals without the signs of formulas
+        sys.stdout.reconfigure(errors="replace")  # for terminals without Unicode
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # said below, or by the command itself
+        warnings.simplefilter("ignore", PluginWarning)  # reported below, or by the command itself
         try:
             return _run(words)
         except ProjcoreError as error:
             print(f"projcore: {error}", file=sys.stderr)
             return 1
         except BrokenPipeError:
-            # The reader of our output has had enough, as in `projcore list | head`.
+            # The reader of our output has closed it, as in `projcore list | head`.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt:
@@ -52,7 +52,7 @@ def _run(words: list[str]) -> int:
     builtin = frozenset(subparsers.choices)
     name = next((word for word in words if not word.startswith("-")), None)
     if name not in builtin:
-        # Only when they may be needed, and for --help.
+        # Only if they may be needed, and for --help.
         for plugin, error in _add_commands(subparsers):
             print(f"projcore: {plugin} added no commands: {describe(error)}", file=sys.stderr)
         if name is not None and name not in subparsers.choices:
@@ -71,7 +71,7 @@ def _complete(
     parser: argparse.ArgumentParser,
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> None:
-    """Answers a shell that asks how the line may go on, if argcomplete is there, and exits."""
+    """Answers a shell's request for completions, if argcomplete is installed, and exits."""
     try:
         import argcomplete
     except ImportError:
@@ -81,7 +81,7 @@ def _complete(
 
 
 def parsers() -> dict[str, tuple[str, argparse.ArgumentParser]]:
-    """Returns summary and parser of each command, those of plugins included, by name."""
+    """Returns summary and parser of each command, including those of plugins, by name."""
     _, subparsers = _parser()
     _add_commands(subparsers)
     helps = {choice.dest: choice.help or "" for choice in subparsers._choices_actions}
@@ -110,7 +110,7 @@ def _add_commands(
 
 
 def _explain(command: str, commands: Iterable[str]) -> None:
-    """Says why there is no such command."""
+    """Prints why there is no such command."""
     reason = f"no command {command!r}.{suggest(command, commands)} Run 'projcore --help'."
     if command in COMMANDS:
         extra = COMMANDS[command]

@@ -26,7 +26,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="LAW=REASON",
-        help="a law (round_trip) or check (galore-round_trip) that fails, and why that is right; "
+        help="a law (round_trip) or check (galore-round_trip) that is expected to fail, and why; "
         "may be repeated",
     )
     parser.add_argument("--verbose", action="store_true", help="show where a check failed")
@@ -35,7 +35,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Checks, and prints the failures and how to fix them; the exit code is 1 if there are any."""
+    """Runs checks and prints failures with fixes; the exit code is 1 if there are any."""
     expected = dict(_expectation(text) for text in arguments.expect)
     registry.resolve(arguments.name)  # a wrong name is an error at once, before torch is imported
 
@@ -75,7 +75,7 @@ class Progress:
     def __init__(self, verbose: bool) -> None:
         self.verbose = verbose
         self.results: list[CheckResult] = []
-        self.told: dict[str, str] = {}  # of each reason for a failure, the check that told it
+        self.told: dict[str, str] = {}  # the check that first reported each failure
 
     def __call__(self, result: CheckResult) -> None:
         if self.results and self.results[0].component != result.component:

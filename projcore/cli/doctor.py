@@ -24,13 +24,13 @@ from projcore.plugin import PROJCORE_API, PROJCORE_API_FLOOR
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
     parser = subparsers.add_parser(
-        "doctor", help="find problems with plugins, and tell how to fix them"
+        "doctor", help="find problems with plugins, and show how to fix them"
     )
     parser.add_argument(
         "--import",
         dest="load",
         action="store_true",
-        help="import every component, which takes as long as importing torch",
+        help="import every component, which also imports torch",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -60,8 +60,8 @@ def _is_bad(plugin: Plugin) -> bool:
 def _of_plugin(plugin: Plugin) -> dict[str, str]:
     cause, fix = plugin.cause, plugin.fix
     if not cause:
-        cause = "finding it imports torch, so that every command waits for that"
-        fix = "Its author makes __init__.py and the hook module free of torch: projcore.plugin.lazy"
+        cause = "discovering it imports torch, which slows every command"
+        fix = "Its author removes torch from __init__.py and the hook module: projcore.plugin.lazy"
     return _problem(str(plugin), plugin.status, cause, fix, plugin.traceback)
 
 
@@ -130,7 +130,7 @@ def _print(environment: dict[str, Any], problems: list[dict[str, str]]) -> None:
         print(f"{name + ':':12}{value}")
     print()
     if not problems:
-        print("Nothing is wrong.")
+        print("No problems found.")
     for problem in problems:
         print(f"{problem['subject']}: {problem['status']}")
         print(f"  cause: {problem['cause']}")

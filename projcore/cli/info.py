@@ -1,4 +1,4 @@
-"""``projcore info NAME``: all about one component."""
+"""``projcore info NAME``: describes one component."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Prints the facts that a component is registered with, its parameters and docstring."""
+    """Prints a component's metadata, parameters and docstring."""
     component = registry.get(None, arguments.name)
     facts: dict[str, Any] = {**asdict(component), "provider": component.provider}
     error = None

@@ -1,4 +1,4 @@
-"""``projcore list``: the components that are installed."""
+"""``projcore list``: the installed components."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Prints the components; says on the error stream if plugins are missing.
+    """Prints the components; reports plugins that failed to load on stderr.
 
     Raises:
         ArgumentError: If no component has the tag.
@@ -38,7 +38,7 @@ def run(arguments: Namespace) -> int:
     if arguments.json:
         print_json([asdict(component) for component in found])
     elif not found:
-        print("Nothing is installed, or all of it is disabled.", file=sys.stderr)
+        print("No component is installed, or all plugins are disabled.", file=sys.stderr)
     else:
         rows = [[each.name, each.kind, each.plugin, each.summary] for each in found]
         print_table(["name", "kind", "plugin", "summary"], rows)

@@ -1,4 +1,4 @@
-"""``projcore new-plugin NAME``: a distribution to begin with, that works and is tested."""
+"""``projcore new-plugin NAME``: writes a distribution with a working, tested component."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from projcore.errors import ArgumentError
 from projcore.plugin import PROJCORE_API
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
-_LONGEST = 30  # so that lines of generated code are not too long
+_LONGEST = 30  # limits the length of generated lines
 _TAKEN = {
     "any",
     "iterable",
@@ -82,16 +82,16 @@ _COMPONENT = {
     "usage": _SPEC,
     "facts": "        tags=$tags,\n        example=$example,\n",
     "checks": "the laws, the packaging, and the oracle in tests/test_$name.py",
-    "registers": "registers it by name, with the tags that say which laws it keeps",
+    "registers": "registers it by name, with tags for the laws that it keeps",
     "laws": "the laws",
-    "laws_doc": "The laws that the tags promise hold, and the package is as others need it.",
+    "laws_doc": "The laws that the tags promise hold, and the packaging is correct.",
     "oracle": "compares it with an oracle",
 }
 
 _PACKAGE = {
     "checks": "the packaging, and tests/test_$name.py",
     "laws": "the checks of the packaging",
-    "laws_doc": "The package is as others need it.",
+    "laws_doc": "The packaging is correct.",
 }
 
 BY_KIND: dict[str, dict[str, str]] = {
@@ -148,7 +148,7 @@ BY_KIND: dict[str, dict[str, str]] = {
     "combine": {
         "hook": "choice",
         "requires": ', "projcore-lowrank"',
-        "summary": "The result inside, and the residual as much smaller as that is.",
+        "summary": "The inner result, and the residual scaled by the same ratio of norms.",
         "tags": '("combine", "linear", "orthonormal", "data_dependent")',
         "example": '{"scale": 0.5}',
         "spec": "subspace([adam()], rank=2, combine=$name())",
@@ -156,24 +156,24 @@ BY_KIND: dict[str, dict[str, str]] = {
         **_COMPONENT,
     },
 }
-"""The parts of the templates that differ by kind; each may use those before it."""
+"""The parts of the templates that differ by kind; each may use the previous ones."""
 
 
 def add(subparsers: _SubParsersAction[ArgumentParser]) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("new-plugin", help="write a plugin to begin with")
-    parser.add_argument("name", help="of the component, for example fast-hadamard")
+    parser = subparsers.add_parser("new-plugin", help="write the scaffold of a plugin")
+    parser.add_argument("name", help="name of the component, for example fast-hadamard")
     parser.add_argument(
-        "--kind", choices=tuple(BY_KIND), default="projection", help="of the component"
+        "--kind", choices=tuple(BY_KIND), default="projection", help="kind of the component"
     )
-    parser.add_argument("--directory", type=Path, help="where; by default projcore-NAME, here")
-    parser.add_argument("--author", help="for the licence and the metadata")
+    parser.add_argument("--directory", type=Path, help="its folder (default: ./projcore-NAME)")
+    parser.add_argument("--author", help="author in the licence and the metadata")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: Namespace) -> int:
-    """Writes the files, all or none, and says what to do next."""
+    """Writes the files, all or none, and prints the next steps."""
     name = component_name(arguments.name)
     distribution = f"projcore-{name.replace('_', '-')}"
     directory = arguments.directory or Path(distribution)
@@ -187,13 +187,13 @@ def run(arguments: Namespace) -> int:
         print_json({"name": name, "directory": str(directory), "files": sorted(written)})
         return 0
     print(
-        f"{directory}: {len(written)} files, a {arguments.kind} that works and its tests. Next:\n\n"
+        f"{directory}: {len(written)} files, a working {arguments.kind} and its tests. Next:\n\n"
         f"  cd {shlex.quote(str(directory))}\n"
         "  python -m pip install -e '.[dev]'\n"
         "  python -m pytest\n"
         f"  projcore check {name}\n\n"
-        f"Then put your own into {source}, and its tests into tests/test_{name}.py.\n"
-        "README.md says how to publish it."
+        f"Then replace the example in {source} and in tests/test_{name}.py by your own.\n"
+        "README.md explains how to publish it."
     )
     return 0
 
@@ -202,7 +202,7 @@ def component_name(given: str) -> str:
     """Returns the name of a component, given that or the name of its distribution.
 
     Raises:
-        ArgumentError: If it cannot be one, or is taken.
+        ArgumentError: If the name is invalid or taken.
 
     Example:
         >>> component_name("projcore-fast-hadamard")
@@ -217,12 +217,10 @@ def component_name(given: str) -> str:
             "between them. Write it so, for example fast-hadamard."
         )
     if len(name) > _LONGEST:
-        raise ArgumentError(
-            f"{who} It has {len(name)} letters, more than {_LONGEST}. Users type it. Shorten it."
-        )
+        raise ArgumentError(f"{who} It has {len(name)} letters, more than {_LONGEST}. Shorten it.")
     taken = {word.lower() for word in projcore.__all__} | _TAKEN
     if keyword.iskeyword(name) or class_name(name).lower() in taken:
-        raise ArgumentError(f"{who} It means something else in the code. Choose another.")
+        raise ArgumentError(f"{who} It is reserved in the generated code. Choose another.")
     for known in KNOWN:
         if name in (known.name, known.extra, *known.aliases) or class_name(name).lower() == (
             known.attribute.lower()
@@ -288,8 +286,8 @@ def _write(directory: Path, texts: dict[str, str]) -> None:
     try:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ArgumentError(
-                f"new-plugin would write to {str(directory)!r}, which is there already. Nothing is "
-                "overwritten. Pass --directory with a new or empty one."
+                f"new-plugin would write to {str(directory)!r}, which exists and is not empty. "
+                "Nothing was overwritten. Pass --directory with a new or empty folder."
             )
         for path, text in texts.items():
             file = directory / path
@@ -298,5 +296,5 @@ def _write(directory: Path, texts: dict[str, str]) -> None:
     except OSError as error:
         raise ArgumentError(
             f"new-plugin cannot write to {str(directory)!r}: {error}. Pass --directory with a "
-            "folder that may be written to."
+            "writable folder."
         ) from error

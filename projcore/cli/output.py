@@ -1,4 +1,4 @@
-"""Output that commands share."""
+"""Shared output of commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from projcore import registry
 
 
 def complete_names(action: Action) -> None:
-    """Has a shell that completes commands offer the names of components for an argument."""
+    """Makes shell completion offer the names of components for an argument."""
 
     def names(**_: Any) -> list[str]:
         return sorted({component.name for component in registry.components()})
@@ -20,7 +20,7 @@ def complete_names(action: Action) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as JSON; what JSON does not know, as a string."""
+    """Prints a value as JSON; values of other types as strings."""
     print(json.dumps(value, indent=2, default=str))
 
 

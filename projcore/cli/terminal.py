@@ -1,4 +1,4 @@
-"""Docstrings as a terminal shows them: mathematics in Unicode, no markup."""
+"""Docstrings for the terminal: formulas in Unicode, without markup."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _Formula:
         self.tokens = _TOKEN.findall(source)
 
     def until(self, end: str | None) -> str:
-        """Reads up to a token, which is taken too."""
+        """Reads up to a token, and consumes it."""
         text = ""
         while self.tokens and self.tokens[0] != end:
             closes = self.tokens[0] in CLOSING
@@ -106,7 +106,7 @@ class _Formula:
         return SYMBOLS[name] if name in SYMBOLS else self.function(name)
 
     def function(self, name: str) -> str:
-        """Reads an argument that must be kept apart from the function, such as a fraction."""
+        """Reads an argument that must be separated from the function, such as a fraction."""
         following = self.tokens[0] if self.tokens else ""
         if following == r"\frac":
             return f"{name}({self.atom()})"
@@ -119,7 +119,7 @@ class _Formula:
 
 
 def _moved(text: str, letters: dict[int, int], sign: str) -> str:
-    """Returns a superscript or subscript, in its own letters if there are such of all."""
+    """Returns a superscript or subscript, in Unicode letters if all of them exist."""
     if text in "ᵀ'":
         return text
     plain = text.replace(" ", "")
@@ -146,7 +146,7 @@ def type_hints(target: Callable[..., Any]) -> dict[str, str]:
     named = {name: _type(hint) for name, hint in inspect.get_annotations(init).items()}
     try:
         hints = typing.get_type_hints(init)
-    except Exception:  # names that are only there for type checkers
+    except Exception:  # names that exist only for type checkers
         return named
     full = {name: _type(hint) for name, hint in hints.items()}
     return {

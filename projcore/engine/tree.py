@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from projcore.core.module import Module, Transform
+from projcore.core.projection import ProjectionBase
 
 
 def tree(module: Module) -> Iterator[Module]:
@@ -24,7 +25,8 @@ def is_elementwise(module: Module) -> bool:
     scopes = module.scope, module.total_scope  # of a layout, the latter is narrower
     if module.sharded is False:
         return False
-    return "element" in scopes or bool(module.sharded and module.children)
+    chooses = bool(module.sharded and module.children) and not isinstance(module, ProjectionBase)
+    return "element" in scopes or chooses
 
 
 def first_unsharded(module: Module) -> Module | None:

@@ -133,9 +133,10 @@ def _is_under(key: str, path: str) -> bool:
 def _bytes_of_part(value: Tensor, shape: torch.Size, part: Part) -> int:
     """Returns the bytes of an entry in a process that has a part of its parameter's rows.
 
-    What has one row, as means over columns have, is in all of them.
+    An entry of other rows, as means over columns have one, is in all of them.
     """
-    if not value.ndim or (value.ndim == len(shape) and value.shape[0] != shape[0]):
+    tail = value.shape[value.ndim - len(shape) :] if value.ndim >= len(shape) else ()
+    if not tail or tail[0] != shape[0]:
         return value.nbytes
     mine: int = math.prod(each.stop - each.start for each in part)
     return value.nbytes * mine // (math.prod(shape) or 1)

@@ -84,7 +84,7 @@ print(*(plugin.slow for plugin in registry.manager.plugins if plugin.name == sys
 
 @law()
 def torch_free(package: Package) -> None:
-    """Finding the plugin imports no torch: every command would wait for that."""
+    """Discovering the plugin does not import torch, which would slow every command."""
     hook_module = package.hook_module
     clean = {key: value for key, value in os.environ.items() if key not in (DISABLE, STRICT)}
     done = subprocess.run(
@@ -110,7 +110,7 @@ def torch_free(package: Package) -> None:
 
 @law()
 def api(package: Package) -> None:
-    """``PROJCORE_API`` is written as a number, the plugin API that it was written for."""
+    """``PROJCORE_API`` is a literal number: the plugin API for which the plugin was written."""
     if ":" in package.plugin.entry_point:
         raise NotApplicable("its entry point names an object, whose source is not looked for")
     try:
@@ -164,7 +164,7 @@ def typed(package: Package) -> None:
 
 @law()
 def importable(package: Package) -> None:
-    """The target of each name can be imported, and is of the kind it is registered as."""
+    """The target of each name can be imported, and is of its registered kind."""
     for component in package.components:
         try:
             registry.load_component(component)
@@ -186,7 +186,7 @@ def documented(package: Package) -> None:
 
 @law()
 def examples(package: Package) -> None:
-    """The example that a component is registered with builds it."""
+    """The registered example of a component builds it."""
     for component in package.components:
         if component.stands_alone:
             continue
@@ -206,7 +206,7 @@ def examples(package: Package) -> None:
 
 @law()
 def names(package: Package) -> None:
-    """Names are the plugin's own, and each finds its component."""
+    """Names are unique to the plugin, and each finds its component."""
     for component in package.components:
         recipe = component.stands_alone
         among: tuple[Kind, ...] = ("recipe",) if recipe else registry.IN_SPECS

@@ -114,7 +114,7 @@ def test_plugins(some, found, capsys):
 def test_doctor_finds_nothing(some, capsys):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    assert "Nothing is wrong." in out
+    assert "No problems found." in out
 
 
 def test_doctor_names_cause_and_fix(some, found, capsys):
@@ -401,7 +401,7 @@ def test_new_plugin(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "new-plugin", "projcore-odd_thing", "--kind", "module")
     assert (code, err) == (0, "")
-    assert out.startswith("projcore-odd-thing: 11 files, a module that works and its tests. Next:")
+    assert out.startswith("projcore-odd-thing: 11 files, a working module and its tests. Next:")
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert len(files) == 11
     assert files > {
@@ -438,10 +438,10 @@ def test_new_plugin_in_json(installed, tmp_path, capsys):
         ("../fast", "A name has lower-case letters"),
         ("fäst", "A name has lower-case letters"),
         ("a" * 31, "It has 31 letters, more than 30."),
-        ("lambda", "It means something else in the code."),
-        ("tensor", "It means something else in the code."),
-        ("laws", "It means something else in the code."),
-        ("transform", "It means something else in the code."),
+        ("lambda", "It is reserved in the generated code."),
+        ("tensor", "It is reserved in the generated code."),
+        ("laws", "It is reserved in the generated code."),
+        ("transform", "It is reserved in the generated code."),
         ("adam", "projcore-adaptive has that name already"),
         ("clip-norm", "projcore-basic has that name already"),
         ("vector-projection", "projcore-structural has that name already"),

@@ -149,7 +149,7 @@ def test_where_a_component_is_imported(installed, plugin, found, failure, place)
 
 
 def test_where_a_component_is_built(installed, plugin, found, failure):
-    with pytest.raises(SpecError, match=f"Exits refused its arguments: {failure.words}"):
+    with pytest.raises(SpecError, match=f"Exits rejected its arguments: {failure.words}"):
         reached_at(plugin, found, installed, "build")()
 
 

@@ -137,7 +137,7 @@ def test_an_error_of_any_kind_in_a_constructor_is_pointed_at(installed, plugin, 
     for spec, place in (("odd()", "  odd()\n  ^^^"), ([{"odd": {}}], "at spec[0]['odd']")):
         with pytest.raises(SpecError) as caught:
             build(spec)
-        assert "Odd refused its arguments: KeyError: 'what'" in str(caught.value)
+        assert "Odd rejected its arguments: KeyError: 'what'" in str(caught.value)
         assert str(caught.value).endswith(place)
 
 

@@ -45,4 +45,6 @@ def test_a_plugin_that_imports_torch_is_reported(site, good):
     site.install("heavy", heavy + good("thing"))
     result = site.projcore("doctor")
     assert result.returncode == 1
-    assert "plugin 'heavy' (heavy 1.0): loaded\n  cause: finding it imports torch" in result.stdout
+    assert (
+        "plugin 'heavy' (heavy 1.0): loaded\n  cause: discovering it imports torch" in result.stdout
+    )

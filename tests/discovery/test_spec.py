@@ -250,10 +250,10 @@ def test_a_name_alone_needs_no_parentheses(name):
         (
             "needy('value')",
             SpecError,
-            "Needy refused its arguments: ValueError: it cannot",
+            "Needy rejected its arguments: ValueError: it cannot",
             "needy",
         ),
-        ("needy('type')", SpecError, "Needy refused its arguments: TypeError: it cannot", "needy"),
+        ("needy('type')", SpecError, "Needy rejected its arguments: TypeError: it cannot", "needy"),
         ("cook(4)", UnknownNameError, "There is a recipe of that name", "cook"),
         ("math.sqrt(4)", SpecError, "paths are never resolved", "math.sqrt"),
         ("parts.plain()", SpecError, "paths are never resolved", "parts.plain"),

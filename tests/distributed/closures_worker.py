@@ -26,6 +26,7 @@ STEPS, SAMPLES = 4, 12
 CHAINS: dict[str, Sequence[str]] = {
     "lbfgs strong_wolfe": ["lbfgs()", "strong_wolfe()"],
     "lbfgs backtracking": ["lbfgs(history_size=2)", "backtracking()"],
+    "lbfgs on a plane": ["intrinsic_subspace([lbfgs(), strong_wolfe()], dimension=20)"],
     "adam strong_wolfe": ["adam()", "strong_wolfe()"],
     "newton_cg": ["newton_cg(perturbation=1e-2, central=True)", "backtracking()"],
     "sam": ["sam(rho=0.5)", "lr(0.1)"],

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from projcore import Optimizer, first_nonfinite
 from projcore.errors import ArgumentError, NonFiniteError
@@ -52,10 +53,18 @@ RIGHT: dict[str, Modules] = {
     "TrustRatio": lambda: [Adan(), TrustRatio(), LR(0.01)],
     "Route": lambda: [Route({"ndim==2": [Adam()], "*": [HeavyBall(0.9)]}), LR(0.01)],
     "To": lambda: [To([HeavyBall(0.9)], "float64"), LR(0.01)],
+    "plane": lambda: ["intrinsic_subspace([adam()], dimension=40)", LR(0.01)],
+    "dense plane": lambda: [
+        "intrinsic_subspace([weight_decay(0.1), adam()], dimension=9, kind='dense')",
+        LR(0.01),
+    ],
+    "srht plane": lambda: [
+        "intrinsic_subspace([weight_decay(0.1), heavy_ball(0.9)], dimension=40, kind='srht')",
+        LR(0.1),
+    ],
     "a layout": lambda: [VectorProjection([Adam(), LR(0.01)])],
 }
 REFUSED: dict[str, Modules] = {
-    "subspace": lambda: ["intrinsic_subspace([adam()], dimension=4)", LR(0.01)],
     "in a route": lambda: [Route({"*": [LowRank([ClipNorm(1.0)], rank=2)]}), LR(0.01)],
     "a vector": lambda: [VectorProjection([ClipNorm(0.1)])],
 }
@@ -130,6 +139,37 @@ def beside_plain(size: int) -> list[Any]:
     return [whole(model.weight), plain.detach()]
 
 
+def planes(rank: int, size: int) -> dict[str, Any]:
+    """Steps on a plane of parameters that lie in several ways, beside one that is whole.
+
+    Also returns how many collectives a step takes.
+    """
+    mesh = init_device_mesh("cpu", (1, size))
+    lying = [[Shard(1), Shard(0)], [Replicate(), Shard(1)], [Shard(0), Replicate()], None]
+    results: dict[str, Any] = {}
+    for kind in ("fastfood", "dense", "srht"):
+        for how in ("alone", "sharded"):
+            generator = torch.Generator().manual_seed(0)
+            params = []
+            for placements in lying:
+                values, grad = torch.randn(2, 5, 7, generator=generator).double()
+                if how == "sharded" and placements is not None:
+                    values, grad = (
+                        distribute_tensor(each, mesh, placements, src_data_rank=None)
+                        for each in (values, grad)
+                    )
+                params.append(torch.nn.Parameter(values))
+                params[-1].grad = grad
+            space = f"intrinsic_subspace([weight_decay(0.1), adam()], 20, kind='{kind}')"
+            optimizer = Optimizer(params, space, LR(0.1))
+            optimizer.step()
+            with CommDebugMode() as counted:
+                optimizer.step()
+            results[f"{kind} {how}"] = [whole(param) for param in params]
+            results[f"{kind} {how} count"] = counted.get_total_counts()
+    return results
+
+
 def whole(value: Any) -> Any:
     """Returns a tensor put together from its shards; anything else as it is."""
     value = value.detach() if isinstance(value, Tensor) else value
@@ -180,6 +220,7 @@ def everything(rank: int, size: int) -> dict[str, Any]:
         name: RIGHT[name] for name in ("gradients", "Adam", "HeavyBall", "per tensor", "LAMB", "To")
     }
     results["in backward"] = {name: in_backward(each, rank, size) for name, each in early.items()}
+    results["planes"] = planes(rank, size)
     results["beside plain"] = beside_plain(size)
     return results
 

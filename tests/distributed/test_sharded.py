@@ -36,9 +36,18 @@ def test_shards_go_beside_whole_parameters(results: list[dict[str, Any]]) -> Non
         torch.testing.assert_close(sharded, plain, rtol=1e-12, atol=0)
 
 
+def test_one_plane_for_all_parameters(results: list[dict[str, Any]]) -> None:
+    """Gradients and parameters go in by one collective for each dimension of the mesh."""
+    for result in results:
+        for kind in ("fastfood", "dense", "srht"):
+            found, expected = (result["planes"][f"{kind} {how}"] for how in ("sharded", "alone"))
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14, msg=kind)
+            assert result["planes"][f"{kind} sharded count"] == 2 * 2
+            assert all(map(torch.equal, found, results[0]["planes"][f"{kind} sharded"]))
+
+
 def test_what_needs_parameters_whole_is_refused(results: list[dict[str, Any]]) -> None:
     culprits = {
-        "subspace": "intrinsic_subspace([adam()], 4)",
         "in a route": "low_rank([clip_norm(1.0)], rank=2)",
         "a vector": "vector([clip_norm(0.1)])",
     }

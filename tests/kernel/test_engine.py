@@ -556,6 +556,28 @@ def test_what_counts_is_not_asked_again(chain: str, monkeypatch: pytest.MonkeyPa
     assert equal(kept(optimizer), before) or equal(kept(optimizer), kept(twin))
 
 
+def test_what_moves_moments_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of tensors with gaps move when the update is made, so all are made before a write."""
+
+    def after_three_steps() -> Optimizer:
+        params = [Parameter(param.detach().t()) for param in parameters([(3, 4)] * 3)]
+        optimizer = Optimizer(params, *CHAINS["clip, adam"]())
+        for step in range(3):
+            give(params, step)
+            optimizer.step()
+        give(params, 3)
+        return optimizer
+
+    optimizer, twin = after_three_steps(), after_three_steps()
+    before = [param.detach().clone() for param in all_of(optimizer)]
+    twin.step()
+    failing(monkeypatch, "_foreach_div", 2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    now = [param.detach() for param in all_of(optimizer)]
+    assert any(all(map(torch.equal, now, each)) for each in (before, all_of(twin)))
+
+
 def test_what_has_looked_does_not_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer, twin = (trained(CHAINS["average"], nothing, MINE) for _ in range(2))
     for each in (optimizer, twin):

@@ -130,6 +130,8 @@ def test_sharding_on_paper() -> None:
     assert adam.owners == (None,) * 4
     with_params = Optimizer(model, "low_rank([weight_decay(0.1), adam()], rank=2)", lr=0.01)
     assert sum(with_params.sharding(2).sent) > sum(found.sent)
+    plane = Optimizer(model, "intrinsic_subspace([heavy_ball(0.9)], dimension=6)", lr=0.01)
+    assert plane.sharding(2).state == (6 * 4 + 8,) * 2  # and a count
     with pytest.raises(ArgumentError, match="clip_norm"):
         Optimizer(model, "vector([clip_norm(1.0), adam()])", lr=0.01).sharding(2)
     with pytest.raises(ArgumentError, match="ranks"):

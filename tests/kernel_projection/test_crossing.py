@@ -121,7 +121,7 @@ def test_facts_that_are_not_needed_are_not_there():
 
 
 def test_nothing_handed_in():
-    with pytest.raises(ArgumentError, match="hands nothing in"):
+    with pytest.raises(ArgumentError, match="projects nothing"):
         Mixed([Scale()], project_update=False, project_grad=False)
 
 

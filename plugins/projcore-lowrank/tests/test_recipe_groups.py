@@ -121,6 +121,7 @@ def test_only_hidden_layers_are_orthogonalized() -> None:
         left = "last linear layer" if name in ("muon_adamw", "sumo") else ""
         assert notes(build(name, model))["2.weight"] == left
     assert notes(build("muon_adamw", model, project="ndim==2"))["2.weight"] == ""
+    assert notes(build("soap", model, project=None))["2.weight"] == ""
     build("muon_adamw", nn.Linear(6, 6))
 
 

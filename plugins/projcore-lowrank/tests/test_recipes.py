@@ -20,7 +20,7 @@ from projcore import Optimizer, registry
 from projcore.errors import ArgumentError, ArgumentTypeError
 
 NAMES = [each.name for each in registry.components("recipe") if each.plugin == "lowrank"]
-SMALL: dict[str, Any] = {"rank": 2, "dimension": 40, "period": 4}
+SMALL: dict[str, Any] = {"rank": 2, "dimension": 40, "period": 4, "leading": 1}
 SOAPS = ("soap", "kl_soap")  # which rotate embeddings, too
 RANKED = [name for name in NAMES if name not in (*SOAPS, "muon_adamw", "intrinsic_dimension")]
 PROJECTING = [name for name in NAMES if name != "intrinsic_dimension"]

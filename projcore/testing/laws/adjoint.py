@@ -18,7 +18,7 @@ def adjoint(subject: Subject) -> None:
 
     With :math:`U` the dense matrix of `unproject`, column by column: ``unproject(z)`` is
     :math:`U z` for each ``current``, and ``project(g)`` is :math:`U^\top g` for ``"grads"`` and
-    ``"update"``, and what autograd says the gradient of `unproject` is.
+    ``"update"``, and equals the gradient of `unproject` by autograd.
     """
     for made, _, grads, tolerance in maps(subject):
         matrix = made.matrix()

@@ -68,15 +68,15 @@ def _line_outside_torch() -> tuple[str, int]:
 
 @law()
 def atomic(subject: Subject) -> str:
-    """After an exception anywhere in a step every parameter is bitwise what it was.
+    """After an exception anywhere in a step every parameter is bitwise unchanged.
 
-    And the next step works. Only what comes while parameters are being written, by a module that
-    writes them itself or in several operations, may find them all written: then the step is bitwise
-    the step without the exception, and so is the next.
+    And the next step works. Only after an exception while parameters are being written, by a module
+    that writes them itself or in several operations, may all of them be written: then this step and
+    the next are bitwise equal to those without the exception.
 
-    The exception comes in each call of the closure, in a module beside and inside it, in each call
-    of `project` and `unproject` of a projection around it and of its own, and in place of tensor
-    operations of the first step and of a later one: of one at least from each line of code.
+    The exception is raised in each call of the closure, in a module next to and inside it, in each
+    call of `project` and `unproject` of a projection around it and of its own, and in place of
+    tensor operations of the first and of a later step: at least one from each line of code.
 
     Returns how many of the steps taken after a fault were bitwise the step without it. That is not
     demanded: memory may have moved.
@@ -87,7 +87,7 @@ def atomic(subject: Subject) -> str:
 
 @law(slow=True)
 def atomic_everywhere(subject: Subject) -> str:
-    """As `atomic`, with an exception in place of every operation, however many there are."""
+    """As `atomic`, with an exception in place of every operation."""
     return _check_operations(subject, math.inf)
 
 

@@ -17,7 +17,7 @@ STEPS = 2
 
 @law()
 def autocast(subject: Subject) -> None:
-    """Under ``torch.autocast`` a step is bitwise the step without; the closure is under it."""
+    """``torch.autocast`` does not affect a step, bitwise; the closure runs under it."""
     points, seen = [], []
     for enabled in (False, True):
         problem = make_problem(dtype=torch.float32)

@@ -20,10 +20,10 @@ STEPS = 3
 
 @law(unless=["stochastic"])
 def batched(subject: Subject) -> str | None:
-    """A stack of tensors gives the stack of the results of each.
+    """The result on a stack of tensors is the stack of the results.
 
-    What works on each tensor by itself (scope ``"tensor"`` or ``"element"``) is run on a stack of
-    matrices and on a stack of scalars, and on the same tensors as parameters of their own.
+    A component that acts on each tensor separately (scope ``"tensor"`` or ``"element"``) runs on a
+    stack of matrices and on a stack of scalars, and on the same tensors as separate parameters.
     """
     if subject.cls.scope == "all" or subject.pick(subject.chain()).total_scope == "all":
         raise NotApplicable('of scope "all", it takes a stack for one tensor')

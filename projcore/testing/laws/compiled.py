@@ -24,7 +24,7 @@ FIX = (
 
 @law(slow=True)
 def compiled(subject: Subject) -> None:
-    """``Optimizer(..., compile=True)`` leads where the eager one leads, to 1e-6, with its state."""
+    """``Optimizer(..., compile=True)`` gives the eager parameters and state, up to 1e-6."""
     point, state = _run(subject)
     torch.compiler.reset()
     with warnings.catch_warnings():

@@ -20,9 +20,9 @@ STEPS = 4
 
 @law(kind="projection", tags=["linear"])
 def composition(subject: Subject) -> str | None:
-    r"""Modules inside do what they do to :math:`z \mapsto f(x_0 + U (z - z_0))`.
+    r"""Modules inside act as on the function :math:`z \mapsto f(x_0 + U (z - z_0))`.
 
-    Momentum, Adam, Adam with a line search, and a mixture of all that a module may ask for run
+    Momentum, Adam, Adam with a line search, and a mixture of all facts that a module may read run
     inside the projection, and by hand, with autograd, on that function; :math:`U` is the dense
     matrix of `unproject` at each step, and :math:`z_0` the projected parameters. In float64 and
     complex128.

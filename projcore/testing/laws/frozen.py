@@ -16,10 +16,10 @@ FROZEN = ((4, 3), (6,))
 
 @law()
 def frozen(subject: Subject) -> None:
-    """Frozen parameters change nothing: bitwise the run without them, and no memory for them.
+    """Frozen parameters have no effect: the run is bitwise equal to one without them.
 
-    One with ``requires_grad=False`` and no gradient is in no space, is not moved and has no memory,
-    of any dtype. Once it has a gradient it is moved, or at least has joined without an error.
+    One with ``requires_grad=False`` and no gradient, of any dtype, does not change and has no
+    state. Once it has a gradient it is updated, or at least joins without an error.
     """
     alone, beside = make_problem(), make_problem()
     expected = take_steps(alone, make_optimizer(alone, subject.chain()), STEPS)

@@ -23,11 +23,11 @@ FIX = (
 
 @law()
 def in_parts(subject: Subject) -> None:
-    """Steps in backward, and in buckets, are those of all parameters at once; so is the state.
+    """Steps in the backward pass, and in buckets, equal those of all parameters at once.
 
     For modules of scope ``"element"`` or ``"tensor"``. In the second step a parameter has no
-    gradient. In the middle what ran in backward is saved, and goes on in an optimizer that takes
-    the steps of all parameters at once.
+    gradient. After some steps the state is saved, and continued by an optimizer that updates all
+    parameters at once.
     """
     if any(module.total_scope == "all" for module in subject.chain()):
         raise NotApplicable("it needs all parameters at once")

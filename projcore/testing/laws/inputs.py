@@ -32,13 +32,13 @@ FIX = "Support any shape, strides and dtype, or raise a ProjcoreError."
 
 @law()
 def inputs(subject: Subject) -> str | None:
-    """Tensors of any shape, strides and dtype work, or are refused before anything changes.
+    """Tensors of any shape, strides and dtype work, or raise an error before anything changes.
 
     0-d to 5-d, empty, non-contiguous, channels_last, gradients with other strides, bfloat16,
-    float32, float64, complex, several dtypes at once. What works stays finite and keeps its shape
-    and dtype; strides do not matter. A parameter without a gradient is not moved. In float16 and
-    bfloat16 small gradients, too, give finite parameters, and where zero ones move nothing in
-    float64, they move nothing there. The default device of new tensors does not matter.
+    float32, float64, complex, several dtypes at once. Supported tensors stay finite and keep shape
+    and dtype; strides do not matter. A parameter without a gradient does not change. In float16 and
+    bfloat16 small gradients give finite parameters, too, and zero gradients change nothing if they
+    change nothing in float64. The default device of new tensors does not matter.
 
     Returns the errors.
     """

@@ -18,11 +18,11 @@ STEPS = 4
 
 @law(kind="projection", tags=["lossless", "orthonormal"])
 def invariance(subject: Subject) -> None:
-    """Gradient descent inside is gradient descent.
+    """Gradient descent inside equals gradient descent outside.
 
-    So it is in every lossless orthonormal projection, because :math:`U U^T = I`. Inside one that
-    only rearranges elements (``layout``), elementwise modules too do what they do outside; and the
-    plan, which runs them outside, does what the recipe says, whatever else is in the chain.
+    This holds for every lossless orthonormal projection, because :math:`U U^T = I`. Inside one that
+    only rearranges elements (``layout``), the same is true of elementwise modules; and the plan,
+    which runs them outside, gives the result of the modules, for any other modules in the chain.
     """
     for dtype in (torch.float64, torch.complex128):
         try:

@@ -13,12 +13,12 @@ from projcore.testing.subject import Subject
 
 @law()
 def memory(subject: Subject) -> None:
-    """Memory is tensors and numbers under plain names, made at the first step whatever comes.
+    """State consists of tensors and numbers under plain names, created in the first step.
 
     Names have no dots and no slashes, because checkpoints split at them. Every parameter has its
-    entries after the first step whether or not it had a gradient: processes that train together
-    must have the same. A map that is learnt from gradients has to wait for the first. A state dict
-    that is kept shows all of the memory as it is now, as torch's do.
+    entries after the first step, with or without a gradient: processes that train together must
+    have the same entries. A map that is learned from gradients waits for the first one. A state
+    dict that is kept shows the current state, as in torch.
     """
     full, partial = make_problem(), make_problem()
     partial.missing = frozenset({1, 3})

@@ -23,11 +23,11 @@ MOST = 5  # registered partners: their pairs grow as the square of their number
 
 @law()
 def nesting(subject: Subject) -> str | None:
-    """It works in registered projections; a projection around others too.
+    """It works inside registered projections, and a projection around others.
 
-    It trains, or raises a clear error. Two linear projections follow the law of composition:
-    momentum in both is momentum, by hand, on the product of their maps. The kit's own projections
-    take part, and a sample of those that are registered, which depends on the name.
+    It trains, or raises a clear error. Two linear projections keep the law of composition: momentum
+    in both equals momentum, by hand, on the product of their maps. It covers the kit's projections,
+    and a sample of the registered ones that depends on the name.
 
     Returns the errors.
     """
@@ -37,7 +37,7 @@ def nesting(subject: Subject) -> str | None:
 
 @law(slow=True)
 def nesting_everywhere(subject: Subject) -> str | None:
-    """As `nesting`, with every projection that is registered."""
+    """As `nesting`, with every registered projection."""
     own, registered = projections()
     return _check_pairs(subject, [*own, *registered])
 

@@ -22,10 +22,10 @@ AFTER = 3  # steps with good gradients
 
 @law()
 def nonfinite(subject: Subject) -> str | None:
-    """An Inf or a NaN in a gradient shows: it is refused, or parameters are not finite.
+    """Inf or NaN in a gradient is not hidden: it raises an error, or parameters are not finite.
 
-    Otherwise, where parameters stay finite, because bad values are left out, so does the state:
-    a value that is lost in the state alone makes steps of zero for good, and nobody is told.
+    If parameters stay finite, because bad values are skipped, so must the state: a bad value in the
+    state alone would silently make all later steps zero.
 
     Returns the errors.
     """

@@ -33,13 +33,13 @@ FIX = (
 
 @law()
 def passes(subject: Subject) -> str | None:
-    """A step is the same with no pass, with each pass alone, and with all; so is the state.
+    """Steps and state are the same without passes, with each pass alone, and with all.
 
-    Bare and inside projections, with a gradient that is missing in one step, to the rounding of
-    kernels. With a plan that is made anew for each step it is the same, too. Where elementwise
-    modules run outside of a layout (``"hoist"``), a parameter without a gradient and its state stay
-    as they are, while in the layout it has a gradient of zero; and state stands with each
-    parameter. So hoisting is compared where all have gradients, and by the parameters.
+    Alone and inside projections, with a gradient that is missing in one step, up to the rounding of
+    kernels; also with a new plan for each step. If elementwise modules run outside of a layout
+    (``"hoist"``), a parameter without a gradient and its state do not change, while in the layout
+    it has a gradient of zero; and state is kept with each parameter. So hoisting is compared only
+    where all have gradients, and by the parameters.
 
     Returns the errors.
     """

@@ -24,15 +24,15 @@ FIX = "Read settings[i][name] in each step, and never an attribute of the module
 
 @law()
 def reach(subject: Subject) -> str | None:
-    """A setting in a parameter group does what it does in the constructor, and schedules act.
+    """A setting in a parameter group acts as in the constructor, and schedulers work.
 
-    For each setting that is a constructor's argument: overridden in the group, bare and inside
-    projections, it gives bitwise the run of a module built with that value. For a projection, so
-    does the learning rate of a module inside, and a `LambdaLR` gives bitwise the run of a module
-    that is told the same factors; tensors in groups that differ move as each would
-    alone, or raise a clear error where they become one tensor (unless ``stochastic``).
+    For each setting that is a constructor's argument: overriding it in the group, alone and inside
+    projections, gives bitwise the run of a module built with that value. For a projection, the same
+    holds for the learning rate of a module inside, and a `LambdaLR` gives bitwise the run of a
+    module with the same factors; tensors in groups that differ are updated as each would be alone,
+    or raise a clear error if they become one tensor (unless ``stochastic``).
 
-    Where no module has a setting ``lr``, the key of the group multiplies the whole step.
+    If no module has a setting ``lr``, that of the group multiplies the full step.
     """
     untried = _check_settings(subject)
     _check_factor(subject)

@@ -15,7 +15,7 @@ from projcore.testing.subject import Subject, as_subjects
 
 @law()
 def rebuild(subject: Subject) -> None:
-    """``projcore.build(str(module))`` is the module again: prints the same, and does the same."""
+    """``projcore.build(str(module))`` rebuilds the module: it prints and behaves the same."""
     if subject.spec is None:
         raise NotApplicable("it is not registered, so no spec can name it")
     modules = subject.chain()

@@ -18,10 +18,10 @@ FIX = "Keep what outlives a step in the state, and nothing on the module."
 
 @law()
 def recipe(subject: Subject) -> None:
-    """It holds no tensors, and steps change nothing on it.
+    """A module holds no tensors, and steps do not change it.
 
-    One object in two optimizers that step in turn, one of them inside a projection, gives bitwise
-    what two objects give; it has the same attributes after as before.
+    One object in two optimizers that step alternately, one of them inside a projection, is bitwise
+    equivalent to two objects, and its attributes do not change.
     """
     shared = subject.chain()
     module = subject.pick(shared)

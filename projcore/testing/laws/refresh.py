@@ -16,10 +16,10 @@ TIMES = 4  # with other data each time, as a projection may learn its map every 
 @law(kind="projection")
 @torch.no_grad()
 def refresh(subject: Subject) -> None:
-    """`refresh` returns new tensors, and leaves those of the old map as they are.
+    """`refresh` returns new tensors, and does not change those of the old map.
 
-    The old basis is needed to carry the state inside over to the new one, and to take the step back
-    if it fails.
+    The old basis is needed to transport the state inside to the new one, and to undo the step if it
+    fails.
     """
     if not subject.around(Scale()).overrides("refresh"):
         raise NotApplicable("it has no refresh of its own")

@@ -23,10 +23,10 @@ STEPS = 3
 
 @law()
 def resume(subject: Subject) -> None:
-    """Steps, save, load, steps: bitwise as without saving and loading.
+    """Saving and loading between steps gives bitwise the uninterrupted run.
 
-    Through ``torch.save`` and ``torch.load(weights_only=True)`` into an optimizer built anew. Bare,
-    inside a mixture of elements, inside a vector and inside a batch of scalars.
+    Through ``torch.save`` and ``torch.load(weights_only=True)`` into a new optimizer. Alone, inside
+    a mixture of elements, inside a vector and inside a batch of scalars.
     """
     none = frozenset[str]()
     wrappers: list[tuple[str, Callable[[list[Module]], list[Module]], frozenset[str]]] = [

@@ -17,12 +17,12 @@ from projcore.testing.subject import Subject
 
 @law(first=True)
 def returns(subject: Subject) -> None:
-    """Each method returns what its contract says: as many tensors as it is to make, in a list.
+    """Each method returns what its contract requires: the right number of tensors, in a list.
 
-    `apply` and `step` return a tensor for each that they are given, of its shape; `project` and
-    `unproject` one for each, but for a `project` of scope ``"all"``, which may return any number;
-    `combine` one for each tensor outside; `refresh` None, or a new state or None for each; `init` a
-    dict. A component that does not is checked no further.
+    `apply` and `step` return a tensor for each given one, of its shape; `project` and `unproject`
+    one for each, except for a `project` of scope ``"all"``, which may return any number; `combine`
+    one for each tensor outside; `refresh` None, or a new state or None for each; `init` a dict. For
+    a component that violates this no other law is checked.
     """
     problem = make_problem()
     chain = subject.chain()

@@ -14,12 +14,12 @@ from projcore.testing.subject import Subject
 @law(kind="projection")
 @torch.no_grad()
 def round_trip(subject: Subject) -> None:
-    """A point that went inside and out again comes inside as it was.
+    """`project` undoes `unproject`.
 
     ``project(unproject(z)) == z`` with ``current="params"`` for every `z` if the map is linear, and
-    with ``"update"`` too if it is orthonormal; otherwise, and if it is redundant, for every `z`
-    that a point projects to.
-    ``unproject(project(x)) == x`` if it is lossless. Up to rounding.
+    with ``"update"``, too, if it is orthonormal; otherwise, and if it is redundant, for every `z`
+    that is the projection of a point. ``unproject(project(x)) == x`` if it is lossless. Up to
+    rounding.
     """
     for made, problem, _, tolerance in maps(subject):
         point = problem.point()

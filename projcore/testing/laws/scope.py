@@ -15,11 +15,11 @@ STEPS = 4
 
 @law(kind="module", unless=["stochastic"])
 def scope(subject: Subject) -> None:
-    """The declared ``scope`` is true.
+    """The declared ``scope`` is correct.
 
-    A module of scope ``"element"`` does on the merged vector, and on a batch of scalars, what it
-    does on the tensors. One of scope ``"element"`` or ``"tensor"`` does the same when each tensor
-    has an optimizer of its own. ``"all"`` claims nothing.
+    A module of scope ``"element"`` gives the same result on the merged vector, and on a batch of
+    scalars, as on the tensors. One of scope ``"element"`` or ``"tensor"`` gives the same result
+    when each tensor has a separate optimizer. ``"all"`` promises nothing.
     """
     declared = subject.build().total_scope
     ensure(

@@ -22,11 +22,11 @@ CANDIDATES: tuple[Any, ...] = (math.nan, None, "text", -1, 0, -0.5, 2.5, (), (ma
 
 @law()
 def settings(subject: Subject) -> None:
-    """A bad value is refused wherever it is given, and a key that is no setting is not silent.
+    """Bad values raise an error wherever they are given, and unknown keys are not silent.
 
-    NaN is refused wherever a number is expected, in a parameter group and in the constructor, with
-    a `ProjcoreError`. A value that is refused there is refused by the next step, too, where it was
-    written into the group of an optimizer that has taken steps; and nothing has changed then.
+    NaN raises a `ProjcoreError` wherever a number is expected, in parameter groups and in the
+    constructor. A bad value that is written into a group later raises the error in the next step,
+    and nothing has changed then.
     """
     problem = make_problem()
     with warnings.catch_warnings(record=True) as caught:

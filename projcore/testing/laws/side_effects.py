@@ -26,11 +26,11 @@ READ_ONLY = "What it is given is read-only: make a new tensor, and write into it
 
 @law()
 def side_effects(subject: Subject) -> None:
-    """Arguments, gradients, storage, settings and global random state stay as they are.
+    """Arguments, gradients, storage, settings and global random state do not change.
 
-    What comes in is never written into, by version counter and by value; `project` and `unproject`
-    leave the state as it is; ``p.grad`` is the same tensor, ``p.data_ptr()`` the same address;
-    nothing requires grad.
+    Arguments are never modified, by version counter and by value; `project` and `unproject` do not
+    change the state; ``p.grad`` is the same tensor and ``p.data_ptr()`` the same address; no result
+    requires grad.
     """
     with same_environment():
         if subject.kind == "projection":

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from projcore import Node
+from projcore.ops import alike
 
 ENDS: tuple[Literal["left", "right"], ...] = ("left", "right")
 Value = TypeVar("Value")
 
 # Bytes that a stack of matrices may have. It takes a copy, in the place of as many calls.
 WORKSPACE = 1 << 30
+same_kind = alike
 
 
 class Batch(NamedTuple):
@@ -110,14 +112,6 @@ def parted(tensor: Tensor, count: int) -> list[Tensor]:
 def apart(tensor: Tensor, count: int) -> list[Tensor]:
     """Undoes `stacked`, for what is kept: each with memory of its own, as files need it."""
     return [tensor] if count == 1 else list(torch._foreach_mul(list(tensor.unbind()), 1))
-
-
-def same_kind(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Returns the places of tensors of the same dtype and device, together."""
-    places: dict[Any, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        places.setdefault((tensor.dtype, tensor.device), []).append(i)
-    return list(places.values())
 
 
 def all_finite(tensors: Sequence[Tensor]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""What recipes share: the descriptions of arguments, and what is left out of a subspace."""
+"""Shared by recipes: descriptions of arguments, and which parameters a subspace leaves out."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def optimizer(
     weight_decay: float | None = None,
     fixed: Mapping[str, Any] | None = None,
 ) -> Optimizer:
-    """Returns the optimizer of these modules; what is not projected is in groups of no rank.
+    """Returns the optimizer of these modules; groups that are not projected have no rank.
 
-    What is fixed has one value for all parameters, because another module was made with it.
+    Fixed settings have one value for all parameters, because another module was made with it.
     """
     ways = [Way(modules, project, settings={"rank": rank}), Way(None, settings={"rank": None})]
     return routed(name, params, ways, _ending(lr, weight_decay), fixed=fixed, unfit=_unfit)
@@ -78,9 +78,10 @@ def beside(
     lr: float,
     weight_decay: float,
     rank: float | None = None,
+    default: str = HIDDEN,
 ) -> Optimizer:
-    """Returns an optimizer that runs another module on what is not projected: hidden layers are."""
-    rules = HIDDEN if project is None else project
+    """Returns an optimizer that runs another module on parameters that are not projected."""
+    rules = default if project is None else project
     settings = {} if rank is None else {"rank": rank}
     others = Way(None if inside is outside else [outside])
     ways = [Way([inside], rules, "ndim>=2", settings), others]

@@ -233,6 +233,12 @@ def choices(keys: Sequence[int], count: int, length: int, device: Device = "cpu"
     return drawn.topk(count, sorted=False).indices.sort(-1).values
 
 
+def log_waits(seed: int, count: int, like: Tensor) -> Tensor:
+    """Returns logarithms of exponential numbers, in the dtype and on the device of a tensor."""
+    waits = gaussian(seed, (count,), torch.complex64, like.device).abs().square()
+    return waits.clamp_(min=torch.finfo(waits.dtype).tiny).log().to(like.dtype)
+
+
 def permutation(seed: int, n: int, device: Device = "cpu") -> Tensor:
     """Returns the numbers below `n` in random order, every order equally likely.
 

@@ -56,6 +56,7 @@ class Compensation(Limited):
         Gong et al., 2025, https://arxiv.org/abs/2502.07752 (section 5, optimal compensation).
     """
 
+    kinds = {**Limited.kinds, "energies": "opaque"}
     orthonormal = True
     by_channel = True
     reads_again = True

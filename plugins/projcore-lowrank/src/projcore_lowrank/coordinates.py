@@ -12,7 +12,7 @@ from projcore import Node, Settings
 from projcore.ops import require_choice, wide
 from projcore_lowrank._batches import batches
 from projcore_lowrank._matrices import Folding, resolved_rank
-from projcore_lowrank._seeded import choices, gaussian, mix
+from projcore_lowrank._seeded import choices, log_waits, mix
 from projcore_lowrank.basis import Basis, End, Nonfinite, Source, dim_of, ends_of
 from projcore_lowrank.random_basis import require_seed
 
@@ -68,18 +68,14 @@ class Coordinates(Chosen):
     - ``"cyclic"``: the next `r`, which begin again after the last.
 
     For rows and columns, vectors pass as they are, and for entries tensors of a single one. All
-    matrices of a batch share their rows or columns. The rank is a number of rows, columns or
-    entries, or as a float a part of all. State inside that is transported is kept for those that
-    stay, and is zero for new ones.
+    matrices of a batch share theirs. The rank is a number of them, or as a float a part of all.
+    State inside that is transported is kept for those that stay, and is zero for new ones.
 
     Args:
         select: How they are chosen.
         axis: What is chosen: ``"columns"``, ``"rows"`` or ``"entries"``.
-        period: Steps between choices, at least 1. A setting.
+        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
         seed: Of ``"norm"`` and ``"random"``, at least 0. A checkpoint of another seed is rejected.
-        stagger: Spread the choices for different tensors over the period. The first step has all.
-        source: What the norms are of, as of `Basis`; likewise ``nonfinite``.
-        nonfinite: As said.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
@@ -175,13 +171,7 @@ class Coordinates(Chosen):
             scores = norms_of(matrix)
             if self.select == "norm":
                 # The first of exponential clocks to ring, at rates that are the norms.
-                waits = (
-                    gaussian(self._key(state), (length,), torch.complex64, matrix.device)
-                    .abs()
-                    .square()
-                )
-                waits = waits.clamp_(min=torch.finfo(waits.dtype).tiny)
-                scores = scores.log() - waits.log().to(scores.dtype)
+                scores = scores.log() - log_waits(self._key(state), length, scores)
             indices = largest(scores, rank)
         return {end: indices, "refreshes": refreshes + 1}
 

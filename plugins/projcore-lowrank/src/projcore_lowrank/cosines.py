@@ -30,11 +30,8 @@ class Cosines(Chosen):
     that is transported is kept for frequencies that stay, and is zero for new ones.
 
     Args:
-        period: Steps between choices of the frequencies, at least 1. A setting.
+        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
         norm: By which norm they are chosen: 1, the sum of absolute values, or 2.
-        stagger: As of `Basis`; likewise ``source`` and ``nonfinite``.
-        source: As said.
-        nonfinite: As said.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from projcore import Current, Node, ProjectionBase, Settings, require
-from projcore.errors import ArgumentError, ArgumentTypeError, StepError
-from projcore.ops import require_choice, wide
+from projcore.errors import ArgumentError, StepError
+from projcore.ops import linear_in_parts, local, require_choice, sharded_as, wide
 from projcore_lowrank._seeded import mix, stream
 from projcore_lowrank._transforms import fastfood_down, fastfood_up, srht_down, srht_up
 
@@ -53,7 +53,6 @@ class IntrinsicSubspace(ProjectionBase):
         dimension: `d`, from 1 to the number of elements. Beside ``"srht"``, well below it.
         kind: ``"fastfood"``, ``"dense"`` or ``"srht"``.
         seed: Of :math:`P`, at least 0.
-        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
 
     Raises:
         ArgumentTypeError: If ``dimension`` or ``seed`` is no int.
@@ -69,7 +68,8 @@ class IntrinsicSubspace(ProjectionBase):
     `Dd` for ``"dense"``, which holds 4 million of them at a time. Coordinates of parameters, where
     modules inside ask for them, take conjugate gradients for ``"fastfood"``, of about
     :math:`\log\epsilon / \log\sqrt{d/D}` times both ways, and :math:`O(D d^2)` for ``"dense"``.
-    Numbers inside are float32 at least. Not compiled.
+    Numbers inside are float32 at least. Not compiled. Of sharded parameters each process holds a
+    vector of all elements at a time, and `d` numbers are summed over processes each way in.
 
     Differs from the authors' code: the point :math:`\theta_0` is not kept, because steps are added
     to the parameters. Adding a parameter group makes another plane, and resets memory inside.
@@ -90,6 +90,7 @@ class IntrinsicSubspace(ProjectionBase):
     kinds = {"seed": "fixed", "plane": "fixed", "dimension": "fixed", "elements": "fixed"}
     on_refresh = "reset"  # the map changes when parameters are added, and then altogether
     traceable = False  # random numbers from generators of its own
+    sharded = True
 
     def __init__(
         self,
@@ -102,13 +103,8 @@ class IntrinsicSubspace(ProjectionBase):
         project_grad: bool = True,
     ) -> None:
         require_choice(self, "kind", kind, Plane)
-        for name, value, least in (("dimension", dimension, 1), ("seed", seed, 0)):
-            require(self, name, value, minimum=least)
-            if not isinstance(value, int):
-                raise ArgumentTypeError(
-                    f"IntrinsicSubspace({name}={value!r}) was given a {type(value).__name__}. "
-                    f"{name} is a whole number. Pass an int."
-                )
+        require(self, "dimension", dimension, minimum=1, whole=True)
+        require(self, "seed", seed, minimum=0, whole=True)
         self.dimension = dimension
         self.kind = kind
         self.seed = seed
@@ -142,12 +138,13 @@ class IntrinsicSubspace(ProjectionBase):
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
-        x = merge(tensors)
+        x = merge(list(map(local, tensors)))
         if x.is_meta:
             return [x.new_empty(self.dimension)]
+        down = linear_in_parts(lambda parts: self._down(merge(parts)), tensors)
         if current == "params":
-            return [self._coordinates(x)]
-        return [self._down(x)]
+            return [self._coordinates(down, sum(tensor.numel() for tensor in tensors))]
+        return [down]
 
     def unproject(
         self,
@@ -163,7 +160,7 @@ class IntrinsicSubspace(ProjectionBase):
         sizes = [param.numel() for param in params]
         pieces = torch.functional.split(self._up(z, sum(sizes)), sizes)
         return [
-            piece.reshape(param.shape).to(param.dtype)
+            sharded_as(piece.reshape(param.shape).to(param.dtype), param)
             for piece, param in zip(pieces, params, strict=True)
         ]
 
@@ -175,17 +172,17 @@ class IntrinsicSubspace(ProjectionBase):
         """Returns `P^T x`."""
         return MAPS[self.kind][1](x, self.seed, self.dimension)
 
-    def _coordinates(self, x: Tensor) -> Tensor:
-        """Returns the `z` for which `P z` is nearest to a vector."""
+    def _coordinates(self, down: Tensor, length: int) -> Tensor:
+        """Returns the `z` for which `P z` is nearest to a vector `x`, given `P^T x`."""
         if self.kind == "srht":
-            return self._down(x)
+            return down
         if self.kind == "dense":
-            return dense_solve(x, self.seed, self.dimension)
-        z = conjugate_gradients(lambda z: self._down(self._up(z, len(x))), self._down(x))
+            return dense_solve(down, self.seed, length)
+        z = conjugate_gradients(lambda z: self._down(self._up(z, length)), down)
         if z is None:
             raise StepError(
                 f"IntrinsicSubspace(dimension={self.dimension}) did not find the coordinates of "
-                f"parameters of {len(x)} elements: so many random directions are nearly "
+                f"parameters of {length} elements: so many random directions are nearly "
                 "dependent. Pass a smaller dimension, or kind='srht'."
             )
         return z
@@ -225,14 +222,19 @@ def dense_down(x: Tensor, seed: int, dimension: int) -> Tensor:
     return as_vector([total], x)
 
 
-def dense_solve(x: Tensor, seed: int, dimension: int) -> Tensor:
-    """Returns the `z` for which `dense_up` comes nearest to a vector, by Cholesky factors."""
-    columns = as_columns(x)
-    gram = columns.new_zeros(dimension, dimension)
-    for block in blocks(seed, len(x), dimension, columns):
+def dense_solve(down: Tensor, seed: int, length: int) -> Tensor:
+    """Returns the `z` for which `dense_up` comes nearest to a vector, by Cholesky factors.
+
+    Args:
+        down: What `dense_down` makes of the vector.
+        seed: Of the matrix.
+        length: Of the vector.
+    """
+    columns = as_columns(down)
+    gram = columns.new_zeros(len(down), len(down))
+    for block in blocks(seed, length, len(down), columns):
         gram.addmm_(block.mT, block)
-    down = as_columns(dense_down(x, seed, dimension))
-    return as_vector([torch.cholesky_solve(down, torch.linalg.cholesky(gram))], x)
+    return as_vector([torch.cholesky_solve(columns, torch.linalg.cholesky(gram))], down)
 
 
 def blocks(seed: int, length: int, dimension: int, like: Tensor) -> Iterator[Tensor]:

@@ -25,10 +25,7 @@ class Memory(Choice):
     With :math:`C = P_{new}^H P_{old}`, first moments move as :math:`C m`.
 
     Args:
-        second: How second moments are transported: by :math:`|C_{ij}|^2`, which is the diagonal of
-            the transformed covariance (``"squared"``); as :math:`|C v|` (``"absolute"``); not at
-            all while the rank is the same (``"keep"``); or so that all state is reinitialized
-            (``"reset"``).
+        second: How second moments are transported, as of `Transport`.
 
     Attributes:
         on_refresh: As of `ProjectionBase`.
@@ -75,17 +72,11 @@ class Memory(Choice):
             )
             for i in chosen
         ]
-        for run in batches([tensors[i] for i in chosen], keys):
-            places = [chosen[k] for k in run]
-            carried = self.carried(
-                subspace,
-                basis,
-                kind,
-                pick(tensors, places),
-                pick(old_states, places),
-                pick(new_states, places),
-                pick(settings, places),
-            )
+        for run in batches(pick(tensors, chosen), keys):
+            places = pick(chosen, run)
+            states = pick(old_states, places), pick(new_states, places)
+            some = pick(tensors, places), *states, pick(settings, places)
+            carried = self.carried(subspace, basis, kind, *some)
             for i, each in zip(places, apart(carried, len(places)), strict=True):
                 moved[i] = each
         return moved
@@ -113,7 +104,7 @@ class Keep(Memory):
     """State stays as it is, although its coordinates mean something else now; as in GaLore.
 
     Args:
-        second: How second moments are transported where the rank changes, as of `Memory`.
+        second: How second moments are transported where the rank changes, as of `Transport`.
 
     Example:
         >>> from projcore.projections import Subspace

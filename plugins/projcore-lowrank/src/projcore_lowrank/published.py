@@ -1,8 +1,7 @@
 """Subspaces as they were published: each is a `Subspace` with its choices made.
 
-The arguments of choices are their own: those of the basis by name; of `Memory` ``policy``, which
-says which, and ``second``; of `Combine` ``combine``, which says which, ``scale``,
-``residual_scale`` and ``limit``. One that a choice does not have is an error.
+The arguments of choices are their own, as `LowRank` says; one that a choice does not have is an
+error.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from inspect import Parameter
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from projcore import OnRefresh
 from projcore.errors import ArgumentError
@@ -112,22 +111,21 @@ def _as_saved(subspace: Subspace, residual_scale: float = 1.0) -> None:
 def _chosen(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """Returns arguments of `Subspace`, with combine and memory made of theirs."""
     owner = values["self"]
-    require_choice(owner, "combine", values["combine"], get_args(Rule))
-    require_choice(owner, "policy", values["policy"], get_args(OnRefresh))
-    made = {
-        "combine": (RULES[values.pop("combine")], ("scale", "residual_scale", "limit")),
-        "memory": (POLICIES[values.pop("policy")], ("second",)),
-    }
-    for name, (cls, names) in made.items():
+    require_choice(owner, "combine", values["combine"], Rule)
+    require_choice(owner, "policy", values["policy"], OnRefresh)
+    memory = POLICIES[values.pop("policy")]
+    for name, cls, names in (
+        ("combine", RULES[values.pop("combine")], ("scale", "residual_scale", "limit")),
+        ("memory", memory, ("second",)),
+    ):
         taken = {each: values.pop(each) for each in names}
         takes = _parameters(cls)
-        for each in names:
-            if each not in takes and each in given:
-                raise ArgumentError(
-                    f"{type(owner).__name__}({each}={taken[each]!r}) was given with "
-                    f"{name}={cls.__name__}(), which has no such argument. It would have no "
-                    "effect. Leave it out."
-                )
+        for each in (name for name in names if name in given and name not in takes):
+            raise ArgumentError(
+                f"{type(owner).__name__}({each}={taken[each]!r}) was given with "
+                f"{name}={cls.__name__}(), which has no such argument. It would have no effect. "
+                "Leave it out."
+            )
         values[name] = cls(**{each: value for each, value in taken.items() if each in takes})
     return values
 
@@ -144,28 +142,25 @@ def learnt(
     nonfinite: Nonfinite = "raise",
 ) -> Basis:
     """Returns a basis of singular vectors, made as `refresh` says."""
-    if refresh not in BASES:
-        raise ArgumentError(
-            f"refresh={refresh!r} is unknown. It is one of {', '.join(map(repr, BASES))}. Pass one."
-        )
+    require_choice("LowRank", "refresh", refresh, Refresh)
     return BASES[refresh](period, stagger, source, nonfinite)
 
 
 class LowRank(Subspace):
     """Runs modules in the top singular subspace of each matrix of the update.
 
-    A `Subspace` whose basis is by ``refresh`` a `SubspaceIteration` (``"subspace"``; with ``full``,
-    ``"subspace_whole"``; with ``once``, ``"none"``), `Randomized`, `Gram` or `SVD`. By ``combine``
-    the update is made by `Unproject`, `Residual`, `SignResidual` (``"sign"``), `Fira`, `Apollo` or
-    `ApolloMini`; by ``policy`` state inside is that of `Keep`, `Reset` or `Transport`.
+    A `Subspace` whose choices have their arguments here: those of the basis by name, which is by
+    ``refresh`` a `SubspaceIteration` (``"subspace"``; with ``full``, ``"subspace_whole"``; with
+    ``once``, ``"none"``), `Randomized`, `Gram` or `SVD`.
 
     Args:
         modules: What to run inside.
         rank: As of `Subspace`, as all that is not said here.
         period: As of the basis; likewise ``stagger``, ``source`` and ``nonfinite``.
         refresh: How a basis is made, as above.
-        combine: As above; ``scale``, ``residual_scale`` and ``limit`` are its arguments.
-        policy: As above; ``second`` is its argument.
+        combine: How the update is made: by `Unproject`, `Residual`, `SignResidual` (``"sign"``),
+            `Fira`, `Apollo` or `ApolloMini`, which have ``scale``, ``residual_scale``, ``limit``.
+        policy: What happens to state inside: `Keep`, `Reset` or `Transport`, which has ``second``.
 
     Raises:
         ArgumentError: If a setting is out of range, a choice unknown or an argument without effect.
@@ -193,11 +188,7 @@ class GaLore(Subspace):
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`, as all that is not said here.
-        period: Steps between refreshes, at least 1. A setting.
-        refresh: How a basis is made, as of `LowRank`.
-        stagger: Spread the refreshes of different tensors over the period.
-        scale: :math:`\alpha`, above 0. A setting.
+        rank: As of `LowRank`, as all that is not said here; ``scale`` is :math:`\alpha`.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
@@ -240,14 +231,12 @@ class RandomSubspace(Subspace):
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`, as all that is not said here.
-        period: As of `RandomBasis`; likewise ``kind``, ``seed``, ``chain``, ``store`` and
-            ``stagger``.
-        combine: As of `LowRank`; likewise its arguments, ``policy`` and ``second``.
+        rank: As of `LowRank`, as all that is not said here.
+        period: As of `RandomBasis`, likewise its other arguments.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown, an argument without effect,
-            or ``combine`` or ``error_feedback`` needs orthonormal columns.
+        ArgumentError: As of `LowRank`, or if ``combine`` or ``error_feedback`` needs orthonormal
+            columns.
         ArgumentTypeError: If ``seed`` is no integer.
 
     Cost: as `RandomBasis`.
@@ -276,15 +265,12 @@ class CoordinateSubspace(Subspace):
         modules: What to run inside.
         rank: How many rows, columns or entries, at least 1, capped at all; a float is a part of
             all; None, of a group, lets its tensors pass. A setting.
-        select: As of `Coordinates`; likewise ``axis``, ``period``, ``seed``, ``stagger``,
-            ``source`` and ``nonfinite``.
-        combine: As of `LowRank`; likewise its arguments, ``policy`` and ``second``. Fira and APOLLO
-            are for rows and columns.
-        error_feedback: As of `Subspace`, as all that is not said here.
+        select: As of `Coordinates`, likewise its other arguments.
+        combine: As of `LowRank`, as all that is not said here. Fira and APOLLO are for rows and
+            columns.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown, an argument without effect,
-            or ``combine`` scales the channels of entries.
+        ArgumentError: As of `LowRank`, or if ``combine`` scales the channels of entries.
         ArgumentTypeError: If ``seed`` is no integer.
         NonFiniteError: In a step: if what norms are taken of is not finite.
 
@@ -309,14 +295,12 @@ class DCTSelect(Subspace):
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`, as all that is not said here.
-        period: As of `Cosines`; likewise ``norm``, ``stagger``, ``source`` and ``nonfinite``.
-        combine: As of `LowRank`; likewise its arguments, ``policy`` and ``second``.
+        rank: As of `LowRank`, as all that is not said here.
+        period: As of `Cosines`, likewise ``norm``.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown or an argument without effect.
-        NonFiniteError: In a step: if what norms are taken of is not finite. With ``period=1`` an
-            accelerator is asked in the first step alone: it shows in the parameters.
+        ArgumentError: As of `LowRank`.
+        NonFiniteError: In a step: if what norms are taken of is not finite; see `Basis`.
 
     Cost: as `Subspace` and `Cosines`.
 
@@ -339,17 +323,14 @@ class LDAdamSubspace(Subspace):
 
     Args:
         modules: What to run inside.
-        rank: As of `Subspace`, as all that is not said here.
-        rho: As of `Tracking`: how much of the momentum there is in what the basis follows.
-        inner_betas: The betas of the Adam inside; by default those that it has in each step.
-        error_feedback: Whether errors are kept. It takes a tensor of the parameter's size.
-        scale: What the update is multiplied by, above 0. A setting.
-        side: Which side is compressed: ``"std"``, ``"reverse_std"``, ``"left"`` or ``"right"``.
+        rank: As of `Subspace`, as all that is not said here, but that one side is compressed.
+        rho: As of `Tracking`; likewise ``inner_betas``.
+        scale: As of `Unproject`.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        NonFiniteError: In a step: if there is Inf or NaN in the update. On an accelerator in the
-            first step alone: later ones would wait for that, and it shows in the parameters.
+        NonFiniteError: In a step: if the update is not finite; on an accelerator in the first step
+            alone: later ones would wait for that, and it shows in the parameters.
 
     Cost: per matrix of sides ``s <= l``: state of ``s r`` for the basis and ``s l`` for the errors
     beside that of Adam, ``2 r l``. A step takes products of ``12 s l r`` operations together,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, require
-from projcore.errors import ArgumentTypeError
 from projcore.ops import require_choice
 from projcore_lowrank._seeded import gaussians, mix, rademacher, stream, uniform_columns
 from projcore_lowrank._transforms import srht_down, srht_up
@@ -42,7 +41,7 @@ class RandomBasis(Basis):
     :math:`P`. It depends on no data, so that is not checked for Inf or NaN.
 
     Args:
-        period: Steps between new bases, at least 1. A setting.
+        period: Steps between new bases, as of `Basis`, likewise ``stagger``.
         kind: As above.
         seed: At least 0. A checkpoint of another seed is rejected.
         chain: How seeds follow each other. ``"mixed"``: by hashing seed, key and number of
@@ -52,7 +51,6 @@ class RandomBasis(Basis):
             are drawn on the CPU, by torch's generator, and copied to the device.
         store: Keep each :math:`P` in the state until the next. Worth it where drawing takes long,
             as of orthonormal columns of a high rank, or by ``chain="apollo"`` for a GPU.
-        stagger: Spread the refreshes of different tensors over the period. The first step has all.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
@@ -203,15 +201,11 @@ class RandomBasis(Basis):
             drawn = gaussians(keys, sizes, working, device)
             return [uniform_columns(each).to(dtype) for each in drawn]
         if self.kind == "srht":
-            return [
-                torch.stack(
-                    [
-                        srht_up(torch.eye(*size[1:] * 2, dtype=dtype, device=device), key, size[0])
-                        for key in some
-                    ]
-                )
-                for some, size in zip(keys, sizes, strict=True)
-            ]
+            drawn = []
+            for some, (length, rank) in zip(keys, sizes, strict=True):
+                eye = torch.eye(rank, dtype=dtype, device=device)
+                drawn.append(torch.stack([srht_up(eye, key, length) for key in some]))
+            return drawn
         wide = torch.complex64 if dtype.is_complex else torch.float32
         # From the right it is the adjoint that is drawn, as in APOLLO's code.
         shapes = [
@@ -275,12 +269,7 @@ class RandomBasis(Basis):
 
 def require_seed(owner: object, seed: object) -> None:
     """Raises unless a seed is an integer from 0 on."""
-    require(owner, "seed", seed, minimum=0)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentTypeError(
-            f"{type(owner).__name__}(seed={seed!r}) was given a {type(seed).__name__}. A seed is "
-            "an integer. Pass one."
-        )
+    require(owner, "seed", seed, minimum=0, whole=True)
 
 
 def following(seed: int) -> int:

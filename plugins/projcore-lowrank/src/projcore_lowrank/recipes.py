@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from projcore import Optimizer
-from projcore.recipe import Params, Project, Way, routed
+from projcore.recipe import LINEAR, Params, Project, Way, routed
 from projcore_lowrank import published
 from projcore_lowrank._matrices import Side
 from projcore_lowrank._recipe import LEAST, ROOT, UNCORRECTED, beside, corrected, optimizer, recipe
@@ -474,7 +474,7 @@ def _soap(
     inside = SOAPRotation([adam], beta=betas[1], skip_first=True, **rotation)
     # Vectors pass through the rotation, and wait for the second step, as all else there does.
     ways = inside, inside if project == "*" else adam
-    return beside(name, params, project, *ways, lr, weight_decay)
+    return beside(name, params, project, *ways, lr, weight_decay, default=LINEAR)
 
 
 @recipe()

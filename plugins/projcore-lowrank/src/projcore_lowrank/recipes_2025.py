@@ -51,11 +51,11 @@ def subtrack(
     The moments are carried to each new basis, second ones as variances, as in LDAdam. The defaults
     are those of the authors' script for a LLaMA of 60 million parameters. Differs from their code
     as `SubTrack` does; and there moments are carried from a basis that is never brought up to date,
-    one step late, and second ones shrink by the second beta each time.
+    one step late, and second ones are multiplied by one less the second beta.
 
     Args:
         step: How far the basis turns, as of `SubTrack`; likewise ``relative``.
-        relative: Whether that depends on the gradient's direction alone.
+        relative: Whether that does not depend on the size of the gradient.
 
     Cost: ``s r + 2 l r``.
 
@@ -88,7 +88,7 @@ def grasswalk(
     the authors' script for SubTrack++, and ``step`` is ours.
 
     Args:
-        step: The angle between two bases, about.
+        step: The angles between a basis and the next, about.
 
     Cost: ``s r + 2 l r``.
 
@@ -129,7 +129,7 @@ def grassjump(
     return _recovering("grassjump", {"random_basis": settings}, *common)
 
 
-@recipe({"rank": 8, "leading": 2}, eps=UNCORRECTED)
+@recipe({"rank": 8}, eps=UNCORRECTED)
 def alice(
     params: Params,
     lr: float = 0.02,
@@ -137,7 +137,7 @@ def alice(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     rank: float = 256,
-    leading: int | float = 40,
+    leading: int | float = 0.15625,
     period: int = 200,
     scale: float = 0.3,
     residual_scale: float = 0.4,
@@ -153,7 +153,8 @@ def alice(
     Args:
         betas: Of Adam, the first of the residuals' sizes, too; the third of the mean that the basis
             follows.
-        leading: How many eigenvectors stay at a refresh; a float is a part of the rank.
+        leading: How many eigenvectors stay at a refresh, by default 40 of 256; a float is a part of
+            the rank.
         scale: What the update is multiplied by.
         residual_scale: What the residual is multiplied by, beside the scale.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore.ops import wide
-from projcore_lowrank._seeded import gaussian, mix
+from projcore_lowrank._seeded import log_waits, mix
 from projcore_lowrank.basis import Basis, Nonfinite, Source
 from projcore_lowrank.random_basis import require_seed
 from projcore_lowrank.singular import with_fixed_phases
@@ -25,9 +25,6 @@ class SARA(Basis):
     Args:
         period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
         seed: Of the draws, at least 0.
-        stagger: As said.
-        source: As said.
-        nonfinite: As said.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
@@ -64,9 +61,6 @@ class SARA(Basis):
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
         u, values, _ = torch.linalg.svd(wide(matrix), full_matrices=False)
         # The first of exponential clocks to ring, at rates that are the singular values.
-        shape, key = (values.shape[-1],), mix(self.seed, seed)
-        waits = gaussian(key, shape, torch.complex64, matrix.device).abs().square()
-        waits = waits.clamp_(min=torch.finfo(waits.dtype).tiny)
-        scores = values.log() - waits.log().to(values.dtype)
+        scores = values.log() - log_waits(mix(self.seed, seed), values.shape[-1], values)
         chosen = scores.topk(rank, dim=-1).indices.sort(dim=-1).values.unsqueeze(-2)
         return with_fixed_phases(u.gather(-1, chosen.expand(*u.shape[:-1], rank)))

@@ -99,9 +99,6 @@ class SubspaceIteration(Basis):
 
     Args:
         period: As of `Basis`, likewise ``stagger``, ``source`` and ``nonfinite``.
-        stagger: As said.
-        source: As said.
-        nonfinite: As said.
         full: Take all columns at once, which is faster where few singular values stand out.
         once: Learn the basis in the first step alone, whatever the period.
 

@@ -20,7 +20,7 @@ from projcore import (
     require,
 )
 from projcore.errors import ArgumentError, NonFiniteError, StepError
-from projcore.ops import require_choice
+from projcore.ops import alike, require_choice
 from projcore_lowrank._batches import (
     Batch,
     all_finite,
@@ -29,7 +29,6 @@ from projcore_lowrank._batches import (
     is_alone,
     parted,
     pick,
-    same_kind,
     stacked,
 )
 from projcore_lowrank._matrices import Folding, Rank, Side, compressed, view_of
@@ -69,8 +68,8 @@ class Subspace(ProjectionBase):
     inside. Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
 
     Inside, a closure is evaluated on the plane through the current point: what the basis does not
-    span stays. Parameters are written by a product that goes straight into them, where nothing but
-    a learning rate, a factor or weight decay follows in the optimizer.
+    span stays. Parameters are written by a product that goes straight into them, where only a
+    learning rate, a factor or weight decay follows.
 
     Choices are objects, or their specs: ``basis="svd(period=100)"``. Their settings, as ``period``
     and ``scale``, are settings of the subspace: groups and schedulers find them there.
@@ -95,9 +94,7 @@ class Subspace(ProjectionBase):
             (``"fold"``), or a batch of matrices of the last two (``"last2"``). Dimensions of
             length 1 do not count. A setting, fixed once there is state.
         compute_dtype: A dtype for the products with the basis, such as ``"bfloat16"``.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        project_update: As of `ProjectionBase`, likewise ``project_params`` and ``project_grad``.
 
     Raises:
         ArgumentError: If a setting is out of range, or choices do not go together.
@@ -298,7 +295,7 @@ class Subspace(ProjectionBase):
     def _usable(self, tensors: list[Tensor]) -> list[bool]:
         """Returns from which tensors bases can be learnt; waits for a device once."""
         usable = [True] * len(tensors)
-        for places in same_kind(tensors):
+        for places in alike(tensors):
             for i, good in zip(places, all_finite([tensors[i] for i in places]), strict=True):
                 usable[i] = good
                 if not good and self.basis.nonfinite == "raise":
@@ -536,7 +533,7 @@ class Subspace(ProjectionBase):
             some = [each for batch in found.batches for each in batch.members()]
             low = [projected[i] for batch in some for i in batch.places]
         made: list[Update] = []
-        for places in same_kind(low):
+        for places in alike(low):
             chosen, inside = pick(some, places), pick(low, places)
             outside = pick(found.outside, places) if self.rule.measures else []
             dims = [channel(batch.states[0]) for batch in chosen]

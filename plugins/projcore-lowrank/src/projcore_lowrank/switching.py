@@ -35,7 +35,7 @@ class Switching(Basis):
     Args:
         period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
         leading: How many eigenvectors are kept, at least 1, capped at the rank; a float is a part
-            of the rank.
+            of the rank. By default 40 of 256, as published.
         beta: :math:`\beta`, at least 0 and less than 1; 0 keeps no :math:`\tilde Q` (Alice-0).
         seed: Of the columns drawn, at least 0.
         stagger: As said.
@@ -62,12 +62,13 @@ class Switching(Basis):
         Gong et al., 2025, https://arxiv.org/abs/2502.07752 (section 5, switching and tracking).
     """
 
+    kinds = {TRACKED: "opaque"}
     one_sided = True
 
     def __init__(
         self,
         period: int = 200,
-        leading: int | float = 40,
+        leading: int | float = 0.15625,
         beta: float = 0.0,
         seed: int = 0,
         stagger: bool = True,

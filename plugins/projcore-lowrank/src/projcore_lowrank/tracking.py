@@ -65,8 +65,8 @@ class Tracking(Basis):
 
     Raises:
         ArgumentError: If an argument is out of range.
-        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`. On an accelerator in the
-            first step alone: later ones would wait for that, and it shows in the parameters.
+        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`, with a period of 1: see
+            `Basis`.
 
     Cost: per matrix of sides ``s <= l``, beside the two products, ``8 s l r`` operations and about
     ``12 s r^2`` for the QR and :math:`C`. :math:`B` is never formed.
@@ -202,9 +202,8 @@ class Variances(Transport):
         if kind != "second" or len(moments) < len(tensors):
             states = old_states, new_states
             return super().carried(subspace, basis, kind, tensors, *states, settings)
-        beta1, beta2 = (
-            self.inner_betas or subspace.betas_inside(new_states[0], settings[0]) or (0, 0)
-        )
+        betas = self.inner_betas or subspace.betas_inside(new_states[0], settings[0])
+        beta1, beta2 = betas or (0, 0)
         count = new_states[0]["step"] - 1
         # v = (1 - beta2^t) v_hat, and m likewise: the corrections leave one factor of the squares.
         factor = (1 - beta2**count) / (1 - beta1**count) ** 2

@@ -49,8 +49,8 @@ class Tucker(ProjectionBase):
     Args:
         modules: What to run inside.
         rank: :math:`r_k`, a setting: an int, a part of each side if it is a float up to 1, None to
-            keep a side whole; for all sides, or a tuple with one for each. At most the length of
-            its side, and the number of elements of a slice.
+            keep a side whole; for all sides, or a tuple with one for each. It is capped at the
+            length of its side, and at the number of elements of a slice.
         period: Steps between refreshes, at least 1, a setting.
         scale: What the update that comes out is multiplied by, a setting.
         refresh: ``"hosvd"`` or ``"hooi"``.
@@ -60,12 +60,10 @@ class Tucker(ProjectionBase):
             ``"transport"``: by :math:`C_k = U_k^{new\,H} U_k^{old}` along each side, and second
             moments by the squares of these weights, so they stay nonnegative. Where the core
             changes its shape, what would be kept is transported.
-        source: What the bases are learnt from: the ``"update"`` that comes in, or the
-            ``"gradient"``.
-        nonfinite: Inf or NaN in what bases are to be learnt from, or a sum that overflows, is an
-            error (``"raise"``), or they stay, to be learnt in the next step (``"skip"``; before the
-            first, they are the first coordinates).
-        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
+        source: What the bases are learnt from: the ``"update"`` given, or the ``"gradient"``.
+        nonfinite: Inf or NaN there, or a sum that overflows, is an error (``"raise"``), or bases
+            stay, to be learnt in the next step (``"skip"``; before the first, they are the first
+            coordinates).
 
     Raises:
         ArgumentError: If a setting is out of range, or a tuple of ranks has not one for each side.
