@@ -109,6 +109,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
 	$(BIN)/python benchmarks/chains.py
+	$(BIN)/python -m benchmarks.floors
 	$(BIN)/python benchmarks/switches.py
 	$(BIN)/python benchmarks/lowrank.py
 	$(BIN)/python benchmarks/refresh.py
