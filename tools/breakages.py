@@ -903,7 +903,7 @@ ENGINE_BREAKAGES = [
         "projcore/optimizer.py",
         before="self._given, self._found = _entries(groups), {}",
         after="self._given = _entries(groups)",
-        tests=(TEST_ENGINE + "::test_whatever_changes_between_steps",),
+        tests=(BASIC + "tests/test_sgd.py::test_groups_and_schedules",),
     ),
     Breakage(
         "stale-reads",
