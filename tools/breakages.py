@@ -1618,6 +1618,14 @@ PLUGINS = [
         tests=("tests/kernel/test_choices.py::test_wrong_choices_are_refused",),
     ),
     Breakage(
+        "recipe-leaves-nothing-out",
+        "A parameter that a recipe leaves out keeps the way of its rule.",
+        "projcore/_split.py",
+        before="way, rule = len(self.ways) - 1, rule if of_rule else len(self.table) - 1",
+        after="rule = rule if of_rule else len(self.table) - 1",
+        tests=("tests/kernel/test_recipe.py::test_a_function_leaves_out_and_says_why",),
+    ),
+    Breakage(
         "sumo-residual",
         "SUMO leaves out the residual.",
         LOWRANK + "src/projcore_lowrank/recipes.py",
@@ -2177,8 +2185,8 @@ PLUGINS = [
         "no-word-of-a-failure",
         "A process that fails tells the others nothing.",
         ENGINE + "together.py",
-        before="            self._tell(str(error))\n",
-        after="",
+        before="                self._tell(str(error))\n",
+        after="                pass\n",
         tests=("tests/kernel/test_together.py",),
     ),
     Breakage(

@@ -63,7 +63,8 @@ class Together:
                     f"Another process has failed while this one waited for it: {told}. Look for "
                     "the cause there."
                 ) from error
-            self._tell(str(error))
+            if not _is_of_waiting(error):
+                self._tell(str(error))
             raise
         finally:
             self._running = False
@@ -113,6 +114,12 @@ def _is_of_torch(error: Exception) -> bool:
     if isinstance(error, ProjcoreError):
         return False
     return type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
+
+
+def _is_of_waiting(error: Exception) -> bool:
+    """Whether an error tells of another process, which may have ended without a word."""
+    of_gloo = any(each in str(error) for each in ("/gloo/", "caused pair closure"))
+    return _is_of_torch(error) and (of_gloo or isinstance(error, torch.distributed.DistError))
 
 
 def _store() -> Any:

@@ -247,7 +247,9 @@ def counts(rank: int, size: int, folder: Path) -> dict[str, Any]:
         ):
             optimizer.step()
         plan = optimizer.plan_of(optimizer.param_groups)
-        told = [node.projection.sent for node in gathered(plan.region)]
+        nodes = list(gathered(plan.region))
+        told = [node.projection.sent for node in nodes]
+        kept = [value for node in nodes for value in vars(node.transfer.team).values()]
         alone = network()
         on_paper = (
             Optimizer(alone, "muon(flatten=True)", LR(0.01))
@@ -257,6 +259,7 @@ def counts(rank: int, size: int, folder: Path) -> dict[str, Any]:
         results[name] = {
             "found": found,
             "told": told,
+            "groups": sum(isinstance(value, dist.ProcessGroup) for value in kept),
             "text": optimizer.describe(),
             "on paper": [on_paper.state[rank], on_paper.sent[rank]],
             "state": optimizer.memory().state,

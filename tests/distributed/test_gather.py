@@ -91,6 +91,7 @@ def test_a_step_has_two_collectives(tasks: Tasks) -> None:
             kinds, counts = zip(*found["found"], strict=True)
             assert kinds == ("all_to_all_single",) * (3 if name == "muon" else 2), name
             assert [(sum(counts[:-1]), counts[-1])] == found["told"], name
+            assert found["groups"] == 0, name  # they would outlive `destroy_process_group`
             assert found["on paper"] == [found["state"], sum(found["told"][0])], name
             for count in found["told"][0]:
                 assert f"{count:,}" in found["text"], name

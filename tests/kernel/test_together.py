@@ -69,6 +69,15 @@ def test_the_same_error_in_all_stays(both: list[Together]) -> None:
     assert type(found) is RuntimeError
 
 
+def test_one_that_waited_in_vain_is_not_to_blame(both: list[Together]) -> None:
+    """As when the system has killed a third process, which could leave no word."""
+    closed = RuntimeError(
+        "[/third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer"
+    )
+    assert fail(both, 1, closed) is closed
+    assert fail(both, 0, LATE) is LATE
+
+
 def test_word_is_of_this_step(both: list[Together]) -> None:
     fail(both, 1, ValueError("long ago"))
     fail(both, 0, LATE)

@@ -5,30 +5,24 @@ from __future__ import annotations
 from projcore import Optimizer
 from projcore.recipe import Params, Project, Spec
 from projcore_lowrank._recipe import UNCORRECTED, corrected, optimizer, recipe
+from projcore_lowrank.basis import Basis
+from projcore_lowrank.compensation import Compensation
 from projcore_lowrank.fira import Fira
+from projcore_lowrank.grassmann import GrassWalk, SubTrack
+from projcore_lowrank.random_basis import RandomBasis
 from projcore_lowrank.subspace import Subspace
+from projcore_lowrank.switching import Switching
 from projcore_lowrank.tracking import Variances
 
 Betas = tuple[float, float]
 
 
 def _recovering(
-    name: str,
-    basis: Spec,
-    params: Params,
-    project: Project,
-    lr: float,
-    betas: Betas,
-    eps: float,
-    weight_decay: float,
-    rank: float,
-    scale: float,
-    limit: float | None,
-) -> Optimizer:
-    """Returns Fira's optimizer in another subspace, to which its moments are carried."""
-    choices = {"basis": basis, "combine": Fira(scale, limit)}
-    modules = corrected(Subspace, betas, eps, rank=rank, **choices, memory=Variances())
-    return optimizer(name, params, project, rank, modules, lr, weight_decay, {"betas": betas})
+    basis: Basis, betas: Betas, eps: float, rank: float, scale: float, limit: float | None
+) -> list[Spec]:
+    """Returns Fira's modules with another basis, to which the moments are carried."""
+    choices = {"basis": basis, "combine": Fira(scale, limit), "memory": Variances()}
+    return corrected(Subspace, betas, eps, rank=rank, **choices)
 
 
 @recipe({"rank": 8}, eps=UNCORRECTED)
@@ -62,9 +56,10 @@ def subtrack(
     References:
         Rajabi et al., 2025, https://arxiv.org/abs/2502.01586.
     """
-    settings = {"period": period, "step": step, "relative": relative, "stagger": False}
-    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
-    return _recovering("subtrack", {"subtrack": settings}, *common)
+    basis = SubTrack(period, step, relative, stagger=False)
+    modules = _recovering(basis, betas, eps, rank, scale, limit)
+    fixed = {"betas": betas}
+    return optimizer("subtrack", params, project, rank, modules, lr, weight_decay, fixed)
 
 
 @recipe({"rank": 8}, eps=UNCORRECTED)
@@ -95,9 +90,10 @@ def grasswalk(
     References:
         Rajabi et al., 2025, https://arxiv.org/abs/2510.01878.
     """
-    settings = {"period": period, "step": step, "seed": seed, "stagger": False}
-    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
-    return _recovering("grasswalk", {"grasswalk": settings}, *common)
+    basis = GrassWalk(period, step, seed, stagger=False)
+    modules = _recovering(basis, betas, eps, rank, scale, limit)
+    fixed = {"betas": betas}
+    return optimizer("grasswalk", params, project, rank, modules, lr, weight_decay, fixed)
 
 
 @recipe({"rank": 8}, eps=UNCORRECTED)
@@ -124,9 +120,10 @@ def grassjump(
     References:
         Rajabi et al., 2025, https://arxiv.org/abs/2510.01878.
     """
-    settings = {"period": period, "kind": "orthonormal", "seed": seed, "stagger": False}
-    common = params, project, lr, betas, eps, weight_decay, rank, scale, limit
-    return _recovering("grassjump", {"random_basis": settings}, *common)
+    basis = RandomBasis(period, "orthonormal", seed, stagger=False)
+    modules = _recovering(basis, betas, eps, rank, scale, limit)
+    fixed = {"betas": betas}
+    return optimizer("grassjump", params, project, rank, modules, lr, weight_decay, fixed)
 
 
 @recipe({"rank": 8}, eps=UNCORRECTED)
@@ -164,10 +161,8 @@ def alice(
         Gong et al., 2025, https://arxiv.org/abs/2502.07752.
     """
     adam = {"adam": {"betas": betas[:2], "eps": eps, "bias_correction": False}}
-    switching = {"period": period, "leading": leading, "beta": betas[2], "seed": seed}
-    combine = {"scale": scale, "residual_scale": residual_scale, "beta": betas[0], "limit": limit}
-    basis = {"switching": {**switching, "stagger": False}}
-    choices = {"basis": basis, "combine": {"compensation": combine}}
-    inside: Spec = {"subspace": {"modules": [adam], "rank": rank, **choices}}
+    basis = Switching(period, leading, betas[2], seed, stagger=False)
+    combine = Compensation(scale, residual_scale, betas[0], limit)
+    modules = [Subspace([adam], rank, basis, combine)]
     fixed = {"betas": betas[:2]}
-    return optimizer("alice", params, project, rank, [inside], lr, weight_decay, fixed)
+    return optimizer("alice", params, project, rank, modules, lr, weight_decay, fixed)
