@@ -53,8 +53,10 @@ class Roll:
         self._count = len(facts)
         self.members = [i for i, each in enumerate(facts) if each is not None]
         self._others = [i for i, each in enumerate(facts) if each is None]
-        self._facts = [each for each in facts if each is not None]
-        self.dtypes = [dtype for _, dtype, _ in self._facts]
+        found = [each for each in facts if each is not None]
+        self._shapes = [shape for shape, _, _ in found]
+        self.dtypes = [dtype for _, dtype, _ in found]
+        self._devices = [device for _, _, device in found]
 
     def pick(self, parameters: list[Tensor]) -> list[Tensor]:
         """Returns those of all parameters that take part."""
@@ -75,7 +77,11 @@ class Roll:
         )
         if joined or not (sticky or all(p.requires_grad for p in members)):
             return False
-        return [(p.shape, p.dtype, p.device) for p in members] == self._facts
+        return (
+            [p.shape for p in members] == self._shapes
+            and [p.dtype for p in members] == self.dtypes
+            and [p.device for p in members] == self._devices
+        )
 
 
 def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:
