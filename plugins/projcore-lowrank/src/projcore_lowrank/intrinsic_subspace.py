@@ -138,9 +138,10 @@ class IntrinsicSubspace(ProjectionBase):
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
-        x = merge(list(map(local, tensors)))
-        if x.is_meta:
-            return [x.new_empty(self.dimension)]
+        require_alike(tensors)
+        first = local(tensors[0])
+        if first.is_meta:
+            return [wide(first).new_empty(self.dimension)]
         down = linear_in_parts(lambda parts: self._down(merge(parts)), tensors)
         if current == "params":
             return [self._coordinates(down, sum(tensor.numel() for tensor in tensors))]
@@ -188,12 +189,8 @@ class IntrinsicSubspace(ProjectionBase):
         return z
 
 
-def merge(tensors: list[Tensor]) -> Tensor:
-    """Returns the elements of tensors in one vector, float32 at least.
-
-    Raises:
-        ArgumentError: If they differ in dtype or device.
-    """
+def require_alike(tensors: list[Tensor]) -> None:
+    """Raises an `ArgumentError` if tensors differ in dtype or device."""
     for what in ("dtype", "device"):
         found = list(dict.fromkeys(str(getattr(tensor, what)) for tensor in tensors))
         if len(found) > 1:
@@ -202,6 +199,10 @@ def merge(tensors: list[Tensor]) -> Tensor:
                 f"Inside they are one vector, which has one {what}. Bring them to one with "
                 "To([IntrinsicSubspace(...)], dtype=..., device=...)."
             )
+
+
+def merge(tensors: list[Tensor]) -> Tensor:
+    """Returns the elements of tensors in one vector, float32 at least."""
     return wide(torch.cat([tensor.reshape(-1) for tensor in tensors]))
 
 
