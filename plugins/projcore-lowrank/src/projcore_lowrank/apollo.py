@@ -26,15 +26,14 @@ class Apollo(Limited):
     .. math:: \alpha G \operatorname{diag}(\phi), \quad
         \phi_j = \lVert N_j \rVert / \lVert R_j \rVert
 
-    with the norm of :math:`G \operatorname{diag}(\phi)` limited, before :math:`\alpha`. Channels
-    are columns if matrices are compressed from the left, else rows.
+    with the growth of the norm of :math:`G \operatorname{diag}(\phi)` limited, before the factor
+    :math:`\alpha`. Channels are columns if matrices are compressed from the left, else rows.
 
     Args:
         scale: :math:`\alpha`, above 0. A setting.
-        limit: By how much, at most, the norm grows from one step to the next, at least 1; None for
-            no limit.
+        limit: The maximum growth factor of the norm in a step, at least 1; None for no limit.
 
-    Differs from the authors' code: after a step of zeros nothing is limited to almost nothing.
+    Differs from the authors' code: a zero norm does not limit the next step.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -64,13 +63,13 @@ class Apollo(Limited):
 
 
 class ApolloMini(Apollo):
-    r"""Scales the full update as a whole, as `Apollo` where all of a matrix is one channel.
+    r"""Scales the full update as a whole, as `Apollo` with each matrix as one channel.
 
     .. math:: \alpha \phi\, G, \quad \phi = \lVert N \rVert / \lVert R \rVert
 
     Args:
         scale: :math:`\alpha`, above 0. A setting.
-        limit: As of `Apollo`.
+        limit: See `Apollo`.
 
     Example:
         >>> from projcore.projections import Subspace

@@ -1,4 +1,4 @@
-"""The first choice of a subspace: what spans it, and when that is learnt."""
+"""The first choice of a subspace: its basis, and the steps in which it is refreshed."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ Nonfinite = Literal["raise", "skip"]
 
 
 class Basis(Choice):
-    r"""What spans a subspace: override `columns`, and the rest for what is no matrix in the state.
+    r"""The basis of a subspace: override `columns`, and more if its state is not a matrix.
 
     A matrix, shape ``(m, n)``, is compressed from an *end*: from the ``"left"`` as :math:`P^H G`,
     with a basis :math:`P` of shape ``(m, r)``, or from the ``"right"`` as :math:`G P`, with one of
-    shape ``(n, r)``. What a basis keeps is in the state of the `Subspace`, one node for each
-    tensor; the entry of the end's name is there for each end that is compressed.
+    shape ``(n, r)``. The state of a basis is part of the state of the `Subspace`, one node for each
+    tensor, with an entry named after each end that is compressed.
 
     Args:
         period: Steps between refreshes, at least 1. A setting.
-        stagger: Spread the refreshes of different tensors over the period. The first step has all.
-        source: What it is learnt from: the ``"update"`` given, the ``"gradient"``, or the mean of
-            the update and the first moment inside (``"momentum"``).
-        nonfinite: Inf or NaN there is an error (``"raise"``), or the basis stays, and is learnt in
-            the next step (``"skip"``). With ``period=1`` and ``"raise"`` an accelerator is asked in
-            the first step alone: it shows in the parameters.
+        stagger: Whether to spread the refreshes of tensors over the period, after the first step.
+        source: The tensor to compute it from: the incoming ``"update"``, the ``"gradient"``, or the
+            mean of the update and the first moment inside (``"momentum"``).
+        nonfinite: Whether Inf or NaN in the source raises an error (``"raise"``), or postpones the
+            refresh to the next step (``"skip"``). With ``period=1`` and ``"raise"``, accelerators
+            check the first step only: later non-finite values show up in the parameters.
 
     Attributes:
-        orthonormal: Whether its columns are.
+        orthonormal: Whether its columns are orthonormal.
         selects: Whether its columns are coordinates, whose indices are the entry of the end.
-        periodic: Whether it is learnt again after the first step.
-        data_dependent: Whether it is made from `source`, which then has to be finite.
-        side: The side that it compresses, if that is its own choice.
-        has_channels: Whether tensors inside are matrices, of rows and columns that may be scaled.
-        traceable: Whether products with it make one graph for `torch.compile`.
-        one_sided: Whether it is for one end alone.
-        asks_inside: Whether it asks for the betas of Adam inside.
+        periodic: Whether it is refreshed after the first step.
+        data_dependent: Whether it is computed from `source`, which then has to be finite.
+        side: The side that it compresses, if it determines the side.
+        has_channels: Whether tensors inside are matrices, whose rows and columns may be scaled.
+        traceable: Whether `torch.compile` traces products with it without graph breaks.
+        one_sided: Whether it supports only one end.
+        asks_inside: Whether it requires the betas of Adam inside.
     """
 
     host = ("subspace", "basis")
@@ -77,22 +77,22 @@ class Basis(Choice):
     def check(self, owner: object, settings: Settings) -> None:
         require(owner, "period", settings["period"], minimum=1)
 
-    # How it is learnt.
+    # Refresh.
 
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
-        """Returns orthonormal columns for a matrix, or for each of a batch.
+        """Returns orthonormal columns for a matrix, or for each matrix of a batch.
 
         Args:
             matrix: Shape ``(..., m, n)``; from the right, the adjoint of the one given.
             rank: `r`, 1 to `m`.
-            start: The basis so far, or None if none was learnt yet.
-            seed: Of random numbers; it differs from step to step.
+            start: The current basis, or None before the first refresh.
+            seed: The seed of random numbers; it differs between steps.
 
         Returns:
             Shape ``(..., m, r)``.
 
         Raises:
-            ContractError: If neither this nor what calls it is overridden.
+            ContractError: If neither this method nor `learn` is overridden.
         """
         raise ContractError(
             f"{type(self).__name__} makes no columns. A basis overrides columns, or learn, which "
@@ -100,15 +100,15 @@ class Basis(Choice):
         )
 
     def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
-        """Returns the entries of an end before its first basis is learnt.
+        """Returns the entries of an end before the first refresh.
 
-        Columns have that length; ``batch`` is the shape of a batch of matrices.
+        ``length`` is that of the columns, ``batch`` the shape of a batch of matrices.
         """
         eye = torch.eye(length, rank, dtype=like.dtype, device=like.device)
         return {end: eye.expand(*batch, length, rank).contiguous() if batch else eye}
 
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
-        """Returns the entries of an end with a new basis, of columns as those of ``matrix``."""
+        """Returns the entries of an end with a new basis for the columns of ``matrix``."""
         start = None if state["pending"] else state[end]
         made = self.columns(matrix, rank, start, mix(state["step"], end == "right"))
         return {end: made.to(matrix.dtype)}
@@ -116,7 +116,7 @@ class Basis(Choice):
     def learn_ends(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
         """Returns the entries with new bases of all ends.
 
-        Entries that the state does not have are for this step: `pass_on` takes them.
+        Entries that are not in the state are for this step only: `pass_on` handles them.
         """
         node: Node = {}
         for end in ends_of(state):
@@ -131,32 +131,32 @@ class Basis(Choice):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Node] | None:
-        """Returns what `learn_ends` does, of all tensors at once; None to go batch by batch."""
+        """Returns the results of `learn_ends` for all tensors; None to run batch by batch."""
         return None
 
     def track(self, projected: Tensor, states: list[Node]) -> None:
-        """Is told in every step what a tensor is inside, or a stack of one for each state.
+        """Receives a projected tensor, or a stack of one for each state, in every step.
 
-        For running means of it; what changes is put into the states as a new tensor.
+        For running means of these; changed entries of the states are replaced by new tensors.
         """
 
     def pass_on(self, node: Node, state: Node) -> None:
-        """Moves entries of this step alone from the new node to where they are looked for."""
+        """Moves entries for this step only from the new node to the place where they are read."""
 
     def forgotten(self, state: Node, end: End) -> tuple[Tensor, Tensor] | None:
-        """Returns two factors of what state inside lost by the refresh, for error feedback."""
+        """Returns two factors of the momentum lost by the refresh, for error feedback."""
         return None
 
     @property
     def follows_momentum(self) -> bool:
-        """Whether it is learnt from first moments inside, too.
+        """Whether it is computed from first moments inside, too.
 
-        Then these are in ``state["moment"]`` when it is learnt, if there are any yet, and the betas
-        that they are made with in ``state["betas"]``, if it ``asks_inside``.
+        Then these are in ``state["moment"]`` at a refresh, if there are any yet, and their betas
+        in ``state["betas"]``, if it ``asks_inside``.
         """
         return self.source == "momentum"
 
-    # What it is.
+    # Properties.
 
     def matrix(self, state: Node, end: End, like: Tensor) -> Tensor:
         """Returns the basis, ``(..., length, rank)``, with the dtype and device of a tensor."""
@@ -164,18 +164,18 @@ class Basis(Choice):
         return basis if basis.dtype == like.dtype else basis.to(like.dtype)
 
     def rank_of(self, state: Node) -> int:
-        """Returns the rank that it has."""
+        """Returns its rank."""
         return int(state[ends_of(state)[0]].shape[-1])
 
     def resolve(self, rank: int | float, shape: tuple[int, ...]) -> int:
-        """Returns the rank that a setting means for matrices of a shape."""
+        """Returns the rank of matrices of a shape for a setting."""
         return resolved_rank(rank, shape)
 
     def shape(self, shape: torch.Size, folding: Folding) -> tuple[int, ...] | None:
-        """Returns the shape that tensors are compressed in; None for those that pass."""
+        """Returns the shape of a tensor as a matrix; None if it is not projected."""
         return matrix_shape(shape, folding)
 
-    # How it multiplies.
+    # Products.
 
     def down(self, x: Tensor, state: Node, end: End) -> Tensor:
         r"""Returns :math:`P^H x` from the left, :math:`x P` from the right."""
@@ -188,27 +188,27 @@ class Basis(Choice):
         return basis @ z if end == "left" else z @ basis.mH
 
     def coordinates(self, x: Tensor, state: Node, end: End) -> Tensor:
-        """Returns the point inside that comes out as ``x``, or as near to it as there is one."""
+        """Returns the projected point whose unprojection is nearest to ``x``."""
         return self.down(x, state, end)
 
     def add_up_(
         self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
     ) -> None:
-        """Makes a target ``beta * target + alpha * up(z)``, in one operation."""
+        """Sets a target to ``beta * target + alpha * up(z)``, in one operation."""
         basis = self.matrix(state, end, z)
         one, other = (basis, z) if end == "left" else (z, basis.mH)
         if target.ndim == 2:
             target.addmm_(one, other, beta=beta, alpha=alpha)
         else:
             target = target.view(-1, *target.shape[-2:])
-            batches = [  # a basis may be one for the whole batch
+            batches = [  # one basis may serve the whole batch
                 each.flatten(0, -3) if each.ndim > 2 else each.expand(len(target), *each.shape)
                 for each in (one, other)
             ]
             target.baddbmm_(*batches, beta=beta, alpha=alpha)
 
     def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
-        r"""Returns state in a new basis, by :math:`C = P_{new}^H P_{old}` or its squares."""
+        r"""Returns state in a new basis, by :math:`C = P_{new}^H P_{old}` or :math:`|C_{ij}|^2`."""
         change = self.change(old, new, end, tensor)
         if squared:
             change = (change * change.conj()).real.to(tensor.dtype)
@@ -218,16 +218,16 @@ class Basis(Choice):
         r"""Returns :math:`C = P_{new}^H P_{old}`."""
         return self.matrix(new, end, like).mH @ self.matrix(old, end, like)
 
-    # How several are one.
+    # Batches.
 
     def alike(self, tensor: Tensor, state: Node) -> Hashable:
-        """Returns what is equal for tensors that may be multiplied by their bases as a stack."""
+        """Returns a key: tensors with equal keys may be multiplied by their bases as a stack."""
         if tensor.ndim != 2:
             return id(state)
         return tuple((end, state[end].shape) for end in ends_of(state))
 
     def together(self, states: list[Node]) -> Node:
-        """Returns the states of several tensors as one, whose bases are stacked."""
+        """Returns one state for several tensors, with stacked bases."""
         return stacked_bases(states)
 
     def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
@@ -237,10 +237,10 @@ class Basis(Choice):
     def read(
         self, batches: list[list[Node]], like: list[Tensor], again: bool
     ) -> Sequence[Node | None]:
-        """Makes the bases that products of a whole step read, if it pays to make them at once.
+        """Prepares the bases for all products of a step, if this is faster.
 
-        Returns for each batch, of tensors like the one given for it, the bases stacked; or None.
-        ``again`` says that they are read once more when parameters are written.
+        Returns for each batch, of tensors like the one given for it, the stacked bases; or None.
+        If ``again``, they are also read when parameters are written.
         """
         return [None if len(batch) == 1 or not again else self.together(batch) for batch in batches]
 
@@ -250,10 +250,10 @@ class Basis(Choice):
 
 
 def ends_of(state: Node) -> list[End]:
-    """Returns the ends that a tensor with this state is multiplied from."""
+    """Returns the ends from which a tensor with this state is multiplied."""
     return [end for end in ENDS if end in state]
 
 
 def dim_of(end: End) -> int:
-    """Returns the dimension of a matrix that is compressed from an end."""
+    """Returns the dimension of a matrix that an end compresses."""
     return -2 if end == "left" else -1

@@ -1,4 +1,4 @@
-"""The second choice of a subspace: how the update is made of what is inside it and outside."""
+"""The second choice of a subspace: how the update combines the subspace and the residual."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from projcore import Choice, Node, Settings, require
 from projcore.errors import ContractError
 from projcore_lowrank._batches import Batch
 
-TINY = 1e-8  # beside the norm that is divided by; as in the authors' codes
+TINY = 1e-8  # added to denominators, as in the authors' code
 
 
 class Terms(NamedTuple):
     """An update: ``scale * U low + full * factor + signs * sign(full - U projected)``.
 
-    What is None, or 0, is left out. So no residual need be formed.
+    Terms of None or 0 are omitted. So the residual need not be formed.
     """
 
     low: Tensor | None = None
@@ -32,18 +32,18 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class Given:
-    r"""What a rule makes updates of: matrices :math:`G`, or stacks, of one dtype and device.
+    r"""The inputs of a rule: matrices :math:`G`, or stacks, of one dtype and device.
 
     Attributes:
-        batches: Which tensors are in each.
-        projected: :math:`R = U^H G` of each.
-        results: :math:`N`, what the modules inside returned, of all tensors of the step.
-        outside: What `Combine.measure` returned for each; empty if it measures nothing.
-        shapes: Those of :math:`G`.
-        dims: The dimension along which a channel of each lies: -2 if it is compressed from the
-            left, where each column is one.
-        settings: Of all tensors of the step.
-        states: Of all tensors of the step.
+        batches: The tensors of each batch.
+        projected: :math:`R = U^H G` of each batch.
+        results: :math:`N`, the outputs of the modules inside for all tensors of the step.
+        outside: The result of `Combine.measure` for each batch; empty if the rule has none.
+        shapes: The shapes of :math:`G`.
+        dims: The dimension along which channels lie: -2 if compressed from the left, where each
+            column is a channel.
+        settings: The settings of all tensors of the step.
+        states: The states of all tensors of the step.
     """
 
     batches: Sequence[Batch]
@@ -62,7 +62,7 @@ class Given:
 
     @property
     def result(self) -> list[Tensor]:
-        """:math:`N` of each batch, stacked as it is."""
+        """:math:`N` of each batch, stacked likewise."""
         return [batch.gather(self.results) for batch in self.batches]
 
     def setting(self, name: str) -> list[Any]:
@@ -71,16 +71,16 @@ class Given:
 
 
 class Combine(Choice):
-    r"""How the update is made of the full one, :math:`G`, of :math:`R`, and of the result inside.
+    r"""Computes the update from the full one, :math:`G`, from :math:`R`, and the result inside.
 
-    Override `terms`, and `measure` where the update depends on what the matrices were before.
+    Override `terms`, and `measure` if the update depends on the full matrices.
 
     Args:
-        scale: :math:`\alpha`, what the update is multiplied by, above 0. A setting.
+        scale: :math:`\alpha`, a factor of the update, above 0. A setting.
 
     Attributes:
-        stacked: Whether it takes equal matrices as one stack, where they are multiplied as one.
-        orthonormal: Whether it is right for orthonormal columns alone.
+        stacked: Whether it supports stacks of matrices of equal shapes.
+        orthonormal: Whether it requires orthonormal columns.
         by_channel: Whether it scales the rows or columns of a matrix.
         reads_again: Whether bases are read when parameters are written, too.
         measures: Whether it depends on what `measure` returns.
@@ -102,15 +102,15 @@ class Combine(Choice):
             require(owner, "residual_scale", settings["residual_scale"], minimum=0)
 
     def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
-        """Returns the entries that it keeps in the state of a tensor, seen in that shape."""
+        """Returns the entries of a tensor's state, for the tensor viewed in that shape."""
         return {}
 
     def begin(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
-        """Returns these entries, if they depend on the dimension along which channels lie."""
+        """Returns entries that depend on the dimension along which channels lie."""
         return self.init(shape, tensor)
 
     def measure(self, matrix: Tensor, dim: int) -> Tensor:
-        """Returns what it has to know of a matrix, or of a stack, before it is projected."""
+        """Returns a statistic of a matrix, or of a stack, before it is projected."""
         raise ContractError(
             f"{type(self).__name__} declares measures = True, and measures nothing. Override "
             "measure."
@@ -118,16 +118,16 @@ class Combine(Choice):
 
     @abstractmethod
     def terms(self, given: Given) -> list[Terms]:
-        """Returns what the update of each batch is made of."""
+        """Returns the terms of the update of each batch."""
 
 
 class Limited(Combine):
-    r"""A rule that scales the full update, and lets the norm of that grow by a factor at most.
+    r"""A rule that scales the full update, and limits the growth of its norm.
 
     .. math:: S_t \leftarrow S_t \min\left(1, \gamma \frac{\lVert S_{t-1} \rVert}{\lVert S_t
         \rVert}\right)
 
-    Nothing is limited by a norm of zero before: otherwise all updates after it would be zero, too.
+    A previous norm of zero does not limit: otherwise all later updates would be zero, too.
     """
 
     kinds = {"limited_norm": "scalar"}
@@ -149,7 +149,7 @@ class Limited(Combine):
         return norms([matrix], [dim])[0]
 
     def limited(self, now: Tensor, given: Given) -> Tensor:
-        """Returns the factors for matrices whose norms are now these, and notes the new norms."""
+        """Returns the factors for matrices with these norms, and stores the new norms."""
         assert self.limit is not None
         shrink, left = grown(
             now, self.limit, [given.states[i]["limited_norm"] for i in given.members]
@@ -160,23 +160,23 @@ class Limited(Combine):
 
 
 def has_signs(terms: Terms) -> bool:
-    """Whether the signs of the residual are added; a tensor, as in a trace, may be any number."""
+    """Whether to add the signs of the residual; true for a tensor, whose value is unknown."""
     return isinstance(terms.signs, Tensor) or bool(terms.signs)
 
 
 def is_factor(factor: float | Tensor) -> bool:
-    """Whether multiplying by a factor changes anything; a tensor, as in a trace, may."""
+    """Whether a factor differs from 1; true for a tensor, whose value is unknown."""
     return isinstance(factor, Tensor) or factor != 1
 
 
 def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
-    """Returns norms along dimensions, which stay with length 1, in float32 or wider."""
+    """Returns norms along dimensions, which are kept with length 1, in float32 or wider."""
     return [_norm(tensor, dim) for tensor, dim in zip(_wide(tensors), dims, strict=True)]
 
 
 def _norm(tensor: Tensor, dim: int) -> Tensor:
     if dim == -2 and tensor.is_cpu:
-        # Along columns torch's own takes six times as long.
+        # Along columns, torch.linalg.vector_norm takes six times as long.
         parts = tensor.abs() if tensor.is_complex() else tensor
         return (parts * parts).sum(-2, keepdim=True).sqrt_()
     norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
@@ -184,7 +184,7 @@ def _norm(tensor: Tensor, dim: int) -> Tensor:
 
 
 def matrix_norms(tensors: list[Tensor]) -> Tensor:
-    """Returns the norm of each matrix, those of batches one after the other, as a vector."""
+    """Returns the norm of each matrix, concatenated over batches, as a vector."""
     matrices = [
         matrix
         for tensor in _wide(tensors)
@@ -194,35 +194,35 @@ def matrix_norms(tensors: list[Tensor]) -> Tensor:
 
 
 def norms_of(tensor: Tensor) -> Tensor:
-    """Returns the norm of a matrix, or of each of a batch, as a vector."""
+    """Returns the norm of a matrix, or of each matrix of a batch, as a vector."""
     (tensor,) = _wide([tensor])
     if tensor.ndim == 2 and tensor.is_contiguous() and not tensor.is_complex():
         flat = tensor.view(-1)
-        return torch.dot(flat, flat).sqrt_().view(1)  # for a large one the fastest on a CPU
+        return torch.dot(flat, flat).sqrt_().view(1)  # the fastest for large matrices on a CPU
     norms: Tensor = torch.linalg.vector_norm(tensor, dim=(-2, -1))
     return norms.view(-1)
 
 
 def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
-    """Returns how much modules have scaled what they were given."""
+    """Returns the factors by which modules have scaled their inputs."""
     return list(torch._foreach_div(above, torch._foreach_add(below, TINY)))
 
 
 def grown(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Returns by what to multiply matrices so that their norms grow by at most `gamma`.
+    """Returns factors for matrices so that their norms grow by at most `gamma`.
 
-    ``now`` is the norm of each matrix, ``previous`` those before, of each matrix or batch; after a
-    norm of zero nothing is limited. With the factors come the norms that there are with them.
+    ``now`` is the norm of each matrix, ``previous`` the last norms, of each matrix or batch; a last
+    norm of zero does not limit. Also returns the norms after multiplication.
     """
     before = torch.cat([norm.view(-1) for norm in previous])
     allowed = (before + TINY).mul_(gamma).masked_fill_(before <= 0, math.inf)
     shrink = (allowed / now).clamp_(max=1.0)
-    # Each in memory of its own.
+    # Each with separate memory.
     return shrink, list(torch._foreach_mul(split_like(now, previous), split_like(shrink, previous)))
 
 
 def split_like(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """Splits a vector of a number for each matrix, into shapes that broadcast with tensors."""
+    """Splits a vector with a number for each matrix into shapes that broadcast with tensors."""
     if all(tensor.ndim == 2 for tensor in tensors):
         return list(numbers.view(-1, 1, 1).unbind())
     shapes = [(*tensor.shape[:-2], 1, 1) for tensor in tensors]
@@ -232,7 +232,7 @@ def split_like(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def in_dtype_of(factors: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-    """Returns factors in the dtype that the tensors share; but float16 does not hold all."""
+    """Returns factors in the dtype of the tensors, except float16, whose range is too small."""
     dtype = tensors[0].dtype
     if dtype in (torch.float16, factors[0].dtype):
         return factors

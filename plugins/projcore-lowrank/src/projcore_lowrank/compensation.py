@@ -1,4 +1,4 @@
-"""Alice's rule: the residual, each channel divided by the mean size of its residuals."""
+"""Alice's rule: the residual, each channel divided by the running mean of its norm."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from projcore_lowrank.combine import (
 
 
 class Compensation(Limited):
-    r"""The result inside, and the residual, each channel divided by its mean size, as in Alice.
+    r"""The result inside, and the residual, each channel divided by its mean norm, as in Alice.
 
     .. math::
         \alpha (P N + \rho S), \quad
         S = \sqrt{m - r}\, (G - P R) \operatorname{diag}(p)^{-1/2}, \quad
         p_j \leftarrow \beta p_j + (1 - \beta) (\lVert G_j \rVert^2 - \lVert R_j \rVert^2)
 
-    with the norm of :math:`S` limited. :math:`p` begins with zeros and is not corrected. No
-    residual is formed, since :math:`P` is orthonormal. Channels are columns, of length `m`, if
-    matrices are compressed from the left, else rows.
+    with the growth of the norm of :math:`S` limited. :math:`p` starts at zero, without bias
+    correction. No residual is formed, since :math:`P` is orthonormal. Channels are columns, of
+    length `m`, if matrices are compressed from the left, else rows.
 
     Args:
         scale: :math:`\alpha`, above 0. A setting.
         residual_scale: :math:`\rho`, at least 0. A setting.
-        beta: :math:`\beta`, at least 0 and less than 1. Fixed, groups do not change it.
-        limit: By how much, at most, the norm of :math:`S` grows from one step to the next, at
-            least 1; None for no limit.
+        beta: :math:`\beta`, at least 0 and less than 1. Fixed: parameter groups cannot override it.
+        limit: The maximum growth factor of the norm of :math:`S` in a step, at least 1; None for no
+            limit.
 
     Raises:
         ArgumentError: If an argument is out of range.
 
-    Cost: state of a number for each channel.
+    Cost: one state element per channel.
 
     Differs from the paper: it divides by :math:`\max(p_j, \epsilon \lVert G_j \rVert^2)^{1/2} +
-    10^{-8}`, :math:`\epsilon` that of the dtype, so that a residual of rounding errors stays small;
-    after a step of zeros nothing is limited to almost nothing.
+    10^{-8}` with the machine epsilon :math:`\epsilon`, so that residuals of rounding errors stay
+    small; a zero norm does not limit the next step.
 
     Example:
         >>> from projcore.projections import Subspace

@@ -19,15 +19,15 @@ from projcore_lowrank.random_basis import require_seed
 Select = Literal["top", "random", "norm", "cyclic"]
 Axis = Literal["columns", "rows", "entries"]
 
-# Up to here a stable sort is fast on a CPU; beyond, it takes several times as long as a search for
-# the least that is taken. That asks a device how many are equal, so there it is always a sort.
+# Up to this length a stable sort is fast on a CPU; beyond, it takes several times as long as a
+# search for the threshold, which would synchronize with a device, so devices always sort.
 SORTED = 1 << 16
 
 
 class Chosen(Basis):
-    """Some vectors of a fixed orthonormal basis, known by their indices.
+    """Some vectors of a fixed orthonormal basis, given by their indices.
 
-    In the state are the indices, ascending, and the length of the vectors. The matrices of a batch
+    The state holds the indices, ascending, and the length of the vectors. The matrices of a batch
     share them.
     """
 
@@ -38,7 +38,7 @@ class Chosen(Basis):
         return len(state[ends_of(state)[0]])
 
     def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
-        """Returns state of the vectors that stay; of new ones it is zero."""
+        """Returns state that is kept for retained vectors, and zero for new ones."""
         before, now = old[end], new[end]
         places = torch.searchsorted(before, now).clamp_(max=before.shape[-1] - 1)
         stays = before.gather(-1, places) == now
@@ -54,38 +54,38 @@ class Chosen(Basis):
 
 
 class Coordinates(Chosen):
-    r"""Some rows, columns or entries of each tensor; the others are outside.
+    r"""Selected rows, columns or entries of each tensor.
 
-    With :math:`I` the set of those chosen, a tensor :math:`x` is inside :math:`z = x_I`, in their
-    order: some columns of a matrix, shape ``(m, r)``, some rows, shape ``(r, n)``, or some entries
-    of a tensor of any shape, a vector of `r`. They are chosen every ``period`` steps, by
-    ``select``:
+    With the set of selected indices :math:`I`, a tensor :math:`x` is projected to
+    :math:`z = x_I`: columns of a matrix, shape ``(m, r)``, rows, shape ``(r, n)``, or entries of
+    a tensor of any shape, as a vector of length `r`. Indices are ascending, and are selected every
+    ``period`` steps by ``select``:
 
-    - ``"top"``: those of the largest norm. Of equal ones, the first.
-    - ``"norm"``: drawn without replacement, one after the other, with a probability proportional
-      to the norm. Those of norm zero come last.
-    - ``"random"``: drawn without replacement, all equally likely.
-    - ``"cyclic"``: the next `r`, which begin again after the last.
+    - ``"top"``: the largest norms. Ties select the first.
+    - ``"norm"``: drawn sequentially without replacement, with probabilities proportional to the
+      norm. Those of norm zero are drawn last.
+    - ``"random"``: drawn uniformly without replacement.
+    - ``"cyclic"``: the next `r`, cyclically.
 
-    For rows and columns, vectors pass as they are, and for entries tensors of a single one. All
-    matrices of a batch share theirs. The rank is a number of them, or as a float a part of all.
-    State inside that is transported is kept for those that stay, and is zero for new ones.
+    For rows and columns, vectors are not projected, and for entries tensors with one element. The
+    matrices of a batch share indices. The rank is the number of indices, or a fraction if a float.
+    Transported state inside is kept for indices that remain selected, and is zero for new ones.
 
     Args:
-        select: How they are chosen.
-        axis: What is chosen: ``"columns"``, ``"rows"`` or ``"entries"``.
-        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
-        seed: Of ``"norm"`` and ``"random"``, at least 0. A checkpoint of another seed is rejected.
+        select: The selection rule, as above.
+        axis: Whether to select ``"columns"``, ``"rows"`` or ``"entries"``.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
+        seed: For ``"norm"`` and ``"random"``, at least 0. Checkpoints of other seeds are rejected.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        ArgumentTypeError: If ``seed`` is no integer.
+        ArgumentTypeError: If ``seed`` is not an integer.
 
-    Cost: 8 bytes for each index. Copies of what is chosen, in and out; no products. A refresh is
-    one pass for the norms, and a sort of as many as there are to choose from.
+    Cost: 8 bytes for each index. Copies of the selection in both directions; no products. A refresh
+    is one pass for the norms, and a sort of all norms.
 
-    Differs from FRUGAL's code: a part of all is rounded, not cut off. From GRASS: what is drawn is
-    not weighted by its probability.
+    Differs from FRUGAL's code: fractions are rounded, not truncated. Differs from GRASS: the
+    selection is not weighted by its probability.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -94,8 +94,8 @@ class Coordinates(Chosen):
 
     References:
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (FRUGAL, algorithm 1); Muhamed et
-        al., 2024, https://arxiv.org/abs/2406.17660 (GRASS). Drawing in turn by the order of
-        exponential numbers: Efraimidis, Spirakis, 2006,
+        al., 2024, https://arxiv.org/abs/2406.17660 (GRASS). Sequential sampling by the order
+        of exponential numbers: Efraimidis, Spirakis, 2006,
         https://doi.org/10.1016/j.ipl.2005.11.003.
     """
 
@@ -136,7 +136,7 @@ class Coordinates(Chosen):
         return {**made, "seed": self.seed, "refreshes": 0}
 
     def alike(self, tensor: Tensor, state: Node) -> Hashable:
-        return id(state)  # what is chosen is copied, matrix by matrix
+        return id(state)  # the selection is copied matrix by matrix
 
     def learn_all(
         self,
@@ -170,7 +170,7 @@ class Coordinates(Chosen):
         else:
             scores = norms_of(matrix)
             if self.select == "norm":
-                # The first of exponential clocks to ring, at rates that are the norms.
+                # The smallest of exponential numbers whose rates are the norms.
                 scores = scores.log() - log_waits(self._key(state), length, scores)
             indices = largest(scores, rank)
         return {end: indices, "refreshes": refreshes + 1}
@@ -193,11 +193,11 @@ class Coordinates(Chosen):
     def add_up_(
         self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
     ) -> None:
-        assert beta == 1  # the decay of all is an operation of its own
+        assert beta == 1  # the decay of all elements is a separate operation
         dim, chosen = dim_of(end), state[end]
         if end == "left" or target.ndim == 1:
             target.index_add_(dim, chosen, z, alpha=alpha)
-        else:  # index_add_ would go through the columns one by one
+        else:  # index_add_ would process the columns one by one
             part = target.index_select(dim, chosen).add_(z, alpha=alpha)
             target.index_copy_(dim, chosen, part)
 
@@ -210,9 +210,9 @@ def norms_of(matrix: Tensor) -> Tensor:
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Returns where the largest of some numbers are, ascending; of equal ones, the first.
+    """Returns the indices of the largest numbers, ascending; ties select the first.
 
-    Of a batch, those of each of its rows.
+    For a batch, those of each row.
     """
     if scores.shape[-1] <= SORTED or not scores.is_cpu:
         order = scores.sort(dim=-1, descending=True, stable=True).indices

@@ -1,4 +1,4 @@
-"""Bases of cosines: the frequencies of the largest norm, of each matrix."""
+"""Bases of cosines: the frequencies with the largest norm of each matrix."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ Norm = Literal[1, 2]
 
 
 class Cosines(Chosen):
-    r"""Some frequencies of each matrix, along the side that is compressed.
+    r"""Selected frequencies of each matrix, along the side that is compressed.
 
-    The basis :math:`P` consists of `r` columns of the orthonormal DCT matrix of that side,
+    The basis :math:`P` consists of `r` columns of the orthonormal DCT matrix of this side,
 
     .. math:: Q_{ik} = c_k \cos\frac{\pi (2i + 1) k}{2s}, \qquad
         c_0 = \sqrt{1/s}, \quad c_k = \sqrt{2/s},
 
-    those for which the rows of :math:`Q^\top G` have the largest norm; of equal ones, the lowest.
-    Only the indices are in the state. The matrices of a batch share their frequencies. State inside
-    that is transported is kept for frequencies that stay, and is zero for new ones.
+    those for which the rows of :math:`Q^\top G` have the largest norm; ties select the lowest. The
+    state holds only the indices. The matrices of a batch share frequencies. Transported state
+    inside is kept for frequencies that remain selected, and is zero for new ones.
 
     Args:
-        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
-        norm: By which norm they are chosen: 1, the sum of absolute values, or 2.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
+        norm: The norm for the selection: 1, the sum of absolute values, or 2.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
 
-    Cost: 8 bytes for each index; the choice is a cosine transform, O(s l log s) for a matrix of
-    sides ``s <= l``. A table of ``4 s`` cosines is kept for the process.
+    Cost: 8 bytes for each index; the selection is a cosine transform, O(s l log s) for a matrix
+    with sides ``s <= l``. A table of ``4 s`` cosines is cached.
 
-    Differs from the authors' code: on both sides the basis is of DCT-II vectors; theirs has DCT-III
-    ones on one side if it transforms by a product.
+    Differs from the authors' code: the basis has DCT-II vectors on both sides; theirs has DCT-III
+    vectors on one side if it transforms by a product.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -71,7 +71,7 @@ class Cosines(Chosen):
         super().__init__(period, stagger, source, nonfinite)
 
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
-        rows = matrix.movedim(-2, -1)  # what is transformed lies together, mostly
+        rows = matrix.movedim(-2, -1)  # usually contiguous along the transformed dimension
         if matrix.is_complex():
             sizes = torch.complex(cosines_of(rows.real), cosines_of(rows.imag)).abs()
         else:
@@ -105,7 +105,7 @@ class Cosines(Chosen):
 def cosines_of(x: Tensor) -> Tensor:
     r"""Returns the orthonormal DCT-II along the last dimension, of real numbers.
 
-    With :math:`V` the Fourier transform of the numbers 0, 2, 4, ..., 5, 3, 1 in that order, and
+    With :math:`V` the Fourier transform of the entries in the order 0, 2, 4, ..., 5, 3, 1, and
     :math:`w_k = c_k e^{-i \pi k / 2n} V_k`, the result is the real part of :math:`w_k` at `k`, and
     the negative imaginary part at :math:`n - k`. Computed in float32 or wider.
     """
@@ -139,6 +139,6 @@ def _turns(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _factors(k: Tensor, length: int, like: Tensor) -> Tensor:
-    """Returns what makes the cosines of frequencies orthonormal."""
+    """Returns the factors that make the cosines of frequencies orthonormal."""
     factors = torch.full_like(k, math.sqrt(2 / length), dtype=like.dtype)
     return factors.masked_fill_(k == 0, math.sqrt(1 / length))

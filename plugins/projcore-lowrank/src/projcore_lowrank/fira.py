@@ -22,17 +22,17 @@ class Fira(Limited):
     .. math:: \alpha P N + S, \quad S = (G - \alpha P R) \operatorname{diag}(\phi), \quad
         \phi_j = \lVert N_j \rVert / \lVert R_j \rVert
 
-    with the norm of :math:`S` limited. Its norm follows from those of :math:`G` and
+    with the growth of the norm of :math:`S` limited. It follows from the norms of :math:`G` and
     :math:`R`, since :math:`P` is orthonormal: :math:`\lVert S_j \rVert^2 = \phi_j^2 (\lVert G_j
     \rVert^2 - (2 \alpha - \alpha^2) \lVert R_j \rVert^2)`. Channels are columns if matrices are
     compressed from the left, else rows.
 
     Args:
         scale: :math:`\alpha`, above 0. A setting.
-        limit: By how much, at most, the norm of :math:`S` grows from one step to the next, at
-            least 1; None for no limit.
+        limit: The maximum growth factor of the norm of :math:`S` in a step, at least 1; None for no
+            limit.
 
-    Differs from the authors' code: after a step of zeros nothing is limited to almost nothing.
+    Differs from the authors' code: a zero norm does not limit the next step.
 
     Example:
         >>> from projcore.projections import Subspace

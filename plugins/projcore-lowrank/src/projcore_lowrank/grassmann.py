@@ -1,4 +1,4 @@
-"""Bases that move along geodesics of the Grassmannian: after the gradient, or at random."""
+"""Bases that move along geodesics of the Grassmannian, along a gradient or at random."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from projcore_lowrank.singular import with_fixed_phases
 
 
 class SubTrack(Basis):
-    r"""Turns the basis along a geodesic, downhill in the error of the projection, as SubTrack++.
+    r"""Moves the basis along a geodesic that reduces the projection error, as in SubTrack++.
 
     With :math:`A = P^H G`, the gradient of :math:`\lVert G - P A \rVert^2` is the tangent
-    :math:`-D`. The basis turns by the leading singular triplets of :math:`D`, mostly one:
+    :math:`-D`. The basis rotates by the leading singular triplets of :math:`D`, by default one:
 
     .. math::
         D = 2 (G - P A) A^H \approx U \Sigma V^H, \qquad
@@ -28,22 +28,19 @@ class SubTrack(Basis):
     by the angles :math:`\Theta = \min(\eta \Sigma, \pi / 2)`. The first basis is that of `SVD`.
 
     Args:
-        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
-        step: :math:`\eta`, above 0. :math:`\Sigma` is of the size of :math:`\lVert G \rVert^2`.
-        relative: Divide :math:`D` by :math:`\lVert G \rVert^2`, so that angles do not depend on the
-            size of the gradient; a step of 1 is then large.
-        directions: How many triplets, at least 1, capped at the rank.
-        stagger: As said.
-        source: As said.
-        nonfinite: As said.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
+        step: :math:`\eta`, above 0. :math:`\Sigma` scales with :math:`\lVert G \rVert^2`.
+        relative: Whether to divide :math:`D` by :math:`\lVert G \rVert^2`, so that angles do not
+            depend on the norm of the gradient; a step of 1 is then large.
+        directions: The number of triplets, at least 1, capped at the rank.
 
     Raises:
         ArgumentError: If an argument is out of range or a choice unknown.
 
     Cost: two products of ``2 s l r`` operations and about ``10 s r^2`` every ``period`` steps.
 
-    Differs from the authors' code: no angle is above a right one, where theirs wraps around; of a
-    matrix with :math:`m \ge n`, the basis moves, too, where theirs multiplies the tangent by zero.
+    Differs from the authors' code: angles are at most a right angle, where theirs wrap around; the
+    basis of a matrix with :math:`m \ge n` moves, too, where theirs multiplies the tangent by zero.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -77,7 +74,7 @@ class SubTrack(Basis):
             return with_fixed_phases(dominant(matrix, rank, "svd"))
         wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         basis = resized(start.to(wide.dtype), rank, seed)
-        # Squares neither overflow nor vanish.
+        # Prevents overflow and underflow of squares.
         size = wide.abs().amax((-2, -1), keepdim=True)
         wide = wide / size.clamp(min=torch.finfo(size.dtype).tiny)
         inside = basis.mH @ wide
@@ -88,7 +85,7 @@ class SubTrack(Basis):
 
 
 class GrassWalk(Basis):
-    r"""Turns the basis along a geodesic in a random direction: a random walk, as in GrassWalk.
+    r"""Moves the basis along a geodesic in a random direction: a random walk, as in GrassWalk.
 
     .. math::
         D = (I - P P^H) Z = U \Sigma V^H, \qquad Z_{ij} \sim N(0, 1/m), \qquad
@@ -96,26 +93,23 @@ class GrassWalk(Basis):
 
     All principal angles between two bases are about :math:`\eta`, as singular values of :math:`D`
     are near 1. The first basis is that of `SVD`. Tensors that are refreshed in the same step share
-    what is random. GrassJump takes a new basis in place of a step:
+    their random numbers. GrassJump draws a new basis instead of a step:
     ``random_basis(kind="orthonormal")``.
 
     Args:
-        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
         step: :math:`\eta`, above 0.
-        seed: Of the directions, at least 0.
-        stagger: As said.
-        source: As said.
-        nonfinite: As said.
+        seed: The seed of the directions, at least 0.
 
     Raises:
         ArgumentError: If an argument is out of range or a choice unknown.
-        ArgumentTypeError: If ``seed`` is no integer.
+        ArgumentTypeError: If ``seed`` is not an integer.
 
     Cost: ``s r`` random numbers and about ``14 s r^2`` operations every ``period`` steps.
 
-    Differs from the paper, as far as is known here: the direction is projected to the tangent
-    space, without which what results is not orthonormal; the scale of :math:`Z` and the default
-    of :math:`\eta` are ours.
+    Differs from the paper, to our knowledge: the direction is projected to the tangent space,
+    without which the result is not orthonormal; the scale of :math:`Z` and the default of
+    :math:`\eta` are ours.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -153,19 +147,19 @@ class GrassWalk(Basis):
 
 
 def moved(basis: Tensor, tangent: Tensor, step: Tensor, directions: int) -> Tensor:
-    r"""Returns a basis that has moved along the geodesic of a tangent, by right angles at most.
+    r"""Returns a basis moved along the geodesic of a tangent, by right angles at most.
 
-    :math:`P + (P V (\cos\Theta - I) + U \sin\Theta) V^H`, of the leading singular triplets
-    :math:`U, \Sigma, V` of the tangent, with :math:`\Theta = \min(\eta\Sigma, \pi / 2)`.
+    :math:`P + (P V (\cos\Theta - I) + U \sin\Theta) V^H`, with the leading singular triplets
+    :math:`U, \Sigma, V` of the tangent, and :math:`\Theta = \min(\eta\Sigma, \pi / 2)`.
 
     Args:
         basis: :math:`P`, shape ``(..., m, r)``.
-        tangent: Orthogonal to all of :math:`P`, of that shape.
+        tangent: Orthogonal to all of :math:`P`, of the same shape.
         step: :math:`\eta`, shape ``(..., 1, 1)`` or ``()``.
-        directions: How many triplets.
+        directions: The number of triplets.
 
     Returns:
-        Orthonormal columns, of the same shape. Of a zero tangent, those of :math:`P`.
+        Orthonormal columns, of the same shape; those of :math:`P` if the tangent is zero.
     """
     vectors = torch.linalg.eigh(tangent.mH @ tangent).eigenvectors[..., -directions:]
     along = tangent @ vectors
@@ -177,7 +171,7 @@ def moved(basis: Tensor, tangent: Tensor, step: Tensor, directions: int) -> Tens
 
 
 def resized(basis: Tensor, rank: int, seed: int) -> Tensor:
-    """Returns a basis with so many columns: the first of it, or random ones beside them."""
+    """Returns a basis with `rank` columns, truncated or completed by random ones."""
     missing = rank - basis.shape[-1]
     if missing <= 0:
         return basis[..., :rank]

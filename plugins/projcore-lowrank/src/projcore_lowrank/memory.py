@@ -1,4 +1,4 @@
-"""The third choice of a subspace: what happens to the state inside when the basis changes."""
+"""The third choice of a subspace: the state policy at a change of the basis."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Second = Literal["squared", "absolute", "keep", "reset"]
 
 
 class Memory(Choice):
-    r"""What happens to the state inside at a refresh; where the rank changes, it is transported.
+    r"""The policy for the state inside at a refresh; if the rank changes, it is transported.
 
-    With :math:`C = P_{new}^H P_{old}`, first moments move as :math:`C m`.
+    With :math:`C = P_{new}^H P_{old}`, first moments are transported as :math:`C m`.
 
     Args:
-        second: How second moments are transported, as of `Transport`.
+        second: How second moments are transported, see `Transport`.
 
     Attributes:
-        on_refresh: As of `ProjectionBase`.
-        one_sided: Whether it is for bases of one end.
-        asks_inside: Whether it asks the subspace for the betas of Adam inside.
+        on_refresh: See `ProjectionBase`.
+        one_sided: Whether it supports only bases of one end.
+        asks_inside: Whether it requires the betas of Adam inside.
     """
 
     host = ("subspace", "memory")
@@ -53,7 +53,7 @@ class Memory(Choice):
         new_states: list[Node],
         settings: list[Settings],
     ) -> list[Tensor] | None:
-        """Returns state of that kind in the new bases, or None if it cannot be carried over."""
+        """Returns state of a kind in the new bases, or None if it cannot be transported."""
         if kind not in ("first", "second") or (kind == "second" and self.second == "reset"):
             return None
         moved = list(tensors)
@@ -91,7 +91,7 @@ class Memory(Choice):
         new_states: list[Node],
         settings: list[Settings],
     ) -> Tensor:
-        """Returns state of that kind in new bases, that of several tensors stacked."""
+        """Returns state of a kind in new bases, stacked for several tensors."""
         tensor = stacked(tensors)
         old, new = basis.both(old_states, new_states)
         for end in ends_of(new):
@@ -101,10 +101,10 @@ class Memory(Choice):
 
 
 class Keep(Memory):
-    """State stays as it is, although its coordinates mean something else now; as in GaLore.
+    """Keeps state unchanged, although its coordinates refer to another basis, as in GaLore.
 
     Args:
-        second: How second moments are transported where the rank changes, as of `Transport`.
+        second: How second moments are transported if the rank changes, see `Transport`.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -116,7 +116,7 @@ class Keep(Memory):
 
 
 class Reset(Memory):
-    """State is reinitialized, counts of steps included; as in FRUGAL.
+    """Reinitializes state, including step counts, as in FRUGAL.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -131,12 +131,12 @@ class Reset(Memory):
 
 
 class Transport(Memory):
-    r"""First moments move as :math:`C m`, with :math:`C = P_{new}^H P_{old}`; second as said.
+    r"""Transports first moments as :math:`C m` with :math:`C = P_{new}^H P_{old}`.
 
     Args:
-        second: ``"squared"``, :math:`|C_{ij}|^2` times :math:`v`, the diagonal of the transformed
-            covariance; ``"absolute"``, :math:`|C v|`; ``"keep"``, as they are while the rank is the
-            same; ``"reset"``, so that all state is reinitialized.
+        second: The second moments: ``"squared"``, :math:`|C_{ij}|^2` times :math:`v`, the diagonal
+            of the transformed covariance; ``"absolute"``, :math:`|C v|`; ``"keep"``, unchanged if
+            the rank is the same; ``"reset"``, which reinitializes all state.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -152,7 +152,7 @@ class Transport(Memory):
 
 
 def by_parts(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Applies a function; to a complex tensor, whose parts are two numbers, to each of them."""
+    """Applies a real function to a tensor, or to the real and imaginary parts of a complex one."""
     if tensor.is_complex():
         return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
     return function(tensor)

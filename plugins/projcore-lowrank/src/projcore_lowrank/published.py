@@ -1,7 +1,7 @@
-"""Subspaces as they were published: each is a `Subspace` with its choices made.
+"""Published subspaces: each is a `Subspace` with fixed choices.
 
-The arguments of choices are their own, as `LowRank` says; one that a choice does not have is an
-error.
+They take the arguments of their choices directly, see `LowRank`; arguments that a choice does not
+have raise an error.
 """
 
 from __future__ import annotations
@@ -51,12 +51,11 @@ BASES: dict[Refresh, Callable[..., Basis]] = {
 
 
 def flat(make: Callable[..., Basis], **defaults: Any) -> Callable[..., None]:
-    """Returns a constructor that takes the arguments of the choices of a `Subspace` as its own.
+    """Returns a constructor that takes the arguments of the choices of a `Subspace` directly.
 
     Args:
-        make: Makes the basis, of its own arguments.
-        defaults: Those that differ from the defaults of the choices; ``...`` for arguments that
-            there are none of.
+        make: Makes the basis from its arguments.
+        defaults: Defaults that differ from those of the choices; ``...`` removes an argument.
     """
     own = _parameters(make)
     common = _parameters(_common)
@@ -100,16 +99,16 @@ def _common(
     project_params: bool = True,
     project_grad: bool = True,
 ) -> None:
-    """Has the arguments that published subspaces share, with their defaults."""
+    """Defines the arguments that published subspaces share, with their defaults."""
 
 
 def _as_saved(subspace: Subspace, residual_scale: float = 1.0) -> None:
-    """Has a setting that groups in checkpoints of earlier versions have, whatever the rule."""
+    """Adds a setting that groups in checkpoints of earlier versions have with every rule."""
     subspace.defaults.setdefault("residual_scale", residual_scale)
 
 
 def _chosen(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """Returns arguments of `Subspace`, with combine and memory made of theirs."""
+    """Returns arguments of `Subspace`, with combine and memory made from their arguments."""
     owner = values["self"]
     require_choice(owner, "combine", values["combine"], Rule)
     require_choice(owner, "policy", values["policy"], OnRefresh)
@@ -141,7 +140,7 @@ def learnt(
     source: Source = "update",
     nonfinite: Nonfinite = "raise",
 ) -> Basis:
-    """Returns a basis of singular vectors, made as `refresh` says."""
+    """Returns a basis of singular vectors, computed by the method `refresh`."""
     require_choice("LowRank", "refresh", refresh, Refresh)
     return BASES[refresh](period, stagger, source, nonfinite)
 
@@ -149,52 +148,52 @@ def learnt(
 class LowRank(Subspace):
     """Runs modules in the top singular subspace of each matrix of the update.
 
-    A `Subspace` whose choices have their arguments here: those of the basis by name, which is by
-    ``refresh`` a `SubspaceIteration` (``"subspace"``; with ``full``, ``"subspace_whole"``; with
-    ``once``, ``"none"``), `Randomized`, `Gram` or `SVD`.
+    A `Subspace` that takes the arguments of its choices directly. ``refresh`` selects the basis: a
+    `SubspaceIteration` (``"subspace"``; with ``full``, ``"subspace_whole"``; with ``once``,
+    ``"none"``), `Randomized`, `Gram` or `SVD`.
 
     Args:
-        modules: What to run inside.
-        rank: As of `Subspace`, as all that is not said here.
-        period: As of the basis; likewise ``stagger``, ``source`` and ``nonfinite``.
-        refresh: How a basis is made, as above.
-        combine: How the update is made: by `Unproject`, `Residual`, `SignResidual` (``"sign"``),
-            `Fira`, `Apollo` or `ApolloMini`, which have ``scale``, ``residual_scale``, ``limit``.
-        policy: What happens to state inside: `Keep`, `Reset` or `Transport`, which has ``second``.
+        modules: The modules to run inside.
+        rank: See `Subspace`, as for all arguments that are not listed here.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
+        refresh: The method that computes a basis, as above.
+        combine: How the update is computed: `Unproject`, `Residual`, `SignResidual` (``"sign"``),
+            `Fira`, `Apollo` or `ApolloMini`, which take ``scale``, ``residual_scale``, ``limit``.
+        policy: The policy for state inside: `Keep`, `Reset` or `Transport`, which takes ``second``.
 
     Raises:
-        ArgumentError: If a setting is out of range, a choice unknown or an argument without effect.
-        NonFiniteError: In a step: if what a basis is to be learnt from is not finite.
+        ArgumentError: If a setting is out of range, a choice unknown or an argument has no effect.
+        NonFiniteError: In a step, if the `source` of a new basis is not finite.
 
-    Cost: as `Subspace`; a refresh is about two products more with ``"subspace"``.
+    Cost: as `Subspace`; with ``"subspace"``, a refresh takes about two more products.
 
     Example:
         >>> print(LowRank(["adam()"], rank=4, policy="transport", combine="fira"))
         low_rank([adam()], rank=4, policy='transport', combine='fira')
 
     References:
-        Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2), and of each choice.
+        Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2), and those of each choice.
     """
 
     __init__ = flat(learnt)
 
 
 class GaLore(Subspace):
-    r"""Runs modules in the top singular subspace of each gradient, as GaLore is published.
+    r"""Runs modules in the top singular subspace of each gradient, as in the GaLore paper.
 
     A `Subspace` with the authors' choices: an exact `SVD` every ``period`` steps for all matrices
-    at once, state kept as it is when the basis changes, and the update times
+    at once, state unchanged when the basis changes, and the update multiplied by
     :math:`\alpha = 1/4`.
 
     Args:
-        modules: What to run inside.
-        rank: As of `LowRank`, as all that is not said here; ``scale`` is :math:`\alpha`.
+        modules: The modules to run inside.
+        rank: See `LowRank`, as for all arguments not listed here; ``scale`` is :math:`\alpha`.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        NonFiniteError: In a step: if what a basis is to be learnt from is not finite.
+        NonFiniteError: In a step, if the update is not finite at a refresh.
 
-    Cost: as `Subspace`; a refresh is the decomposition of each matrix.
+    Cost: as `Subspace`; a refresh is an SVD of each matrix.
 
     Example:
         >>> print(GaLore(["adam()"], rank=4))
@@ -227,22 +226,22 @@ class GaLore(Subspace):
 class RandomSubspace(Subspace):
     """Runs modules in a random subspace of each matrix, a new one every ``period`` steps.
 
-    A `Subspace` with a `RandomBasis`, which is made from a seed in each step and not kept.
+    A `Subspace` with a `RandomBasis`, which is regenerated from a seed in each step, not stored.
 
     Args:
-        modules: What to run inside.
-        rank: As of `LowRank`, as all that is not said here.
-        period: As of `RandomBasis`, likewise its other arguments.
+        modules: The modules to run inside.
+        rank: See `LowRank`, as for all arguments that are not listed here.
+        period: See `RandomBasis`, also for its other arguments.
 
     Raises:
-        ArgumentError: As of `LowRank`, or if ``combine`` or ``error_feedback`` needs orthonormal
+        ArgumentError: As for `LowRank`, or if ``combine`` or ``error_feedback`` needs orthonormal
             columns.
-        ArgumentTypeError: If ``seed`` is no integer.
+        ArgumentTypeError: If ``seed`` is not an integer.
 
     Cost: as `RandomBasis`.
 
-    Differs from GoLore: that begins with GaLore's bases, and changes to random ones for the last
-    part of the training.
+    Differs from GoLore, which starts with GaLore's bases and changes to random ones for the last
+    part of training.
 
     Example:
         >>> print(RandomSubspace(["heavy_ball()"], rank=4, kind="orthonormal", scale=5.0))
@@ -250,29 +249,29 @@ class RandomSubspace(Subspace):
 
     References:
         He et al., 2024, https://arxiv.org/abs/2410.11289 (GoLore, orthonormal); Hao et al., 2024,
-        https://arxiv.org/abs/2402.03293 (Gaussian, momentum transported), and of each choice.
+        https://arxiv.org/abs/2402.03293 (Gaussian, momentum transported), and those of each choice.
     """
 
     __init__ = flat(RandomBasis)
 
 
 class CoordinateSubspace(Subspace):
-    """Runs modules on some rows, columns or entries of each tensor; the others stay as they are.
+    """Runs modules on some rows, columns or entries of each tensor; the others are unchanged.
 
     A `Subspace` with `Coordinates`.
 
     Args:
-        modules: What to run inside.
-        rank: How many rows, columns or entries, at least 1, capped at all; a float is a part of
-            all; None, of a group, lets its tensors pass. A setting.
-        select: As of `Coordinates`, likewise its other arguments.
-        combine: As of `LowRank`, as all that is not said here. Fira and APOLLO are for rows and
-            columns.
+        modules: The modules to run inside.
+        rank: The number of rows, columns or entries, at least 1, capped at all; a float is a
+            fraction of all; a group with None is not projected. A setting.
+        select: See `Coordinates`, also for its other arguments.
+        combine: See `LowRank`, as for all arguments that are not listed here. Fira and APOLLO
+            support rows and columns only.
 
     Raises:
-        ArgumentError: As of `LowRank`, or if ``combine`` scales the channels of entries.
-        ArgumentTypeError: If ``seed`` is no integer.
-        NonFiniteError: In a step: if what norms are taken of is not finite.
+        ArgumentError: As for `LowRank`, or if ``combine`` scales the channels of entries.
+        ArgumentTypeError: If ``seed`` is not an integer.
+        NonFiniteError: In a step, if the `source` of the norms is not finite.
 
     Cost: as `Coordinates` and the rule.
 
@@ -294,13 +293,13 @@ class DCTSelect(Subspace):
     A `Subspace` with `Cosines`.
 
     Args:
-        modules: What to run inside.
-        rank: As of `LowRank`, as all that is not said here.
-        period: As of `Cosines`, likewise ``norm``.
+        modules: The modules to run inside.
+        rank: See `LowRank`, as for all arguments that are not listed here.
+        period: See `Cosines`, also for ``norm``.
 
     Raises:
-        ArgumentError: As of `LowRank`.
-        NonFiniteError: In a step: if what norms are taken of is not finite; see `Basis`.
+        ArgumentError: As for `LowRank`.
+        NonFiniteError: In a step, if the `source` of the norms is not finite; see `Basis`.
 
     Cost: as `Subspace` and `Cosines`.
 
@@ -316,24 +315,24 @@ class DCTSelect(Subspace):
 
 
 class LDAdamSubspace(Subspace):
-    """Runs Adam in a subspace of each matrix that turns a little in every step, as in LDAdam.
+    """Runs Adam in a subspace of each matrix that rotates slightly in every step, as in LDAdam.
 
-    A `Subspace` with `Tracking` for its basis, `Variances` for memory, and error feedback, to which
-    the basis adds what the momentum loses.
+    A `Subspace` with the basis `Tracking`, the state policy `Variances`, and error feedback, which
+    includes the component of the momentum that the rotation loses.
 
     Args:
-        modules: What to run inside.
-        rank: As of `Subspace`, as all that is not said here, but that one side is compressed.
-        rho: As of `Tracking`; likewise ``inner_betas``.
-        scale: As of `Unproject`.
+        modules: The modules to run inside.
+        rank: See `Subspace`, as for all arguments not listed here; one side is compressed.
+        rho: See `Tracking`, also for ``inner_betas``.
+        scale: See `Unproject`.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        NonFiniteError: In a step: if the update is not finite; on an accelerator in the first step
-            alone: later ones would wait for that, and it shows in the parameters.
+        NonFiniteError: In a step, if the update is not finite; on an accelerator in the first step
+            only, since the check synchronizes and non-finite values show up in the parameters.
 
-    Cost: per matrix of sides ``s <= l``: state of ``s r`` for the basis and ``s l`` for the errors
-    beside that of Adam, ``2 r l``. A step takes products of ``12 s l r`` operations together,
+    Cost: for a matrix with sides ``s <= l``: state of ``s r`` for the basis and ``s l`` for the
+    errors in addition to Adam's ``2 r l``. The products of a step take ``12 s l r`` operations,
     ``8 s l r`` without errors, about ``8 r^2 l`` for the moments and ``12 s r^2`` for the QR.
 
     Differs from the authors' code: errors are in the state, not in ``.grad``, where clearing and

@@ -1,4 +1,4 @@
-"""Random bases, made anew from a seed instead of being kept."""
+"""Random bases, regenerated from a seed instead of stored."""
 
 from __future__ import annotations
 
@@ -15,52 +15,51 @@ from projcore_lowrank._seeded import gaussians, mix, rademacher, stream, uniform
 from projcore_lowrank._transforms import srht_down, srht_up
 from projcore_lowrank.basis import Basis, End, dim_of, ends_of
 
-DRAWN = "drawn_"  # of entries that are there in a graph alone: see `materialize`
+DRAWN = "drawn_"  # the prefix of entries in a graph only: see `materialize`
 RandomKind = Literal["gaussian", "orthonormal", "rademacher", "srht"]
 SeedChain = Literal["mixed", "apollo"]
 
 
 class RandomBasis(Basis):
-    r"""Random columns, others every ``period`` steps; made from a seed in each step, and not kept.
+    r"""Random columns, new ones every ``period`` steps; regenerated from a seed, not stored.
 
-    :math:`P` follows from the seed, the tensor's own key and the number of refreshes. It is made on
-    the device, so the state is that of the modules inside alone. By ``kind``, with columns of
-    length `s`,
+    :math:`P` is a function of the seed, the tensor's key and the number of refreshes. It is made on
+    the device, so only the modules inside have state. By ``kind``, with columns of length `s`,
 
     - ``"gaussian"``: independent entries :math:`N(0, 1/r)`. :math:`E[P P^H] = I`: on average,
       :math:`P P^H G` is :math:`G`.
     - ``"rademacher"``: independent entries :math:`\pm 1/\sqrt r`, with the same average.
     - ``"orthonormal"``: orthonormal columns, distributed as by the Haar measure;
-      :math:`E[P P^H] = (r/s) I`, so that a scale of :math:`s/r` makes up for what is lost.
+      :math:`E[P P^H] = (r/s) I`, so that a scale of :math:`s/r` makes the projection unbiased.
     - ``"srht"``: orthonormal columns of a subsampled randomized Hadamard transform, with the same
-      average. No matrix is made at all: tensors are transformed.
+      average. Tensors are transformed; no matrix is formed.
 
-    The columns of the first two are not orthonormal: parameters are read inside by a left inverse,
-    :math:`(P^H P)^{-1} P^H W`, gradients and updates by :math:`P^H`. Few columns of few signs may
-    depend on each other; then it is the pseudo-inverse. All matrices of a batch share one
-    :math:`P`. It depends on no data, so that is not checked for Inf or NaN.
+    The columns of the first two are not orthonormal: parameters are projected by a left inverse,
+    :math:`(P^H P)^{-1} P^H W`, gradients and updates by :math:`P^H`. Short columns of signs may be
+    linearly dependent; then it is the pseudo-inverse. All matrices of a batch share one :math:`P`.
+    It is independent of the data, which are not checked for Inf or NaN.
 
     Args:
-        period: Steps between new bases, as of `Basis`, likewise ``stagger``.
-        kind: As above.
-        seed: At least 0. A checkpoint of another seed is rejected.
-        chain: How seeds follow each other. ``"mixed"``: by hashing seed, key and number of
-            refreshes. ``"apollo"``: as in the authors' package, ``seed`` being that of the first
-            tensor, 1 there, and the next ones counted from it; with Gaussian entries and
-            ``side="std"`` the matrices are the same, where unprojected parameters come last. They
-            are drawn on the CPU, by torch's generator, and copied to the device.
-        store: Keep each :math:`P` in the state until the next. Worth it where drawing takes long,
-            as of orthonormal columns of a high rank, or by ``chain="apollo"`` for a GPU.
+        period: Steps between new bases; see `Basis`, also for ``stagger``.
+        kind: The distribution, as above.
+        seed: At least 0. A checkpoint with another seed is rejected.
+        chain: How seeds are derived. ``"mixed"``: by hashing seed, key and number of refreshes.
+            ``"apollo"``: as in the authors' package, where ``seed`` is that of the first tensor, 1
+            there, and the next ones count up from it; with Gaussian entries and ``side="std"`` the
+            matrices are identical if unprojected parameters come last. They are drawn on the CPU
+            by torch's generator and copied to the device.
+        store: Whether to keep :math:`P` in the state until the next refresh. Faster if drawing is
+            slow, as for orthonormal columns of a high rank, or ``chain="apollo"`` on a GPU.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        ArgumentTypeError: If ``seed`` is no integer.
+        ArgumentTypeError: If ``seed`` is not an integer.
 
-    Cost: per matrix of sides ``s <= l``, ``s r`` random numbers once a step: of the order of 5% of
-    the time of the products on a CPU; with ``"orthonormal"`` a QR decomposition, which for a rank
-    of ``s / 4`` takes about a quarter of their time or more. ``"srht"`` makes transforms of
-    O(s l log s) in place of products, twice as many where `s` is no power of two, and is not
-    compiled, unless stored. In compiled steps :math:`P` is in memory for a moment.
+    Cost: for a matrix with sides ``s <= l``, ``s r`` random numbers per step, about 5% of the time
+    of the products on a CPU; with ``"orthonormal"`` a QR decomposition, which for a rank of
+    ``s / 4`` takes about a quarter of their time or more. ``"srht"`` replaces products by
+    transforms of O(s l log s), twice as many if `s` is not a power of two, and is not compiled,
+    unless stored. In compiled steps :math:`P` is materialized temporarily.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -94,7 +93,7 @@ class RandomBasis(Basis):
         self.seed = seed
         self.chain = chain
         self.store = store
-        self.traceable = store or kind != "srht"  # that draws in every product
+        self.traceable = store or kind != "srht"  # "srht" draws in every product
         super().__init__(period, stagger)
 
     def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
@@ -109,7 +108,7 @@ class RandomBasis(Basis):
             key = self.seed + state["index"]
         else:
             key = following(state["key"])
-        # Of no elements, but from its shape the kernel sees that the rank is another one.
+        # Without elements, but its shape shows the kernel a change of rank.
         empty = matrix.new_empty(matrix.shape[-2], rank, 0)
         return {end: empty, "key": key, "refreshes": refreshes}
 
@@ -132,7 +131,7 @@ class RandomBasis(Basis):
 
     @property
     def transforms(self) -> bool:
-        """Whether tensors are transformed, and no matrix is made."""
+        """Whether tensors are transformed without forming a matrix."""
         return self.kind == "srht" and not self.store
 
     def materialize(self, states: list[Node]) -> list[Node]:
@@ -162,7 +161,7 @@ class RandomBasis(Basis):
         return basis if basis.dtype == like.dtype else basis.to(like.dtype)
 
     def _drawn(self, batches: list[list[Node]]) -> list[Node]:
-        """Returns the matrices of some memories, those of each batch stacked."""
+        """Returns the matrices of some states, those of each batch stacked."""
         if f"{DRAWN}{ends_of(batches[0][0])[0]}" in batches[0][0]:  # for a graph
             return [self._stacked(states) for states in batches]
         drawn: list[Node] = [{} for _ in batches]
@@ -207,7 +206,7 @@ class RandomBasis(Basis):
                 drawn.append(torch.stack([srht_up(eye, key, length) for key in some]))
             return drawn
         wide = torch.complex64 if dtype.is_complex else torch.float32
-        # From the right it is the adjoint that is drawn, as in APOLLO's code.
+        # From the right, the adjoint is drawn, as in APOLLO's code.
         shapes = [
             size if end == "left" else size[::-1] for size, end in zip(sizes, ends, strict=True)
         ]
@@ -268,12 +267,12 @@ class RandomBasis(Basis):
 
 
 def require_seed(owner: object, seed: object) -> None:
-    """Raises unless a seed is an integer from 0 on."""
+    """Raises unless a seed is a non-negative integer."""
     require(owner, "seed", seed, minimum=0, whole=True)
 
 
 def following(seed: int) -> int:
-    """Returns the seed that comes after one in the chain of APOLLO's authors: its 15th number."""
+    """Returns the next seed in the chain of APOLLO's authors: the 15th number of this seed."""
     generator = torch.Generator("cpu").manual_seed(seed)
     drawn = torch.randint(0, 2**63 - 1, (15,), generator=generator, device="cpu")
     return int(drawn[14])

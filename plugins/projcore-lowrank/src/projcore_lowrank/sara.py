@@ -1,4 +1,4 @@
-"""SARA: singular vectors drawn by their singular values, so that a basis does not freeze."""
+"""SARA: singular vectors sampled by their singular values, so that the subspace varies."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from projcore_lowrank.singular import with_fixed_phases
 
 
 class SARA(Basis):
-    r"""Left singular vectors that are drawn, with probabilities that are their singular values.
+    r"""Left singular vectors, sampled with probabilities proportional to their singular values.
 
     .. math:: G = U \Sigma V^H, \qquad P = (u_{i_1}, \dots, u_{i_r}), \quad i_1 < \dots < i_r
 
-    where the :math:`i` are drawn one after the other without replacement, each with a probability
-    proportional to :math:`\sigma_i` among those that are left. Gradients of successive refreshes
-    have nearly the same top vectors, and `SVD` stays with them; here others have their turn.
-    Tensors that are refreshed in the same step share what is random.
+    where the indices are drawn sequentially without replacement, each with a probability
+    proportional to :math:`\sigma_i`. The top singular vectors of successive gradients are nearly
+    the same, so `SVD` stays in one subspace; sampling explores others. Tensors that are refreshed
+    in the same step share their random numbers.
 
     Args:
-        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
-        seed: Of the draws, at least 0.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
+        seed: The random seed, at least 0.
 
     Raises:
         ArgumentError: If a setting is out of range or a choice unknown.
-        ArgumentTypeError: If ``seed`` is no integer.
+        ArgumentTypeError: If ``seed`` is not an integer.
 
     Cost: that of `SVD`.
 
-    Differs from the authors' code: random numbers; vectors of singular values of zero come last,
-    where theirs cannot draw them.
+    Differs from the authors' code: the random numbers; vectors of zero singular values are drawn
+    last, where theirs cannot draw them.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -41,8 +41,8 @@ class SARA(Basis):
         subspace([adam()], rank=4, basis=sara(period=100), combine=fira())
 
     References:
-        Zhang et al., 2025, https://arxiv.org/abs/2502.05790. Drawing in turn by the order of
-        exponential numbers: Efraimidis, Spirakis, 2006,
+        Zhang et al., 2025, https://arxiv.org/abs/2502.05790. Sequential sampling by the order
+        of exponential numbers: Efraimidis, Spirakis, 2006,
         https://doi.org/10.1016/j.ipl.2005.11.003.
     """
 
@@ -60,7 +60,7 @@ class SARA(Basis):
 
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
         u, values, _ = torch.linalg.svd(wide(matrix), full_matrices=False)
-        # The first of exponential clocks to ring, at rates that are the singular values.
+        # The smallest of exponential numbers whose rates are the singular values.
         scores = values.log() - log_waits(mix(self.seed, seed), values.shape[-1], values)
         chosen = scores.topk(rank, dim=-1).indices.sort(dim=-1).values.unsqueeze(-2)
         return with_fixed_phases(u.gather(-1, chosen.expand(*u.shape[:-1], rank)))

@@ -1,4 +1,4 @@
-"""Bases of the top singular vectors: exact ones, and ones that are cheaper."""
+"""Bases of the top singular vectors: exact, and cheaper approximate ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class SVD(Basis):
 
     .. math:: G = U \Sigma V^H, \qquad P = (u_1, \dots, u_r),
 
-    or the right ones, if the matrix is compressed from the right. Of a complex matrix each vector
-    is turned so that its largest entry is a positive number.
+    or the right ones, if the matrix is compressed from the right. For a complex matrix, the phase
+    of each vector is chosen so that its largest entry is real and positive.
 
     Args:
-        period: As of `Basis`, likewise ``stagger``, ``source`` and ``nonfinite``.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
 
-    Cost: a decomposition of each matrix, O(mn min(m, n)), every ``period`` steps.
+    Cost: an SVD of each matrix, O(mn min(m, n)), every ``period`` steps.
 
     Example:
         >>> from projcore import Optimizer
@@ -39,10 +39,10 @@ class SVD(Basis):
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
         if end == "left":
             return super().learn(end, rank, matrix, state, settings)
-        # Of the matrix as it lies: its transpose gives other signs, which state that is kept
-        # depends on, than the authors' codes have.
+        # Not of the transpose: its vectors have other signs than those of the authors' code, and
+        # state that is kept depends on the signs.
         rows = torch.linalg.svd(wide(matrix.mH), full_matrices=False).Vh
-        # A slice would keep all that it was cut from.
+        # A slice would keep the whole tensor alive.
         basis = rows[..., :rank, :].mH.clone(memory_format=torch.contiguous_format)
         return {end: with_fixed_phases(basis).to(matrix.dtype)}
 
@@ -53,10 +53,10 @@ class SVD(Basis):
 class Gram(Basis):
     r"""Eigenvectors of :math:`G G^H` or :math:`G^H G`, whichever is smaller: a cheaper `SVD`.
 
-    Directions of singular values below :math:`\sqrt\epsilon \sigma_1` are rough.
+    Directions of singular values below :math:`\sqrt\epsilon \sigma_1` are inaccurate.
 
     Args:
-        period: As of `Basis`, likewise ``stagger``, ``source`` and ``nonfinite``.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
 
     Cost: O(mns + s³), with s = min(m, n), every ``period`` steps.
 
@@ -71,10 +71,10 @@ class Gram(Basis):
 
 
 class Randomized(Basis):
-    r"""A basis of :math:`G G^H \Omega`, :math:`\Omega` random with `r` Gaussian columns.
+    r"""An orthonormal basis of :math:`G G^H \Omega`, with `r` Gaussian columns :math:`\Omega`.
 
     Args:
-        period: As of `Basis`, likewise ``stagger``, ``source`` and ``nonfinite``.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
 
     Cost: about :math:`4mnr + 4mr^2` operations every ``period`` steps.
 
@@ -92,15 +92,15 @@ class Randomized(Basis):
 
 
 class SubspaceIteration(Basis):
-    r"""A basis of :math:`G G^H P_0`, :math:`P_0` the basis so far; random columns at first.
+    r"""A basis of :math:`G G^H P_0`, with the current basis :math:`P_0`, initially random columns.
 
-    Of a matrix with more than `r + 32` and at most `4r` columns, random sums of columns come first,
-    on a CPU, and all columns where these miss more than about 0.005 of the squared norm.
+    On a CPU, a matrix with more than `r + 32` and at most `4r` columns is replaced by random sums
+    of its columns, unless these miss more than about 0.005 of the squared norm.
 
     Args:
-        period: As of `Basis`, likewise ``stagger``, ``source`` and ``nonfinite``.
-        full: Take all columns at once, which is faster where few singular values stand out.
-        once: Learn the basis in the first step alone, whatever the period.
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
+        full: Whether to use all columns at once, which is faster if few singular values dominate.
+        once: Whether to compute the basis in the first step only, whatever the period.
 
     Cost: about :math:`4mnr + 4mr^2` operations every ``period`` steps.
 
@@ -110,7 +110,7 @@ class SubspaceIteration(Basis):
         subspace([adam()], rank=4, basis=subspace_iteration(period=10, stagger=False))
 
     References:
-        Liang et al., 2024, https://arxiv.org/abs/2408.12857 (a basis that follows the last one).
+        Liang et al., 2024, https://arxiv.org/abs/2408.12857 (online subspace descent).
     """
 
     def __init__(
@@ -132,10 +132,10 @@ class SubspaceIteration(Basis):
 
 
 def with_fixed_phases(basis: Tensor) -> Tensor:
-    """Turns each complex column so that its largest entry is a positive number.
+    """Fixes the phase of each complex column so that its largest entry is real and positive.
 
-    Decompositions leave the phases open, and they jump when a matrix changes by a rounding error;
-    modules that treat real and imaginary parts by themselves, as Adam, see the difference.
+    Decompositions do not determine the phases, which jump at rounding errors; modules that treat
+    real and imaginary parts separately, such as Adam, depend on them.
     """
     if not basis.is_complex():
         return basis

@@ -85,7 +85,7 @@ class SOAPRotation(ProjectionBase):
     `max_side` pass unchanged.
 
     Args:
-        modules: What to run inside.
+        modules: The modules to run inside.
         period: Steps between changes of the bases, at least 1.
         beta: Decay of the running averages, in [0, 1).
         max_side: The longest side that is rotated; longer ones stay as they are.

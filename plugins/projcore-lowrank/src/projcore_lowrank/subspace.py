@@ -1,4 +1,4 @@
-"""Subspaces: modules run on matrices that are multiplied by a basis; five choices say how."""
+"""Runs modules in subspaces of matrices: a basis, a combination rule and a state policy."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from projcore_lowrank.singular import SubspaceIteration
 from projcore_lowrank.unproject import Unproject
 
 GOLDEN = (5**0.5 - 1) / 2
-PROJECTED = "projected"  # in scratch: what was projected, as `Projected`
+PROJECTED = "projected"  # the key of `Projected` in scratch
 
 
 class Projected(NamedTuple):
-    """What was projected in a step, batch by batch.
+    """The projected tensors of a step, batch by batch.
 
     Attributes:
-        batches: The tensors that were multiplied as one.
-        low: What they are inside.
-        outside: The norms of what they were outside, if the update depends on these.
+        batches: The batches of tensors that are multiplied together.
+        low: The projected tensors.
+        outside: The norms of the full tensors, if the update depends on these.
     """
 
     batches: list[Batch]
@@ -59,50 +59,50 @@ class Projected(NamedTuple):
 
 
 class Subspace(ProjectionBase):
-    r"""Runs modules in a subspace of each matrix, by five choices.
+    r"""Runs modules in a subspace of each matrix, given by a basis.
 
-    A matrix :math:`G`, shape ``(m, n)``, is inside :math:`R = P^H G`, shape ``(r, n)``, with a
-    basis :math:`P` of shape ``(m, r)``; or :math:`G P`; or :math:`P^H G Q`. The *basis* says what
-    :math:`P` is, and when it is made; *memory* what happens to the state inside then; *combine*
-    how the update is made of :math:`G`, :math:`R` and :math:`N`, the result of the *modules*
-    inside. Vectors, and tensors of groups with ``rank=None``, pass as they are to the same modules.
+    A matrix :math:`G`, shape ``(m, n)``, is projected to :math:`R = P^H G`, shape ``(r, n)``, with
+    a basis :math:`P` of shape ``(m, r)``; or to :math:`G P`; or to :math:`P^H G Q`. `basis`
+    computes :math:`P` every so many steps; `memory` transfers the state inside to a new basis;
+    `combine` computes the update from :math:`G`, :math:`R` and :math:`N`, the output of `modules`.
+    Vectors, and tensors of groups with ``rank=None``, reach the same modules unprojected.
 
-    Inside, a closure is evaluated on the plane through the current point: what the basis does not
-    span stays. Parameters are written by a product that goes straight into them, where only a
-    learning rate, a factor or weight decay follows.
+    Inside, a closure is evaluated on the plane through the current point: components outside the
+    span of the basis are constant. If only a learning rate, a factor or weight decay follows, the
+    update is multiplied directly into the parameters.
 
-    Choices are objects, or their specs: ``basis="svd(period=100)"``. Their settings, as ``period``
-    and ``scale``, are settings of the subspace: groups and schedulers find them there.
+    Choices are objects or specs: ``basis="svd(period=100)"``. Their settings, such as ``period``
+    and ``scale``, are settings of the subspace: parameter groups and schedulers set them there.
 
     Args:
-        modules: What to run inside.
-        rank: `r`: at least 1, capped at the shorter side; a float is a part of that; None, of a
-            group, lets its tensors pass. A setting; a new rank acts in the next step.
-        basis: What spans the subspace: `SVD`, `Gram`, `Randomized`, `SubspaceIteration`, `SARA`,
+        modules: The modules to run inside.
+        rank: `r`: at least 1, capped at the shorter side; a float is a fraction of it; a group with
+            None is not projected. A setting; a new rank takes effect in the next step.
+        basis: The basis of the subspace: `SVD`, `Gram`, `Randomized`, `SubspaceIteration`, `SARA`,
             `Switching`, `SubTrack`, `GrassWalk`, `RandomBasis`, `Coordinates`, `Cosines`,
             `Tracking`, or one of another plugin.
-        combine: How the update is made: `Unproject`, `Residual`, `SignResidual`, `Fira`,
+        combine: How the update is computed: `Unproject`, `Residual`, `SignResidual`, `Fira`,
             `Compensation`, `Apollo` or `ApolloMini`.
-        memory: What happens to the state inside when the basis changes: `Keep`, `Reset`,
-            `Transport` or `Variances`.
-        side: Which side is compressed: ``"std"`` the shorter (the rows, :math:`G P`, if the matrix
-            is square), ``"reverse_std"`` the longer, which makes the state inside smaller still,
+        memory: The state policy at a change of the basis: `Keep`, `Reset`, `Transport` or
+            `Variances`.
+        side: The side to compress: ``"std"`` the shorter (the rows, :math:`G P`, if the matrix is
+            square), ``"reverse_std"`` the longer, which makes the state inside even smaller,
             ``"left"``, ``"right"``, or ``"full"``, both.
-        error_feedback: Keep what was left out of an update, and add it to the next. It takes a
-            tensor of the parameter's size.
-        folding: A tensor of more than two dimensions is a matrix of the first by the rest
-            (``"fold"``), or a batch of matrices of the last two (``"last2"``). Dimensions of
-            length 1 do not count. A setting, fixed once there is state.
+        error_feedback: Whether to add the residual of each update to the next. Requires a tensor
+            of the parameter's size.
+        folding: Tensors with more than two dimensions are flattened to ``(d0, -1)`` (``"fold"``),
+            or are batches of matrices in the last two dimensions (``"last2"``). Dimensions of
+            length 1 are ignored. A setting, fixed once there is state.
         compute_dtype: A dtype for the products with the basis, such as ``"bfloat16"``.
-        project_update: As of `ProjectionBase`, likewise ``project_params`` and ``project_grad``.
+        project_update: See `ProjectionBase`, also for ``project_params`` and ``project_grad``.
 
     Raises:
-        ArgumentError: If a setting is out of range, or choices do not go together.
-        ArgumentTypeError: If an argument is no choice of its kind.
-        NonFiniteError: In a step: if what a basis is to be learnt from is not finite.
+        ArgumentError: If a setting is out of range, or the choices are incompatible.
+        ArgumentTypeError: If an argument is not a choice of the expected kind.
+        NonFiniteError: In a step, if the `source` of a new basis is not finite.
 
-    Cost: per matrix of sides ``s <= l``: the state of the modules on ``r l`` elements, and that of
-    the basis, mostly ``s r``; two products of ``2 s l r`` operations a step, and the refreshes.
+    Cost: for a matrix with sides ``s <= l``: the state of the modules on ``r l`` elements, and that
+    of the basis, usually ``s r``; two products of ``2 s l r`` operations per step, and refreshes.
 
     Example:
         >>> from projcore import Optimizer
@@ -116,7 +116,7 @@ class Subspace(ProjectionBase):
         subspace([adam()], rank=4, basis=svd(period=100), combine=fira(), memory=transport())
 
     References:
-        Zhao et al., 2024, https://arxiv.org/abs/2403.03507; each choice says its own.
+        Zhao et al., 2024, https://arxiv.org/abs/2403.03507; each choice gives its own.
     """
 
     scope = "tensor"
@@ -126,7 +126,7 @@ class Subspace(ProjectionBase):
         self,
         modules: Any,
         rank: Rank = 128,
-        basis: Basis | str = SubspaceIteration(),  # noqa: B008  # choices are fixed
+        basis: Basis | str = SubspaceIteration(),  # noqa: B008  # choices are immutable
         combine: Combine | str = Unproject(),  # noqa: B008
         memory: Memory | str = Keep(),  # noqa: B008
         side: Side = "std",
@@ -160,7 +160,7 @@ class Subspace(ProjectionBase):
         super().__init__(modules, project_update, project_params, project_grad, defaults)
 
     def _check_choices(self, side: Side) -> None:
-        """Raises if a choice does not go with another."""
+        """Raises an error if choices are incompatible."""
         require_choice(self, "side", side, get_args(Side))
         basis, rule, memory = self.choices
         sides = f"combine={rule}, memory={memory}, side={side!r}"
@@ -262,7 +262,7 @@ class Subspace(ProjectionBase):
         return new if usable else None
 
     def _refolded(self, settings: Settings) -> bool:
-        """Whether a group folds otherwise than the module; then its state says so."""
+        """Whether a group overrides the module's folding, which its state then records."""
         return bool(settings["folding"] != self.folding)
 
     def _check_folding(self, tensor: Tensor, state: Node, settings: Settings) -> None:
@@ -283,9 +283,9 @@ class Subspace(ProjectionBase):
         return self.basis.rank_of(state) != wanted
 
     def _asks(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
-        """Whether it is looked for Inf and NaN, which waits for a device.
+        """Whether to check a tensor for Inf and NaN, which synchronizes with the device.
 
-        Where bases are learnt in every step, these show there in the parameters.
+        If bases are computed in every step, non-finite values show up in the parameters.
         """
         if not self.basis.data_dependent:
             return False
@@ -293,7 +293,7 @@ class Subspace(ProjectionBase):
         return is_alone(tensor) or self.basis.nonfinite == "skip" or not every_step
 
     def _usable(self, tensors: list[Tensor]) -> list[bool]:
-        """Returns from which tensors bases can be learnt; waits for a device once."""
+        """Returns which tensors a basis can be computed from; synchronizes once."""
         usable = [True] * len(tensors)
         for places in alike(tensors):
             for i, good in zip(places, all_finite([tensors[i] for i in places]), strict=True):
@@ -310,7 +310,7 @@ class Subspace(ProjectionBase):
     def _learn(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Node]:
-        """Returns the entries of new bases; equal matrices are decomposed as one batch."""
+        """Returns the entries of new bases; equal shapes are decomposed as one batch."""
         matrices = self._matrices(tensors, settings)
         ranks = [
             self.basis.resolve(values["rank"], matrix.shape)
@@ -334,13 +334,13 @@ class Subspace(ProjectionBase):
                 known = [moment for moment in moments if moment is not None]
                 if len(known) == count:
                     state["moment"], state["betas"] = stacked(known), betas[first]
-                    if self.basis.source == "momentum":  # by halves with the first moment inside
+                    if self.basis.source == "momentum":  # the mean with the first moment inside
                         moment = self.products.up(state["moment"], state).to(matrix.dtype)
                         matrix = torch.lerp(matrix, moment, 0.5)
             learnt = self.basis.learn_ends(matrix, state, ranks[first], values)
             nodes: list[Node] = [{} for _ in places]
             for name, value in learnt.items():
-                # What is of this step only may be views.
+                # Entries for this step only may be views.
                 pieces = apart(value, count) if name in members[0] else parted(value, count)
                 for node, each in zip(nodes, pieces, strict=True):
                     node[name] = each
@@ -350,9 +350,9 @@ class Subspace(ProjectionBase):
         return new
 
     def betas_inside(self, state: Node, settings: Settings) -> tuple[float, float] | None:
-        """Returns the betas of the module inside that keeps a first moment, as they are now.
+        """Returns the current betas of the module inside that keeps a first moment.
 
-        Zeros of a module without any; None unless a choice asks for them.
+        Zeros if the module has none; None unless a choice requires them.
         """
         if not self.asks_inside:
             return None
@@ -377,7 +377,7 @@ class Subspace(ProjectionBase):
         states = old_states, new_states
         return self.memory_rule.transport(self, self.basis, tensors, kind, *states, settings)
 
-    # The way in and out.
+    # Projection.
 
     def project(
         self,
@@ -410,10 +410,10 @@ class Subspace(ProjectionBase):
     def _inside(
         self, batch: Batch, matrices: list[Tensor], measured: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns a batch inside, and its norms; the stack is gone when this returns."""
+        """Returns a projected batch and its norms; frees the stack on return."""
         matrix = batch.gather(matrices)
         norms = self._measured(matrix, batch) if measured else None
-        return self.products.down(matrix, batch.state), norms  # it finds the matrix in the cache
+        return self.products.down(matrix, batch.state), norms  # the matrix is still in the cache
 
     def _measured(self, matrix: Tensor, batch: Batch) -> Tensor:
         return self.rule.measure(matrix, channel(batch.states[0]))
@@ -437,7 +437,7 @@ class Subspace(ProjectionBase):
     def _batches(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Batch]:
-        """Returns the batches in which tensors, outside or inside, are multiplied by bases."""
+        """Returns the batches in which full or projected tensors are multiplied by bases."""
         keys = [
             (self.basis.alike(tensor, state), *(values[name] for name in self.rule.defaults))
             for tensor, state, values in zip(tensors, states, settings, strict=True)
@@ -503,10 +503,10 @@ class Subspace(ProjectionBase):
         settings: list[Settings],
         scratch: dict[str, Any] | None = None,
     ) -> tuple[list[Tensor], list[Update]]:
-        """Returns matrices and their updates, and keeps what the next step needs of these."""
+        """Returns matrices and their updates, and stores the state for the next step."""
         full = self._matrices(tensors, settings)
         found: Projected | None = (scratch or {}).get(PROJECTED)
-        if found is None:  # it was the gradient that was projected
+        if found is None:  # the gradient was projected
             found = Projected(self._batches(full, states, settings), [], [])
             found.low.extend(batch.gather(projected) for batch in found.batches)
         if self.rule.measures and not found.outside:
@@ -545,7 +545,7 @@ class Subspace(ProjectionBase):
         return made
 
     def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
-        """Keeps what is left out of the updates, in the place of what was before."""
+        """Overwrites the errors with the residuals of the updates."""
         shapes = [state["error"].shape for state in states]
         kept: list[Tensor] = []
         for matrix, state in zip(full, states, strict=True):
@@ -575,7 +575,7 @@ def channel(state: Node) -> int:
 def spread(index: int, period: int) -> int:
     """Returns a step of a period, such that the first few indices are evenly spread over it.
 
-    It depends on nothing else, so that a tensor keeps its steps whatever others there are. By the
-    golden ratio: Steinhaus' three-distance theorem.
+    It depends on the arguments only, so a tensor keeps its steps whatever other tensors there are.
+    By the golden ratio: Steinhaus' three-distance theorem.
     """
     return int(index * GOLDEN % 1 * period)

@@ -1,4 +1,4 @@
-"""Alice's basis: leading eigenvectors stay, the others are drawn anew from the complement."""
+"""Alice's basis: leading eigenvectors, and random columns from their complement."""
 
 from __future__ import annotations
 
@@ -17,41 +17,38 @@ TRACKED = "tracked"
 
 
 class Switching(Basis):
-    r"""Some leading eigenvectors of :math:`Q`, and random columns from the complement, as in Alice.
+    r"""Leading eigenvectors of :math:`Q`, and random columns from their complement, as in Alice.
 
-    With :math:`\beta = 0`, :math:`Q` is :math:`G G^H`; else a running mean of it. What this has
-    inside the subspace is in the state, and follows in every step:
+    With :math:`\beta = 0`, :math:`Q` is :math:`G G^H`, otherwise a running mean of it. The state
+    holds its projection to the subspace, which is updated in every step:
 
     .. math::
         \tilde Q \leftarrow \beta \tilde Q + (1 - \beta) R R^H, \quad R = P^H G, \qquad
         Q = \beta P \tilde Q P^H + (1 - \beta) G G^H
 
-    At a refresh, one step of subspace iteration makes :math:`B = \operatorname{qr}(Q P)`, and the
-    eigenvectors of :math:`B^H Q B` its columns in order; the first ones are kept, and Gaussian
-    columns fill up to `r`, made orthonormal to these and each other. :math:`Q` is never formed. The
-    first basis begins with singular vectors of :math:`G`. :math:`\tilde Q` moves to the new basis
+    A refresh takes one step of subspace iteration, :math:`B = \operatorname{qr}(Q P)`, and sorts
+    the columns by the eigenvectors of :math:`B^H Q B`; the first ones are kept, and Gaussian
+    columns, orthogonalized, complete the basis to `r`. :math:`Q` is never formed. The first basis
+    uses singular vectors of :math:`G`. :math:`\tilde Q` is transported to the new basis
     as :math:`C \tilde Q C^H`, :math:`C = P_{new}^H P`.
 
     Args:
-        period: As of `Basis`; likewise ``stagger``, ``source`` and ``nonfinite``.
-        leading: How many eigenvectors are kept, at least 1, capped at the rank; a float is a part
+        period: See `Basis`, also for ``stagger``, ``source`` and ``nonfinite``.
+        leading: The number of eigenvectors, at least 1, capped at the rank; a float is a fraction
             of the rank. By default 40 of 256, as published.
-        beta: :math:`\beta`, at least 0 and less than 1; 0 keeps no :math:`\tilde Q` (Alice-0).
-        seed: Of the columns drawn, at least 0.
-        stagger: As said.
-        source: As said.
-        nonfinite: As said.
+        beta: :math:`\beta`, at least 0 and less than 1; 0 stores no :math:`\tilde Q` (Alice-0).
+        seed: The seed of the random columns, at least 0.
 
     Raises:
         ArgumentError: If an argument is out of range or a choice unknown.
-        ArgumentTypeError: If ``seed`` is no integer.
+        ArgumentTypeError: If ``seed`` is not an integer.
 
-    Cost: state of ``r^2`` for :math:`\tilde Q`, and ``2 l r^2`` operations in each step to follow
+    Cost: state of ``r^2`` for :math:`\tilde Q`, and ``2 l r^2`` operations in each step to update
     it; about ``6 s l r + 12 s r^2 + O(r^3)`` every ``period`` steps.
 
-    Differs from the paper: columns are drawn uniformly from the complement, not from those of one
-    basis of it; published :math:`\tilde Q` stays at a refresh, where its coordinates change their
-    meaning; the first basis there follows the zero matrix.
+    Differs from the paper: columns are drawn uniformly from the complement, not from the columns of
+    one of its bases; the paper keeps :math:`\tilde Q` unchanged at a refresh, although its
+    coordinates change; its first basis is that of the zero matrix.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -131,7 +128,7 @@ class Switching(Basis):
 
 
 def eigenvectors(g: Tensor, basis: Tensor, tracked: Tensor | None, beta: float) -> Tensor:
-    r"""Returns what one step of subspace iteration makes of a basis, largest eigenvalue first.
+    r"""Returns a basis after one step of subspace iteration, largest eigenvalue first.
 
     Args:
         g: :math:`G`, shape ``(..., m, n)``.
@@ -142,7 +139,7 @@ def eigenvectors(g: Tensor, basis: Tensor, tracked: Tensor | None, beta: float) 
     product = g @ (g.mH @ basis)
     if tracked is not None:
         product = torch.lerp(product, basis @ tracked, beta)
-    # Where nothing leads the basis, it stays.
+    # Without a dominant direction, the basis stays.
     size = product.abs().amax((-2, -1), keepdim=True)
     product = product / size.clamp(min=torch.finfo(size.dtype).tiny)
     columns = orthonormalize(product.add_(basis, alpha=torch.finfo(size.dtype).eps))

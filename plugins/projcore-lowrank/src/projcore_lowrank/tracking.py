@@ -1,4 +1,4 @@
-"""LDAdam's choices: a basis that turns in every step, and second moments as variances."""
+"""LDAdam's choices: a basis refreshed in every step, and second moments as variances."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Betas = tuple[float, float]
 
 
 class Turn(NamedTuple):
-    """How a basis turns in a step.
+    """The change of a basis in a step.
 
     Attributes:
-        columns: One factor of the momentum that has no place any more.
-        moment: The other: the first moment before.
+        columns: One factor of the momentum outside the new basis.
+        moment: The other factor: the previous first moment.
         change: The old basis in the new one.
     """
 
@@ -38,38 +38,37 @@ class Turn(NamedTuple):
 
 
 class Tracking(Basis):
-    r"""A basis that turns a little in every step, after the update and the momentum; as in LDAdam.
+    r"""A basis that follows the update and the momentum in every step, as in LDAdam.
 
-    Let :math:`A` be the update given, with the errors so far if there is error feedback,
-    :math:`P_{old}` the basis so far and :math:`\hat m` the first moment that Adam keeps in it, with
-    its correction. The basis takes one step of a block power iteration, in the first step the
-    singular vectors of :math:`A`:
+    Let :math:`A` be the incoming update, plus the accumulated error with error feedback,
+    :math:`P_{old}` the current basis and :math:`\hat m` Adam's bias-corrected first moment in it.
+    The basis takes one step of a block power iteration; the first basis consists of singular
+    vectors of :math:`A`:
 
     .. math::
         B = \rho P_{old} \hat m + (1 - \rho) A, \qquad P = \operatorname{qr}(B B^H P_{old})
 
-    With ``error_feedback`` of the subspace, what the first moment :math:`m` loses is kept, too,
-    with all that it would still have done, where :math:`C = P^H P_{old}`:
+    With ``error_feedback`` of the subspace, the error includes the lost component of the first
+    moment :math:`m` and all its future contributions, with :math:`C = P^H P_{old}`:
 
     .. math::
         E \leftarrow A - P P^H A + \frac{\beta_1}{1 - \beta_1} (P_{old} m - P C m)
 
-    :math:`m` is the first moment that a module right inside keeps, not one in a projection further
-    in; without one it is zero.
+    :math:`m` is the first moment of a module directly inside, not of one in a nested projection;
+    without one it is zero.
 
     Args:
-        rho: :math:`\rho`, at least 0 and less than 1: how much of the momentum there is in what the
-            basis follows. Fixed, groups do not change it.
-        inner_betas: :math:`\beta_1, \beta_2` of the Adam inside. By default its ``betas`` as they
-            are in each step; a module without any is taken to have zeros.
+        rho: :math:`\rho`, at least 0 and less than 1: the weight of the momentum. Fixed: parameter
+            groups cannot override it.
+        inner_betas: :math:`\beta_1, \beta_2` of the Adam inside. By default its current ``betas``
+            in each step, or zeros for a module without betas.
 
     Raises:
         ArgumentError: If an argument is out of range.
-        NonFiniteError: In a step: if there is Inf or NaN in :math:`A`, with a period of 1: see
-            `Basis`.
+        NonFiniteError: In a step, if :math:`A` contains Inf or NaN; see `Basis` for ``period=1``.
 
-    Cost: per matrix of sides ``s <= l``, beside the two products, ``8 s l r`` operations and about
-    ``12 s r^2`` for the QR and :math:`C`. :math:`B` is never formed.
+    Cost: for a matrix with sides ``s <= l``, in addition to the two products, ``8 s l r``
+    operations and about ``12 s r^2`` for the QR and :math:`C`. :math:`B` is never formed.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -140,7 +139,7 @@ class Tracking(Basis):
         if len(turns) < len(new_states):
             return super().both(old_states, new_states)
         turn = turns[0]._replace(change=stacked([each.change for each in turns]))
-        return {}, {**new_states[0], "turn": turn}  # of the old bases no more is asked
+        return {}, {**new_states[0], "turn": turn}  # nothing else is read of the old bases
 
     def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
         turn: Turn | None = new.get("turn")
@@ -148,17 +147,17 @@ class Tracking(Basis):
 
 
 class Variances(Transport):
-    r"""Second moments move as variances about the first, as in LDAdam; :math:`C = P^H P_{old}`.
+    r"""Transports second moments as variances, as in LDAdam, with :math:`C = P^H P_{old}`.
 
     .. math::
         m \leftarrow C m, \qquad \hat v \leftarrow
         \left| (C \circ C) (\hat v - \hat m^2) + (C \hat m)^2 \right|
 
-    where :math:`\hat m, \hat v` are the moments with Adam's corrections. A second moment whose
-    module keeps no first moves by :math:`C \circ C`.
+    where :math:`\hat m, \hat v` are Adam's bias-corrected moments. A second moment without a first
+    moment is transported by :math:`C \circ C`.
 
     Args:
-        inner_betas: :math:`\beta_1, \beta_2` of the Adam inside, as of `Tracking`.
+        inner_betas: :math:`\beta_1, \beta_2` of the Adam inside, see `Tracking`.
 
     Raises:
         ArgumentError: If ``inner_betas`` is out of range.
@@ -191,8 +190,8 @@ class Variances(Transport):
     ) -> Tensor:
         """Returns state in new bases.
 
-        The state inside that new states hold is still that of before: what a module keeps is
-        replaced when all of it has been carried over.
+        The state inside that new states hold is still the old one: the state of a module is
+        replaced when all of it has been transported.
         """
         found = [
             subspace.keeper_inside("second", new, values, tensor)
@@ -231,11 +230,11 @@ def turned(
     :math:`\operatorname{qr}(B B^H P)`, without :math:`B`: since :math:`P^H P = I` it is of
     :math:`B Z = \alpha A Z + \beta P (m Z)` with :math:`Z = \alpha A^H P + \beta m^H`. If the rank
     is smaller than before, only the first columns of :math:`P` are followed; if it is larger,
-    random ones are added to it.
+    random ones are appended.
 
     The shapes of :math:`P`, :math:`A` and :math:`m` are ``(..., s, k)``, ``(..., s, l)`` and
-    ``(..., k, l)``; without a moment it is zero. ``weights`` are :math:`\alpha, \beta`, and the
-    result, orthonormal columns, has the shape ``(..., s, r)``; it is float32 of bfloat16.
+    ``(..., k, l)``; a moment of None is zero. ``weights`` are :math:`\alpha, \beta`. Returns
+    orthonormal columns, shape ``(..., s, r)``; float32 for bfloat16.
     """
     a, p = wide(matrix), wide(basis)
     m = None if moment is None else wide(moment)
@@ -250,7 +249,7 @@ def turned(
     z = a.mH @ start if m is None else _sum(m.mH[..., :rank], a.mH, start, beta, alpha)
     z.div_(size_of(z))
     y = a @ z if m is None else _sum(p @ (m @ z), a, z, beta, alpha)
-    # Where nothing leads the basis, it stays: as if of B B^H and what rounding loses anyway.
+    # Without a dominant direction, the basis stays: a shift of B B^H below the rounding error.
     return orthonormal_columns(y.div_(size_of(y)).add_(start, alpha=torch.finfo(y.dtype).eps))
 
 
@@ -263,7 +262,7 @@ def _sum(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
 
 
 def as_betas(owner: object, betas: object) -> Betas:
-    """Returns two betas; raises unless they are such."""
+    """Returns two betas; raises an error if they are invalid."""
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ArgumentTypeError(
             f"{type(owner).__name__}(inner_betas={betas!r}) is no pair. inner_betas is the two "

@@ -47,7 +47,7 @@ class Tucker(ProjectionBase):
     groups with ``rank=None`` pass as they are to the same modules.
 
     Args:
-        modules: What to run inside.
+        modules: The modules to run inside.
         rank: :math:`r_k`, a setting: an int, a part of each side if it is a float up to 1, None to
             keep a side whole; for all sides, or a tuple with one for each. It is capped at the
             length of its side, and at the number of elements of a slice.

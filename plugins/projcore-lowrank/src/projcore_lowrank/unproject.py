@@ -1,4 +1,4 @@
-"""Rules that take the result inside as it is, and the residual as it is, by its signs, or not."""
+"""Rules that use the result inside alone, with the residual, or with its signs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from projcore_lowrank.combine import Combine, Given, Terms
 
 
 class Unproject(Combine):
-    r"""The result inside, back outside: :math:`\alpha P N`.
+    r"""The unprojected result of the modules inside: :math:`\alpha P N`.
 
     Args:
         scale: :math:`\alpha`, above 0. A setting.
@@ -24,13 +24,13 @@ class Unproject(Combine):
 
 
 class Residual(Combine):
-    r"""The same with the residual beside it: :math:`\alpha P N + \rho (G - P R)`.
+    r"""The unprojected result plus the residual: :math:`\alpha P N + \rho (G - P R)`.
 
     Args:
         scale: :math:`\alpha`, above 0. A setting.
         residual_scale: :math:`\rho`, at least 0. A setting.
-        match_rms: Multiply :math:`\alpha` by :math:`0.2 \sqrt{\max(m, n)}`, so that an orthogonal
-            :math:`N` makes a step of the size of Adam's, as in SUMO.
+        match_rms: Whether to multiply :math:`\alpha` by :math:`0.2 \sqrt{\max(m, n)}`, so that an
+            orthogonal :math:`N` gives a step with the RMS of Adam's, as in SUMO.
 
     Example:
         >>> from projcore.projections import Subspace
@@ -60,13 +60,13 @@ class Residual(Combine):
 
 
 class SignResidual(Residual):
-    r"""The same with the residual's signs: :math:`\alpha P N + \rho\operatorname{sign}(G - P R)`.
+    r"""The result plus the residual's signs: :math:`\alpha P N + \rho\operatorname{sign}(G - P R)`.
 
     Args:
         scale: :math:`\alpha`, above 0. A setting.
         residual_scale: :math:`\rho`, at least 0. A setting.
 
-    Cost: a tensor of the parameter's size, of one parameter at a time.
+    Cost: a temporary tensor of the parameter's size, for one parameter at a time.
 
     Example:
         >>> from projcore.projections import Subspace
