@@ -1,4 +1,4 @@
-"""Shared by recipes: descriptions of arguments, and which parameters a subspace leaves out."""
+"""Shared by recipes: descriptions of arguments, and parameters that a subspace excludes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from projcore_lowrank._matrices import Folding, matrix_shape
 
 Recipe = TypeVar("Recipe", bound=Callable[..., Optimizer])
 ARGUMENTS = {
-    "beta": "Of the momentum.",
-    "dimension": "How many coordinates.",
-    "kind": "How the directions are made, as of `IntrinsicSubspace`.",
-    "rank": "Of the subspace: a number, or as a float a part of the shorter side.",
-    "scale": "What the projected update is multiplied by.",
-    "side": "Which side is compressed, as of `LowRank`.",
-    "refresh": "How the basis is made, as of `LowRank`.",
-    "stagger": "Whether refreshes are spread over steps.",
-    "limit": "The most by which the norm that is limited grows in a step; None for no limit.",
-    "chain": "How seeds follow from it: as of `RandomSubspace`.",
-    "beta2_decay": "The power of the step count that is 1 less the decay.",
-    "error_feedback": "Whether what is left out is added to the next gradient.",
+    "beta": "The decay of the momentum.",
+    "dimension": "The number of coordinates.",
+    "kind": "The kind of random directions, see `IntrinsicSubspace`.",
+    "rank": "The rank of the subspace; a float is a fraction of the shorter side.",
+    "scale": "A factor of the projected update.",
+    "side": "The side to compress, see `LowRank`.",
+    "refresh": "The method that computes a basis, see `LowRank`.",
+    "stagger": "Whether to spread refreshes over steps.",
+    "limit": "The maximum growth factor of the limited norm in a step; None for no limit.",
+    "chain": "How seeds are derived, see `RandomBasis`.",
+    "beta2_decay": "The exponent of the step count in one minus the decay.",
+    "error_feedback": "Whether to add the residual to the next gradient.",
 }
 
 
-UNCORRECTED = "Of Adam, beside the root of the uncorrected second moment."
-LEAST = "The least root of a second moment."
-ROOT = "The update is multiplied by its root, as in the authors' code."
+UNCORRECTED = "The eps of Adam, added to the root of the uncorrected second moment."
+LEAST = "The lower bound of the root of a second moment."
+ROOT = "Its square root is a factor of the update, as in the authors' code."
 
 
 def recipe(
@@ -52,7 +52,7 @@ def optimizer(
 ) -> Optimizer:
     """Returns the optimizer of these modules; groups that are not projected have no rank.
 
-    Fixed settings have one value for all parameters, because another module was made with it.
+    Fixed settings have one value for all parameters, because another module depends on it.
     """
     ways = [Way(modules, project, settings={"rank": rank}), Way(None, settings={"rank": None})]
     return routed(name, params, ways, _ending(lr, weight_decay), fixed=fixed, unfit=_unfit)
@@ -61,9 +61,9 @@ def optimizer(
 def corrected(
     make: Callable[..., Module], betas: tuple[float, float], eps: float, **settings: Any
 ) -> list[Spec]:
-    """Returns a subspace of Adam, whose bias is corrected behind it.
+    """Returns a subspace with Adam, followed by the bias correction.
 
-    Both have betas, so that no scheduler finds and cycles those of one.
+    Both have betas, so that no scheduler cycles those of one only.
     """
     adam = {"adam": {"betas": betas, "eps": eps, "bias_correction": False}}
     return [make([adam], **settings), {"bias_correction": {"betas": betas}}]
@@ -94,7 +94,7 @@ def _ending(lr: float, weight_decay: float | None) -> list[Spec]:
 
 
 def _unfit(parameter: Tensor, settings: Mapping[str, Any]) -> str | None:
-    """Says why a subspace of its rank would not make a parameter smaller; None if it would."""
+    """Returns why a subspace would not compress a parameter; None if it would."""
     folding: Folding = "last2" if settings.get("folding") == "last2" else "fold"
     shape = matrix_shape(parameter.shape, folding)
     if shape is None:

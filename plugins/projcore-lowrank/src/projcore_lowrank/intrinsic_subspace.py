@@ -1,4 +1,4 @@
-"""All parameters of a model on one random plane of few dimensions."""
+"""All parameters of a model in one random low-dimensional affine subspace."""
 
 from __future__ import annotations
 
@@ -17,62 +17,62 @@ from projcore_lowrank._transforms import fastfood_down, fastfood_up, srht_down, 
 
 Plane = Literal["fastfood", "dense", "srht"]
 
-# Numbers of a dense matrix that are made at a time.
+# Elements of a dense matrix that are generated at a time.
 BLOCK = 1 << 22
-# Iterations of conjugate gradients after which they do not converge.
+# The maximum number of conjugate gradient iterations.
 MOST = 1000
 
 
 class IntrinsicSubspace(ProjectionBase):
     r"""Runs modules on `d` coordinates of the whole model, along random directions.
 
-    With :math:`\theta \in R^D` all elements of all parameters in a row, and a fixed random matrix
-    :math:`P`, shape ``(D, d)``, training moves on the plane
+    With :math:`\theta \in R^D` the concatenation of all parameters, and a fixed random matrix
+    :math:`P`, shape ``(D, d)``, training stays on the plane
 
     .. math:: \theta = \theta_0 + P z, \qquad z \in R^d.
 
-    Inside there is one vector, of `d` elements. A gradient goes in as :math:`P^T g`, and a step
-    :math:`z` comes out as :math:`P z`; parameters go in as the coordinates of the nearest point of
-    the plane through 0, :math:`(P^T P)^{-1} P^T \theta`. So even methods that need far too much
-    memory or time for all parameters run inside. The least `d` at which a model learns its task is
-    the task's intrinsic dimension.
+    The modules inside see one vector of `d` elements. A gradient is projected to :math:`P^T g`, and
+    a step :math:`z` unprojected to :math:`P z`; parameters are projected to the coordinates of the
+    nearest point of the plane through 0, :math:`(P^T P)^{-1} P^T \theta`. So methods that would
+    need too much memory or time for all parameters can run inside. The smallest `d` at which a
+    model learns its task is the task's intrinsic dimension.
 
-    :math:`P` is made from the seed whenever it is needed, and never kept:
+    :math:`P` is regenerated from the seed whenever it is needed, and never stored:
 
-    - ``"fastfood"``: blocks of diagonal, Hadamard and permutation matrices that together are much
-      like a Gaussian matrix. Its columns have a length of about 1.
-    - ``"dense"``: Gaussian, made in blocks of rows, the columns of each scaled to one length, so
-      that those of :math:`P` have exactly length 1. For small models.
-    - ``"srht"``: signs, Hadamard transforms of all elements, and a choice of `d` of them. Its
+    - ``"fastfood"``: blocks of diagonal, Hadamard and permutation matrices that together resemble
+      a Gaussian matrix. Its columns have a norm of about 1.
+    - ``"dense"``: Gaussian, made in blocks of rows, with the columns of each scaled to the same
+      norm, so that those of :math:`P` have norm 1 exactly. For small models.
+    - ``"srht"``: signs, Hadamard transforms of all elements, and a selection of `d` of them. Its
       columns are orthonormal.
 
     Complex parameters have complex coordinates; :math:`P` is real.
 
     Args:
-        modules: What to run on the coordinates.
-        dimension: `d`, from 1 to the number of elements. Beside ``"srht"``, well below it.
+        modules: The modules to run on the coordinates.
+        dimension: `d`, from 1 to the number of elements. Except for ``"srht"``, well below it.
         kind: ``"fastfood"``, ``"dense"`` or ``"srht"``.
-        seed: Of :math:`P`, at least 0.
+        seed: The seed of :math:`P`, at least 0.
 
     Raises:
-        ArgumentTypeError: If ``dimension`` or ``seed`` is no int.
+        ArgumentTypeError: If ``dimension`` or ``seed`` is not an integer.
         ArgumentError: If an argument is out of range; when the optimizer is built, if there are
             fewer elements than dimensions, or parameters of several dtypes or devices.
-        StepError: If modules inside need the parameters, and `d` is so near to the number of
-            elements that their coordinates cannot be found.
+        StepError: If modules inside need the parameters, and `d` is too close to the number of
+            elements to solve for their coordinates.
         CheckpointError: If a checkpoint with another seed, kind, dimension or number of elements
             is loaded.
 
-    Cost: no memory beside that of the modules inside. Each way :math:`O(D \log d)` operations and
-    `3D` random numbers for ``"fastfood"``, :math:`O(D \log D)` and `3D` for ``"srht"``, `2Dd` and
-    `Dd` for ``"dense"``, which holds 4 million of them at a time. Coordinates of parameters, where
-    modules inside ask for them, take conjugate gradients for ``"fastfood"``, of about
-    :math:`\log\epsilon / \log\sqrt{d/D}` times both ways, and :math:`O(D d^2)` for ``"dense"``.
-    Numbers inside are float32 at least. Not compiled. Of sharded parameters each process holds a
-    vector of all elements at a time, and `d` numbers are summed over processes each way in.
+    Cost: no state except that of the modules inside. In each direction :math:`O(D \log d)`
+    operations and `3D` random numbers for ``"fastfood"``, :math:`O(D \log D)` and `3D` for
+    ``"srht"``, `2Dd` and `Dd` for ``"dense"``, which holds 4 million at a time. If modules inside
+    read parameters, their coordinates take about :math:`\log\epsilon / \log\sqrt{d/D}` conjugate
+    gradient iterations in both directions for ``"fastfood"``, and :math:`O(D d^2)` for ``"dense"``.
+    Computed in float32 at least. Not compiled. With sharded parameters each process temporarily
+    holds a vector of all elements, and each projection sums `d` numbers over processes.
 
-    Differs from the authors' code: the point :math:`\theta_0` is not kept, because steps are added
-    to the parameters. Adding a parameter group makes another plane, and resets memory inside.
+    Differs from the authors' code: the point :math:`\theta_0` is not stored, because steps are
+    added to the parameters. Adding a parameter group changes the plane, and resets state inside.
 
     Example:
         >>> from projcore import Optimizer
@@ -88,8 +88,8 @@ class IntrinsicSubspace(ProjectionBase):
     """
 
     kinds = {"seed": "fixed", "plane": "fixed", "dimension": "fixed", "elements": "fixed"}
-    on_refresh = "reset"  # the map changes when parameters are added, and then altogether
-    traceable = False  # random numbers from generators of its own
+    on_refresh = "reset"  # adding parameters changes the whole map
+    traceable = False  # random numbers from separate generators
     sharded = True
 
     def __init__(
@@ -174,7 +174,7 @@ class IntrinsicSubspace(ProjectionBase):
         return MAPS[self.kind][1](x, self.seed, self.dimension)
 
     def _coordinates(self, down: Tensor, length: int) -> Tensor:
-        """Returns the `z` for which `P z` is nearest to a vector `x`, given `P^T x`."""
+        """Returns the `z` that minimizes the distance of `P z` from a vector `x`, given `P^T x`."""
         if self.kind == "srht":
             return down
         if self.kind == "dense":
@@ -224,12 +224,12 @@ def dense_down(x: Tensor, seed: int, dimension: int) -> Tensor:
 
 
 def dense_solve(down: Tensor, seed: int, length: int) -> Tensor:
-    """Returns the `z` for which `dense_up` comes nearest to a vector, by Cholesky factors.
+    """Returns the least-squares solution `z` of `dense_up`, by a Cholesky factorization.
 
     Args:
-        down: What `dense_down` makes of the vector.
-        seed: Of the matrix.
-        length: Of the vector.
+        down: The result of `dense_down` for the right-hand side.
+        seed: The seed of the matrix.
+        length: The length of the right-hand side.
     """
     columns = as_columns(down)
     gram = columns.new_zeros(len(down), len(down))
@@ -239,31 +239,31 @@ def dense_solve(down: Tensor, seed: int, length: int) -> Tensor:
 
 
 def blocks(seed: int, length: int, dimension: int, like: Tensor) -> Iterator[Tensor]:
-    """Yields the dense matrix, some rows at a time, in the dtype and on the device of a tensor."""
+    """Yields the dense matrix in blocks of rows, in the dtype and on the device of a tensor."""
     most = max(1, BLOCK // dimension)
     for number, start in enumerate(range(0, length, most)):
         rows = min(most, length - start)
         block = stream(mix(seed, number), (rows, dimension), like.dtype, like.device)
-        # Each block has its part of the length of the columns, whatever was drawn.
+        # Each block contributes a fixed part of the norm of the columns.
         norms = torch.linalg.vector_norm(block, dim=0)
         yield block * (math.sqrt(rows / length) / norms)
 
 
 def as_columns(x: Tensor) -> Tensor:
-    """Returns a vector as a column; a complex one as two, its real and imaginary parts."""
+    """Returns a vector as a column, a complex one as two: its real and imaginary parts."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.unsqueeze(1)
 
 
 def as_vector(columns: list[Tensor], like: Tensor) -> Tensor:
-    """Undoes `as_columns`, of parts one below the other."""
+    """Inverts `as_columns` for the concatenation of some blocks."""
     whole = torch.cat(columns)
     return torch.view_as_complex(whole) if like.is_complex() else whole.squeeze(1)
 
 
 def conjugate_gradients(times: Callable[[Tensor], Tensor], b: Tensor) -> Tensor | None:
-    """Solves an equation with a positive matrix, given by its products; None if it does not.
+    """Solves a system with a positive definite matrix; returns None if it does not converge.
 
-    Begins at `b`, the solution for the identity.
+    Starts from `b`, the solution for the identity.
 
     References:
         Hestenes, Stiefel, 1952, https://doi.org/10.6028/jres.049.044
@@ -274,7 +274,7 @@ def conjugate_gradients(times: Callable[[Tensor], Tensor], b: Tensor) -> Tensor 
     direction = residual
     square = float(torch.vdot(residual, residual).real)
     for _ in range(MOST):
-        if not square > goal:  # or it is NaN, as the vector was
+        if not square > goal:  # or NaN, if the vector was
             return z
         image = times(direction)
         step = square / float(torch.vdot(direction, image).real)

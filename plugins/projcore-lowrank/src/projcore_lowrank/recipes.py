@@ -1,16 +1,16 @@
 """Published low-rank optimizers: a basis, its refresh schedule, a state policy and inner modules.
 
-All take a model, or parameters, named or not, or groups of them; and ``project``, which says what
-is projected: a rule (see `projcore.param_groups`), several, or a mapping from rules to settings of
-their own, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. By default that goes by
-the role of each parameter (see `projcore.recipe.routed`): matrices, convolutions and stacks of
-matrices, as the experts of a mixture are, matrix by matrix; `muon_adamw` and `sumo`, which make
-updates orthogonal, leave out the last linear layer. What is not projected goes through the same
-modules as it is, or where a recipe says so through Adam; so does a matrix whose shorter side is
-not greater than the rank, since nothing would be saved.
+All take a model, or parameters, named or not, or parameter groups; and ``project``, which selects
+the parameters to project: a rule (see `projcore.param_groups`), several, or a mapping from rules to
+their settings, such as ``{"*.attn.* ndim==2": {"rank": 64}, "ndim==2": {}}``. The default depends
+on the role of each parameter (see `projcore.recipe.routed`): matrices, convolutions and stacks of
+matrices, such as the experts of a mixture, matrix by matrix; `muon_adamw` and `sumo`, which
+orthogonalize updates, exclude the last linear layer. Other parameters use the same modules
+unprojected, or Adam if a recipe says so; so does a matrix whose shorter side is at most the rank,
+since a projection would save nothing.
 
-Weight decay multiplies the parameters before the step, as in torch; authors' codes differ. Costs
-are in numbers of state for a matrix of sides ``s <= l``, of which Adam keeps ``2 s l``.
+Weight decay multiplies the parameters before the step, as in torch; the authors' codes differ.
+Costs are state elements for a matrix with sides ``s <= l``, for which Adam has ``2 s l``.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def galore_adamw(
 ) -> Optimizer:
     """GaLore with AdamW: Adam in the top singular subspace of each matrix's gradient.
 
-    The defaults are those of the authors' script for a LLaMA of 60 million parameters. ``refresh``
-    may be ``"subspace"``, with ``stagger``, which takes a tenth of the time, spread over steps.
+    The defaults are those of the authors' script for a LLaMA of 60 million parameters.
+    ``refresh="subspace"`` with ``stagger`` takes a tenth of the time, spread over steps.
 
     Cost: ``s r + 2 l r``.
 
@@ -101,9 +101,9 @@ def galore_adafactor(
     scale: float = 0.25,
     project: Project = None,
 ) -> Optimizer:
-    """GaLore with Adafactor: factored second moments of the projected gradients, and no first.
+    """GaLore with Adafactor: factored second moments of projected gradients, no first moments.
 
-    There are no relative steps, and no scaling by the parameters.
+    Without relative steps, and without scaling by the parameters.
 
     Cost: ``s r + l + r``.
 
@@ -131,10 +131,10 @@ def fira(
     limit: float = 1.01,
     project: Project = None,
 ) -> Optimizer:
-    """Fira: GaLore, and the residual scaled channel by channel as Adam scaled the subspace.
+    """Fira: GaLore plus the residual, with each channel scaled as Adam scaled the subspace.
 
     The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
-    their code: after a step of zeros the residual is not limited to almost nothing for good.
+    their code: a residual of zero does not limit all later ones.
 
     Cost: ``s r + 2 l r``.
 
@@ -162,11 +162,10 @@ def apollo(
     chain: SeedChain = "mixed",
     project: Project = None,
 ) -> Optimizer:
-    r"""APOLLO: the gradient, scaled channel by channel as Adam scales a random projection of it.
+    r"""APOLLO: the gradient, with each channel scaled as Adam scales its random projection.
 
-    Differs from the authors' code: random numbers are others unless ``chain`` says otherwise, and
-    then come from the CPU; after a step of zeros the update is not limited to almost nothing
-    for good.
+    Differs from the authors' code: random numbers differ, except with ``chain="apollo"``, which
+    draws on the CPU; an update of zero does not limit all later ones.
 
     Cost: ``2 l r``.
 
@@ -193,7 +192,7 @@ def apollo_mini(
     chain: SeedChain = "mixed",
     project: Project = None,
 ) -> Optimizer:
-    """APOLLO-Mini: the gradient, scaled as a whole as Adam scales one random projection of it.
+    """APOLLO-Mini: the gradient, scaled as a whole as Adam scales its rank-1 random projection.
 
     Differs from the authors' code as `apollo` does.
 
@@ -221,10 +220,10 @@ def golore(
     seed: int = 0,
     project: Project = None,
 ) -> Optimizer:
-    """GoLore: Adam in a random orthonormal subspace, the first moment carried to the next one.
+    """GoLore: Adam in random orthonormal subspaces, with first moments transported.
 
-    The authors begin with GaLore's subspace, and change to this late in training, when noise
-    outweighs the gradient: that is `galore_adamw` first, and then this.
+    The authors start with GaLore's subspace, and change to random ones late in training, when noise
+    dominates the gradient: first `galore_adamw`, then this recipe.
 
     Cost: ``2 l r``.
 
@@ -250,17 +249,17 @@ def flora(
     seed: int = 0,
     project: Project = None,
 ) -> Optimizer:
-    r"""Flora: Adafactor, whose momentum is kept as a random projection.
+    r"""Flora: Adafactor, whose momentum is stored as a random projection.
 
-    With :math:`u` what Adafactor makes of the gradient and :math:`A` random, ``(r, s)``,
+    With Adafactor's update :math:`u` and a random :math:`A`, ``(r, s)``,
     :math:`M \leftarrow \beta M + (1 - \beta) A u`, and the update is
     :math:`(1 - \beta) u + \beta A^\top M_{before} = A^\top M + (1 - \beta) (u - A^\top A u)`.
 
-    Each new projection makes the momentum longer, by about :math:`\sqrt{s/r}`. Where
-    :math:`\beta^{period}` is not far less than :math:`\sqrt{r/s}`, it grows without end.
+    Each new projection increases the norm of the momentum by about :math:`\sqrt{s/r}`. Unless
+    :math:`\beta^{period}` is far below :math:`\sqrt{r/s}`, it grows without bound.
 
-    Differs from the authors' code: seeds; by default every matrix is projected that a rank makes
-    smaller, theirs leaves out those with one side more than four times the other.
+    Differs from the authors' code: seeds; the default projects every matrix that a rank makes
+    smaller, theirs excludes those with one side more than four times the other.
 
     Cost: ``l r + l + s``.
 
@@ -287,14 +286,14 @@ def frugal(
     seed: int = 0,
     project: Project = None,
 ) -> Optimizer:
-    """FRUGAL: Adam on some of the columns, drawn anew each period, and signs on the rest.
+    """FRUGAL: Adam on random columns, resampled each period, and sign descent on the others.
 
     Args:
-        density: The part of the columns that Adam has state for.
-        period: Steps between draws, at which state is reinitialized.
-        residual_scale: What the learning rate is multiplied by for the signs.
+        density: The fraction of the columns for which Adam has state.
+        period: Steps between samples, at which state is reinitialized.
+        residual_scale: A factor of the learning rate for the signs.
 
-    Cost: ``2 density m n``, and an index for each column chosen.
+    Cost: ``2 density m n``, and an index for each selected column.
 
     References:
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (algorithm 1).
@@ -306,7 +305,7 @@ def frugal(
     return optimizer("frugal", params, project, density, [inside], lr, weight_decay)
 
 
-@recipe({"rank": 8}, rho="How much momentum there is in what the subspace is learnt from.")
+@recipe({"rank": 8}, rho="The weight of the momentum in the refresh of the subspace.")
 def ldadam(
     params: Params,
     lr: float = 1e-3,
@@ -318,10 +317,10 @@ def ldadam(
     error_feedback: bool = True,
     project: Project = None,
 ) -> Optimizer:
-    """LDAdam: Adam in a subspace that turns a little each step, with generalized error feedback.
+    """LDAdam: Adam in a subspace refreshed at every step, with generalized error feedback.
 
-    Differs from the authors' code: errors are kept in a tensor of the parameter's size, not in
-    ``.grad``, where clipping and clearing gradients would spoil them.
+    Differs from the authors' code: errors are in the state, in a tensor of the parameter's size,
+    not in ``.grad``, where clipping and clearing gradients would corrupt them.
 
     Cost: ``s r + 2 l r``, and ``s l`` for the errors.
 
@@ -345,7 +344,7 @@ def dct_adamw(
     error_feedback: bool = False,
     project: Project = None,
 ) -> Optimizer:
-    """DCT-AdamW: Adam on the frequencies of each matrix that weigh most, chosen anew each step.
+    """DCT-AdamW: Adam on the frequencies of each matrix with the largest norm, in each step.
 
     Cost: ``2 l r`` and `r` indices, and ``s l`` with error feedback.
 
@@ -357,7 +356,7 @@ def dct_adamw(
     return optimizer("dct_adamw", params, project, rank, [inside], lr, weight_decay)
 
 
-@recipe({"rank": 8}, betas="Of Adam, for what is not projected.")
+@recipe({"rank": 8}, betas="The betas of Adam, for parameters that are not projected.")
 def sumo(
     params: Params,
     lr: float = 1e-3,
@@ -370,18 +369,18 @@ def sumo(
     betas: Betas = (0.9, 0.999),
     project: Project = None,
 ) -> Optimizer:
-    r"""SUMO: momentum in a low-rank subspace, made exactly orthogonal, and the residual beside it.
+    r"""SUMO: momentum in a low-rank subspace, exactly orthogonalized, plus the residual.
 
-    With :math:`M \leftarrow \mu C M + Q^\top G`, where :math:`C` carries it to a new basis, and
-    :math:`O` its polar factor with the growth of its norm limited, the update is
-    :math:`G - Q (Q^\top G - 0.2 \sqrt{\max(m, n)}\, \alpha O)`. What has no matrix goes through
-    Adam.
+    With :math:`M \leftarrow \mu C M + Q^\top G`, where :math:`C` transports it to a new basis, and
+    its polar factor :math:`O`, whose norm has limited growth, the update is
+    :math:`G - Q (Q^\top G - 0.2 \sqrt{\max(m, n)}\, \alpha O)`. Parameters that are not projected
+    use Adam.
 
-    Differs from the authors' code: that has Nesterov momentum, does not carry it to a new basis,
-    and takes four times the learning rate; this is the paper's algorithm, and its code's factor.
+    Differs from the authors' code, which uses Nesterov momentum, does not transport it,
+    and takes four times the learning rate; this is the paper's algorithm with the code's factor.
 
     Args:
-        scale: :math:`\alpha`, what the orthogonal momentum is multiplied by.
+        scale: :math:`\alpha`, a factor of the orthogonalized momentum.
 
     Cost: ``s r + l r``.
 
@@ -410,15 +409,15 @@ def soap(
 ) -> Optimizer:
     """SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
-    Differs from the authors' code: weight decay acts in the first step, too, in which nothing else
-    moves the parameters.
+    Differs from the authors' code: weight decay is also applied in the first step, which has no
+    other update.
 
     Args:
-        betas: Of Adam; the second is the decay of the preconditioner's averages, too.
-        period: Steps between changes of the bases.
-        max_side: The longest side that is rotated.
-        project: What is rotated; by default, all that has two dimensions or more. What others
-            leave out has Adam alone, from the first step on.
+        betas: The betas of Adam; the second is also the decay of the preconditioner's averages.
+        period: Steps between refreshes of the bases.
+        max_side: The length of the longest dimension to rotate.
+        project: The parameters to rotate; by default, all with two dimensions or more. Parameters
+            that a rule excludes use Adam alone, from the first step on.
 
     Cost: ``2 m n + 2 m^2 + 2 n^2`` for a matrix of shape ``(m, n)``, and ``m + n`` indices.
 
@@ -440,16 +439,16 @@ def kl_soap(
     max_side: int = 10_000,
     project: Project = "*",
 ) -> Optimizer:
-    """KL-SOAP: SOAP, with gradients whitened by all other sides in its preconditioner.
+    """KL-SOAP: SOAP whose preconditioner averages gradients whitened along all other dimensions.
 
-    Differs from the authors' code: defaults are SOAP's; Adam's bias is corrected, as in SOAP; and
-    weight decay acts in the first step, too, in which nothing else moves the parameters.
+    Differs from the authors' code: defaults are SOAP's; Adam has bias correction, as in SOAP; and
+    weight decay is also applied in the first step, which has no other update.
 
     Args:
-        betas: Of Adam; the second is the decay of the preconditioner's averages, too.
-        period: Steps between changes of the bases.
-        max_side: The longest side that is rotated.
-        project: As of `soap`.
+        betas: The betas of Adam; the second is also the decay of the preconditioner's averages.
+        period: Steps between refreshes of the bases.
+        max_side: The length of the longest dimension to rotate.
+        project: See `soap`.
 
     Cost: ``2 m n + 2 m^2 + 2 n^2`` for a matrix of shape ``(m, n)``, and ``m + n`` eigenvalues.
 
@@ -472,7 +471,7 @@ def _soap(
 ) -> Optimizer:
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
     inside = SOAPRotation([adam], beta=betas[1], skip_first=True, **rotation)
-    # Vectors pass through the rotation, and wait for the second step, as all else there does.
+    # Vectors are not rotated, but also skip the first step.
     ways = inside, inside if project == "*" else adam
     return beside(name, params, project, *ways, lr, weight_decay, default=LINEAR)
 
@@ -486,12 +485,12 @@ def muon_adamw(
     betas: Betas = (0.9, 0.95),
     project: Project = None,
 ) -> Optimizer:
-    """Muon on matrices, scaled so that Adam's learning rates suit it, and Adam on the rest.
+    """Muon on matrices, scaled to match Adam's learning rates, and Adam on other parameters.
 
     Args:
-        lr: Learning rate of both.
-        weight_decay: Decoupled, of both.
-        project: What Muon is for; by default, hidden layers.
+        lr: The learning rate of both.
+        weight_decay: The decoupled weight decay of both.
+        project: The parameters that use Muon; by default, hidden layers.
 
     Cost: ``m n``, half of Adam's.
 
@@ -514,9 +513,9 @@ def intrinsic_dimension(
     betas: Betas = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> Optimizer:
-    """Adam on few coordinates of the whole model, along random directions through where it began.
+    """Adam on few coordinates of the whole model, along random directions from its initial point.
 
-    Cost: twice the dimension, and a product with the directions each way in a step.
+    Cost: twice the dimension; each step multiplies by the directions and their transpose.
 
     References:
         Li et al., 2018, https://arxiv.org/abs/1804.08838; Aghajanyan et al., 2021,

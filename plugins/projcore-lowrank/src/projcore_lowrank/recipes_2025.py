@@ -1,4 +1,4 @@
-"""Recipes of 2025 with subspaces that do not freeze; see `recipes`."""
+"""Recipes of 2025 whose subspaces keep changing; see `recipes`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Betas = tuple[float, float]
 def _recovering(
     basis: Basis, betas: Betas, eps: float, rank: float, scale: float, limit: float | None
 ) -> list[Spec]:
-    """Returns Fira's modules with another basis, to which the moments are carried."""
+    """Returns Fira's modules with another basis, to which the moments are transported."""
     choices = {"basis": basis, "combine": Fira(scale, limit), "memory": Variances()}
     return corrected(Subspace, betas, eps, rank=rank, **choices)
 
@@ -40,16 +40,16 @@ def subtrack(
     limit: float | None = 1.01,
     project: Project = None,
 ) -> Optimizer:
-    """SubTrack++: Adam in a subspace that turns after the gradient, and the residual as in Fira.
+    """SubTrack++: Adam in a subspace that follows the gradient, and the residual as in Fira.
 
-    The moments are carried to each new basis, second ones as variances, as in LDAdam. The defaults
-    are those of the authors' script for a LLaMA of 60 million parameters. Differs from their code
-    as `SubTrack` does; and there moments are carried from a basis that is never brought up to date,
-    one step late, and second ones are multiplied by one less the second beta.
+    The moments are transported to each new basis, second moments as variances, as in LDAdam. The
+    defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
+    their code as `SubTrack` does; theirs also transports moments one step late, from a basis that
+    is never updated, and multiplies second moments by one minus the second beta.
 
     Args:
-        step: How far the basis turns, as of `SubTrack`; likewise ``relative``.
-        relative: Whether that does not depend on the size of the gradient.
+        step: The step size along the geodesic, see `SubTrack`.
+        relative: Whether the step is independent of the norm of the gradient, see `SubTrack`.
 
     Cost: ``s r + 2 l r``.
 
@@ -77,13 +77,13 @@ def grasswalk(
     seed: int = 0,
     project: Project = None,
 ) -> Optimizer:
-    """GrassWalk: Adam in a subspace that turns at random, and the residual as in Fira.
+    """GrassWalk: Adam in a subspace on a random walk, and the residual as in Fira.
 
-    It is `subtrack` with random directions. The paper's defaults are not known here; these are of
+    It is `subtrack` with random directions. The paper's defaults are unknown to us; these are from
     the authors' script for SubTrack++, and ``step`` is ours.
 
     Args:
-        step: The angles between a basis and the next, about.
+        step: The approximate angles between successive bases.
 
     Cost: ``s r + 2 l r``.
 
@@ -112,8 +112,8 @@ def grassjump(
 ) -> Optimizer:
     """GrassJump: Adam in random orthonormal subspaces, and the residual as in Fira.
 
-    It is `subtrack` with a new random basis in place of each turn, made from a seed and not kept.
-    The paper's defaults are not known here; these are of the authors' script for SubTrack++.
+    It is `subtrack` with a new random basis at each refresh, regenerated from a seed, not stored.
+    The paper's defaults are unknown to us; these are from the authors' script for SubTrack++.
 
     Cost: ``2 l r``.
 
@@ -144,16 +144,16 @@ def alice(
 ) -> Optimizer:
     """Alice: Adam along leading eigenvectors and random directions, and the compensated residual.
 
-    Adam has no bias correction. With a third beta of 0 it is Alice-0, which keeps no mean of
-    gradients' products. Differs from the paper as `Switching` and `Compensation` do.
+    Adam has no bias correction. With a third beta of 0 it is Alice-0, which keeps no running mean
+    of :math:`G G^H`. Differs from the paper as `Switching` and `Compensation` do.
 
     Args:
-        betas: Of Adam, the first of the residuals' sizes, too; the third of the mean that the basis
-            follows.
-        leading: How many eigenvectors stay at a refresh, by default 40 of 256; a float is a part of
-            the rank.
-        scale: What the update is multiplied by.
-        residual_scale: What the residual is multiplied by, beside the scale.
+        betas: The betas of Adam; the first is also that of the mean residual norms, the third that
+            of the basis.
+        leading: The number of eigenvectors kept at a refresh, by default 40 of 256; a float is a
+            fraction of the rank.
+        scale: A factor of the update.
+        residual_scale: An additional factor of the residual.
 
     Cost: ``s r + 2 l r + r^2 + l``.
 

@@ -1,4 +1,4 @@
-"""Rotations of tensors along every side, learnt from the gradients."""
+"""Rotations of tensors along every dimension, computed from the gradients."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ Nonfinite = Literal["raise", "skip"]
 Folding = Literal["sides", "last2"]
 Statistics = Literal["shampoo", "kl"]
 
-# Elements of matrices that are decomposed together: it bounds the memory that a refresh takes.
+# Elements of matrices that are decomposed together: a bound on the memory of a refresh.
 TOGETHER = 1 << 26
-# The eigenvalues that KL statistics begin with, and bounds of the side whose inverse bounds their
-# roots from below: of the authors' code.
+# The initial eigenvalues of KL statistics, and bounds of the length whose inverse bounds their
+# roots from below, as in the authors' code.
 FIRST_EIGENVALUE = 0.1
 LEAST_SIDE, MOST_SIDE = 10, 4000
-# The entries of the state that gradients go into.
+# The entries of the state that accumulate gradients.
 AVERAGES = ("average", "eigenvalues")
 
 
 class SOAPRotation(ProjectionBase):
     r"""Runs modules on tensors rotated to the eigenbases of their gradients' covariances.
 
-    A tensor :math:`G` with sides :math:`n_1, \dots, n_d`, :math:`d \ge 2`, is inside
-    :math:`G \times_1 Q_1^\top \cdots \times_d Q_d^\top`: of a matrix, :math:`Q_1^\top G Q_2`. The
-    columns of :math:`Q_k` are near the eigenvectors, largest first, of the running average
+    A tensor :math:`G` of shape :math:`(n_1, \dots, n_d)`, :math:`d \ge 2`, is projected to
+    :math:`G \times_1 Q_1^\top \cdots \times_d Q_d^\top`; a matrix to :math:`Q_1^\top G Q_2`. The
+    columns of :math:`Q_k` approximate the eigenvectors, largest first, of the running average
 
     .. math:: L_k \leftarrow \beta L_k + (1 - \beta) G_{(k)} G_{(k)}^\top
 
-    where the rows of :math:`G_{(k)}` are the slices of :math:`G` along side `k`. Adam inside is the
-    authors' method.
+    where the rows of :math:`G_{(k)}` are the slices of :math:`G` along dimension `k`. With Adam
+    inside, this is the authors' method.
 
-    A gradient enters :math:`L_k` after its own step, so none is seen in a basis made from it. The
-    first step is taken in the identity. Before the second, the bases are the eigenvectors of what
-    the first gradient left; from then on, after every `period` steps, the columns are sorted by the
+    A gradient enters :math:`L_k` after its step, so it is never projected to a basis that depends
+    on it. The first step uses the identity, the second the eigenvectors of the averages after the
+    first gradient; from then on, after every `period` steps, the columns are sorted by the
     estimates :math:`\mathrm{diag}(Q_k^\top L_k Q_k)`, and :math:`Q_k` becomes the orthonormal
     factor of :math:`L_k Q_k`: one step of orthogonal iteration, far cheaper than eigenvectors.
 
-    When the bases change, memory inside moves along: first moments are rotated exactly, second
-    moments are put into the order of the columns, or rotated too (`second`).
+    When the bases change, state inside is transported: first moments are rotated exactly, second
+    moments are permuted like the columns, or rotated too (`second`).
 
     With ``statistics="kl"``, as in KL-Shampoo and KL-SOAP, the Kronecker product of all
-    :math:`L_k` is near the covariance of all elements: what enters one is whitened by the inverses
-    of the others. Of a matrix of shape :math:`m \times n`,
+    :math:`L_k` approximates the covariance of all elements: gradients that enter one average are
+    whitened by the inverses of the others. For a matrix of shape :math:`m \times n`,
 
     .. math::
         L_1 &\leftarrow \beta L_1 + \tfrac{1 - \beta}{n} G \tilde L_2^{-1} G^\top, \qquad
@@ -74,55 +74,55 @@ class SOAPRotation(ProjectionBase):
         \lambda_2 \leftarrow \beta \lambda_2 + \tfrac{1 - \beta}{m}
         \mathrm{diag}(Q_2^\top G^\top \tilde L_1^{-1} G Q_2),
 
-    with :math:`\tilde L_k = Q_k \mathrm{diag}(\lambda_k) Q_k^\top` of the step before, the bases
-    in which the step is taken, and the unit matrix for a side that is not rotated. The eigenvalues
-    :math:`\lambda_k` begin as 0.1, and are never below :math:`1 / \max(10, \min(n_k, 4000))^2`.
-    The first gradient enters without a whitening, and leaves them alone. The columns are not
-    sorted: :math:`Q_k` becomes the orthonormal factor of :math:`L_k Q_k` in the order that there
-    is, and with ``second="permute"``, second moments stay where they are.
+    with :math:`\tilde L_k = Q_k \mathrm{diag}(\lambda_k) Q_k^\top` of the previous step, the
+    bases of the step, and the identity for a dimension that is not rotated. The eigenvalues
+    :math:`\lambda_k` start at 0.1, and are never below :math:`1 / \max(10, \min(n_k, 4000))^2`.
+    The first gradient is not whitened, and does not change them. The columns are not sorted:
+    :math:`Q_k` becomes the orthonormal factor of :math:`L_k Q_k` in the existing order, and with
+    ``second="permute"``, second moments are unchanged.
 
-    Tensors with fewer than two sides, complex ones, and those all of whose sides are longer than
-    `max_side` pass unchanged.
+    Tensors with fewer than two dimensions, complex ones, and those all of whose dimensions are
+    longer than `max_side` pass unchanged.
 
     Args:
         modules: The modules to run inside.
         period: Steps between changes of the bases, at least 1.
         beta: Decay of the running averages, in [0, 1).
-        max_side: The longest side that is rotated; longer ones stay as they are.
-        one_sided: Rotate only the shortest side, the first of several: less memory and time.
-        second: How second moments follow a change from basis to basis. ``"permute"``: sorted as
-            the columns are. ``"rotate"``: as the diagonal of a covariance, by the squares of the
-            weights, so they follow columns that turn. From the identity into the first basis they
-            always go by squares. Fixed, groups do not change it.
-        skip_first: Whether the first gradient of a parameter makes the bases and nothing else, as
-            in the authors' code: it is not moved, and memory inside begins with the second. That
-            holds for tensors that are not rotated too. Fixed, groups do not change it.
-        nonfinite: An update with Inf or NaN is an error (``"raise"``), or leaves the averages as
-            they are (``"skip"``, which waits for an accelerator in every step).
-        project_update: As for `ProjectionBase`; likewise `project_params` and `project_grad`.
-        folding: A tensor of more than two sides is rotated along all of them (``"sides"``), or is
-            a batch of matrices of the last two (``"last2"``), each with bases of its own. A
-            setting, fixed once there is memory.
-        statistics: What the averages are of: gradients, as of Shampoo and SOAP (``"shampoo"``), or
-            whitened ones (``"kl"``). Fixed, groups do not change it.
+        max_side: The length of the longest dimension to rotate; longer ones are not rotated.
+        one_sided: Whether to rotate only the shortest dimension, or the first of several shortest.
+        second: How second moments are transported. ``"permute"``: sorted like the columns.
+            ``"rotate"``: as the diagonal of a covariance, by the squares of the weights, so they
+            follow rotating columns. From the identity to the first basis, squares are always used.
+            Fixed: parameter groups cannot override it.
+        skip_first: Whether the first gradient of a parameter only initializes the bases, as in the
+            authors' code: the parameter is not updated, and state inside starts with the second
+            step, also for tensors that are not rotated. Fixed: parameter groups cannot override it.
+        nonfinite: Whether an update with Inf or NaN raises an error (``"raise"``), or leaves the
+            averages unchanged (``"skip"``, which synchronizes with accelerators in every step).
+        project_update: See `ProjectionBase`, also for `project_params` and `project_grad`.
+        folding: Tensors with more than two dimensions are rotated along all of them (``"sides"``),
+            or are batches of matrices in the last two dimensions (``"last2"``), each with separate
+            bases. A setting, fixed once there is state.
+        statistics: Whether to average gradients, as in Shampoo and SOAP (``"shampoo"``), or
+            whitened ones (``"kl"``). Fixed: parameter groups cannot override it.
 
     Raises:
         ArgumentError: If a setting is out of range, or a choice is unknown.
-        NonFiniteError: In a step: if an update is not finite. On an accelerator, only before bases
-            are made of it, since every step would wait for that.
+        NonFiniteError: In a step, if an update is not finite. On an accelerator, only before bases
+            are computed from it, since the check synchronizes.
 
-    Cost: for each rotated side ``2 n^2`` numbers of memory (float32 at least), and in each step a
-    product with a basis each way and one for the average; every `period` steps a product and a QR
-    decomposition. Sides of equal length are decomposed together. KL statistics keep ``n`` numbers
-    more, and take three products more for a matrix.
+    Cost: for each rotated dimension ``2 n^2`` state elements (float32 at least), and in each step
+    a product with a basis in each direction and one for the average; every `period` steps a product
+    and a QR decomposition. Dimensions of equal length are decomposed as a batch. KL statistics add
+    ``n`` elements, and three products for a matrix.
 
     Differs from the authors' code: averages and bases are float32 at least; without `skip_first`
-    the first step is taken; sides of length 1 are left alone; sides are not merged (for that, put
-    it inside a reshape). With a decay of weights inside it, too, the decay is added to Adam's
-    step, rather than applied to the parameters after it. As there, while the gradients seen do not
-    span a side, rounding chooses the columns that they leave open, and so Adam's first steps. KL
-    statistics are here of any number of sides, and of some of them; there, of two or three, and in
-    bfloat16 unless told otherwise. There, Adam's bias is not corrected: ``bias_correction=False``.
+    the first step updates parameters; dimensions of length 1 are not rotated; dimensions are not
+    merged (wrap it in a reshape for that). Weight decay inside is added to Adam's step, instead of
+    applied to the parameters after it. As there, while the gradients do not span a dimension,
+    rounding errors determine the remaining columns, and so Adam's first steps. KL statistics
+    support any number of dimensions, and subsets; there, two or three, and in bfloat16 by default.
+    There, Adam has no bias correction: ``bias_correction=False``.
 
     Example:
         SOAP with the authors' settings:
@@ -136,9 +136,9 @@ class SOAPRotation(ProjectionBase):
 
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithms 3 and 4; section 7 for one
-        side)
+        dimension)
         Lin et al., 2025, https://arxiv.org/abs/2509.03378 (KL statistics; the first eigenvalues
-        and their bound are of https://github.com/yorkerlin/KL-Methods)
+        and their bound are from https://github.com/yorkerlin/KL-Methods)
     """
 
     scope = "tensor"
@@ -281,7 +281,7 @@ class SOAPRotation(ProjectionBase):
         states: list[Node],
         settings: list[Settings],
     ) -> list[Node | None] | None:
-        # The gradients of the steps before make the basis of this one; its own comes after.
+        # The basis of this step depends on previous gradients; this one enters afterwards.
         due = [
             i
             for i, (state, values) in enumerate(zip(states, settings, strict=True))
@@ -300,16 +300,15 @@ class SOAPRotation(ProjectionBase):
         settings: Sequence[Settings],
         changed: Sequence[Node | None] | None = None,
     ) -> None:
-        """Takes gradients into the running averages, and counts them.
+        """Adds gradients to the running averages, and counts them.
 
-        On a CPU only if they are finite; a device is not asked, unless those are to be skipped that
-        are not.
+        On a CPU only if they are finite; accelerators check only if non-finite ones are skipped.
 
         Args:
             tensors: The gradients.
-            states: What is kept of each.
-            settings: Of each.
-            changed: The new bases, of those that get some in this step.
+            states: The state of each.
+            settings: The settings of each.
+            changed: The new bases of tensors that are refreshed in this step.
         """
         made: list[Node] = []
         for i, (tensor, state, values) in enumerate(zip(tensors, states, settings, strict=True)):
@@ -333,7 +332,7 @@ class SOAPRotation(ProjectionBase):
             state["step"] += 1
 
     def _learnt(self, tensor: Tensor, state: Node, beta: float) -> Node:
-        """Takes a gradient into averages in place, or returns new ones where it may not."""
+        """Adds a gradient to averages in place, or returns new ones where it must not."""
         in_place = not self._asks(tensor)
         new: Node = {}
         rows: dict[int, Tensor] = {}
@@ -343,8 +342,8 @@ class SOAPRotation(ProjectionBase):
         for k in sides(state):
             average = state[f"average{k}"]
             if k not in rows:
-                # As in memory: products of other strides are rounded otherwise, and that chooses
-                # the columns that the gradients leave open.
+                # Contiguous: rounding errors of products depend on strides, and determine the
+                # columns that the gradients do not span.
                 rows[k] = as_rows(tensor.to(average.dtype).contiguous(), k, average)
             weight = 1 - beta
             if self.statistics == "kl":
@@ -362,11 +361,11 @@ class SOAPRotation(ProjectionBase):
         return new
 
     def _asks(self, tensor: Tensor) -> bool:
-        """Whether averages are looked for Inf and NaN in every step, which waits for a device."""
+        """Whether to check averages for Inf and NaN in every step, which synchronizes."""
         return is_alone(tensor) or self.nonfinite == "skip"
 
     def _check_averages(self, tensors: list[Tensor], states: list[Node]) -> None:
-        """Raises if bases would be made of averages in which there is Inf or NaN."""
+        """Raises an error if averages for new bases contain Inf or NaN."""
         kept = [
             ({name: state[name] for name in state if name.startswith(AVERAGES)}, tensor)
             for tensor, state in zip(tensors, states, strict=True)
@@ -416,7 +415,7 @@ class SOAPRotation(ProjectionBase):
 
 
 def rotated(tensor: Tensor, settings: Settings) -> list[int]:
-    """Returns the sides of a tensor that are rotated."""
+    """Returns the dimensions of a tensor that are rotated."""
     if tensor.ndim < 2 or not tensor.is_floating_point() or 0 in tensor.shape:
         return []
     found = [k for k, side in enumerate(tensor.shape) if 1 < side <= settings["max_side"]]
@@ -428,12 +427,12 @@ def rotated(tensor: Tensor, settings: Settings) -> list[int]:
 
 
 def is_batch(tensor: Tensor, settings: Settings) -> bool:
-    """Whether a tensor is a batch of matrices, each with bases of its own."""
+    """Whether a tensor is a batch of matrices, each with separate bases."""
     return bool(settings["folding"] == "last2" and tensor.ndim > 2)
 
 
 def sort(tensor: Tensor, side: int, order: Tensor) -> Tensor:
-    """Returns a tensor with a side in another order; one for each matrix, where orders are many."""
+    """Returns a tensor permuted along a dimension, by one order or by one for each matrix."""
     if order.ndim == 1:
         return tensor.index_select(side, order)
     order = order.unsqueeze(-1 if side == tensor.ndim - 2 else -2)
@@ -441,19 +440,19 @@ def sort(tensor: Tensor, side: int, order: Tensor) -> Tensor:
 
 
 def sides(state: Node) -> Iterator[int]:
-    """Yields the sides that have a basis, ascending."""
+    """Yields the dimensions that have a basis, ascending."""
     for name in state:
         if name.startswith("basis"):
             yield int(name.removeprefix("basis"))
 
 
 def bases(state: Node, tensor: Tensor) -> list[Tensor | None]:
-    """Returns the basis of each side, None for one that is not rotated."""
+    """Returns the basis of each dimension, None for one that is not rotated."""
     return [state.get(f"basis{k}") for k in range(tensor.ndim)]
 
 
 def new_bases(states: Sequence[Node]) -> list[Node]:
-    """Returns new bases, and how their columns were sorted, for each of some memories."""
+    """Returns new bases, and the order of their columns, for each of some states."""
     new: list[Node] = [{} for _ in states]
     alike: dict[object, list[tuple[int, int]]] = {}
     for i, state in enumerate(states):
@@ -478,7 +477,7 @@ def new_bases(states: Sequence[Node]) -> list[Node]:
                     made["order"] = order
             counts = [states[i][f"average{k}"].shape[:-2].numel() for i, k in part]
             for name, found in made.items():
-                # In memory of its own each, lest each keep that of all.
+                # Copies: a view would keep the whole batch alive.
                 pieces = torch._foreach_mul(found.split(counts), 1)
                 for (i, k), piece in zip(part, pieces, strict=True):
                     new[i][f"{name}{k}"] = piece.reshape(states[i][f"{name}{k}"].shape)
@@ -493,7 +492,7 @@ def together(matrices: Sequence[Tensor]) -> Tensor:
 def iterate(averages: Tensor, old: Tensor, sorts: bool = True) -> tuple[Tensor, Tensor | None]:
     """Returns bases after one step of orthogonal iteration, and the order of the old columns.
 
-    Without sorting, there is no order.
+    Without sorting, the order is None.
     """
     product = averages @ old
     order = None
@@ -506,31 +505,31 @@ def iterate(averages: Tensor, old: Tensor, sorts: bool = True) -> tuple[Tensor, 
 
 
 def as_rows(tensor: Tensor, side: int, average: Tensor) -> Tensor:
-    """Returns a tensor as a matrix whose rows are its slices; a batch of them, if averages are."""
+    """Returns a tensor as a matrix whose rows are its slices; a batch, if averages are a batch."""
     if average.ndim == 2:
         return unfold(tensor, side)
     return tensor if side == tensor.ndim - 2 else tensor.mT
 
 
 def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    r"""Returns a gradient whitened by all sides but one, for KL statistics, and mean squares.
+    r"""Returns a gradient whitened along all dimensions but one, and mean squares.
 
-    Of a matrix, :math:`G Q_2 \mathrm{diag}(\lambda_2)^{-1/2}` for the first side, and the mean
-    squares of the rows of :math:`Q_1^\top` times that. The first gradient stays as it is, without
-    mean squares.
+    For a matrix, :math:`G Q_2 \mathrm{diag}(\lambda_2)^{-1/2}` for the first dimension, and the
+    mean squares of the rows of :math:`Q_1^\top` times it. The first gradient is not whitened, and
+    has no mean squares.
 
     Args:
         tensor: The gradient.
-        state: The bases and the eigenvalues of the sides.
+        state: The bases and the eigenvalues of the dimensions.
 
     Returns:
-        For each side that has a basis: the rows, and the mean squares, one for each column.
+        For each dimension that has a basis: the rows, and the mean squares, one for each column.
     """
     if state["step"] == 0:
         return {}, {}
     turns = [None if basis is None else basis.mT for basis in bases(state, tensor)]
     roots: dict[int, Tensor] = {}
-    parts: dict[int, Tensor] = {}  # in the bases of all other sides
+    parts: dict[int, Tensor] = {}  # in the bases of all other dimensions
     for k in sides(state):
         wide = tensor.to(state[f"basis{k}"].dtype)
         roots[k] = as_slices(state[f"eigenvalues{k}"].rsqrt(), k, tensor.ndim)
@@ -551,19 +550,19 @@ def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, 
 
 
 def as_slices(values: Tensor, side: int, ndim: int) -> Tensor:
-    """Returns numbers of the slices along a side, of a tensor or a batch, to multiply it by."""
+    """Returns a number for each slice along a dimension, in a shape that broadcasts."""
     if values.ndim > 1:
         return values.unsqueeze(-1 if side == ndim - 2 else -2)
     return values.reshape(-1, *[1] * (ndim - 1 - side))
 
 
 def least_eigenvalue(side: int) -> float:
-    """Returns the least eigenvalue that KL statistics take for one."""
+    """Returns the lower bound of the eigenvalues of KL statistics."""
     return 1 / max(LEAST_SIDE, min(side, MOST_SIDE)) ** 2
 
 
 def all_finite(nodes: Sequence[Node]) -> bool:
-    """Whether all tensors of some memories are finite; waits for a device once."""
+    """Whether all tensors of some states are finite; synchronizes once."""
     tensors = [value for node in nodes for value in node.values()]
     if not tensors or tensors[0].is_meta:
         return True

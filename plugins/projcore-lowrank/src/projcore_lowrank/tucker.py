@@ -1,4 +1,4 @@
-"""Low-rank subspaces of tensors along each of their sides."""
+"""Low-rank subspaces of tensors along each dimension."""
 
 from __future__ import annotations
 
@@ -22,60 +22,60 @@ Source = Literal["update", "gradient"]
 
 
 class Tucker(ProjectionBase):
-    r"""Runs modules on the core of each tensor of the update, as of a convolution's.
+    r"""Runs modules on the Tucker core of each tensor of the update, such as a convolution's.
 
-    A tensor :math:`G` with sides :math:`n_1, \dots, n_d` is inside the core
+    A tensor :math:`G` of shape :math:`(n_1, \dots, n_d)` is projected to the core
 
     .. math:: Z = G \times_1 U_1^H \cdots \times_d U_d^H,
         \qquad \text{and back} \quad Z \times_1 U_1 \cdots \times_d U_d
 
-    with sides :math:`r_1, \dots, r_d`, where the columns of :math:`U_k`, shape ``(n_k, r_k)``, are
-    orthonormal. With all elements in a row, :math:`U = U_1 \otimes \cdots \otimes U_d`. A
-    side that keeps its whole length is not multiplied. Of a matrix, this is low rank on both sides.
+    of shape :math:`(r_1, \dots, r_d)`, where the columns of :math:`U_k`, shape ``(n_k, r_k)``, are
+    orthonormal. For the flattened tensor, :math:`U = U_1 \otimes \cdots \otimes U_d`. A dimension
+    that keeps its full length is not multiplied. For a matrix, this is low rank on both sides.
 
-    At the first step, and every `period` steps, the bases are learnt: with ``refresh="hosvd"``
+    In the first step, and every `period` steps, the bases are refreshed: with ``refresh="hosvd"``
     :math:`U_k` holds the left singular vectors of the :math:`r_k` largest singular values of
-    :math:`G_{(k)}`, whose rows are the slices of `G` along side `k`. From there, ``"hooi"`` goes on
-    in turns over the sides, with :math:`G \times_j U_j^H` over all others `j` in place of `G`,
-    which never makes the norm of the core smaller.
+    :math:`G_{(k)}`, whose rows are the slices of `G` along dimension `k`. ``"hooi"`` then iterates
+    over the dimensions, with :math:`G \times_j U_j^H` over all others `j` in place of `G`, which
+    never decreases the norm of the core.
 
-    A stack of matrices, as of a mixture's experts, is a tensor of three sides like others here: its
-    matrices share two bases, and the side that counts them is compressed unless its rank is None.
-    For bases of each matrix's own there is ``LowRank(folding="last2")``.
+    A stack of matrices, such as the experts of a mixture, is treated as any tensor of three
+    dimensions: its matrices share two bases, and the first dimension is compressed unless its rank
+    is None. For a separate basis for each matrix use ``LowRank(folding="last2")``.
 
-    Tensors with fewer than `min_ndim` sides, those that would keep all of them whole, and those of
-    groups with ``rank=None`` pass as they are to the same modules.
+    Tensors with fewer than `min_ndim` dimensions, those that would not be compressed, and those of
+    groups with ``rank=None`` reach the same modules unprojected.
 
     Args:
         modules: The modules to run inside.
-        rank: :math:`r_k`, a setting: an int, a part of each side if it is a float up to 1, None to
-            keep a side whole; for all sides, or a tuple with one for each. It is capped at the
-            length of its side, and at the number of elements of a slice.
+        rank: :math:`r_k`, a setting: an int, a float up to 1 for a fraction of the length, or None
+            for the full length; for all dimensions, or a tuple with one for each. Capped at the
+            length of the dimension, and at the number of elements of a slice.
         period: Steps between refreshes, at least 1, a setting.
-        scale: What the update that comes out is multiplied by, a setting.
+        scale: A factor of the unprojected update, a setting.
         refresh: ``"hosvd"`` or ``"hooi"``.
-        iterations: How often ``"hooi"`` goes over all sides, at least 1.
-        min_ndim: The fewest sides of a tensor that is compressed, at least 2, a setting.
-        policy: What becomes of memory inside at a refresh: ``"keep"``, ``"reset"``, or
-            ``"transport"``: by :math:`C_k = U_k^{new\,H} U_k^{old}` along each side, and second
-            moments by the squares of these weights, so they stay nonnegative. Where the core
-            changes its shape, what would be kept is transported.
-        source: What the bases are learnt from: the ``"update"`` given, or the ``"gradient"``.
-        nonfinite: Inf or NaN there, or a sum that overflows, is an error (``"raise"``), or bases
-            stay, to be learnt in the next step (``"skip"``; before the first, they are the first
-            coordinates).
+        iterations: The number of iterations of ``"hooi"``, at least 1.
+        min_ndim: The minimum number of dimensions to compress a tensor, at least 2, a setting.
+        policy: The policy for state inside at a refresh: ``"keep"``, ``"reset"``, or
+            ``"transport"``: by :math:`C_k = U_k^{new\,H} U_k^{old}` along each dimension, second
+            moments by the squares of these weights, so they stay nonnegative. If the shape of the
+            core changes, ``"keep"`` transports.
+        source: The tensor to compute bases from: the incoming ``"update"`` or the ``"gradient"``.
+        nonfinite: Whether Inf, NaN or an overflowing sum in the source raises an error
+            (``"raise"``), or postpones the refresh to the next step (``"skip"``; initial bases are
+            the first coordinates).
 
     Raises:
-        ArgumentError: If a setting is out of range, or a tuple of ranks has not one for each side.
-        NonFiniteError: In a step: if there is Inf or NaN to learn from, or what is too large.
+        ArgumentError: If a setting is out of range, or a tuple of ranks has the wrong length.
+        NonFiniteError: In a step, if the source contains Inf or NaN, or its sum overflows.
 
-    Cost: :math:`\sum_k n_k r_k` numbers of memory (float32 at least), and each way a product with
-    each basis. A refresh is :math:`O(N \sum_k n_k)` for `N` elements, times the iterations for
+    Cost: :math:`\sum_k n_k r_k` state elements (float32 at least), and in each direction a product
+    with each basis. A refresh is :math:`O(N \sum_k n_k)` for `N` elements, times the iterations for
     ``"hooi"``.
 
-    Differs from the authors' code: it refreshes; sides that keep their length are not rotated. As
-    there, in the step of a refresh the core of a matrix is diagonal, up to rounding, by which Adam
-    inside divides; its ``eps`` keeps that small.
+    Differs from the authors' code: bases are refreshed; uncompressed dimensions are not rotated. As
+    there, the core of a matrix is diagonal up to rounding errors in the step of a refresh; the
+    ``eps`` of Adam inside keeps quotients of these errors small.
 
     Example:
         >>> from projcore import Optimizer
@@ -261,10 +261,10 @@ class Tucker(ProjectionBase):
 
 
 def core(tensor: Tensor, rank: Rank | Sequence[Rank]) -> list[int | None]:
-    """Returns the rank of each side of a tensor, None for those that keep their whole length.
+    """Returns the rank of each dimension of a tensor, None for those that keep their full length.
 
     Raises:
-        ArgumentError: If there is a sequence of ranks, and not one for each side.
+        ArgumentError: If a sequence of ranks has the wrong length.
     """
     if not isinstance(rank, Sequence):
         rank = [rank] * tensor.ndim
@@ -286,14 +286,14 @@ def core(tensor: Tensor, rank: Rank | Sequence[Rank]) -> list[int | None]:
 
 
 def hosvd(tensor: Tensor, ranks: Sequence[int | None]) -> list[Tensor | None]:
-    """Returns, for each side with a rank, the leading left singular vectors of the unfolding."""
+    """Returns, for dimensions with a rank, the leading left singular vectors of the unfolding."""
     return [
         None if rank is None else leading(unfold(tensor, k), rank) for k, rank in enumerate(ranks)
     ]
 
 
 def hooi(tensor: Tensor, bases: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Returns bases that are made one after the other, each with what the others leave."""
+    """Returns bases computed sequentially, each from the projection along the others."""
     found = list(bases)
     for k, basis in enumerate(bases):
         if basis is not None:
@@ -305,9 +305,9 @@ def hooi(tensor: Tensor, bases: Sequence[Tensor | None]) -> list[Tensor | None]:
 def leading(matrix: Tensor, rank: int) -> Tensor:
     """Returns the left singular vectors of a matrix's largest singular values.
 
-    The largest entry of each is real and positive: otherwise, with what is nearly diagonal, as a
-    core is, rounding errors would choose the signs. Of a wide matrix it is the triangular factor
-    that is decomposed, which has the same vectors, and is small.
+    The largest entry of each is real and positive: otherwise, for nearly diagonal matrices such as
+    a core, rounding errors would determine the signs. For a wide matrix, the small triangular
+    factor is decomposed, which has the same vectors.
     """
     if matrix.shape[1] > matrix.shape[0]:
         matrix = torch.linalg.qr(matrix.mH, mode="r").R.mH
@@ -317,13 +317,13 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
 
 
 def kept(bases: Sequence[Tensor | None], tensor: Tensor) -> Node:
-    """Returns bases as they are kept: that of a side that is whole is empty."""
+    """Returns bases as stored: that of an uncompressed dimension is empty."""
     empty = tensor.new_empty(0)
     return {f"basis{k}": empty if basis is None else basis for k, basis in enumerate(bases)}
 
 
 def factors(state: Node) -> list[Tensor | None]:
-    """Returns the basis of each side, None for one that is whole."""
+    """Returns the basis of each dimension, None if it is uncompressed."""
     found: list[Tensor | None] = []
     while (name := f"basis{len(found)}") in state:
         found.append(state[name] if state[name].numel() else None)
@@ -336,7 +336,7 @@ def adjoints(matrices: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def changes(old: Node, new: Node) -> list[Tensor | None]:
-    """Returns the change of basis along each side, None for one that is whole before and after."""
+    """Returns the change of basis along each dimension, None for uncompressed ones."""
     made = []
     for before, after in zip(factors(old), factors(new), strict=True):
         if before is None or after is None:
@@ -347,9 +347,9 @@ def changes(old: Node, new: Node) -> list[Tensor | None]:
 
 
 def multiply_squares(tensor: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
-    """Multiplies each side by the squares of its matrix, as variances of what is multiplied by it.
+    """Multiplies each dimension by the squares of its matrix, as variances transform.
 
-    Those of the real and the imaginary parts of complex numbers are the parts of a complex one.
+    Variances of real and imaginary parts are the parts of a complex number.
     """
     if not tensor.is_complex():
         return multiply(tensor, [None if each is None else each.square() for each in matrices])
