@@ -1,4 +1,4 @@
-"""Matrices that run as one: equal ones on an accelerator, as a stack."""
+"""Batches of matrices: equal shapes are stacked on accelerators."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from projcore.ops import alike
 ENDS: tuple[Literal["left", "right"], ...] = ("left", "right")
 Value = TypeVar("Value")
 
-# Bytes that a stack of matrices may have. It takes a copy, in the place of as many calls.
+# The maximum bytes of a stack of matrices, which replaces many calls by one copy.
 WORKSPACE = 1 << 30
 same_kind = alike
 
 
 class Batch(NamedTuple):
-    """Some of the tensors of a step, which are multiplied as one.
+    """Some tensors of a step, which are multiplied together.
 
     Attributes:
-        places: Which they are.
-        states: The memory of each.
-        made: The bases that products read, if they were made for this step: of several, stacked.
+        places: Their indices.
+        states: The state of each.
+        made: The bases that products read, if they were made for this step; stacked for several.
     """
 
     places: list[int]
@@ -34,15 +34,15 @@ class Batch(NamedTuple):
 
     @property
     def state(self) -> Node:
-        """What products read: the bases, of several tensors stacked."""
+        """The bases that products read, stacked for several tensors."""
         return stacked_bases(self.states) if self.made is None else self.made
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Returns its tensors, of those of all places, as one."""
+        """Returns its tensors, selected from all tensors of the step, as one stack."""
         return stacked([tensors[i] for i in self.places])
 
     def spread(self, tensor: Tensor, into: list[Any]) -> None:
-        """Puts what was made of all into their places, as views."""
+        """Writes views of a stack to the indices of its tensors."""
         for i, each in zip(self.places, parted(tensor, len(self.places)), strict=True):
             into[i] = each
 
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 
 
 def stacked_bases(states: list[Node]) -> Node:
-    """Returns memory of which the bases are those of all, stacked, and the others of the first."""
+    """Returns a state with the stacked bases of all, and the other entries of the first."""
     if len(states) == 1:
         return states[0]
     return {
@@ -75,9 +75,9 @@ def stacked_bases(states: list[Node]) -> Node:
 
 
 def batches(tensors: Sequence[Tensor], keys: Sequence[Hashable]) -> list[list[int]]:
-    """Returns the places of tensors that go together: those of one key, up to `WORKSPACE` bytes.
+    """Returns the indices of tensors to stack: those with one key, up to `WORKSPACE` bytes.
 
-    Each is alone on a CPU, where a call is cheap and a copy is not.
+    On a CPU, where calls are cheaper than copies, nothing is stacked.
     """
     found: dict[Hashable, list[list[int]]] = {}
     for i, (tensor, key) in enumerate(zip(tensors, keys, strict=True)):
@@ -90,37 +90,37 @@ def batches(tensors: Sequence[Tensor], keys: Sequence[Hashable]) -> list[list[in
 
 
 def pick(values: Sequence[Value], places: Sequence[int]) -> list[Value]:
-    """Returns the values at some places."""
+    """Returns the values at some indices."""
     return [values[i] for i in places]
 
 
 def is_alone(tensor: Tensor) -> bool:
-    """Whether a tensor is on a device where stacks gain nothing."""
+    """Whether a tensor is on a device where stacks are not faster."""
     return tensor.device.type in ("cpu", "meta")
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Returns tensors as one, along a new first dimension; a single one as it is."""
+    """Returns tensors stacked along a new first dimension; a single one unchanged."""
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def parted(tensor: Tensor, count: int) -> list[Tensor]:
-    """Undoes `stacked`, by views."""
+    """Inverts `stacked` by views."""
     return [tensor] if count == 1 else list(tensor.unbind())
 
 
 def apart(tensor: Tensor, count: int) -> list[Tensor]:
-    """Undoes `stacked`, for what is kept: each with memory of its own, as files need it."""
+    """Inverts `stacked` for state: by tensors with separate memory, for checkpoints."""
     return [tensor] if count == 1 else list(torch._foreach_mul(list(tensor.unbind()), 1))
 
 
 def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
-    """Returns which tensors, of one dtype and device, are finite; waits for a device once."""
+    """Returns which tensors, of one dtype and device, are finite; synchronizes once."""
     parts = [
         torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
         for tensor in tensors
     ]
-    # NaN is passed on; a tenth of the time that isfinite(...).all() takes.
+    # Propagates NaN, in a tenth of the time of isfinite(...).all().
     extremes = torch.stack([extreme for part in parts for extreme in part.aminmax()])
     finite = extremes.view(-1, 2).isfinite().all(-1)
     found: list[bool] = [True] * len(parts) if bool(finite.all()) else finite.tolist()

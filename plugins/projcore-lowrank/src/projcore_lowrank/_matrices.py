@@ -1,4 +1,4 @@
-"""How tensors are seen as matrices, and which of their sides are compressed."""
+"""Views of tensors as matrices, and the sides to compress."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Rank = int | float | None
 def matrix_shape(shape: torch.Size, folding: Folding) -> tuple[int, ...] | None:
     """Returns the shape of a tensor as a matrix, or a batch of them; None if it is a vector.
 
-    Sides of length 1 are left out. What has more than two others is folded to ``(first, rest)``,
-    or is a batch of ``(last but one, last)``.
+    Dimensions of length 1 are dropped. More than two others are flattened to ``(d0, -1)``, or are a
+    batch of matrices in the last two.
     """
-    if torch.compiler.is_compiling():  # the compiler warns of caches
+    if torch.compiler.is_compiling():  # the compiler warns about caches
         return _matrix_shape(shape, folding)
     return _known_shape(shape, folding)
 
@@ -33,14 +33,14 @@ def _matrix_shape(shape: torch.Size, folding: Folding) -> tuple[int, ...] | None
     return sides[0], torch.Size(sides[1:]).numel()
 
 
-_known_shape = lru_cache(maxsize=4096)(_matrix_shape)  # asked for several times a step
+_known_shape = lru_cache(maxsize=4096)(_matrix_shape)  # called several times per step
 
 
 def compressed(shape: tuple[int, ...], side: Side) -> tuple[Literal["left", "right"], ...]:
-    """Returns the sides that a matrix of that shape is multiplied from.
+    """Returns the sides from which a matrix of a shape is multiplied.
 
     From the left, its columns, of length `m`, are compressed; from the right its rows. ``"std"``
-    compresses the shorter: the rows if ``m >= n``, so those of a square matrix.
+    compresses the shorter: the rows if ``m >= n``, which includes square matrices.
     """
     if side == "left" or side == "right":
         return (side,)
@@ -51,14 +51,14 @@ def compressed(shape: tuple[int, ...], side: Side) -> tuple[Literal["left", "rig
 
 
 def resolved_rank(rank: int | float, shape: tuple[int, ...]) -> int:
-    """Returns a rank as a number, capped at the shorter side; a float is a part of that."""
+    """Returns a rank as an integer, capped at the shorter side; a float is a fraction of it."""
     shorter = min(shape[-2:])
     wanted = round(rank * shorter) if isinstance(rank, float) else rank
     return max(1, min(wanted, shorter))
 
 
 def view_of(tensor: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """Returns a tensor as a matrix or batch that products can write; None if there is none."""
+    """Returns a view as a matrix or batch that products can write to; None if there is none."""
     if tensor.is_contiguous():
         return tensor.view(shape)
     return tensor if tensor.shape == shape and len(shape) <= 3 else None

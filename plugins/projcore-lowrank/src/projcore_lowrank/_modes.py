@@ -11,8 +11,8 @@ def multiply(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
     r"""Multiplies a tensor along each of its dimensions by a matrix, or by none.
 
     :math:`y_{j_1 \dots j_d} = \sum_{i_1 \dots i_d} M^{(1)}_{j_1 i_1} \cdots M^{(d)}_{j_d i_d}
-    x_{i_1 \dots i_d}`, made in the dtype of the matrices, which they share, and returned in that of
-    `x`, which has elements. Batches of matrices are for the last two dimensions alone.
+    x_{i_1 \dots i_d}`, computed in the common dtype of the matrices, and returned in that of a
+    non-empty `x`. Batches of matrices are supported for the last two dimensions only.
     """
     given = x.dtype
     x = x.to(next((matrix.dtype for matrix in matrices if matrix is not None), given))
@@ -20,7 +20,7 @@ def multiply(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
         left, right = matrices[-2:]
         x = x if left is None else left @ x
         return (x if right is None else x @ right.mT).to(given)
-    # Each product takes the first dimension to the end; after all of them, each is in its place.
+    # Each product moves the first dimension to the end; all of them restore the order.
     shape, passed = [], 1
     for length, matrix in zip(x.shape, matrices, strict=True):
         if matrix is None:
@@ -38,5 +38,5 @@ def multiply(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
 
 
 def unfold(x: Tensor, dim: int) -> Tensor:
-    """Returns a tensor as a matrix, whose rows are its slices along a dimension."""
+    """Returns a tensor as a matrix whose rows are its slices along a dimension."""
     return x.movedim(dim, 0).reshape(x.shape[dim], -1)

@@ -18,19 +18,19 @@ class Products(NamedTuple):
     """Multiplies matrices, or batches of these, by the bases in their state.
 
     Attributes:
-        basis: How that is done from one end.
-        dtype: In which dtype; None for that of the matrices.
+        basis: The basis, which multiplies from one end.
+        dtype: The dtype of the products; None for that of the matrices.
     """
 
     basis: Basis
     dtype: torch.dtype | None
 
     def down(self, x: Tensor, state: Node) -> Tensor:
-        """Returns what a matrix is inside."""
+        """Returns the projection of a matrix."""
         return self._through(self.basis.down, x, state)
 
     def up(self, z: Tensor, state: Node) -> Tensor:
-        """Returns what a matrix that is inside is outside."""
+        """Returns the unprojection of a projected matrix."""
         return self._through(self.basis.up, z, state)
 
     def _through(
@@ -42,28 +42,28 @@ class Products(NamedTuple):
         return made if made.dtype == x.dtype else made.to(x.dtype)
 
     def coordinates(self, x: Tensor, state: Node) -> Tensor:
-        """Returns the point inside that comes out as `x`, or as near to it as there is one."""
+        """Returns the projected point whose unprojection is nearest to `x`."""
         z = wide(x)
         for end in ends_of(state):
             z = self.basis.coordinates(z, state, end)
         return z.to(x.dtype)
 
     def add_up_(self, target: Tensor, z: Tensor, state: Node, beta: float, alpha: float) -> None:
-        """Makes a target ``beta * target + alpha * up(z)``."""
+        """Sets a target to ``beta * target + alpha * up(z)``."""
         *others, last = ends_of(state)
         for end in others:
             z = self.basis.up(z, state, end)
         self.basis.add_up_(target, z, state, last, beta, alpha)
 
     def residual(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
-        """Returns what a matrix, ``low`` inside, has outside of the subspace, as a new tensor."""
+        """Returns the residual of a matrix with the projection ``low``, as a new tensor."""
         if self.basis.selects:
             (end,) = ends_of(state)
             return full.index_fill(dim_of(end), state[end], 0)
         return torch.sub(full, self.up(low, state))
 
     def leave_residual_(self, full: Tensor, low: Tensor, state: Node) -> None:
-        """Makes a matrix its residual."""
+        """Replaces a matrix by its residual in place."""
         if self.basis.selects:
             (end,) = ends_of(state)
             full.index_fill_(dim_of(end), state[end], 0)
@@ -74,7 +74,7 @@ class Products(NamedTuple):
 
 
 def as_dtype(owner: object, dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Returns a dtype for products, given as such or by name; raises unless it is one."""
+    """Returns a dtype for products, given as a dtype or a name; raises if it is invalid."""
     found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ArgumentTypeError(

@@ -1,11 +1,11 @@
-"""Random numbers made anew from a key whenever they are needed, instead of being stored.
+"""Random numbers regenerated from a key whenever they are needed, instead of stored.
 
-Numbers are a function of a key and of their place: a hash of integers, which every device computes
-alike, so that the same key gives the same matrix everywhere, up to rounding. They are made on the
+Numbers are a function of a key and an index: a hash of integers, which is the same on every device,
+so that the same key gives the same matrix everywhere, up to rounding. They are computed on the
 device, in as many operations for all matrices of a step as for one, without a copy from the host.
-Global generators are neither read nor moved. Two functions draw from one of torch's own, made for
-the purpose, on the CPU, where that takes half the time or less: `permutation`, and `stream`, also
-for methods whose authors published their numbers.
+Global generators are neither read nor advanced. Two functions draw from a new torch generator on
+the CPU, where that takes half the time or less: `permutation`, and `stream`, which also reproduces
+the random numbers of published methods.
 
 Real numbers are drawn in float32 and complex ones in complex64, so that runs in other dtypes see
 the same matrix.
@@ -24,15 +24,15 @@ Device = torch.device | str
 
 MASK = (1 << 64) - 1
 MULTIPLIER = 0xD6E8FEB86659FD93 - (1 << 64)  # as a signed number; Evensen, see `bits`
-CACHED = 1 << 16  # hashes that are made at a time on a CPU, which fit into its cache
+CACHED = 1 << 16  # hashes computed at a time on a CPU, which fit into its cache
 
 
 def mix(*integers: int) -> int:
     """Returns a seed of 63 bits that depends on each of some integers, and on their order.
 
-    Each goes through the finalizer of SplitMix64 (Steele, Lea, Flood, 2014,
+    Each is hashed by the finalizer of SplitMix64 (Steele, Lea, Flood, 2014,
     https://doi.org/10.1145/2660193.2660195, figure 16, in the variant 13 of Stafford), so that keys
-    that differ in one bit give seeds without relation. Of an integer, the last 64 bits count.
+    that differ in one bit give unrelated seeds. Only the last 64 bits of an integer count.
 
     Example:
         >>> mix(0, 7, 3)
@@ -51,14 +51,14 @@ def mix(*integers: int) -> int:
 def bits(
     keys: Sequence[int], counts: Sequence[int], device: Device = "cpu", start: int = 0
 ) -> Tensor:
-    r"""Returns random integers of 64 bits, so many of each key, in one vector.
+    r"""Returns random integers of 64 bits, a given number for each key, in one vector.
 
-    That of key `k` at place `i`, counted from ``start``, is :math:`h(h(h(x)))`,
+    That of key `k` at index `i`, counted from ``start``, is :math:`h(h(h(x)))`,
     :math:`x = \mathrm{mix}(k) + i`, with :math:`h(x) = y \oplus \lfloor y / 2^{32} \rfloor`,
     :math:`y = c x \bmod 2^{64}`: three rounds of multiplication by an odd number and a shift
     (Evensen, 2018,
     https://mostlymangling.blogspot.com/2018/07/on-mixing-functions-in-fast-splittable.html). Each
-    is a permutation, so that all integers of a key are different. Eight operations in place,
+    is a permutation, so that all integers of a key differ. Eight operations in place,
     whatever the number of keys.
 
     Example:
@@ -92,8 +92,8 @@ def gaussians(
 
     Two from 64 bits, by the method of Box and Muller: :math:`\sqrt{-2 \ln u}` times the cosine
     and the sine of :math:`\pi v`, with `u` and `v` the two halves. None exceeds 6.7. Complex
-    numbers have real and imaginary parts of variance 1/2 each. For each shape there are some keys,
-    and the result is a tensor ``(len(keys), *shape)``.
+    numbers have real and imaginary parts of variance 1/2 each. Each shape has a list of keys, and
+    gives a tensor ``(len(keys), *shape)``.
 
     Cost: about twenty operations, whatever the number of keys, and memory of twice the result.
     On a CPU it takes two to three times as long as ``torch.randn``.
@@ -134,11 +134,11 @@ def gaussians(
 
 
 def _polar(hashes: Tensor, variance: float) -> tuple[Tensor, Tensor]:
-    """Returns lengths and angles of pairs of normal numbers, made of hashes."""
+    """Returns lengths and angles of pairs of normal numbers, computed from hashes."""
     low, high = hashes.view(torch.int32).view(-1, 2).unbind(-1)
     lengths = torch.empty_like(hashes, dtype=torch.float32)
-    torch.mul(low, 2.0**-31, out=lengths)  # in any default dtype rounded once
-    # The logarithm of zero would be infinite, and the least other number is 2 ** -31.
+    torch.mul(low, 2.0**-31, out=lengths)  # rounded once in any default dtype
+    # The logarithm of zero would be infinite; the smallest other number is 2 ** -31.
     lengths.abs_().log_().mul_(-2 * variance).clamp_(max=44 * variance).sqrt_()
     return lengths, high.to(torch.float32).mul_(math.pi * 2.0**-31)
 
@@ -168,7 +168,7 @@ def stream(
 ) -> Tensor:
     """Returns the normal numbers that ``torch.randn`` draws after ``manual_seed`` on the CPU.
 
-    They are drawn there, which costs a copy to the device.
+    They are drawn on the CPU, which costs a copy to the device.
     """
     drawn = torch.complex64 if dtype.is_complex else torch.float32
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -182,7 +182,7 @@ def rademacher(
     dtype: torch.dtype = torch.float32,
     device: Device = "cpu",
 ) -> Tensor:
-    """Returns independent signs, 1 or -1, equally likely: 64 of one random number."""
+    """Returns independent signs, 1 or -1, equally likely: 64 from each random number."""
     shape = torch.Size(shape)
     drawn = bits([seed], [-(-shape.numel() // 64)], device)
     places = torch.arange(8, dtype=torch.uint8, device=device)
@@ -218,7 +218,7 @@ def orthonormal(
 
 
 def uniform_columns(normal: Tensor) -> Tensor:
-    """Returns the orthonormal columns that `orthonormal` makes of normal numbers."""
+    """Returns the orthonormal columns of `orthonormal` for given normal numbers."""
     q: Tensor
     q, r = torch.linalg.qr(normal)
     return q.mul_(r.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-2))
@@ -227,7 +227,7 @@ def uniform_columns(normal: Tensor) -> Tensor:
 def choices(keys: Sequence[int], count: int, length: int, device: Device = "cpu") -> Tensor:
     """Returns some of the numbers below a length, ascending: ``(len(keys), count)``.
 
-    Every set of so many is equally likely.
+    Every subset of this size is equally likely.
     """
     drawn = bits(keys, [length] * len(keys), device).view(len(keys), length)
     return drawn.topk(count, sorted=False).indices.sort(-1).values

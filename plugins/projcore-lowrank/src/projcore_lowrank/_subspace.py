@@ -14,16 +14,16 @@ from projcore_lowrank._seeded import gaussian
 Method = Literal["svd", "gram", "randomized", "subspace", "subspace_whole"]
 Source = torch.Generator | int | None
 
-# "subspace" adds columns to others where there are at most FOLD_BELOW r of them, until there are
-# r + FOLD_MORE: that shortens the iteration just where the SVD takes least.
+# "subspace" sums at most FOLD_BELOW r columns to r + FOLD_MORE, which makes the iteration faster
+# where the SVD is fastest.
 FOLD_BELOW = 4
 FOLD_MORE = 32
-# If more than FOLD_LOSS of the squared norm seems to be outside then, by PROBES random sums of
+# If more than FOLD_LOSS of the squared norm is then outside, estimated by PROBES random sums of
 # columns, a step with all columns follows.
 FOLD_LOSS = 0.005
 PROBES = 8
-# It adds a little of random columns to the last STIRRED of its start: else what is orthogonal to
-# the start is never found, as where other rows of a gradient are zero than were before.
+# It perturbs the last STIRRED columns of its start: otherwise directions orthogonal to the start
+# are never found, for example if the zero rows of a gradient change.
 STIRRED = 32
 
 
@@ -39,51 +39,51 @@ def dominant(
     r"""Returns orthonormal columns that span the top left singular subspace of a matrix.
 
     For a matrix :math:`A` of shape ``(..., m, n)`` the result :math:`P` has shape ``(..., m, r)``,
-    and :math:`P^H P = I` to rounding whatever :math:`A` is: of lower rank, zero, or of fewer than
-    `r` columns. To find it,
+    and :math:`P^H P = I` up to rounding for every :math:`A`, also of lower rank, zero, or with
+    fewer than `r` columns. The method
 
     - ``"svd"`` takes the first `r` left singular vectors, largest value first;
     - ``"gram"`` takes the eigenvectors of the smaller of :math:`A A^H` and :math:`A^H A`, in the
-      same order. Directions of singular values below :math:`\sqrt\epsilon \sigma_1` are rough;
+      same order. Directions of singular values below :math:`\sqrt\epsilon \sigma_1` are inaccurate;
     - ``"randomized"`` takes a basis of :math:`(A A^H)^q \Omega`, :math:`\Omega` Gaussian;
-    - ``"subspace"`` takes a basis of :math:`A A^H P_0`, :math:`P_0` the basis of before, or
-      Gaussian columns the first time. The columns keep their order and their signs, as far as
-      :math:`A` allows; of a zero :math:`A`, all of :math:`P_0` stays. If `n` is more than `r + 32`
+    - ``"subspace"`` takes a basis of :math:`A A^H P_0`, :math:`P_0` the previous basis, initially
+      Gaussian columns. The columns keep their order and their signs, as far as
+      :math:`A` allows; a zero :math:`A` keeps :math:`P_0`. If `n` is more than `r + 32`
       and at most `4r`, :math:`A S` takes the place of :math:`A`, where :math:`S` has `r + 32`
-      columns: it adds columns to others, with random signs. Where more than about 0.005 of
-      :math:`\|A\|_F^2` would stay outside, a step with all of :math:`A` follows. An accelerator
-      takes that step at once, as it would wait for the answer whether it is due;
-    - ``"subspace_whole"`` is ``"subspace"`` that takes that step at once, whatever `n` is.
+      columns: it sums columns with random signs. If more than about 0.005 of
+      :math:`\|A\|_F^2` would stay outside, a step with all of :math:`A` follows. Accelerators take
+      that step directly, since the decision would synchronize;
+    - ``"subspace_whole"`` is ``"subspace"`` that takes that step directly for every `n`.
 
     The last three do not order the columns by singular value, except with ``oversampling``. The
-    more `r` of these stand out from the rest, the nearer are they to the best: on gradients of
-    transformers all hold 0.999 of what the SVD does. Where few stand out they hold less. If 0.38
-    of the energy is outside the best basis, 768 x 768 with ``rank=256``, an old one that held 0.85
-    of the SVD's is followed by one of 0.92, or of 0.94 with ``"subspace_whole"``, which takes
-    less time there; if 0.013 is outside, one of 0.97 by ones of 0.998 and 0.997.
+    larger the gap after `r` singular values, the more accurate they are: on gradients of
+    transformers all capture 0.999 of the SVD's energy; without a gap they capture less. If 0.38 of
+    the energy is outside the best basis, 768 x 768 with ``rank=256``, a previous basis with 0.85 of the
+    SVD's energy is followed by one with 0.92, or with 0.94 by ``"subspace_whole"``, which takes
+    less time there; if 0.013 is outside, one with 0.97 by ones with 0.998 and 0.997.
     ``benchmarks/refresh.py`` times them.
 
     Args:
         matrix: Real or complex; the entries are finite, which is not checked.
         rank: `r`, 1 to `m`.
-        method: How.
-        start: :math:`P_0` of the last two, shape ``(..., m, k)``. Of more than `r` columns the
-            first `r` are used; missing ones are drawn.
-        generator: Where random numbers come from, a generator or a seed; None for the seed 0. All
-            matrices of a batch share them. A generator on a GPU waits for it.
+        method: The method, as above.
+        start: :math:`P_0` of the last two, shape ``(..., m, k)``. Only the first `r` columns are
+            used; missing ones are drawn.
+        generator: The source of random numbers, a generator or a seed; None for the seed 0. All
+            matrices of a batch share them. A generator on a GPU synchronizes.
         power: `q` of ``"randomized"``, at least 1.
-        oversampling: How many more columns ``"randomized"`` draws, to drop the least in the end.
+        oversampling: The number of additional columns for ``"randomized"``, dropped in the end.
 
     Returns:
-        Contiguous, in the dtype of the matrix; float32 of a bfloat16 or float16 one.
+        Contiguous, in the dtype of the matrix; float32 for bfloat16 or float16.
 
     Raises:
         ArgumentError: If an argument is out of range, or ``start`` has another shape.
 
     Differs from the range finder of Halko et al. (2011, https://arxiv.org/abs/0909.4061, algorithm
-    4.4): it starts from :math:`\Omega` of `m` rows, not from :math:`A \Omega` with one of `n`, so
-    that it is the ``"subspace"`` method on random columns, and a product less; and ordering takes
-    the factor R of the last QR, not a product with :math:`A` more.
+    4.4): it starts from :math:`\Omega` with `m` rows, not from :math:`A \Omega` with `n`, so
+    that it is the ``"subspace"`` method on random columns, with one product less; and columns are
+    ordered by the factor R of the last QR, not by another product with :math:`A`.
 
     Example:
         >>> matrix = torch.diag(torch.tensor([1.0, 3.0, 2.0]))
@@ -121,7 +121,7 @@ def dominant(
         )
     if found.shape[-1] < rank:
         found = _completed(found, rank, generator)
-    # A slice would keep in memory all that it was cut from.
+    # A slice would keep the whole tensor alive.
     return found.clone(memory_format=torch.contiguous_format)
 
 
@@ -131,7 +131,7 @@ def orthonormalize(y: Tensor) -> Tensor:
     :math:`Q` of :math:`Y = Q R`, shape ``(..., m, r)``, with an upper triangular :math:`R` whose
     diagonal is at least 0, by Householder reflections: the first `k` columns of :math:`Q` span
     those of :math:`Y`, and :math:`Q^H Q = I` to rounding for every :math:`Y`, zero columns, equal
-    ones and columns of widely different lengths included. float32 of bfloat16 or float16.
+    ones and columns of widely different norms included. float32 for bfloat16 or float16.
 
     Cost: :math:`4mr^2` operations. Cholesky factors of :math:`Y^H Y` need fewer, but in float32
     they break down at a ratio of the singular values of 1e4, which one multiplication with
@@ -152,15 +152,15 @@ def orthonormalize(y: Tensor) -> Tensor:
 
 
 def orthonormal_columns(y: Tensor) -> Tensor:
-    """Returns what `orthonormalize` does, of columns whose squares neither overflow nor vanish."""
+    """Returns `orthonormalize` for columns whose squares neither overflow nor underflow."""
     return _orthonormal(y, y.shape[-1])[0]
 
 
 def captured(matrix: Tensor, basis: Tensor) -> Tensor:
-    r"""Returns the part of a matrix's squared norm that a basis of orthonormal columns holds.
+    r"""Returns the fraction of a matrix's squared norm that an orthonormal basis captures.
 
-    :math:`\lVert P^H A \rVert_F^2 / \lVert A \rVert_F^2`, 0 to 1 up to rounding; 1 of a zero
-    matrix. Of a batch, that of each.
+    :math:`\lVert P^H A \rVert_F^2 / \lVert A \rVert_F^2`, 0 to 1 up to rounding; 1 for a zero
+    matrix. For a batch, that of each.
     """
     a = _scaled(wide(matrix))
     whole = _square(a)
@@ -179,13 +179,13 @@ def _gram(a: Tensor, rank: int) -> Tensor:
 
 
 def _follow(a: Tensor, start: Tensor, source: Source, probes: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns a basis, and what part is outside of it of the squared norm of some random sums."""
+    """Returns a basis, and the fraction of the squared norm of random sums outside of it."""
     eps = torch.finfo(a.dtype).eps
     rows, rank = start.shape[-2:]
-    # Written for the transposes, which makes y column-major, as LAPACK wants it.
+    # Written for the transposes, which makes y column-major, as LAPACK requires.
     turned = start.mH.clone(memory_format=torch.contiguous_format)  # (r, m)
     count = min(STIRRED, rank)
-    # Each row is the one before it, moved by a place: to draw all of them takes long.
+    # Each row is the previous one, shifted by one: drawing all of them is slow.
     signs = _signs(rows + count - 1, a, source).unfold(0, rows, 1)  # (count, m)
     stirred = torch.add(turned[..., -count:, :], signs, alpha=(eps / rows) ** 0.5)
     z = _scaled(torch.cat([turned[..., :-count, :] @ a, stirred @ a], -2))  # (r, n)
@@ -193,8 +193,8 @@ def _follow(a: Tensor, start: Tensor, source: Source, probes: int = 0) -> tuple[
         sums = _random((probes, a.shape[-1]), a, source)
         z = torch.cat([z, sums.expand(*z.shape[:-2], *sums.shape)], -2)
     y = _scaled(z @ a.mH)  # (r + probes, m)
-    # As if of a a^H plus the identity times what rounding loses anyway: where a is zero, so that
-    # nothing leads the basis, it stays.
+    # A shift of a a^H below the rounding error: without a dominant direction, as for a zero a, the
+    # basis stays.
     y[..., :rank, :].add_(turned, alpha=eps)
     q, r = _orthonormal(y.mH, rank)
     inside, outside = _square(r[..., :rank, rank:]), _square(r[..., rank:, rank:].triu())
@@ -207,8 +207,8 @@ def _follow_folded(a: Tensor, start: Tensor, source: Source) -> Tensor:
     if not (a.is_cpu and width < columns <= FOLD_BELOW * rank):
         return _follow(a, start, source)[0]
     q, outside = _follow(_folded(a, width, source), start, source, min(PROBES, rows - rank))
-    # What the basis cannot hold is as long in each dimension of the sums, and of these it has all
-    # but FOLD_MORE: so only that part of it is seen.
+    # The residual has the same norm in each dimension of the sums, of which the basis spans all but
+    # FOLD_MORE: so only this fraction is visible.
     poor = outside > FOLD_LOSS * FOLD_MORE / width
     if bool(poor.any()):
         q = torch.where(poor[..., None, None], _follow(a, q, source)[0], q)
@@ -216,7 +216,7 @@ def _follow_folded(a: Tensor, start: Tensor, source: Source) -> Tensor:
 
 
 def _folded(a: Tensor, width: int, source: Source) -> Tensor:
-    """Returns a matrix times a random one: columns added to others, with random signs."""
+    """Returns a matrix times a random one: sums of columns with random signs."""
     first, *others = a.split(width, -1)
     signs = _signs(a.shape[-1] - width, a, source).split(width)
     folded: Tensor = first.clone()
@@ -246,9 +246,9 @@ def _qr(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _orthonormal(y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Returns the first columns of the Q of that QR, and what has R as its upper triangle.
+    """Returns the first columns of Q as in `_qr`, and a matrix whose upper triangle is R.
 
-    Signs are as if the diagonal of R were positive in Q, and as they come in R.
+    The signs of Q are those for a positive diagonal of R; the signs of R are unchanged.
     """
     reflections, scales = torch.geqrf(y)
     signs = reflections.diagonal(dim1=-2, dim2=-1)[..., :rank].sgn()
@@ -259,7 +259,7 @@ def _orthonormal(y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def size_of(x: Tensor) -> Tensor:
-    """Returns the largest entries of matrices: divided by these, products do not overflow."""
+    """Returns the largest entries of matrices; division by these avoids overflow of products."""
     largest: Tensor = x.abs().amax((-2, -1), keepdim=True)
     return largest.clamp_(min=torch.finfo(x.dtype).tiny)
 
@@ -271,7 +271,7 @@ def _scaled(x: Tensor) -> Tensor:
 def _random(shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
     """Returns normal numbers; one set for a whole batch."""
     if isinstance(source, torch.Generator):
-        # A generator only gives the key, so that it may live on any device.
+        # A generator only draws the key, so it may be on any device.
         source = int(torch.randint(1 << 62, (), generator=source, device=source.device))
     return gaussian(0 if source is None else source, shape, like.dtype, like.device)
 
@@ -288,7 +288,7 @@ def _normal(a: Tensor, columns: int, source: Source) -> Tensor:
 
 
 def _resized(a: Tensor, start: Tensor | None, rank: int, source: Source) -> Tensor:
-    """Returns `rank` columns to start from: the first of those given, then drawn ones."""
+    """Returns `rank` initial columns: the given ones, truncated or completed by random ones."""
     if start is None:
         return _normal(a, rank, source)
     if start.shape[:-1] != a.shape[:-1]:
@@ -303,7 +303,7 @@ def _resized(a: Tensor, start: Tensor | None, rank: int, source: Source) -> Tens
 
 
 def _completed(columns: Tensor, rank: int, source: Source) -> Tensor:
-    """Returns orthonormal columns with more of these."""
+    """Returns orthonormal columns, completed to `rank` by random ones."""
     found = columns.shape[-1]
     q, _ = _qr(torch.cat([columns, _normal(columns, rank - found, source)], -1))
     return torch.cat([columns, q[..., found:]], -1)

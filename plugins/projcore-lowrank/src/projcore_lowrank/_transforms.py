@@ -1,4 +1,4 @@
-"""Random maps of vectors made of Hadamard transforms, by keys: no matrix is formed."""
+"""Random linear maps composed of Hadamard transforms, by keys; no matrix is formed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from projcore.ops import wide
 from projcore_lowrank._seeded import mix, permutation, rademacher, stream
 
 FACTOR = 64  # the Walsh-Hadamard transform of this length is one product with a matrix
-CHUNK = 1 << 20  # numbers that Fastfood holds at a time
+CHUNK = 1 << 20  # elements that Fastfood holds at a time
 
 
 def srht_down(x: Tensor, seed: int, rank: int) -> Tensor:
@@ -23,7 +23,7 @@ def srht_down(x: Tensor, seed: int, rank: int) -> Tensor:
     where :math:`D_i` are random signs, :math:`H_1` is the orthonormal Walsh-Hadamard transform of
     the first `N` entries, `N` the largest power of two up to `s`, :math:`H_2` that of the last `N`,
     and :math:`R` takes `r` of the `s` entries in random order. For a power of two :math:`H_2 D_2`
-    is left out. The matrix of all this has orthonormal rows: `srht_up` is its transpose,
+    is omitted. The matrix of the map has orthonormal rows: `srht_up` is its transpose,
     ``srht_down(srht_up(z)) == z`` up to rounding, and with a random seed
     :math:`E[\mathrm{up}(\mathrm{down}(x))] = (r / s) x`.
 
@@ -31,9 +31,9 @@ def srht_down(x: Tensor, seed: int, rank: int) -> Tensor:
     operations a column, and `3s` random numbers in all. bfloat16 and float16 are transformed in
     float32.
 
-    Differs from the usual transform (Tropp, 2011, https://arxiv.org/abs/1011.1595): where `s` is no
-    power of two, that fills up with zeros, and then its rows are not orthonormal. Two transforms
-    that overlap cost as much, and they are.
+    Differs from the usual transform (Tropp, 2011, https://arxiv.org/abs/1011.1595): if `s` is not a
+    power of two, that pads with zeros, which makes its rows not orthonormal. Two overlapping
+    transforms cost as much, and keep them orthonormal.
 
     Example:
         >>> z = torch.tensor([[1.0], [2.0]])
@@ -64,25 +64,25 @@ def srht_up(z: Tensor, seed: int, length: int) -> Tensor:
 def fastfood_up(z: Tensor, seed: int, length: int) -> Tensor:
     r"""Maps a vector to a longer one by a random matrix with columns of about unit length.
 
-    The matrix is a stack of :math:`D / n` blocks, `n` the least power of two from `d`, the last
-    one cut off,
+    The matrix is a stack of :math:`D / n` blocks, `n` the smallest power of two from `d`, the last
+    one truncated,
 
     .. math:: \sqrt{n / D} \; S \, H G \Pi H B
 
-    with, new in each block, signs :math:`B`, normal numbers :math:`G` scaled to the length
+    with, independent in each block, signs :math:`B`, normal numbers :math:`G` scaled to the length
     :math:`\sqrt n` and the lengths of rows :math:`S`, distributed as those of Gaussian vectors (by
     the approximation of Wilson and Hilferty), and with a permutation :math:`\Pi` and the
-    orthonormal Walsh-Hadamard transform :math:`H`; zeros are put after `z` to length `n`. With a
+    orthonormal Walsh-Hadamard transform :math:`H`; `z` is padded with zeros to length `n`. With a
     random seed its entries have mean 0 and variance :math:`1 / D`, uncorrelated, so that
     :math:`E[\mathrm{down}(\mathrm{up}(z))] = z`.
 
     Takes `z`, shape ``(d,)``, real or complex, to ``(D,)``, by :math:`O(D \log d)` operations, `3D`
-    random numbers, and memory for about a million numbers beside the result. bfloat16 and float16
+    random numbers, and memory for about a million numbers besides the result. bfloat16 and float16
     are computed in float32.
 
     Differs from the paper (Le, Sarlós, Smola, 2013, https://arxiv.org/abs/1408.3060, equation 7):
     one permutation serves all blocks. The entries remain uncorrelated through the signs, and
-    sorting random numbers for each would take longer than all the rest.
+    sorting random numbers for each would take longer than everything else.
 
     Example:
         >>> z = torch.tensor([3.0, 4.0])
@@ -157,7 +157,7 @@ def _within(x: Tensor, start: int, size: int) -> Tensor:
 
 
 def _stages(length: int) -> list[tuple[int, int, int]]:
-    """Returns number, begin and size of the transforms that together mix a length."""
+    """Returns number, start and size of the transforms that together mix a length."""
     size = 1 << (length.bit_length() - 1)
     return [(1, 0, size)] + ([(2, length - size, size)] if size < length else [])
 

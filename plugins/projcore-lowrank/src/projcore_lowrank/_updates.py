@@ -1,4 +1,4 @@
-"""Updates of a subspace: what they are made of, and how they are written into parameters."""
+"""Updates of a subspace: their terms, and how they are written to parameters."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Update(NamedTuple):
 
     Attributes:
         batch: Its tensors.
-        low: What these were inside, if the update asks for it: it is in memory until it is written.
-        terms: What it is made of.
-        products: How bases are multiplied.
+        low: Their projections, if the update needs them; kept until it is written.
+        terms: The terms of the update.
+        products: The products with bases.
     """
 
     batch: Batch
@@ -34,7 +34,7 @@ class Update(NamedTuple):
     products: Products
 
     def members(self) -> list[Update]:
-        """Returns that of each of its tensors."""
+        """Returns the update of each of its tensors."""
         count = len(self.batch.places)
         if count == 1:
             return [self]
@@ -51,7 +51,7 @@ class Update(NamedTuple):
         ]
 
     def of(self, full: Tensor, owned: bool = False) -> Tensor:
-        """Returns it for a matrix or a stack, whose place it may take if that is owned."""
+        """Returns the update for a matrix or a stack, which it may overwrite if it is owned."""
         result, scale, factor, signed = self.terms
         products = self.products
         if self.signs_beside_coordinates:
@@ -80,12 +80,12 @@ class Update(NamedTuple):
 
     @property
     def signs_beside_coordinates(self) -> bool:
-        """Whether it is of signs but where coordinates were chosen."""
+        """Whether it consists of signs except at selected coordinates."""
         return self.products.basis.selects and has_signs(self.terms)
 
 
 def with_signs(full: list[Tensor], updates: list[Update]) -> list[Tensor]:
-    """Returns updates of signs but where coordinates were chosen, of matrices of one kind."""
+    """Returns updates of signs except at selected coordinates, for matrices of one kind."""
     _, scale, _, factor = updates[0].terms
     made = signs(full)
     if is_factor(factor):
@@ -102,7 +102,7 @@ def with_signs(full: list[Tensor], updates: list[Update]) -> list[Tensor]:
 def writes(
     targets: list[Tensor], blends: list[Blend], full: list[Tensor], updates: list[Update]
 ) -> list[Write]:
-    """Returns what writes parameters, of which ``full`` are the updates given, as matrices."""
+    """Returns functions that write parameters, whose incoming updates as matrices are ``full``."""
     if any(each.signs_beside_coordinates for each in updates):
         return _signs_written(targets, blends, full, updates)
     operations: list[Write] = []
@@ -142,7 +142,7 @@ def _stack(full: list[Tensor], update: Update) -> Sequence[Tensor]:
 
 
 def _write_full(target: Tensor, blend: Blend, full: Tensor, update: Update) -> None:
-    """Makes the update of one parameter, now that its turn has come, and writes it."""
+    """Computes the update of one parameter just before it is written, and writes it."""
     made = update.of(full).reshape(target.shape).mul_(blend.scale)
     if blend.decay:
         made.add_(target, alpha=blend.decay)
@@ -150,7 +150,7 @@ def _write_full(target: Tensor, blend: Blend, full: Tensor, update: Update) -> N
 
 
 def _parts_written(view: Tensor, blend: Blend, full: Tensor, update: Update) -> list[Write]:
-    """Returns the products that go straight into a parameter."""
+    """Returns the products that are written directly to a parameter."""
     operations = []
     result, scale, factor, _ = update.terms
     beta = 1 - blend.decay
@@ -172,7 +172,7 @@ def _parts_written(view: Tensor, blend: Blend, full: Tensor, update: Update) -> 
 def _written(
     targets: list[Tensor], blend: Blend, make: Callable[[], Sequence[Tensor]]
 ) -> list[Write]:
-    """Returns what makes the updates of some parameters when their turn comes, and writes them."""
+    """Returns functions that compute the updates of some parameters lazily, and write them."""
 
     def write() -> None:
         updates = [
