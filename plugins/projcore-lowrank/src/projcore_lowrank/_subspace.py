@@ -58,8 +58,8 @@ def dominant(
     The last three do not order the columns by singular value, except with ``oversampling``. The
     larger the gap after `r` singular values, the more accurate they are: on gradients of
     transformers all capture 0.999 of the SVD's energy; without a gap they capture less. If 0.38 of
-    the energy is outside the best basis, 768 x 768 with ``rank=256``, a previous basis with 0.85 of the
-    SVD's energy is followed by one with 0.92, or with 0.94 by ``"subspace_whole"``, which takes
+    the energy is outside the best basis, 768 x 768 with ``rank=256``, a previous basis with 0.85 of
+    the SVD's energy is followed by one with 0.92, or with 0.94 by ``"subspace_whole"``, which takes
     less time there; if 0.013 is outside, one with 0.97 by ones with 0.998 and 0.997.
     ``benchmarks/refresh.py`` times them.
 

@@ -1,4 +1,4 @@
-"""State of the package galore-torch, by its names here."""
+"""Conversion of the state of the package galore-torch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 from projcore.errors import CheckpointError
 
 NAMES = {"update_proj_gap": "period"}
-CHECKED = frozenset({"proj_type", "dim", "correct_bias"})  # looked at here
+CHECKED = frozenset({"proj_type", "dim", "correct_bias"})  # not copied
 
 
 def from_galore_torch(
     parameter: Tensor, entries: Mapping[str, Any], group: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    r"""Returns entries and settings of ``galore_torch.GaLoreAdamW`` by their names in `GaLore`.
+    r"""Converts entries and settings of ``galore_torch.GaLoreAdamW`` to those of `GaLore`.
 
-    For `projcore.adopt_state`. A projector there holds :math:`P`, shape ``(m, r)``, of a left
-    subspace, or :math:`P^H`, shape ``(r, n)``, of a right one.
+    For `projcore.adopt_state`. A projector of galore-torch holds :math:`P`, shape ``(m, r)``, of a
+    left subspace, or :math:`P^H`, shape ``(r, n)``, of a right one.
 
     Args:
-        parameter: Its shape says which side ``proj_type="std"`` compresses.
-        entries: Its state there.
-        group: Its group there.
+        parameter: The parameter; its shape determines the side of ``proj_type="std"``.
+        entries: Its state in galore-torch.
+        group: Its parameter group in galore-torch.
 
     Raises:
-        CheckpointError: If the optimizer there runs without bias correction.
+        CheckpointError: If galore-torch was used without bias correction.
 
     Example:
         >>> import torch
@@ -55,5 +55,5 @@ def from_galore_torch(
             adopted["left"] = left
         if side != "left":
             adopted["right"] = right.mH.contiguous()
-        adopted["pending"] = 0  # it has learnt a basis
+        adopted["pending"] = 0  # the basis is initialized
     return adopted, settings
