@@ -67,7 +67,7 @@ class IntrinsicSubspace(ProjectionBase):
     operations and `3D` random numbers for ``"fastfood"``, :math:`O(D \log D)` and `3D` for
     ``"srht"``, `2Dd` and `Dd` for ``"dense"``, which holds 4 million at a time. If modules inside
     read parameters, their coordinates take about :math:`\log\epsilon / \log\sqrt{d/D}` conjugate
-    gradient iterations in both directions for ``"fastfood"``, and :math:`O(D d^2)` for ``"dense"``.
+    gradient iterations for ``"fastfood"``, each both ways, and :math:`O(D d^2)` for ``"dense"``.
     Computed in float32 at least. Not compiled. With sharded parameters each process temporarily
     holds a vector of all elements, and each projection sums `d` numbers over processes.
 
