@@ -240,7 +240,7 @@ class RandomSubspace(Subspace):
 
     Cost: as `RandomBasis`.
 
-    Differs from GoLore, which starts with GaLore's bases and changes to random ones for the last
+    Differs from GoLore: that starts with GaLore's bases and changes to random ones for the last
     part of training.
 
     Example:
@@ -336,7 +336,7 @@ class LDAdamSubspace(Subspace):
     ``8 s l r`` without errors, about ``8 r^2 l`` for the moments and ``12 s r^2`` for the QR.
 
     Differs from the authors' code: errors are in the state, not in ``.grad``, where clearing and
-    clipping gradients would spoil them; square matrices are compressed from the right.
+    clipping gradients would corrupt them; square matrices are compressed from the right.
 
     Example:
         >>> print(LDAdamSubspace(["adam(betas=(0.908, 0.99))"], rank=4))

@@ -376,8 +376,8 @@ def sumo(
     :math:`G - Q (Q^\top G - 0.2 \sqrt{\max(m, n)}\, \alpha O)`. Parameters that are not projected
     use Adam.
 
-    Differs from the authors' code, which uses Nesterov momentum, does not transport it,
-    and takes four times the learning rate; this is the paper's algorithm with the code's factor.
+    Differs from the authors' code: that uses Nesterov momentum, does not transport it, and takes
+    four times the learning rate; this is the paper's algorithm with the code's factor.
 
     Args:
         scale: :math:`\alpha`, a factor of the orthogonalized momentum.
