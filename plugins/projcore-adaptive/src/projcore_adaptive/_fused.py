@@ -18,17 +18,17 @@ from projcore.ops import as_real
 
 EpsMode = Literal["corrected", "hat"]
 
-# Of bfloat16 it computes in float32 and rounds each number once. float16 never gets here: the
-# optimizer hands in float32 copies.
+# The kernel computes bfloat16 in float32 and rounds each number once. float16 does not occur: the
+# optimizer passes float32 copies.
 FUSED = (torch.float32, torch.float64, torch.bfloat16)
 
 
-# What is planned, or measured, with fake tensors is what runs with plain ones.
+# Fake tensors are included, so that plans and measurements made with them hold for plain tensors.
 PLAIN = {Tensor, torch.nn.Parameter, FakeTensor}
 
 
 class Terms(NamedTuple):
-    """What the formula takes beside memory; as the settings of `Adam`."""
+    """The hyperparameters of the formula; as the settings of `Adam`."""
 
     beta1: Any
     beta2: Any
@@ -37,19 +37,19 @@ class Terms(NamedTuple):
     bias_correction: bool
 
     def corrected(self, count: int) -> float:
-        """Returns the count by which the kernel corrects the moments.
+        """Returns the step count from which the kernel computes the bias corrections.
 
-        Of infinitely many steps the corrections are 1.
+        For an infinite count the corrections are 1.
         """
         return count if self.bias_correction else math.inf
 
 
 def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
-    """Whether the kernel gives what it should: eagerly, for tensors without gaps.
+    """Whether the fused kernel is safe: in eager mode, for contiguous tensors of equal shapes.
 
-    They are of torch's own class: others, as `DTensor`, do not go with plain ones in one call. With
-    strides it mistakes elements on the CPU, and of other shapes it writes past the end (torch
-    2.13); elsewhere it demands that shapes and strides agree.
+    Tensors are plain ones: subclasses such as `DTensor` cannot be mixed with them in one call. On
+    the CPU the kernel ignores strides (wrong elements) and shapes (out-of-bounds writes; torch
+    2.13); on other devices it requires that shapes and strides agree.
     """
     if torch.compiler.is_compiling() or tensor.dtype not in FUSED:
         return False
@@ -66,7 +66,7 @@ def can_fuse(tensor: Tensor, *memory: Tensor) -> bool:
 
 @cache
 def has_kernel(device_type: str) -> bool:
-    """Whether torch has the kernel for devices of that type."""
+    """Whether torch has the kernel for this type of device."""
     return device_type in _get_fused_kernels_supported_devices()
 
 
@@ -79,7 +79,7 @@ def fused_direction(
 ) -> list[Tensor]:
     """Updates the moments in place; returns their quotient.
 
-    The kernel steps parameters that are zero, with a learning rate of -1.
+    The kernel updates parameters of zeros, with a learning rate of -1.
     """
     result = [torch.empty_like(tensor) for tensor in tensors]
     torch._foreach_zero_(result)
@@ -91,12 +91,13 @@ def fused_direction(
 
 
 class Bound:
-    """Tensors whose counts agree, as the kernel takes them, step after step.
+    """Tensors with equal step counts, in lists for the kernel that later steps reuse.
 
     Args:
-        targets: What it writes; in later steps, it may be other views of the same memory.
-        states: Their states. The counts become views of one tensor, so that one operation counts.
-        places: Which of the tensors of the writer these are.
+        targets: The tensors to write; later steps may pass other views of the same storage.
+        states: Their states. The counts become views of one tensor, so that one operation
+            increments all.
+        places: Indices of these tensors among those of the writer.
     """
 
     def __init__(self, targets: list[Tensor], states: list[Any], places: list[int]) -> None:
@@ -112,16 +113,16 @@ class Bound:
         self._step = _step_tensor(targets[0])
 
     def count(self) -> int | None:
-        """Returns the count that all share; None if somebody has changed one."""
+        """Returns the common step count, or None if the counts differ."""
         counts: list[int] = self.counts.tolist()
         return counts[0] if counts.count(counts[0]) == len(counts) else None
 
     def write(
         self, count: int, targets: list[Tensor], tensors: list[Tensor], blend: Blend, terms: Terms
     ) -> Write:
-        """Returns what counts, updates the moments and writes the parameters, all at once.
+        """Returns the operation that updates counts, moments and parameters in one kernel call.
 
-        Until that has run, it may be called again.
+        It may be called again until the operation has run.
         """
         memory = (self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
         kernel = _kernel((targets, tensors, *memory), self._step, count, terms, blend)
@@ -135,14 +136,14 @@ class Bound:
         return Write(targets[0], run, partial(bool, ran))
 
     def _run(self, kernel: Callable[[], object], targets: list[Tensor], ran: list[object]) -> None:
-        # The kernel leaves versions as they are. All of this line is C: no interrupt comes between
-        # the kernel and the note that it has run.
+        # The kernel does not increment versions. The next line runs entirely in C: no interrupt can
+        # occur between the kernel and the record that it has run.
         ran.extend(starmap(kernel, [()]))
         torch.autograd.graph.increment_version(targets)
 
 
 def bind(targets: list[Tensor], states: list[Any], places: list[int]) -> list[Bound]:
-    """Returns tensors by count, dtype and device, as the kernel takes them."""
+    """Groups tensors by step count, dtype and device, for one call of the kernel each."""
     return [
         Bound([targets[i] for i in some], [states[i] for i in some], [places[i] for i in some])
         for _, some in _alike(targets, [state["step"] for state in states])
@@ -150,9 +151,9 @@ def bind(targets: list[Tensor], states: list[Any], places: list[int]) -> list[Bo
 
 
 def _step_tensor(tensor: Tensor) -> Tensor:
-    """Returns a number beside a tensor, in which the kernel reads the count.
+    """Returns a 0-d tensor on the device of a tensor, from which the kernel reads the step count.
 
-    The counts of the state are on the CPU, where Python reads them without waiting for a device.
+    The counts of the state are on the CPU, where Python reads them without a synchronization.
     """
     return torch.empty((), dtype=torch.float32, device=tensor.device)
 
@@ -164,10 +165,10 @@ def _kernel(
 
     Args:
         lists: Parameters, gradients, both moments, and the largest second moments or none.
-        step: Holds the count, by then, for all of them: the kernel only reads it.
+        step: Holds the step count of all of them when the kernel runs, which only reads it.
         count: The count of this step.
-        terms: As said.
-        blend: How parameters take the update; the kernel multiplies the decay by the scale.
+        terms: The hyperparameters.
+        blend: The scale and decay of the update; the kernel multiplies the decay by the scale.
     """
     eps = terms.eps
     if terms.bias_correction and terms.eps_mode == "hat":
@@ -188,7 +189,7 @@ def _kernel(
 
 
 def _alike(tensors: list[Tensor], steps: list[Tensor]) -> Iterator[tuple[int, list[int]]]:
-    """Yields counts of steps, with the places of tensors that share it, dtype and device."""
+    """Yields step counts, with the indices of tensors of the same count, dtype and device."""
     if not tensors:
         return
     counts = torch.stack(steps).tolist()

@@ -33,7 +33,7 @@ def adam_update(
 ) -> list[Tensor]:
     """Updates the moments and the counts in place; returns their quotient.
 
-    What a tensor becomes does not depend on the others: each goes the way that it can.
+    Tensors are independent: eligible ones use the fused kernel, the others the foreach operations.
     """
     torch._foreach_add_(steps, 1)
     terms = Terms(beta1, beta2, eps, eps_mode, bias_correction)
@@ -62,7 +62,7 @@ def _one_by_one(
     terms: Terms,
     max_exp_avg_sqs: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Does the operations of `adam_update` one after the other."""
+    """Computes `adam_update` by separate foreach operations."""
     beta1, beta2, eps, eps_mode, bias_correction = terms
     lerp_(exp_avgs, tensors, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
@@ -94,7 +94,7 @@ def quotient(
     counts = [scalar(step) for step in steps]
     correction1 = [1 - beta1**count for count in counts]
     correction2 = [1 - beta2**count for count in counts]
-    # bc1 * (sqrt(v / bc2) + eps), the corrections gathered in numbers to save a pass.
+    # bc1 * (sqrt(v / bc2) + eps), with the corrections combined into scalars to save a pass.
     scales = [c1 / c2**0.5 for c1, c2 in zip(correction1, correction2, strict=True)]
     denominators = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_mul_(denominators, once(scales))
@@ -104,7 +104,7 @@ def quotient(
 
 
 class Adam(Transform):
-    r"""Divides the running mean of the update by the root of that of its squares.
+    r"""Divides the moving average of the update by the root of the average of its squares.
 
     With :math:`t` counting steps from 1,
 
@@ -113,31 +113,31 @@ class Adam(Transform):
         v \leftarrow \beta_2 v + (1 - \beta_2) u^2, \quad
         u \leftarrow \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-    and with ``amsgrad`` the largest :math:`v` so far stands in for :math:`v`. Followed by `LR` it
-    is `torch.optim.Adam`, up to rounding; its ``weight_decay`` is `WeightDecay` before this module.
-    Complex numbers are pairs of real ones, as there.
+    and with ``amsgrad`` the largest :math:`v` so far replaces :math:`v`. Followed by `LR` it is
+    `torch.optim.Adam`, up to rounding; torch's ``weight_decay`` is `WeightDecay` before this
+    module. Complex numbers are treated as pairs of real ones, as in torch.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
         eps: :math:`\epsilon`, at least 0.
-        amsgrad: Whether to keep the largest :math:`v`; fixed, groups do not change it.
-        eps_mode: What :math:`\epsilon` is added to. ``"corrected"``: to the root of the corrected
+        amsgrad: Whether to keep the largest :math:`v`. Fixed: parameter groups cannot override it.
+        eps_mode: Where :math:`\epsilon` is added. ``"corrected"``: to the root of the corrected
             :math:`v`, as above and in torch. ``"hat"``: to :math:`\sqrt v`, so that
             :math:`u \leftarrow \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \cdot
-            \frac{m}{\sqrt v + \hat\epsilon}`, the faster form that the paper gives before
-            section 2.1, and TensorFlow's; early on :math:`\epsilon` weighs more in it. Fixed,
-            groups do not change it.
+            \frac{m}{\sqrt v + \hat\epsilon}`, the more efficient form that the paper gives
+            before section 2.1, also TensorFlow's; :math:`\epsilon` has a larger effect in the
+            first steps. Fixed.
         bias_correction: Whether to divide the moments by :math:`1 - \beta^t`. Without it the
-            result is :math:`m / (\sqrt v + \epsilon)`, whatever ``eps_mode`` is, and
-            `BiasCorrection` may make up for it further on. Fixed, groups do not change it.
+            result is :math:`m / (\sqrt v + \epsilon)` for any ``eps_mode``, and `BiasCorrection`
+            can apply the correction later in the chain. Fixed.
 
     Raises:
         ArgumentError: If a setting is out of range, or ``eps_mode`` is unknown.
 
-    Cost: memory of two tensors, three with ``amsgrad``. One pass by torch's fused kernel, on the
-    CPU and on accelerators for which torch has it; it also writes the parameters where only affine
-    modules follow. Without it, 7 passes that read or write 17 tensors; 8 and 20 with ``amsgrad``.
-    Compiled, one pass.
+    Cost: two state tensors per parameter, three with ``amsgrad``. One pass with torch's fused
+    kernel, on the CPU and on accelerators for which torch has it; it also writes the parameters
+    where only affine modules follow. Without it, 7 passes that read or write 17 tensors; 8 and 20
+    with ``amsgrad``. Compiled, one pass.
 
     Example:
         >>> from projcore import Optimizer
@@ -196,7 +196,7 @@ class Adam(Transform):
 
 
 class AdamW(Transform):
-    r"""Adam with decoupled weight decay: adds :math:`\lambda p` to what `Adam` returns.
+    r"""Adam with decoupled weight decay: adds :math:`\lambda p` to the update of `Adam`.
 
     The decay does not enter the moments. Followed by `LR`, parameters become
     :math:`p (1 - \eta \lambda) - \eta u`: this is `torch.optim.AdamW`, up to rounding.
@@ -206,7 +206,8 @@ class AdamW(Transform):
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
         eps: :math:`\epsilon`, at least 0.
         weight_decay: :math:`\lambda`, at least 0.
-        amsgrad: Whether to divide by the largest :math:`v`; fixed, groups do not change it.
+        amsgrad: Whether to divide by the largest :math:`v`. Fixed: parameter groups cannot
+            override it.
 
     Raises:
         ArgumentError: If a setting is out of range.
@@ -267,7 +268,7 @@ class AdamW(Transform):
 
 
 def init_moments(tensor: Tensor, amsgrad: bool = False) -> dict[str, Tensor | float]:
-    """Returns the memory of Adam before the first step."""
+    """Returns the initial state of Adam."""
     memory: dict[str, Tensor | float] = {
         "step": torch.zeros((), dtype=torch.int64, device="cpu"),
         "exp_avg": torch.zeros_like(tensor),
@@ -285,7 +286,7 @@ def adam_direction(
     eps_mode: EpsMode = "corrected",
     bias_correction: bool = True,
 ) -> list[Tensor]:
-    """Fetches memory and settings for `adam_update`, and views complex tensors as real ones."""
+    """Runs `adam_update` on states and settings; views complex tensors as real ones."""
     amsgrad = "max_exp_avg_sq" in states[0]
     beta1, beta2 = settings["betas"]
     result = adam_update(
@@ -309,14 +310,14 @@ def adam_writer(
     bias_correction: bool = True,
     decoupled: bool = False,
 ) -> Writer | str:
-    """Returns what writes parameters by torch's fused kernel, or why nothing does."""
+    """Returns a writer that uses torch's fused kernel, or the reason why there is none."""
     if not any(map(can_fuse, as_real(targets))):
         return "torch's fused Adam takes contiguous tensors of devices that have it"
     return AdamWriter(eps_mode, bias_correction, decoupled)
 
 
 class AdamWriter(Writer):
-    """Writes parameters by torch's fused Adam; those that it cannot take, by a direction.
+    """Writes parameters with torch's fused Adam; ineligible ones with `adam_direction`.
 
     Args:
         eps_mode: As of `Adam`.
@@ -378,7 +379,7 @@ class AdamWriter(Writer):
         return made
 
     def _bind(self, targets: list[Tensor], states: list[Node]) -> None:
-        """Finds which of the tensors the kernel takes, and puts their lists together."""
+        """Finds the tensors that the kernel supports, and builds their lists."""
         p = as_real(targets)
         m = as_real([state["exp_avg"] for state in states])
         v = as_real([state["exp_avg_sq"] for state in states])
@@ -388,23 +389,23 @@ class AdamWriter(Writer):
         places = [i for i, each in enumerate(fuse) if each]
         self._others = [i for i, each in enumerate(fuse) if not each]
         self._complex = any(target.is_complex() for target in targets)
-        self.repeatable = not self._others  # a direction moves the moments when it is made
+        self.repeatable = not self._others  # `adam_direction` updates the moments when called
         self._bound = bind([p[i] for i in places], [states[i] for i in places], places)
         self._states = states
 
 
 def _shared(blends: list[Blend]) -> list[Blend]:
-    """Returns the one blend of all, if they share it."""
+    """Returns a list of the common blend if all are equal; otherwise all blends."""
     return blends[:1] if blends.count(blends[0]) == len(blends) else blends
 
 
 def _all_plain(tensors: list[Tensor]) -> bool:
-    """Whether all are contiguous, and of torch's own class."""
+    """Whether all are contiguous, and no subclasses."""
     return PLAIN.issuperset(map(type, tensors)) and all(map(Tensor.is_contiguous, tensors))
 
 
 def decay_(update: list[Tensor], params: list[Tensor], weight_decay: float | Tensor) -> None:
-    """Adds ``weight_decay * params`` to a direction that was made afresh."""
+    """Adds ``weight_decay * params`` to an update in place; the update is a new tensor."""
     if isinstance(weight_decay, Tensor):
         torch._foreach_add_(update, torch._foreach_mul(params, weight_decay))
     elif weight_decay != 0:

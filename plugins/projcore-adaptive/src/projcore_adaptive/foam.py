@@ -1,4 +1,4 @@
-"""FOAM: the moments of Adam for means of neighbours, and a residual that enters both."""
+"""FOAM: Adam's moments of block means, and a residual that enters both."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from projcore_adaptive._betas import require_betas
 
 
 class FOAM(Transform):
-    r"""Adam whose moments are those of means of neighbours; the residual enters both in each step.
+    r"""Adam with moments of block means; the residual enters both moments in each step.
 
-    Each row of :math:`u`, of its last dimension, is cut into blocks of :math:`2^\ell` elements,
-    of which the last may be shorter. With :math:`\bar u` the means of the blocks, :math:`E` what
-    repeats a number for each element of a block, and :math:`t` counting steps from 1,
+    Each row of :math:`u`, along its last dimension, is split into blocks of :math:`2^\ell`
+    elements, of which the last may be shorter. With :math:`\bar u` the means of the blocks,
+    :math:`E` the operator that repeats a number for each element of a block, and :math:`t`
+    counting steps from 1,
 
     .. math::
         m \leftarrow \beta_1 m + (1 - \beta_1) \bar u, \quad
@@ -25,29 +26,31 @@ class FOAM(Transform):
         u \leftarrow \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
         \frac{E m + R}{\sqrt{E v + R^2} + \epsilon}
 
-    so that memory is :math:`2^\ell` times smaller, and no two elements of a block need have the
-    same update. The means are the approximation coefficients of Haar's wavelets, but for a factor.
-    The published optimizer takes a quarter of the result: ``FOAM(), Scale(0.25), LR(1e-2)``. The
-    recipe `foam_adamw` is that, and Adam for what are no matrices.
+    so that the state is :math:`2^\ell` times smaller, while elements of one block may have
+    different updates. The means are the approximation coefficients of the Haar wavelet transform,
+    up to a factor. The published optimizer scales the result by a quarter:
+    ``FOAM(), Scale(0.25), LR(1e-2)``. The recipe `foam_adamw` does this for matrices, and uses Adam
+    for all other parameters.
 
-    Vectors are not cut, which makes it `Adam` for these. Complex tensors are refused. Where an
-    outer projection changes its basis memory starts afresh, because means over blocks do not carry
-    over.
+    Vectors are not split, so for these it is `Adam`. Complex tensors raise an error. When an outer
+    projection changes its basis, the state is reinitialized, because block means cannot be
+    transported.
 
     Args:
         betas: :math:`\beta_1, \beta_2`, each at least 0 and less than 1.
-        eps: :math:`\epsilon`, at least 0, beside the root of the uncorrected second moment.
-        level: :math:`\ell`, at least 0, with which it is `Adam`; fixed, groups do not change it.
+        eps: :math:`\epsilon`, at least 0, added to the root of the uncorrected second moment.
+        level: :math:`\ell`, at least 0; with 0 it is `Adam`. Fixed: parameter groups cannot
+            override it.
 
     Raises:
         ArgumentError: If a setting is out of range, or a tensor is complex.
-        ArgumentTypeError: If ``level`` is no integer.
+        ArgumentTypeError: If ``level`` is not an integer.
 
-    Cost: memory of two numbers for each block; about 12 passes, and three tensors of the size of
-    all parameters in a step.
+    Cost: two numbers of state per block; about 12 passes, and three temporary tensors of the size
+    of all parameters in a step.
 
-    Differs from the authors' code: second moments there are of the means of :math:`u^2`, and the
-    paper's are those here; a shorter block there is filled up with zeros before its mean.
+    Differs from the authors' code: theirs takes second moments of the means of :math:`u^2`, where
+    this module follows the paper; theirs pads a shorter block with zeros before taking its mean.
 
     Example:
         >>> from projcore import Optimizer
@@ -94,7 +97,7 @@ class FOAM(Transform):
         }
 
     def _size(self, tensor: Tensor, batch_dims: int) -> int:
-        """Returns how many elements a block has."""
+        """Returns the number of elements of a block."""
         return 2**self.level if tensor.ndim - batch_dims > 1 else 1
 
     def apply(
@@ -133,7 +136,7 @@ class FOAM(Transform):
 
 
 def folded(x: Tensor, size: int) -> Tensor:
-    """Returns the means of blocks of that many neighbours along the last dimension."""
+    """Returns the means of blocks of `size` adjacent elements along the last dimension."""
     if size == 1:
         return x
     whole = x.shape[-1] // size * size

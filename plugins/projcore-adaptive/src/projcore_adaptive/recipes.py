@@ -1,8 +1,8 @@
-"""Published optimizers that give matrices steps of their own, and Adam's to all else.
+"""Published optimizers with special updates for matrices, and Adam for all other parameters.
 
-All take a model, or parameters, named or not, or groups of them, which go by their roles: see
-`projcore.recipe.routed`. Stacks of matrices, as the experts of a mixture are, are taken matrix by
-matrix.
+All take a model, or parameters, named or not, or groups of them, which are routed by their roles:
+see `projcore.recipe.routed`. Stacks of matrices, such as the experts of a mixture, are treated
+matrix by matrix.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = [
 Betas = tuple[float, float]
 recipe = documented(
     lr="Learning rate of both.",
-    momentum="Of Muon.",
+    momentum="Momentum of Muon.",
     weight_decay="Decoupled, of both.",
-    period="Steps between new bases.",
+    period="Steps between refreshes of the bases.",
     ratio="The learning rate of the rest, relative to ``lr``.",
-    project="What has these steps, by rules; by default, hidden layers.",
+    project="The parameters that have these steps, by rules; by default, hidden layers.",
 )
 
 
@@ -46,14 +46,14 @@ def _matrices(
     project: Project,
     modules: Sequence[Spec],
 ) -> Optimizer:
-    """Returns an optimizer of these modules for matrices, and of Adam for the rest."""
+    """Returns an optimizer that runs these modules on matrices, and Adam on the rest."""
     rules = HIDDEN if project is None else project
     ways = [Way(modules, rules, "ndim>=2"), Way([{"adam": adam}])]
     return routed(name, params, ways, [{"weight_decay": weight_decay}, {"lr": lr}])
 
 
 def _muon(momentum: float) -> Spec:
-    """Returns Muon with steps of the length of Adam's, and without decay of its own."""
+    """Returns Muon with updates of the RMS of Adam's, and without weight decay."""
     settings = {"momentum": momentum, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
     return {"muon": {**settings, "flatten": True}}
 
@@ -71,18 +71,18 @@ def racs_adamw(
     eps: float = 1e-8,
     project: Project = None,
 ) -> Optimizer:
-    r"""RACS on matrices, which keep a vector for each side, and AdamW on the rest.
+    r"""RACS on matrices, with a state vector per dimension, and AdamW on the rest.
 
-    The paper's learning rate of 0.02 times its scale :math:`\alpha` of 0.05 is the ``lr`` here, and
-    Adam's there.
+    The default ``lr`` is the paper's learning rate of 0.02 times its scale :math:`\alpha` of 0.05,
+    which is also the paper's learning rate of Adam.
 
     Args:
-        beta: Of the means of factors.
-        iterations: In which the factors are found.
-        limit: The most by which the norm of a matrix's update grows in a step.
-        scale: What RACS's update is multiplied by; 0.4 is the paper's for 1.3 billion parameters.
+        beta: Decay rate of the averages of the factors.
+        iterations: Iterations that compute the factors.
+        limit: The largest factor by which the norm of a matrix's update may grow in a step.
+        scale: Factor of RACS's update; the paper uses 0.4 for 1.3 billion parameters.
 
-    Cost: memory of ``m + n + 1`` numbers for a matrix; Adam's is ``2 m n``. See `RACS`.
+    Cost: ``m + n + 1`` numbers of state per matrix; Adam has ``2 m n``. See `RACS`.
 
     References:
         Gong et al., 2025, https://arxiv.org/abs/2502.07752 (algorithm 1; appendix F.2).
@@ -108,18 +108,18 @@ def foam_adamw(
     scale: float = 0.25,
     project: Project = None,
 ) -> Optimizer:
-    r"""FOAM on matrices, whose moments are of means of neighbours, and AdamW on the rest.
+    r"""FOAM on matrices, with moments of block means, and AdamW on the rest.
 
     The defaults are those of the authors' script for a LLaMA of 60 million parameters. Differs from
     their code as `FOAM` does.
 
     Args:
         betas: Of both.
-        eps: Of both, beside the root of the uncorrected second moment.
-        level: A block has two to this power of elements.
-        scale: What FOAM's update is multiplied by.
+        eps: Of both, added to the root of the uncorrected second moment.
+        level: :math:`\ell`; a block has :math:`2^\ell` elements.
+        scale: Factor of FOAM's update.
 
-    Cost: memory of :math:`2 m n / 2^\ell` numbers for a matrix; Adam's is ``2 m n``.
+    Cost: :math:`2 m n / 2^\ell` numbers of state per matrix; Adam has ``2 m n``.
 
     References:
         Wen et al., 2025, https://arxiv.org/abs/2512.07112 (algorithm 1).
@@ -143,19 +143,20 @@ def scale_adamw(
 ) -> Optimizer:
     r"""SCALE: gradients of matrices normalized by output, momentum for the output layer only.
 
-    The gradient of a weight of shape ``(outputs, inputs)`` has each row divided by its root mean
-    square; that of an embedding, of shape ``(tokens, features)``, each column. Of the output layer
-    it is the running mean that is normalized. Vectors are AdamW's.
+    Each row of the gradient of a weight of shape ``(outputs, inputs)`` is divided by its root mean
+    square; for an embedding, of shape ``(tokens, features)``, each column. For the output layer,
+    the moving average of the gradient is normalized. Vectors are updated by AdamW.
 
-    A weight that is both embedding and output layer is taken for an embedding; without a layer that
-    is known to be the output, no parameter has momentum.
+    A weight shared by the embedding and the output layer is treated as an embedding; if no output
+    layer is identified, no parameter has momentum.
 
     Args:
         lr: Learning rate of all.
         momentum: Of the output layer, at least 0 and less than 1.
 
-    Cost: memory of ``m`` numbers for a matrix, and of ``m n`` for the output layer.
-    Differs from the authors' code: what is no linear map, as a depthwise convolution, is Adam's.
+    Cost: ``m`` numbers of state per matrix, and ``m n`` for the output layer.
+    Differs from the authors' code: layers that are not linear maps, such as depthwise convolutions,
+    are updated by Adam.
 
     Example:
         >>> import torch
@@ -166,7 +167,7 @@ def scale_adamw(
 
     References:
         Glentis, Li, Han & Hong, 2025, https://arxiv.org/abs/2506.16659 (algorithm 1; the root mean
-        square in place of the norm, and what is an embedding's column, are their code's).
+        square in place of the norm, and the columns of embeddings, follow their code).
     """
     rows = {"rms_normalize": {"beta": 0.0, "rms": None}}
     columns = {"rms_normalize": {"beta": 0.0, "rms": None, "dim": 0}}
@@ -190,15 +191,15 @@ def normuon_adamw(
     betas: Betas = (0.9, 0.95),
     project: Project = None,
 ) -> Optimizer:
-    r"""NorMuon on matrices: Muon, of which all rows have one length of late; AdamW on the rest.
+    r"""NorMuon on matrices: Muon with rows normalized by their mean square; AdamW on the rest.
 
-    Steps of a matrix have a root mean square near 0.2, as in the paper, so that Adam's learning
-    rates suit it.
+    Updates of a matrix have a root mean square near 0.2, as in the paper, so that learning rates of
+    Adam can be used.
 
     Args:
-        beta2: Of the mean squares of rows.
+        beta2: Decay rate of the mean squares of rows.
 
-    Cost: memory of ``m n + m`` numbers for a matrix, half of Adam's.
+    Cost: ``m n + m`` numbers of state per matrix, half of Adam's.
 
     References:
         Li et al., 2025, https://arxiv.org/abs/2510.05491 (algorithm 1).
@@ -217,11 +218,11 @@ def muon_plus_adamw(
     betas: Betas = (0.9, 0.95),
     project: Project = None,
 ) -> Optimizer:
-    """Muon+ on matrices: Muon, whose columns and then rows are normalized; AdamW on the rest.
+    """Muon+ on matrices: Muon with normalized columns, then rows; AdamW on the rest.
 
-    Cost: memory of ``m n + m + n`` numbers for a matrix, half of Adam's.
-    Differs from the authors' code: the result has a root mean square of 0.2, so that Adam's
-    learning rates suit it; there its rows have norm 1, times the root of ``m / n``.
+    Cost: ``m n + m + n`` numbers of state per matrix, half of Adam's.
+    Differs from the authors' code: the update has a root mean square of 0.2, so that learning rates
+    of Adam can be used; in their code its rows have norm 1, times the root of ``m / n``.
 
     References:
         Zhang et al., 2026, https://arxiv.org/abs/2602.21545 (section 2.3, col-row).
@@ -246,18 +247,19 @@ def muon_heads_adamw(
     """Muon on each attention head, and on each expert of a mixture; AdamW on the rest.
 
     The heads of a projection are parts of equal length along its first dimension; each is
-    orthogonalized by itself. Matrices that no rule names are orthogonalized as they are, and stacks
-    of matrices matrix by matrix.
+    orthogonalized separately. Matrices that no rule matches are orthogonalized as a whole, and
+    stacks of matrices matrix by matrix.
 
     Args:
         params: A model, named parameters, or groups of these.
-        heads: How many heads a weight has, by rules for names (see `projcore.Rules`), such as
-            ``{"*.q_proj.weight": 16, "*.[kv]_proj.weight": 4}``.
+        heads: The number of heads of each weight, by rules for names (see `projcore.Rules`), such
+            as ``{"*.q_proj.weight": 16, "*.[kv]_proj.weight": 4}``.
 
     Raises:
-        ArgumentError: If Muon would be for nothing, a rule names nothing, or heads do not fit.
+        ArgumentError: If no parameter is for Muon, a rule matches no parameter, or the number of
+            heads does not divide the first dimension.
 
-    Cost: memory of ``m n`` numbers for a matrix, half of Adam's. Newton-Schulz of `h` heads of a
+    Cost: ``m n`` numbers of state per matrix, half of Adam's. Newton-Schulz of `h` heads of a
     square matrix takes `1 / h` of the operations.
 
     Example:
@@ -286,14 +288,14 @@ def dion2_adamw(
     betas: Betas = (0.9, 0.95),
     project: Project = None,
 ) -> Optimizer:
-    """Dion2 on matrices: Muon on the largest rows of the momentum alone; AdamW on the rest.
+    """Dion2 on matrices: Muon on the largest rows of the momentum only; AdamW on the rest.
 
     Args:
-        fraction: Of the rows.
-        momentum: Of rows that were used.
+        fraction: Fraction of the rows that is orthogonalized.
+        momentum: Factor of the momentum of the selected rows, after the step.
 
-    Cost: memory of ``m n`` numbers for a matrix, half of Adam's; see `Dion2`.
-    Differs from the authors' code: steps are as long as `Muon`'s with ``"match_rms_adamw"``.
+    Cost: ``m n`` numbers of state per matrix, half of Adam's; see `Dion2`.
+    Differs from the authors' code: updates are scaled as `Muon`'s with ``"match_rms_adamw"``.
 
     References:
         Ahn et al., 2025, https://arxiv.org/abs/2512.16928 (algorithm 1).
@@ -314,7 +316,7 @@ def _on_spheres(
     project: Project,
     modules: Sequence[Spec],
 ) -> Optimizer:
-    """Returns an optimizer that keeps the norms of matrices, by steps relative to these."""
+    """Returns an optimizer that keeps the norms of matrices, with steps relative to them."""
     rules = HIDDEN if project is None else project
     rest: list[Spec] = [
         {"adam": {"betas": betas}},
@@ -335,16 +337,16 @@ def adam_h(
     weight_decay: float = 0.0,
     project: Project = None,
 ) -> Optimizer:
-    """AdamH: Adam on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
+    """AdamH: Adam on matrices of constant norm, with steps relative to it; AdamW on the rest.
 
     Args:
-        lr: The length of a matrix's step, of its norm.
+        lr: The norm of a matrix's step, relative to the norm of the matrix.
         betas: Of both.
         eps: Of Adam for matrices.
         weight_decay: Decoupled, of the rest.
-        project: What keeps its norm; by default, hidden layers.
+        project: The parameters that keep their norm, by rules; by default, hidden layers.
 
-    Cost: memory of ``2 m n + 1`` numbers for a matrix, as Adam's; see `Hyperball`.
+    Cost: ``2 m n + 1`` numbers of state per matrix, as Adam; see `Hyperball`.
 
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
@@ -363,14 +365,14 @@ def muon_h(
     weight_decay: float = 0.0,
     project: Project = None,
 ) -> Optimizer:
-    """MuonH: Muon on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
+    """MuonH: Muon on matrices of constant norm, with steps relative to it; AdamW on the rest.
 
     Args:
-        lr: The length of a matrix's step, of its norm.
+        lr: The norm of a matrix's step, relative to the norm of the matrix.
         weight_decay: Decoupled, of the rest.
-        project: What keeps its norm; by default, hidden layers.
+        project: The parameters that keep their norm, by rules; by default, hidden layers.
 
-    Cost: memory of ``m n + 1`` numbers for a matrix, half of Adam's; see `Hyperball`.
+    Cost: ``m n + 1`` numbers of state per matrix, half of Adam's; see `Hyperball`.
 
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
@@ -390,17 +392,17 @@ def soap_h(
     project: Project = None,
     statistics: str = "shampoo",
 ) -> Optimizer:
-    """SOAPH: SOAP on matrices, which keep their norm, by steps relative to it; AdamW on the rest.
+    """SOAPH: SOAP on matrices of constant norm, with steps relative to it; AdamW on the rest.
 
     Args:
-        lr: The length of a matrix's step, of its norm.
+        lr: The norm of a matrix's step, relative to the norm of the matrix.
         betas: Of both; the second also of the covariances.
         eps: Of Adam for matrices.
         weight_decay: Decoupled, of the rest.
-        project: What keeps its norm; by default, hidden layers.
-        statistics: What makes the bases, as of `SOAPRotation`: ``"kl"`` for KL-SOAP-H.
+        project: The parameters that keep their norm, by rules; by default, hidden layers.
+        statistics: The statistics of the bases, as in `SOAPRotation`: ``"kl"`` for KL-SOAP-H.
 
-    Cost: memory of ``2 m n + 2 m m + 2 n n + 1`` numbers for a matrix; see `SOAPRotation` and
+    Cost: ``2 m n + 2 m m + 2 n n + 1`` numbers of state per matrix; see `SOAPRotation` and
     `Hyperball`.
 
     References:
@@ -424,15 +426,15 @@ def soap_muon(
     weight_decay: float = 0.0,
     project: Project = None,
 ) -> Optimizer:
-    """SOAP-Muon on matrices: SOAP, made orthogonal with its norm kept; AdamW on the rest.
+    """SOAP-Muon on matrices: SOAP, orthogonalized at its norm; AdamW on the rest.
 
     Args:
         betas: Of Adam; the second also of the covariances.
 
-    Cost: memory of ``2 m n + 2 m m + 2 n n`` numbers for a matrix; see `SOAPRotation` and
+    Cost: ``2 m n + 2 m m + 2 n n`` numbers of state per matrix; see `SOAPRotation` and
     `Orthogonalize`.
-    Differs from the authors' script, of which no description was at hand: their gate by a trust
-    ratio is left out.
+    Differs from the authors' script, which has no published description: its gate by a trust ratio
+    is omitted.
 
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3, SOAP).

@@ -1,4 +1,4 @@
-"""Lists of tensors in other dtypes and on other devices, by few operations and without waiting."""
+"""Converts lists of tensors to other dtypes and devices, with few operations and no waits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-# The dtypes that torch's `_foreach` kernels for accelerators copy from and to.
+# The dtypes between which torch's `_foreach` kernels for accelerators copy.
 COPIED_AS_LISTS = frozenset(
     {
         torch.bool,
@@ -34,10 +34,10 @@ def format_of(tensor: Tensor) -> Format:
 
 
 def convert(tensors: list[Tensor], formats: Format | list[Format]) -> list[Tensor]:
-    """Returns tensors in other formats, or all in one; those that have it already, as they are.
+    """Converts tensors to one format, or each to its own; returns unconverted those that match.
 
-    Cost: one copy of a list for each pair of formats; from an accelerator to the CPU, one wait for
-    the accelerator, however many tensors there are, and in the other direction none.
+    Cost: one copy of a list for each pair of formats; from an accelerator to the CPU, one
+    synchronization for any number of tensors, and in the other direction none.
     """
     if isinstance(formats, tuple):
         formats = [formats] * len(tensors)
@@ -56,9 +56,9 @@ def convert(tensors: list[Tensor], formats: Format | list[Format]) -> list[Tenso
 
 
 def _converted(tensors: list[Tensor], wanted: Format) -> list[Tensor]:
-    """Returns copies of tensors of one format in another; the CPU does the casts of an offload."""
+    """Copies tensors of one format to another; for an offload, the CPU does the casts."""
     source, (dtype, device) = tensors[0].device, wanted
-    if any(tensor.requires_grad for tensor in tensors):  # copies of lists have no derivative
+    if any(tensor.requires_grad for tensor in tensors):  # `_foreach_copy_` is not differentiable
         return [tensor.to(device, dtype) for tensor in tensors]
     if source == device:
         return cast(tensors, dtype)
@@ -67,8 +67,8 @@ def _converted(tensors: list[Tensor], wanted: Format) -> list[Tensor]:
         _wait(source)
         return cast(arrived, dtype)
     if source.type == "cpu":
-        # The accelerator reads the source later, so that is memory that nobody else writes; once
-        # it is freed, torch's allocator keeps it until it was read.
+        # The accelerator reads the source later, so the source is a fresh pinned buffer. torch's
+        # allocator does not reuse a freed buffer before it was read.
         tensors = _copied(tensors, [_pinned(tensor, dtype) for tensor in tensors])
     return _copied(
         tensors,
@@ -77,7 +77,7 @@ def _converted(tensors: list[Tensor], wanted: Format) -> list[Tensor]:
 
 
 def cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Returns tensors, all of one dtype, in another; in the same, as they are."""
+    """Casts tensors of one dtype to another; returns them unchanged if the dtype is the same."""
     if tensors[0].dtype == dtype:
         return tensors
     if not COPIED_AS_LISTS.issuperset((tensors[0].dtype, dtype)):
@@ -91,21 +91,21 @@ def _copied(tensors: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
 
 
 def shards(tensors: list[Tensor]) -> list[Tensor]:
-    """Returns the parts of tensors that are here, if they are sharded; otherwise themselves.
+    """Returns the local shards of sharded tensors, and other tensors unchanged.
 
-    Torch copies no lists of sharded ones (`DTensor`, torch 2.13).
+    torch's list copies do not support sharded tensors (`DTensor`, torch 2.13).
     """
     sharded = hasattr(tensors[0], "to_local")
     return [each.to_local() for each in tensors] if sharded else tensors  # type: ignore[attr-defined]
 
 
 def _pinned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns an empty tensor on the CPU that an accelerator copies from and to by itself."""
-    pin = torch.accelerator.is_available()  # otherwise tensors only pretend to be on one
+    """Returns an empty tensor on the CPU, in pinned memory for asynchronous copies."""
+    pin = torch.accelerator.is_available()  # False where fake tensors simulate an accelerator
     return torch.empty_like(tensor, dtype=dtype, device="cpu", pin_memory=pin)
 
 
 def _wait(device: torch.device) -> None:
-    """Waits until an accelerator has done what it was given."""
+    """Waits until an accelerator has finished the operations of its current stream."""
     if torch.accelerator.is_available():
         torch.accelerator.current_stream(device).synchronize()

@@ -13,7 +13,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "to",
         "projcore_cast:To",
-        summary="Casts to another dtype or device, with a master copy there if wanted.",
+        summary="Casts to another dtype or device, optionally with a master copy.",
         paper="arXiv:1710.03740",
         tags=("linear",),  # lossless only where it widens
         example=[{"dtype": "float64"}, {"dtype": "float64", "master": True}],
@@ -21,7 +21,7 @@ def projcore_register_projections(register: Register) -> None:
     register(
         "view_as_real",
         "projcore_cast:ViewAsReal",
-        summary="Views complex parameters as pairs of real numbers; real ones pass as they are.",
+        summary="Views complex parameters as pairs of real numbers; real ones pass unchanged.",
         tags=("lossless", "orthonormal", "linear"),
         example={},
     )

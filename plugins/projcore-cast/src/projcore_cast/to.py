@@ -1,4 +1,4 @@
-"""Another dtype or device."""
+"""Modules on tensors of another dtype or device."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import alike, as_real
 from projcore_cast._convert import convert, format_of, shards
 
-RUN = 1 << 27  # elements that are compared at once, for which about a gigabyte is needed
+RUN = 1 << 27  # elements that are compared at a time; this takes about a gigabyte
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class To(ProjectionBase):
     r"""Runs modules on tensors cast to another dtype or device.
 
-    Inside, a tensor :math:`x` is :math:`\mathrm{cast}(x)`; on the way out it is cast back.
-    The closure is evaluated at the point rounded to the parameters' dtype.
+    A tensor :math:`x` is projected to :math:`\mathrm{cast}(x)`; the result is cast back. The
+    closure is evaluated at the point rounded to the parameters' dtype.
 
-    A parameter of few bits does not move under updates smaller than half its spacing: a bfloat16
-    1.0 stays 1.0 under steps of 1e-4 forever. With ``master=True`` the copy in the projected dtype
-    is the source of truth: it is kept and saved with the state, moves by the full update, and the
-    parameter is its rounding. Elements that were changed from outside since the last step are taken
-    as they are: all are compared in each step, because torch does not count every change, such as
-    those through ``.data``. What follows would undo this, so it comes last: put `LR` inside.
+    A low-precision parameter does not change under updates smaller than half its spacing: a
+    bfloat16 1.0 stays 1.0 under steps of 1e-4. With ``master=True``, a master copy in the projected
+    dtype is kept in the state and in checkpoints. It takes the full update, and the parameter is
+    its rounding. Elements that were changed outside the optimizer since the last step are copied to
+    the master: all elements are compared in each step, because torch does not count every change,
+    such as those through ``.data``. Later modules would break the relation between the two, so this
+    projection comes last: put `LR` inside.
 
     With ``device="cpu"`` the state of parameters on an accelerator is kept in the memory of the
-    CPU, which also does the work inside. Gradients come over and updates go back through pinned
-    memory, each in one go.
+    CPU, which also runs the modules inside. Gradients and updates are transferred through pinned
+    memory, each list at once.
 
     Args:
-        modules: What to run on the cast tensors.
+        modules: Modules to run on the cast tensors.
         dtype: A floating or complex dtype or its name; None keeps each tensor's own.
         device: A device or its name; None keeps each tensor's own.
         master: Whether to keep the parameters in the projected dtype.
 
     Raises:
-        ArgumentError: If it is no dtype of floating point or no device.
+        ArgumentError: If ``dtype`` is neither floating point nor complex, or ``device`` is invalid.
 
-    Cost: a copy in the new dtype of what crosses; with ``master``, one more that is kept, and eight
-    operations by which it is compared, for each run of 2**27 elements; on the CPU mostly two.
-    Nothing waits for an accelerator, except that a list that goes from there to the CPU is waited
-    for, once. A cast to what tensors are already costs nothing.
+    Cost: a copy in the new dtype of each tensor that is cast; with ``master``, one more in the
+    state, and eight operations that compare it with the parameters, for each run of 2**27 elements;
+    on the CPU mostly two. There is no synchronization with an accelerator, except one for each list
+    that is copied from it to the CPU. A cast to the dtype and device of a tensor costs nothing.
 
     Example:
         >>> from projcore import Optimizer
@@ -56,7 +57,7 @@ class To(ProjectionBase):
         >>> optimizer = Optimizer(model.parameters(), inner)
 
     References:
-        torchzero's `To` has the same interface but for ``master``; master weights are those of
+        torchzero's `To` has the same interface except for ``master``; master weights are those of
         Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740 (section 3.1).
     """
 
@@ -87,17 +88,17 @@ class To(ProjectionBase):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         if not self.master:
             return {}
-        # Not a number, so that `refresh` takes the parameter itself.
+        # NaN differs from every parameter, so `refresh` copies the parameter.
         (cast,) = self._cast([tensor])
         return {"master": torch.full_like(cast, torch.nan)}
 
     def refresh(  # type: ignore[override]  # it learns from no data
         self, params: list[Tensor], states: list[Node]
     ) -> None:
-        """Takes over parameters that are not the rounding of their masters."""
+        """Copies parameters that are not the rounding of their masters to the masters."""
         if not self.master:
             return
-        # The same again if nobody has changed a parameter, so a step that fails does no harm.
+        # This changes nothing unless a parameter was changed, so a step that fails is harmless.
         take_over_([state["master"] for state in states], params)
 
     def targets(
@@ -160,7 +161,7 @@ class To(ProjectionBase):
         )
 
     def _cast(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Returns tensors in the dtype and on the device inside."""
+        """Returns tensors in the projected dtype and on the projected device."""
         dtype, device = self.dtype, self.device
         if dtype is not None and not dtype.is_complex:
             for tensor in tensors:
@@ -170,15 +171,15 @@ class To(ProjectionBase):
                         f"{tuple(tensor.shape)}. Its imaginary part would be lost. Use "
                         "ViewAsReal([To(...)])."
                     )
-        if any(tensor.is_meta for tensor in tensors):  # without storage, they are nowhere
+        if any(tensor.is_meta for tensor in tensors):  # tensors without storage stay on "meta"
             device = None
-        if device is not None:  # one such as "cuda" has an index when something is there
+        if device is not None:  # a tensor on "cuda" has a device with an index
             device = torch.empty(0, device=device).device
         return convert(tensors, [(dtype or t.dtype, device or t.device) for t in tensors])
 
 
 def take_over_(masters: list[Tensor], params: list[Tensor]) -> None:
-    """Makes masters to the parameters, element by element, where these are not their roundings."""
+    """Sets elements of masters to those of the parameters where these are not their roundings."""
     for places in alike(params):
         for run in runs([params[i].numel() for i in places]):
             some, theirs = [masters[places[k]] for k in run], [params[places[k]] for k in run]
@@ -186,10 +187,10 @@ def take_over_(masters: list[Tensor], params: list[Tensor]) -> None:
 
 
 def _take_over_alike_(masters: list[Tensor], params: list[Tensor]) -> None:
-    """Does it for tensors that are alike.
+    """Runs `take_over_` for tensors of one dtype and device.
 
-    It works on bits: torch has no operation on lists of tensors that chooses among numbers, but
-    integers can be multiplied by 0 or 1 whatever numbers they stand for, Inf and NaN included.
+    It works on the bits as integers: torch has no `where` for lists of tensors, but integers can be
+    multiplied by 0 or 1, also where the bits are those of Inf or NaN.
     """
     if masters[0].is_complex() and not params[0].is_complex():
         masters = [master.real for master in masters]
@@ -213,7 +214,7 @@ def _take_over_alike_(masters: list[Tensor], params: list[Tensor]) -> None:
 
 
 def runs(sizes: list[int]) -> list[list[int]]:
-    """Returns the places of tensors of so many elements that are compared together."""
+    """Groups the indices of tensors of these sizes that are compared together."""
     found: list[list[int]] = []
     left = 0
     for k, size in enumerate(sizes):
@@ -226,12 +227,12 @@ def runs(sizes: list[int]) -> list[list[int]]:
 
 
 def can_look(tensor: Tensor) -> bool:
-    """Whether one may branch on values: they are there, and nobody has to be waited for."""
+    """Whether Python may branch on values: they are available, without a synchronization."""
     return type(tensor) is Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
 
 
 def cast_back(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """Returns tensors as parameters are; of a complex tensor for a real one, the real part."""
+    """Casts tensors to the parameters' formats; takes the real part for real parameters."""
     real = [
         tensor if param.is_complex() or not tensor.is_complex() else tensor.real
         for tensor, param in zip(tensors, params, strict=True)
@@ -240,12 +241,12 @@ def cast_back(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
 
 
 def as_integers(tensors: list[Tensor]) -> list[Tensor]:
-    """Views real tensors as integers of as many bits."""
+    """Views real tensors as integers of the same number of bits."""
     return [tensor.view(INTEGERS[tensor.itemsize]) for tensor in tensors]
 
 
 def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:
-    """Returns the dtype of that name."""
+    """Returns the dtype for a dtype or its name."""
     found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     if found is None and value is None:
         return None
@@ -263,7 +264,7 @@ def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def as_device(value: torch.device | str | None) -> torch.device | None:
-    """Returns the device of that name."""
+    """Returns the device for a device or its name."""
     if value is None or isinstance(value, torch.device):
         return value
     if not isinstance(value, str):

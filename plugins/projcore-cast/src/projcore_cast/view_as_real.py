@@ -12,20 +12,20 @@ from projcore import ProjectionBase
 
 
 class ViewAsReal(ProjectionBase):
-    r"""Runs modules on complex tensors viewed as real ones; real tensors are untouched.
+    r"""Runs modules on complex tensors viewed as real ones; real tensors are unchanged.
 
-    A complex tensor of shape ``(*s)`` is inside a real one of shape ``(*s, 2)``, real and imaginary
-    part last. The map is orthonormal for the inner product :math:`\mathrm{Re}\langle x, y\rangle`,
-    which is the one that torch's complex gradients stand in: real optimizers inside do what torch's
-    own do with complex parameters.
+    A complex tensor of shape ``(*s)`` is viewed as a real one of shape ``(*s, 2)``, with real and
+    imaginary part in the last dimension. The map is orthonormal for the inner product
+    :math:`\mathrm{Re}\langle x, y\rangle`, with respect to which torch defines complex gradients:
+    real optimizers inside treat complex parameters as torch's own do.
 
     Args:
-        modules: What to run on the real tensors.
-        project_update: Hand the incoming update in.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: Modules to run on the real tensors.
+        project_update: Whether to project the incoming update.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
 
-    Cost: none, they are views (but for conjugate and non-contiguous tensors).
+    Cost: none, since tensors are viewed, except for conjugate and non-contiguous ones.
 
     Example:
         >>> from projcore import Optimizer
@@ -34,7 +34,8 @@ class ViewAsReal(ProjectionBase):
         >>> optimizer = Optimizer([weight], ViewAsReal([Adam()]), LR(0.01))
 
     References:
-        torchzero's `ViewAsReal` has the same interface; torch.optim views complex parameters so.
+        torchzero's `ViewAsReal` has the same interface; torch.optim views complex parameters in the
+        same way.
     """
 
     scope = "element"
@@ -69,8 +70,8 @@ class ViewAsReal(ProjectionBase):
 
 
 def _as_complex(pairs: Tensor) -> Tensor:
-    """Views pairs as complex numbers; copies those that do not lie in memory as pairs."""
-    pairs = pairs.contiguous()  # which leaves strides of dimensions of one element as they are
+    """Views pairs as complex numbers; copies tensors whose strides do not allow it."""
+    pairs = pairs.contiguous()  # does not change the strides of dimensions of one element
     if pairs.storage_offset() % 2 or any(stride % 2 for stride in pairs.stride()[:-1]):
         pairs = pairs.clone(memory_format=torch.contiguous_format)
     return torch.view_as_complex(pairs)

@@ -1,4 +1,4 @@
-"""What the modules that evaluate the objective share."""
+"""The base class of modules that evaluate the objective."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from projcore import Module, Objective, Settings, State, common
 
 
 class Evaluating(Module):
-    """Finds an update by evaluating the objective, as a function of all tensors at once.
+    """Computes an update by evaluating the objective as a function of all tensors together.
 
-    Tensors without a gradient are left out: they stay where they are. The others share their
+    Tensors without a gradient are excluded, and do not change. The others must share their
     settings. Override `find`.
     """
 

@@ -1,4 +1,4 @@
-"""What line searches share: the line, and the step along it."""
+"""The base class of line searches, and the objective along a line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from projcore_closure._product import dot, peaks, plus, scaled
 
 
 class Trial(NamedTuple):
-    r"""A point of a line: the step :math:`a`, :math:`\phi(a)` and :math:`\phi'(a)`."""
+    r"""A point on a line: the step :math:`a`, :math:`\phi(a)` and :math:`\phi'(a)`."""
 
     step: float
     value: float
@@ -25,8 +25,8 @@ class Trial(NamedTuple):
 class Line:
     r"""The objective along an update: :math:`\phi(a) = f(x - a u)`.
 
-    If :math:`\langle g, u \rangle \le 0`, the loss does not fall along the update. Then :math:`u`
-    is the gradient instead, scaled to the length of the update.
+    If :math:`\langle g, u \rangle \le 0`, the update is not a descent direction. Then :math:`u` is
+    the gradient instead, scaled to the norm of the update.
     """
 
     def __init__(self, update: list[Tensor], objective: Objective) -> None:
@@ -43,12 +43,12 @@ class Line:
 
     @property
     def falls(self) -> bool:
-        """Whether the loss falls along it; not so where the gradient is zero or not finite."""
+        """Whether it is a descent direction; False where the gradient is zero or not finite."""
         return math.isfinite(self.start.value) and -math.inf < self.start.slope < 0
 
     @property
     def unit(self) -> float:
-        """The largest absolute value of an element of the point, at most 1."""
+        """The largest absolute value of an element of the point, capped at 1."""
         return min(1.0, max(peaks(self._objective.params)))
 
     def shift(self, step: float) -> list[Tensor]:
@@ -56,7 +56,7 @@ class Line:
         return scaled(self.update, step)
 
     def value(self, step: float) -> float:
-        """Returns the loss at a step, infinity if it is not finite; takes no gradient."""
+        """Returns the loss at a step, or infinity if it is not finite; computes no gradient."""
         loss, _ = self._objective.evaluate(self._point(step), backward=False)
         value = float(loss)
         return value if math.isfinite(value) else math.inf
@@ -70,18 +70,18 @@ class Line:
         return Trial(step, value if finite else math.inf, slope)
 
     def _point(self, step: float) -> list[Tensor]:
-        # Rounded as the step will be that is taken: its loss is the one found here, exactly.
+        # Rounded like the step that is finally taken, so that the loss there is exactly this one.
         return plus(self._objective.params, self.shift(step), -1.0)
 
 
 class LineSearch(Evaluating):
-    """Scales the update by a step that makes the loss fall enough; override `search`."""
+    """Scales the update by a step of sufficient decrease; override `search`."""
 
     needs = frozenset({"params", "grads", "loss", "closure"})
 
     @abstractmethod
     def search(self, line: Line, settings: Settings) -> float:
-        """Returns the step, 0 if there is none. The loss falls along the line."""
+        """Returns the step, or 0 if there is none. The line is a descent direction."""
 
     def find(
         self, update: list[Tensor], objective: Objective, state: State, settings: Settings

@@ -1,4 +1,4 @@
-"""Numbers about lists of tensors: the inner product, the largest elements."""
+"""Inner products, norms and sums of lists of tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from projcore.ops import alike, by_kind, local, norms_of_kinds, sums_of_parts
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """Returns a vector of the elements; those of a complex tensor as real and imaginary parts."""
+    """Flattens a tensor; complex elements become their real and imaginary parts."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.reshape(-1)
@@ -22,7 +22,7 @@ def dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     r"""Returns :math:`\mathrm{Re} \sum_i \langle x_i, y_i \rangle` of two lists of tensors.
 
     Tensors of less than 32 bits are multiplied and summed in float32, others in their own dtype;
-    the sums of the tensors are added in float64. Sharded tensors take one collective together.
+    the sums of the tensors are added in float64. All sharded tensors share one collective.
 
     Example:
         >>> dot([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
@@ -36,7 +36,7 @@ def dot(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
 
 
 def size(tensors: Sequence[Tensor]) -> float:
-    r"""Returns :math:`\sum_i \|x_i\|_1`, the sum of absolute values of elements, or of their parts.
+    r"""Returns :math:`\sum_i \|x_i\|_1`; complex elements count as real and imaginary parts.
 
     Example:
         >>> size([torch.tensor([1.0, -2.0]), torch.tensor(0.5)])
@@ -59,7 +59,7 @@ def peaks(tensors: Sequence[Tensor]) -> list[float]:
 
 
 def plus(ones: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> list[Tensor]:
-    """Returns ``x + factor * y`` in the dtypes of `ones`; of float16 the factor may exceed it.
+    """Returns ``x + factor * y`` in the dtypes of `ones`; the factor may exceed float16's range.
 
     Example:
         >>> small = torch.tensor([1e-6], dtype=torch.float16)
@@ -75,7 +75,7 @@ def plus(ones: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> lis
 
 
 def add_(targets: list[Tensor], others: list[Tensor], factor: float) -> None:
-    """Adds a factor times others, in place.
+    """Adds `factor` times `others` in place.
 
     Example:
         >>> target = torch.ones(1)
@@ -99,7 +99,7 @@ def scaled(tensors: Sequence[Tensor], factor: float) -> list[Tensor]:
 
 
 def _numbers(scalars: list[Tensor]) -> list[float]:
-    """Returns 0-d tensors as numbers; reads from another device than the CPU once, not for each."""
+    """Returns 0-d tensors as numbers, with at most one transfer from an accelerator."""
     if all(scalar.is_cpu for scalar in scalars):
         return [scalar.item() for scalar in scalars]
     stacked = torch.stack([scalar.to(scalars[0].device, torch.float64) for scalar in scalars])
@@ -108,5 +108,5 @@ def _numbers(scalars: list[Tensor]) -> list[float]:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Returns a tensor of less than 32 bits in float32, others as they are."""
+    """Casts a tensor of less than 32 bits to float32; returns others unchanged."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -1,4 +1,4 @@
-"""The rounding of points, losses and gradients."""
+"""The relative rounding error of points, losses and gradients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from projcore import Objective
 
 
 def rounding(objective: Objective) -> float:
-    """Returns the coarsest rounding, relative, among those of the point and of the loss.
+    """Returns the largest machine epsilon among the dtypes of the point and of the loss.
 
-    Of the loss because a projection may have made the point finer than the parameters are.
+    The loss is included because a projection may have cast the point to a finer dtype than that of
+    the parameters.
     """
     loss = objective.loss
     tensors = objective.template if loss is None else [*objective.template, loss]

@@ -1,4 +1,4 @@
-"""The check of settings that are whole numbers."""
+"""The check of integer settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from projcore.errors import ArgumentTypeError
 
 
 def require_whole(owner: Module, name: str, value: object) -> None:
-    """Raises unless `value` is a whole number of at least 1."""
+    """Raises an error unless `value` is an integer of at least 1."""
     require(owner, name, value, minimum=1)
     if not isinstance(value, int):
         raise ArgumentTypeError(

@@ -8,34 +8,33 @@ from projcore_closure._whole import require_whole
 
 
 class Backtracking(LineSearch):
-    r"""Shortens the update until the loss falls enough (Armijo's condition).
+    r"""Shortens the update until the loss decreases sufficiently (Armijo's condition).
 
     .. math::
         u \leftarrow a u, \qquad f(x - a u) \le f(x) - c\, a \langle g, u \rangle
 
     with the first such :math:`a` of :math:`a_0, \beta a_0, \beta^2 a_0, \dots`. A loss that is not
-    finite is too high. If no step is found, and where loss, gradient or update is not finite, the
-    result is zero: the loss never rises (inside a projection that computes: not by more than
-    rounding). If :math:`\langle g, u \rangle \le 0`, the update points uphill (momentum can);
-    then :math:`u` is the gradient, scaled to the length of the update.
+    finite violates the condition. If no step is found, or if loss, gradient or update is not
+    finite, the result is zero: the loss never increases (inside a projection that rounds: not by
+    more than rounding). If :math:`\langle g, u \rangle \le 0`, as can happen with momentum, the
+    update is an ascent direction and is replaced by the gradient, scaled to the norm of the update.
 
-    Steps are never longer than :math:`a_0` times the update, so it needs an update whose length
-    means something, as that of `LBFGS` or `NewtonCG`: a gradient shrinks with the scale of the
-    loss.
+    Steps are never longer than :math:`a_0` times the update, so the update needs a meaningful
+    scale, such as that of `LBFGS` or `NewtonCG`: a gradient shrinks with the scale of the loss.
 
     Inside a projection the points are those of the projected space. A closure that takes the
-    keyword ``backward`` is called with ``backward=False``: gradients are not needed.
+    keyword ``backward`` is called with ``backward=False``, since gradients are not needed.
 
     Args:
         step_size: :math:`a_0`, greater than 0.
         beta: :math:`\beta`, between 0 and 1.
-        c: Which part of the fall that the slope promises is enough, between 0 and 1.
-        max_evaluations: How many steps to try, at least 1.
+        c: The required fraction of the decrease that the slope predicts, between 0 and 1.
+        max_evaluations: Maximal number of steps to try, at least 1.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: an evaluation of the loss for each step tried; two copies of the parameters.
+    Cost: an evaluation of the loss per step tried; two temporary copies of the parameters.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Gradients by differences of losses, element by element."""
+"""Gradients by finite differences of the loss, element by element."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from projcore_closure._product import flat
 
 
 class FiniteDifference(Evaluating):
-    r"""Takes the gradient from losses, two for each element.
+    r"""Computes the gradient by central differences: two losses per element.
 
     .. math::
         u_i \leftarrow \frac{f(x + h_i e_i) - f(x - h_i e_i)}{2 h_i}, \qquad
         h_i = \varepsilon \max(1, |x_i|)
 
-    with :math:`h_i` as rounded. The error is of order :math:`h^2`. It is for tests, and for
-    problems with few numbers: the losses are evaluated in a Python loop, because a closure
-    evaluates one point at a time. Inside a projection to `r` numbers there are `2 r` of them. What
-    came in is not used, so it stands first.
+    with :math:`h_i` after rounding. The error is of order :math:`h^2`. It is intended for tests and
+    for problems of few dimensions: losses are evaluated in a Python loop, because a closure
+    evaluates one point at a time. Inside a projection to `r` numbers there are `2 r` losses. The
+    incoming update is ignored, so put it first.
 
-    No gradient is read, and the closure need not run backward. Line searches and `LBFGS` do read
-    gradients, so after this they need a closure that does. A complex element is a pair of reals. A
-    parameter that requires no gradient stays where it is.
+    No gradient is read, and the closure need not call ``backward``. Line searches and `LBFGS` read
+    gradients, so after this module they need a closure that calls it. A complex element is treated
+    as a pair of real ones. A parameter that requires no gradient is not changed.
 
     Args:
-        perturbation: :math:`\varepsilon`, above 0. By default the cube root of the dtype's rounding
-            unit, where rounding and curvature make errors of about the same size.
+        perturbation: :math:`\varepsilon`, above 0. Default: the cube root of the dtype's machine
+            epsilon, for which rounding and truncation errors are about equal.
 
     Raises:
         ArgumentError: If ``perturbation`` is not above 0.
-        StepError: If a parameter is too coarse for ``perturbation`` to move it.
+        StepError: If ``perturbation`` is lost in the rounding of a parameter.
 
-    Cost: two losses without gradients (``backward=False``) for each element; two copies of the
-    parameters; of sharded parameters, each process has one whole at a time. No memory between
-    steps.
+    Cost: two losses without gradients (``backward=False``) per element; two temporary copies of the
+    parameters; each process gathers one sharded parameter at a time. No state.
 
     Example:
         >>> from projcore import Optimizer

@@ -17,10 +17,10 @@ Pair = tuple[list[Tensor], list[Tensor]]
 
 
 def newest_upward(pairs: Sequence[Pair], point: list[Tensor]) -> tuple[float, float]:
-    r"""Returns :math:`y^\top s` of the newest pair that curves upward, and how large the loss is.
+    r"""Returns :math:`y^\top s` of the newest pair of positive curvature, and the loss's scale.
 
-    As far as curvature tells, that is :math:`\|x\|^2 y^\top y / y^\top s`. Both are 0 if there is
-    no such pair.
+    The scale is estimated from curvature as :math:`\|x\|^2 y^\top y / y^\top s`. Both are 0 if
+    there is no such pair.
     """
     for s, y in pairs:
         curvature = dot(y, s)
@@ -34,9 +34,9 @@ def two_loop(update: list[Tensor], pairs: Iterable[Pair], least: float) -> list[
 
     Args:
         update: Vectors.
-        pairs: Steps :math:`s` and changes of the gradient :math:`y`, the newest first. Only those
+        pairs: Steps :math:`s` and changes of the gradient :math:`y`, the newest first. Only pairs
             with :math:`y^\top s > 0` are used, so that the inverse Hessian is positive definite.
-        least: The least :math:`y^\top s` of those that are used.
+        least: The smallest :math:`y^\top s` of a pair that is used.
     """
     result = [tensor.clone() for tensor in update]
     used: list[tuple[list[Tensor], list[Tensor], float, float]] = []
@@ -56,10 +56,10 @@ def two_loop(update: list[Tensor], pairs: Iterable[Pair], least: float) -> list[
 
 
 def first_factor(update: list[Tensor], point: list[Tensor], rounding: float) -> float:
-    r"""Returns what the update is multiplied by while there is no pair.
+    r"""Returns the factor of the update while there is no pair.
 
-    It is :math:`\min(1, 1 / \|u\|_1)`, as in torch; but where :math:`u` is so short that rounding
-    would hide the change of the gradient, :math:`\epsilon^{2/3} \|x\| / \|u\|`.
+    It is :math:`\min(1, 1 / \|u\|_1)`, as in torch. Where :math:`u` is so short that the change of
+    the gradient would be lost in rounding, it is :math:`\epsilon^{2/3} \|x\| / \|u\|`.
     """
     total = size(update)
     if total > 1:
@@ -69,7 +69,7 @@ def first_factor(update: list[Tensor], point: list[Tensor], rounding: float) -> 
 
 
 class LBFGS(Module):
-    r"""Multiplies the update by an inverse Hessian learnt from the last steps.
+    r"""Multiplies the update by an inverse Hessian approximation from the last steps.
 
     With the steps :math:`s_k = x_{k+1} - x_k` and the changes of the gradient
     :math:`y_k = g_{k+1} - g_k` of the last ``history_size`` steps,
@@ -79,38 +79,41 @@ class LBFGS(Module):
         H_{k+1} = (I - \rho_k s_k y_k^\top) H_k (I - \rho_k y_k s_k^\top) + \rho_k s_k s_k^\top,
         \qquad \rho_k = 1 / y_k^\top s_k,
 
-    from :math:`H = (y^\top s / y^\top y) I` of the newest pair. While there is no pair, it is
-    :math:`\min(1, 1 / \|u\|_1) I`. Points and gradients are those of the steps that were taken,
-    whatever modules follow: a learning rate, a line search. Put the line search right after it.
+    starting from :math:`H = (y^\top s / y^\top y) I` of the newest pair. While there is no pair,
+    :math:`H` is :math:`\min(1, 1 / \|u\|_1) I`. Points and gradients are those of the steps
+    actually taken, including the effect of later modules such as a learning rate or a line search.
+    Put the line search directly after it.
 
     A pair is kept if :math:`y^\top s > 0`, so that `H` is positive definite, and if it is at least
-    ``min_curvature`` times :math:`\min(1, \|x\|^2 y^\top y / y^\top s)` of the pair before it, or
-    at least as much as in that pair. For losses of ordinary size that is torch's condition; for
-    smaller ones it follows their scale, so a loss multiplied by a small number makes the same
-    steps. While there is no pair, an update of :math:`\|u\|_1 \le 1` that is shorter than
-    :math:`\epsilon^{2/3} \|x\|` is lengthened to that, or rounding would hide how the gradient
-    changes: :math:`\epsilon` is the coarsest rounding unit among those of the parameters and of the
-    loss.
+    ``min_curvature`` times :math:`\min(1, \|x\|^2 y^\top y / y^\top s)` of the previous pair, or at
+    least :math:`y^\top s` of that pair. For losses of ordinary magnitude this is torch's condition;
+    for smaller losses it scales with them, so a loss multiplied by a small number makes the same
+    steps. While there is no pair, an update with :math:`\|u\|_1 \le 1` that is shorter than
+    :math:`\epsilon^{2/3} \|x\|` is scaled up to that length; otherwise the change of the gradient
+    would be lost in rounding. :math:`\epsilon` is the largest machine epsilon among those of the
+    parameters and the loss.
 
-    All tensors make one vector: the inner products are sums over all of them, so it does the same
-    bare and inside `VectorProjection`, where it is faster. For complex tensors they are
-    :math:`\mathrm{Re}\langle x, y \rangle`. A parameter without a gradient counts as zero gradient.
-    When tensors are added, or change their shape, dtype or device, it is reinitialized. When a
-    projection changes its map, ``transport`` carries the pairs over, and none is made across the
-    change; ``keep`` leaves them as they are, which is rarely right.
+    All tensors are treated as one vector: inner products are sums over all of them, so the result
+    is the same inside `VectorProjection`, where it is faster. For complex tensors inner products
+    are :math:`\mathrm{Re}\langle x, y \rangle`. A parameter without a gradient has a gradient of
+    zero. When tensors are added, or change their shape, dtype or device, the state is
+    reinitialized. When a projection changes its basis, ``transport`` carries the pairs over, and no
+    pair spans the change; ``keep`` leaves them unchanged, which is rarely correct.
 
     Args:
-        history_size: How many pairs to keep, at least 1. Default 100, as in torch.
-        min_curvature: The least :math:`y^\top s` for losses of ordinary size, at least 0. Default
-            1e-10, as in torch.
+        history_size: Number of pairs to keep, at least 1. Default 100, as in torch.
+        min_curvature: The smallest :math:`y^\top s` for losses of ordinary magnitude, at least 0.
+            Default 1e-10, as in torch.
 
     Raises:
         ArgumentError: If ``history_size`` is below 1 or ``min_curvature`` below 0.
 
-    Cost: ``2 history_size + 4`` copies of the parameters, all made at the first step; ``5
-    history_size`` passes over one. The dtype is the parameters': put it inside `To` for bfloat16.
-    Differs from torch: one iteration a step; the first direction stays scaled until there is a
-    pair; there is one copy more of steps and changes, so that a step that fails harms nothing.
+    Cost: ``2 history_size + 4`` state tensors per parameter, all allocated in the first step; ``5
+    history_size`` passes over one. The state has the dtype of the parameters: put it inside `To`
+    for bfloat16.
+    Differs from torch: one iteration per step; directions are scaled as in the first step until
+    there is a pair; one more row of steps and changes, so that a failed step leaves the state
+    unchanged.
 
     Example:
         >>> from projcore import Optimizer
@@ -133,7 +136,7 @@ class LBFGS(Module):
 
     sharded = True
     needs = frozenset({"params", "grads"})
-    traceable = False  # how many pairs there are, and whether one is kept, depends on values
+    traceable = False  # the number of pairs, and whether one is kept, depend on values
     kinds = {
         "steps": "history",
         "changes": "history",
@@ -151,7 +154,7 @@ class LBFGS(Module):
         require(self, "min_curvature", settings["min_curvature"], minimum=0)
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
-        # The pair of a step is written while the step may still fail: into the row to spare.
+        # The pair of a step is written while the step may still fail, so into a spare row.
         rows = tensor.expand(settings["history_size"] + 1, *tensor.shape)
         return {
             "steps": torch.zeros_like(rows, memory_format=torch.contiguous_format),
@@ -172,7 +175,7 @@ class LBFGS(Module):
         return settings
 
     def _fits(self, objective: Objective, state: State, settings: list[Settings]) -> bool:
-        """Whether the memory is of these tensors, all at the same pair."""
+        """Whether the state matches these tensors, with the same number of pairs for all."""
         counts = {int(node["pairs"]) for node in state.nodes}
         return len(counts) < 2 and all(
             node["steps"].shape == (values["history_size"] + 1, *tensor.shape)
@@ -194,7 +197,7 @@ class LBFGS(Module):
         ]
         result = two_loop(vectors, pairs, least)
         precision = rounding(objective)
-        if result is None:  # a tiny loss begins with pairs of less, but not of none beside rounding
+        if result is None:  # pairs of a tiny loss have less curvature, but more than rounding
             result = two_loop(vectors, pairs, precision**2 * scale)
         if result is None:
             point = [objective.params[i] for i in active]
@@ -205,16 +208,16 @@ class LBFGS(Module):
     def _learn(
         self, objective: Objective, state: State, pairs: list[Pair], least: float
     ) -> list[Pair]:
-        """Keeps the pair of the last step, and this step's point; returns the pairs with it.
+        """Stores the pair of the last step, and this step's point; returns all pairs.
 
-        Entries are replaced, and only the row to spare is written into: if the step fails later,
-        the memory is what it was.
+        Entries are replaced, and only the spare row is written in place, so the state is unchanged
+        if the step fails later.
         """
         nodes, params, grads = state.nodes, objective.params, objective.grads
         last_params = [node["last_params"] for node in nodes]
         last_grads = [node["last_grads"] for node in nodes]
-        # It differs at the first step, and if the last point was carried to another basis: what it
-        # lost there would be in s and y.
+        # It differs at the first step, and if the last point was transported to another basis: the
+        # components lost there would appear in s and y.
         check = sum(peaks(last_params + last_grads))
         if all(float(node["last_check"]) == check for node in nodes):
             s, y = plus(params, last_params, -1.0), plus(grads, last_grads, -1.0)
@@ -233,7 +236,7 @@ class LBFGS(Module):
         return pairs
 
     def _pairs(self, state: State) -> list[Pair]:
-        """Returns the pairs in memory, the newest first."""
+        """Returns the stored pairs, the newest first."""
         if not state.nodes:
             return []
         steps = [node["steps"].unbind(0) for node in state.nodes]

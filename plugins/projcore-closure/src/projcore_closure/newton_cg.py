@@ -1,4 +1,4 @@
-"""Newton's method, its system solved by conjugate gradients."""
+"""Newton's method with conjugate gradients."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ def conjugate_gradients(
     max_iterations: int,
     unit: float = 0.0,
 ) -> list[Tensor]:
-    r"""Solves :math:`H z = b` as far as is needed, where `H` curves upward.
+    r"""Solves :math:`H z = b` to a tolerance, until a direction of negative curvature.
 
-    Along each direction :math:`d` it goes :math:`\|r\|^2 / |d^\top H d|`, with the residual
-    :math:`r = b - H z`. Where :math:`d^\top H d < 0` that is the last one: the iterates are no
-    solutions from there on, but the function falls along the result all the same.
+    The step along each direction :math:`d` is :math:`\|r\|^2 / |d^\top H d|`, with the residual
+    :math:`r = b - H z`. The first direction with :math:`d^\top H d < 0` is the last one: later
+    iterates would not be solutions, but the result is still a descent direction.
 
     Args:
         product: Returns :math:`H v`.
         target: `b`.
-        tolerance: It ends when :math:`\|r\| \le \min(\tau, \sqrt{\|z\| / \text{unit}}) \|b\|`.
-        max_iterations: How many products to take.
-        unit: A length; 0 for no limit beside the tolerance.
+        tolerance: :math:`\tau`. The iteration stops when
+            :math:`\|r\| \le \min(\tau, \sqrt{\|z\| / \text{unit}}) \|b\|`.
+        max_iterations: Maximal number of products.
+        unit: A length; with 0 the tolerance is the only limit.
 
     Returns:
-        The solution so far, if the curvature is zero or not finite along a direction; `b`, if that
-        is the first.
+        The solution. If the curvature along a direction is zero or not finite, the current iterate,
+        or `b` if this is the first direction.
 
     Example:
         >>> (solution,) = conjugate_gradients(
@@ -61,7 +62,7 @@ def conjugate_gradients(
         turned = product(direction)
         curvature = dot(direction, turned)
         length = square / abs(curvature) if curvature else math.inf
-        if not length < math.inf:  # not: it may be no number
+        if not length < math.inf:  # `not`, since it may be NaN
             return solution if iteration else list(target)
         add_(solution, direction, length)
         if curvature < 0:
@@ -73,12 +74,13 @@ def conjugate_gradients(
 
 
 class Curvature:
-    r"""The Hessian at this step's point, by differences of gradients.
+    r"""The Hessian at this step's point, by finite differences of gradients.
 
     Args:
         objective: Evaluates the gradients.
-        perturbation: How far to go, relative to the norm of the point; None for the default.
-        central: Whether to go both ways.
+        perturbation: The width of differences, relative to the norm of the point; None for the
+            default.
+        central: Whether to use central differences.
     """
 
     def __init__(self, objective: Objective, perturbation: float | None, central: bool) -> None:
@@ -89,7 +91,7 @@ class Curvature:
         self._central = central
 
     def product(self, vector: list[Tensor]) -> list[Tensor]:
-        """Returns the Hessian times a vector that is not zero."""
+        """Returns the Hessian times a nonzero vector."""
         width = self._distance / math.sqrt(dot(vector, vector))
         ahead = self._gradient(vector, width)
         if self._central:
@@ -106,7 +108,7 @@ class Curvature:
 
 
 def unit(objective: Objective) -> float:
-    """Returns the length that steps are short or long against: the point's norm, at least 1."""
+    """Returns the unit of the length of steps: the point's norm, at least 1."""
     params = objective.params
     return max(1.0, math.sqrt(dot(params, params)))
 
@@ -118,42 +120,42 @@ class NewtonCG(Evaluating):
         u \leftarrow z, \qquad \|H z - u\| \le \min(\tau, \sqrt{\|z\| / \max(1, \|x\|)})\, \|u\|,
         \qquad H = \nabla^2 f(x)
 
-    Only products with `H` are taken, each a difference of gradients,
+    Only products with `H` are computed, each by a difference of gradients,
 
     .. math::
         H v \approx \frac{\nabla f(x + h v) - \nabla f(x)}{h}, \qquad
         h = \varepsilon \max(1, \|x\|) / \|v\|,
 
-    or :math:`(\nabla f(x + h v) - \nabla f(x - h v)) / 2 h` if ``central``. A closure that runs
-    backward itself leaves no graph to differentiate again, so products are not exact; those of a
-    quadratic are, up to rounding. The closure must give the same loss whenever it is asked at the
-    same point: the same batch, no dropout.
+    or :math:`(\nabla f(x + h v) - \nabla f(x - h v)) / 2 h` if ``central``. The closure calls
+    ``backward`` itself and leaves no graph for a second derivative, so products are approximate;
+    for a quadratic they are exact up to rounding. The closure must be deterministic: the same loss
+    at the same point, with the same batch and no dropout.
 
-    Where the function curves downward along a direction :math:`d` of the iteration, that is the
-    last one, and the step along it is the one that the absolute value of its curvature gives: the
-    loss falls along the result, but how far is not known. So put a line search right after it,
-    unless the function is convex. Where the function is a straight line along a direction, the
-    solution so far is the result; along the first, the update as it came. Where the update is zero
-    or not finite, it is the result.
+    The first direction of negative curvature is the last of the iteration, with a step computed
+    from the absolute value of its curvature: the result is a descent direction, but of unknown
+    scale. So put a line search directly after it, unless the function is convex. If the curvature
+    along a direction is zero, the result is the current iterate, or the unchanged update if this is
+    the first direction. An update that is zero or not finite is returned unchanged.
 
-    Inside a projection, `H` is the Hessian as seen there, :math:`U^\top \nabla^2 f(x) U`. All
-    tensors make one vector. A complex element is a pair of reals. A parameter without a gradient
-    stays, and is not part of `H`.
+    Inside a projection, `H` is the projected Hessian :math:`U^\top \nabla^2 f(x) U`. All tensors
+    are treated as one vector, and a complex element as a pair of real ones. A parameter without a
+    gradient is not changed, and is not part of `H`.
 
     Args:
-        max_iterations: How many products to take, at least 1.
-        tolerance: :math:`\tau`, above 0; the smaller, the nearer to Newton's own step.
-        perturbation: :math:`\varepsilon`, above 0. By default the square root (the cube root, if
-            ``central``) of the coarsest rounding unit among those of the parameters and of the
-            loss. Give it if parameters are coarser than the tensors here and the loss show, such as
-            bfloat16 ones with a float32 loss inside `To`: there 0.1.
-        central: Go both ways: at twice the cost, an error of :math:`h^2` rather than `h`.
+        max_iterations: Maximal number of products, at least 1.
+        tolerance: :math:`\tau`, above 0; smaller values approach the exact Newton step.
+        perturbation: :math:`\varepsilon`, above 0. Default: the square root (the cube root, if
+            ``central``) of the largest machine epsilon among those of the parameters and the loss.
+            Pass it if the model's parameters are coarser than the tensors here and the loss, such
+            as bfloat16 parameters with a float32 loss inside `To`: there 0.1.
+        central: Whether to use central differences: twice the cost, and an error of order
+            :math:`h^2` rather than `h`.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: a gradient for each product (two if ``central``), and some ten passes over the
-    parameters; some seven copies of them. No memory between steps.
+    Cost: a gradient per product (two if ``central``), and about ten passes over the parameters;
+    about seven temporary copies of them. No state.
 
     Example:
         >>> from projcore import Optimizer
@@ -168,9 +170,9 @@ class NewtonCG(Evaluating):
         >>> bool(closure() < 1e-10)
         True
 
-    Differs from the source: there, the iteration ends before a direction that curves downward,
-    which makes steps of steepest descent where there is one in each step; and there the tolerance
-    is :math:`\min(\tau, \sqrt{\|u\|})`, which depends on the scale of the loss.
+    Differs from the source: there, the iteration ends before a direction of negative curvature,
+    which makes steepest descent steps where the first direction has one; and there the tolerance is
+    :math:`\min(\tau, \sqrt{\|u\|})`, which depends on the scale of the loss.
 
     References:
         Nocedal and Wright, Numerical Optimization, 2nd edition, 2006, algorithm 7.1, equation 7.10.
@@ -204,10 +206,10 @@ class NewtonCG(Evaluating):
         self, update: list[Tensor], objective: Objective, state: State, settings: Settings
     ) -> list[Tensor]:
         norm = math.sqrt(dot(update, update))
-        if not 0 < norm < math.inf:  # not: it may be no number
+        if not 0 < norm < math.inf:  # `not`, since it may be NaN
             return list(update)
         hessian = Curvature(objective, settings["perturbation"], self.central)
-        # Of length 1, so that no product of three such vectors leaves the range of float32.
+        # Normalized, so that no product of three such vectors leaves the range of float32.
         target = [wide(tensor) / norm for tensor in update]
         solution = conjugate_gradients(
             hessian.product,

@@ -14,32 +14,33 @@ from projcore_closure._product import dot, plus
 
 
 class SAM(Evaluating):
-    r"""Takes the gradient where the loss is about the highest nearby, so that minima are flat.
+    r"""Evaluates the gradient near the highest loss in a neighbourhood, to find flat minima.
 
     .. math::
         u \leftarrow \nabla f(x + e), \qquad e = \rho\, u / \|u\|,
 
-    or with ``adaptive`` (ASAM), where `x` and `u` multiply by element,
+    or with ``adaptive`` (ASAM), with elementwise products of `x` and `u`,
 
     .. math::
         e = \rho\, |x|^2 u / \| |x| u \|,
 
-    which does not depend on how the parameters are scaled. The norm is that of all tensors
-    together. Put it first: then the update that comes in is the gradient. What stands before it
-    changes the direction of `e` only; decay, momentum and the learning rate come after it.
+    which does not depend on the scale of the parameters. The norm is that of all tensors together.
+    Put it first, so that the incoming update is the gradient. Modules before it change only the
+    direction of `e`; put decay, momentum and the learning rate after it.
 
-    Inside a projection, `e` stays in the projected space. A parameter without a gradient stays
-    where it is.
+    Inside a projection, `e` is in the projected space. A parameter without a gradient is not
+    changed.
 
     Args:
-        rho: :math:`\rho`, at least 0, in units of the parameters (without, if ``adaptive``). 0.05
-            is the paper's, which recommends some ten times as much if ``adaptive``.
-        adaptive: Whether `e` follows the sizes of the parameters.
+        rho: :math:`\rho`, at least 0, in units of the parameters (dimensionless, if ``adaptive``).
+            The default of 0.05 is the paper's; with ``adaptive``, about ten times as much is
+            recommended.
+        adaptive: Whether `e` scales with the magnitudes of the parameters.
 
     Raises:
         ArgumentError: If ``rho`` is below 0.
 
-    Cost: one gradient more for each step; two copies of the parameters. No memory between steps.
+    Cost: one more gradient per step; two temporary copies of the parameters. No state.
     Differs from ASAM's authors' code: nothing is added to :math:`|x|`.
 
     Example:

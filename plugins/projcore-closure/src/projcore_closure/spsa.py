@@ -1,4 +1,4 @@
-"""Gradients from few losses, by simultaneous perturbation."""
+"""Gradient estimates from a few losses, by simultaneous perturbation."""
 
 from __future__ import annotations
 
@@ -22,69 +22,72 @@ Distribution = Literal["signs", "gaussian"]
 
 
 class SPSA(Evaluating):
-    r"""Estimates the gradient from two losses, whatever the number of parameters.
+    r"""Estimates the gradient from two losses, for any number of parameters.
 
     .. math::
         u \leftarrow \frac{1}{n} \sum_{k=1}^n
         \frac{f(x + c \Delta_k) - f(x - c \Delta_k)}{2 c}\, \Delta_k
 
-    where the elements of :math:`\Delta_k` are independently 1 or -1, or Gaussian. Its mean is the
-    gradient, but for terms of order :math:`c^2`; its variance grows with the number of parameters
-    and falls with ``samples``. The update that is given is not used, so it stands first; momentum
-    and a small learning rate come after it. Inside a projection to few dimensions the variance is
-    small.
+    where the elements of :math:`\Delta_k` are independent random signs (1 or -1), or standard
+    normal. The expectation is the gradient, up to terms of order :math:`c^2`; the variance grows
+    with the number of parameters and decreases with ``samples``. The incoming update is ignored, so
+    put it first; momentum and a small learning rate come after it. Inside a projection to few
+    dimensions the variance is small.
 
-    With ``sides=1`` the loss at :math:`x`, which is known, takes the place of the second one, for
-    all samples: half the evaluations, and an error of order :math:`c`. With ``normalize=True``, the
-    update is then divided by the deviation of the losses, so that steps get longer where they are
-    near each other:
+    With ``sides=1`` the known loss at :math:`x` replaces the second loss, for all samples: half the
+    evaluations, and an error of order :math:`c`. With ``normalize=True``, the update is then
+    divided by the standard deviation of the losses, so that steps are longer where the losses
+    differ little:
 
     .. math::
         u \leftarrow u / \sigma, \qquad \sigma^2 = \frac{1}{n - 1} \sum_{k=1}^n \Bigl(
         f(x + c \Delta_k) - \frac{1}{n} \sum_{j=1}^n f(x + c \Delta_j) \Bigr)^2,
 
-    and is zero where all losses are the same.
+    and is zero if all losses are equal.
 
-    Published methods are
+    Published methods:
 
     =====  =========================================================================================
     MeZO   ``SPSA(distribution="gaussian"), LR(1e-6)``
     FZOO   ``SPSA(samples=8, sides=1, normalize=True), LR(lr)``
-    LOZO   ``RandomSubspace([SPSA(distribution="gaussian"), LR(lr)], rank=2, period=50)``, but for
-           a factor
+    LOZO   ``RandomSubspace([SPSA(distribution="gaussian"), LR(lr)], rank=2, period=50)``, up to a
+           factor
     =====  =========================================================================================
 
-    No gradient is read, and the closure need not run backward. Line searches and `LBFGS` do read
-    gradients, so after this they need a closure that does.
+    No gradient is read, and the closure need not call ``backward``. Line searches and `LBFGS` read
+    gradients, so after this module they need a closure that calls it.
 
-    The signs follow from ``seed`` and the number of steps: torch's random state is not touched, and
-    a run that is resumed draws what it would have drawn. On another kind of device they are others.
-    All processes draw the same, also of parameters that are sharded over them.
-    A complex element is a pair of reals. A parameter that requires no gradient stays where it is.
+    The random numbers depend on ``seed`` and the step count only: torch's random state is not
+    changed, and a resumed run draws the same numbers as an uninterrupted one. They differ between
+    types of devices. All processes draw the same numbers, also for parameters that are sharded over
+    them. A complex element is treated as a pair of real ones. A parameter that requires no gradient
+    is not changed.
 
     Args:
-        perturbation: `c`, above 0, in units of the parameters. Not below what their dtype can
-            tell apart: for bfloat16 some 0.01.
+        perturbation: `c`, above 0, in units of the parameters. It must exceed the spacing of their
+            dtype: for bfloat16 about 0.01.
         samples: `n`, at least 1.
         seed: From 0 to 2**32 - 1.
-        sides: 2, or 1 for differences to the loss at :math:`x`; fixed, groups do not change it.
-        distribution: ``"signs"`` or ``"gaussian"``; fixed.
-        normalize: Whether to divide by the deviation of the losses, for one side and two samples or
-            more; fixed.
+        sides: 2, or 1 for differences from the loss at :math:`x`. Fixed: parameter groups cannot
+            override it.
+        distribution: ``"signs"`` or ``"gaussian"``. Fixed.
+        normalize: Whether to divide by the standard deviation of the losses; needs ``sides=1`` and
+            at least two samples. Fixed.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown.
 
-    Cost: ``sides * samples`` losses without gradients (``backward=False``). Memory: the number of
-    steps. In a step, one copy of the parameters, however many samples, and four of the largest of
-    them: perturbations are drawn again where they are needed, tensor by tensor; while the loss is
-    evaluated, the point to come back to is kept, and then the update takes its place. MeZO keeps
-    neither, and moves the parameters there and back by sums, whose rounding is lost: then a step
-    that fails would leave other parameters than it found, and one that succeeds would drift. Inside
-    a projection, moved points are made as a whole: another copy.
-    Differs from the sources: `c` does not fall by itself; schedule the group's ``perturbation``.
-    FZOO's authors' code divides by the deviation without `c`, with ``n`` in place of ``n - 1``, and
-    takes half of the losses from the step before; there, the learning rate is larger by 1 / `c`.
+    Cost: ``sides * samples`` losses without gradients (``backward=False``). State: the step count.
+    Temporary memory: one copy of the parameters, for any number of samples, and four of the largest
+    parameter. Perturbations are regenerated when they are needed, tensor by tensor; the original
+    point is kept while the loss is evaluated, and the update replaces it afterwards. MeZO keeps
+    neither: it adds and subtracts perturbations in place, and the rounding errors remain in the
+    parameters, so that a failed step would change them, and successful ones would drift. Inside a
+    projection, perturbed points are computed for all tensors together: another copy.
+    Differs from the sources: `c` does not decay by itself; schedule the group's ``perturbation``.
+    FZOO's authors' code divides by the standard deviation without `c`, with ``n`` in place of
+    ``n - 1``, and takes half of the losses from the previous step; its learning rate is larger by
+    1 / `c`.
 
     Example:
         >>> from projcore import Optimizer
@@ -175,7 +178,7 @@ class SPSA(Evaluating):
         if self.normalize:
             deviation = stdev(seen) if all(map(math.isfinite, seen)) else math.nan
             factor = 0.0 if deviation == 0 else factor / deviation
-        # Once nothing is evaluated any more, the copy of the parameters is gone.
+        # After the last evaluation, the copy of the parameters has been freed.
         result: list[Tensor] = []
         for draws, slope in slopes:
             for i, perturbation in enumerate(draws):
@@ -185,7 +188,7 @@ class SPSA(Evaluating):
         return result
 
     def loss(self, objective: Objective, draws: Draws, width: float) -> float:
-        """Returns the loss at the point moved by the perturbation, times the width."""
+        """Returns the loss at the point plus `width` times the perturbation."""
         point = (
             plus([param], [perturbation], width)[0]
             for param, perturbation in zip(objective.params, draws, strict=True)
@@ -194,12 +197,12 @@ class SPSA(Evaluating):
 
 
 class Draws:
-    """A perturbation, as an iterable of tensors, each of which is drawn anew each time.
+    """A perturbation as an iterable of tensors, which each iteration regenerates.
 
     Args:
-        distribution: Of the elements, or of their parts.
-        like: Tensors of these shapes, dtypes and devices.
-        seed: Of the numbers.
+        distribution: Distribution of the elements, or of their real and imaginary parts.
+        like: Tensors that give shapes, dtypes and devices.
+        seed: Seed of the random numbers.
     """
 
     def __init__(self, distribution: Distribution, like: list[Tensor], seed: int) -> None:
@@ -218,7 +221,7 @@ class Draws:
             yield sharded_as(self.draw(tensor, self.generators[tensor.device]), tensor)
 
     def following(self) -> Draws:
-        """Returns the next perturbation, once this one was drawn to its end."""
+        """Returns the next perturbation; call it after a complete iteration over this one."""
         other = copy(self)
         other.start = self._states()
         return other
@@ -228,13 +231,13 @@ class Draws:
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns a tensor of the same shape and dtype whose elements, or their parts, are 1 or -1."""
+    """Returns a tensor of the same shape and dtype with random signs, 1 or -1, as elements."""
     signs = _empty(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
     return torch.view_as_complex(signs) if like.is_complex() else signs
 
 
 def random_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns a tensor of the same shape and dtype whose elements, or parts, are Gaussian."""
+    """Returns a tensor of the same shape and dtype with standard normal elements."""
     numbers = _empty(like).normal_(generator=generator)
     return torch.view_as_complex(numbers) if like.is_complex() else numbers
 

@@ -22,16 +22,16 @@ def strong_wolfe(
 ) -> float:
     r"""Returns a step that satisfies the strong Wolfe conditions.
 
-    If none is found, it is the best step that satisfies the first of them, or 0.
+    If none is found, returns the best step that satisfies the first condition, or 0.
 
     Args:
-        evaluate: Returns the trial at a step; its value is infinite where there is none.
+        evaluate: Returns the trial at a step; its value is infinite where it is not finite.
         start: The trial at 0; its slope is negative.
         step: The first step to try.
-        c1: Of the first condition.
-        c2: Of the second condition.
-        max_evaluations: How often to evaluate.
-        min_width: Give up when the steps known to bracket a solution are this close.
+        c1: Constant of the first condition (sufficient decrease).
+        c2: Constant of the second condition (curvature).
+        max_evaluations: Maximal number of evaluations.
+        min_width: The search stops when the bracket is at most this wide.
 
     Example:
         >>> def parabola(step):
@@ -40,8 +40,8 @@ def strong_wolfe(
         3.0
     """
     low, high = start, None
-    # A solution lies between low and high; high is None while it may be at any greater step. Of the
-    # steps that satisfy the first condition, low is the best; the value falls from there on.
+    # A solution lies between low and high; high is None while there is no upper bound. Of the steps
+    # that satisfy the first condition, low is the best; the value decreases from low towards high.
     for _ in range(max_evaluations):
         trial = evaluate(step)
         before = low
@@ -60,14 +60,14 @@ def strong_wolfe(
 
 
 def beyond(before: Trial, low: Trial) -> float:
-    """Returns a greater step: where a cubic has its minimum, at most ten times as far."""
+    """Returns a greater step: the minimum of a cubic, at most ten times the last step."""
     least, most = low.step + 0.01 * (low.step - before.step), 10 * low.step
     minimum = cubic_minimum(before, low)
     return most if minimum is None or minimum < low.step else min(max(minimum, least), most)
 
 
 def between(low: Trial, high: Trial) -> float:
-    """Returns a step inside: where a cubic has its minimum, a tenth of the width off the ends."""
+    """Returns a step inside: the minimum of a cubic, a tenth of the width from both ends."""
     minimum = cubic_minimum(low, high)
     if minimum is None:
         return (low.step + high.step) / 2
@@ -77,7 +77,7 @@ def between(low: Trial, high: Trial) -> float:
 
 
 def cubic_minimum(one: Trial, other: Trial) -> float | None:
-    """Returns where the cubic through two trials, with their slopes, has its minimum, or None.
+    """Returns the minimizer of the cubic that interpolates two trials and their slopes, or None.
 
     Example:
         >>> cubic_minimum(Trial(0, 0, -3), Trial(2, 2, 9))  # a^3 - 3 a
@@ -87,7 +87,7 @@ def cubic_minimum(one: Trial, other: Trial) -> float | None:
     mean = 3 * (other.value - one.value) / distance
     inner = one.slope + other.slope - mean
     square = inner * inner - one.slope * other.slope
-    if not square >= 0 or math.isinf(square):  # not: it may be no number
+    if not square >= 0 or math.isinf(square):  # `not`, since it may be NaN
         return None
     root = math.copysign(math.sqrt(square), distance)
     curvature = other.slope - one.slope + 2 * root
@@ -104,31 +104,32 @@ class StrongWolfe(LineSearch):
         u \leftarrow a u, \qquad \phi(a) \le \phi(0) + c_1 a \phi'(0), \qquad
         |\phi'(a)| \le c_2 |\phi'(0)|, \qquad \phi(a) = f(x - a u)
 
-    The first makes the loss fall; the second makes the step long enough for the curvature that
-    `LBFGS` learns from it to be positive. Steps are tried from ``step_size`` on, up to ten times as
-    far each, until they bracket a solution; then where a cubic through the bracket's ends has its
-    minimum. A loss or slope that is not finite brackets, so the step shrinks.
+    The first condition ensures that the loss decreases; the second that the step is long enough for
+    the curvature that `LBFGS` learns from it to be positive. The search starts with ``step_size``
+    and extends steps, each at most tenfold, until a solution is bracketed; then it tries the
+    minimum of a cubic that interpolates the ends of the bracket. A loss or slope that is not finite
+    counts as the upper end of a bracket, so the step shrinks.
 
-    If ``max_evaluations`` do not find such a step, it is the best that satisfies the first
-    condition, and if there is none, or where loss, gradient or update is not finite, the result is
-    zero: the loss never rises (inside a projection that computes: not by more than rounding). If
-    :math:`\langle g, u \rangle \le 0`, the update points uphill; then :math:`u` is the gradient,
-    scaled to the length of the update.
+    If ``max_evaluations`` do not find such a step, the result is the best step that satisfies the
+    first condition. If there is none, or if loss, gradient or update is not finite, the result is
+    zero: the loss never increases (inside a projection that rounds: not by more than rounding). If
+    :math:`\langle g, u \rangle \le 0`, the update is an ascent direction and is replaced by the
+    gradient, scaled to the norm of the update.
 
     Args:
         c1: Between 0 and 1; 1e-4 is usual.
         c2: Between ``c1`` and 1; 0.9 is usual for `LBFGS`, 0.1 for conjugate gradients.
-        max_evaluations: How many steps to try, at least 1.
+        max_evaluations: Maximal number of steps to try, at least 1.
         step_size: The first step to try, greater than 0.
-        tolerance_change: Give up when no parameter changes by more than this within the bracket,
-            times the largest absolute value of a parameter if that is below 1. Default 1e-9, as in
-            torch.
+        tolerance_change: The search stops when no parameter changes by more than this within the
+            bracket, times the largest absolute value of a parameter if that is below 1. Default
+            1e-9, as in torch.
 
     Raises:
         ArgumentError: If a setting is out of range.
 
-    Cost: an evaluation of the loss and its gradient for each step tried, mostly one after `LBFGS`;
-    two copies of the parameters.
+    Cost: an evaluation of the loss and its gradient per step tried, usually one after `LBFGS`; two
+    temporary copies of the parameters.
 
     Example:
         >>> from projcore import Optimizer
