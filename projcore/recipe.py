@@ -52,9 +52,9 @@ HIDDEN = f"{LINEAR} role!=last"
 ARGUMENTS = {
     "params": "A model, parameters, or groups.",
     "lr": "Learning rate.",
-    "betas": "Of Adam.",
-    "eps": "Of Adam.",
-    "weight_decay": "Decoupled.",
+    "betas": "Decay rates of Adam's running averages.",
+    "eps": "Added to the root of Adam's second moment, for stability.",
+    "weight_decay": "Coefficient of decoupled weight decay.",
     "momentum": "Decay rate of the momentum.",
     "period": "Steps between refreshes.",
     "seed": "Seed of random numbers.",

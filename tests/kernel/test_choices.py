@@ -220,9 +220,9 @@ def test_modules_by_name(spec: Any) -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("galore_adamw(8)", ArgumentError, "takes values by name"),
+        ("galore_adamw(8)", ArgumentError, "takes arguments by name"),
         ("galore_adamw(rank=8", SpecError, "was never closed"),
-        ({"galore_adamw": 8}, ArgumentError, "takes values by name"),
+        ({"galore_adamw": 8}, ArgumentError, "takes arguments by name"),
         ("galore_adamw(rnak=8)", ArgumentError, "It takes the parameters and lr, betas"),
         ("gaolre_adamw()", UnknownNameError, "gaolre_adamw"),
         ({}, SpecError, "keys"),

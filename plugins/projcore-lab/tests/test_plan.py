@@ -288,11 +288,11 @@ def test_a_module_goes_before_a_recipe_of_its_name(data, model):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("halved(0.5)", ["takes values by name"]),
+        ("halved(0.5)", ["takes arguments by name"]),
         ("halved(**{'keep': 1})", ["halved"]),
-        ("halved(); lr(0.1)", ["stands alone"]),
+        ("halved(); lr(0.1)", ["cannot be combined with others"]),
         ("halved()(keep=0.5)", ["halved"]),
-        ("halved(keep=adam())", ["takes values by name"]),
+        ("halved(keep=adam())", ["takes arguments by name"]),
         ("halved(keep=)", ["Write halved(name=value, ...)."]),
         ("halved(keeps=0.5)", ["keeps", "It takes the parameters and keep, betas."]),
         ("halved(keep=-1)", ["keep"]),
