@@ -7,15 +7,13 @@ processes share.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from processes import run
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -97,15 +95,10 @@ def cross(name: str, rank: int, size: int, folder: Path) -> dict[str, list[Tenso
     return found
 
 
+def everything(rank: int, size: int, folder: str) -> dict[str, object]:
+    """Returns the parameters that each chain comes to."""
+    return {name: cross(name, rank, size, Path(folder)) for name in CHAINS}
+
+
 if __name__ == "__main__":
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{sys.argv[3]}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=120),
-    )
-    torch.save({name: cross(name, rank, size, Path(sys.argv[5])) for name in CHAINS}, sys.argv[4])
-    dist.destroy_process_group()
+    run(everything)

@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from processes import run
+from processes import meet, run
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
@@ -99,6 +99,7 @@ def everything(rank: int, size: int) -> dict[str, Any]:
     for name, (make, where, act) in ways.items():
         # Each has a group of its own, since one that has timed out stays broken; and a mesh that
         # torch does not take for an earlier one.
+        meet(name)
         group: Any = dist.new_group(timeout=timedelta(seconds=SECONDS))
         mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=(name,))
         shard = by_layers(mesh)
