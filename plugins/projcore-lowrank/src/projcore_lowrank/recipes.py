@@ -28,7 +28,7 @@ from projcore_lowrank.intrinsic_subspace import IntrinsicSubspace, Plane
 from projcore_lowrank.memory import Transport
 from projcore_lowrank.published import Refresh
 from projcore_lowrank.random_basis import SeedChain
-from projcore_lowrank.recipes_2025 import alice, grassjump, grasswalk, subtrack
+from projcore_lowrank.recipes_moving import alice, grassjump, grasswalk, subtrack
 from projcore_lowrank.singular import Randomized
 from projcore_lowrank.soap_rotation import SOAPRotation
 from projcore_lowrank.subspace import Subspace

@@ -1,4 +1,4 @@
-"""Recipes of 2025 whose subspaces keep changing; see `recipes`."""
+"""Recipes whose subspaces keep moving; see `recipes`."""
 
 from __future__ import annotations
 
