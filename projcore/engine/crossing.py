@@ -83,7 +83,7 @@ class Crossing:
         A tensor that was projected and now passes, or the other way round, as its group's settings
         may have it, is of another shape inside: state there is reinitialized.
         """
-        if not self.passing and not self.projection.overrides("init"):
+        if self.node.site.ready or not (self.passing or self.projection.overrides("init")):
             return
         begun: dict[int, Entries] = {}
         for i, node, values in zip(self.applied, self.states, self.settings, strict=True):

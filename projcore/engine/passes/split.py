@@ -17,7 +17,7 @@ from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call, Node, has_factor
 
 # Elements in a block, or one tensor: a few lists of so many fit a cache (measured: benchmarks/).
-BLOCK = 1 << 18
+BLOCK = 1 << 20
 # On accelerators it is memory that is spared, and launches are dear.
 LARGE_BLOCK = 1 << 27
 
