@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -235,6 +235,7 @@ class Rules:
         absent: Sequence[tuple[str | None, Tensor, int]] = (),
         roles: Sequence[str] | None = None,
         given: Sequence[int | None] | None = None,
+        followed: Collection[int] = (),
     ) -> list[int]:
         """Returns the index of the first matching rule, for each tensor.
 
@@ -249,6 +250,8 @@ class Rules:
             given: For each, the index of a rule that takes precedence, or None.
             absent: Parameters beside them, as `Objective.absent` has it. They need no rule, but a
                 rule that one of them follows is no error.
+            followed: Indices of more rules that are no error, because their index was given for a
+                parameter that is absent.
 
         Raises:
             ArgumentError: If a parameter matches no rule, or a rule tests an unknown fact.
@@ -276,8 +279,8 @@ class Rules:
             chosen.append(index)
         if complete:
             others = [Candidate(name, tensor, None, group) for name, tensor, group in absent]
-            followed = set(chosen).union(*(self._could_follow(other) for other in others))
-            for i in sorted(set(range(len(self.rules))) - followed):
+            used = set(chosen).union(followed, *(self._could_follow(other) for other in others))
+            for i in sorted(set(range(len(self.rules))) - used):
                 if not self.rules[i].catches_all:
                     self._refuse_idle(self.rules[i], candidates)
         return chosen

@@ -276,9 +276,12 @@ def _unplanned(node: Inside, tensors: Sequence[Tensor]) -> Region:
 
 
 def check_applies(projection: ProjectionBase, space: Space) -> None:
-    """Raises if a projection applies to no tensor at all."""
-    if any(map(projection.applies, space.template, space.settings())):
+    """Raises if a projection applies to no tensor at all, nor to a parameter that is frozen."""
+    if space.absent is None or any(map(projection.applies, space.template, space.settings())):
         return
+    for _, tensor, group in space.absent:
+        if projection.applies(tensor, space.context.settings(space.path, group)):
+            return
     shapes = [tuple(tensor.shape) for tensor in space.template]
     raise ArgumentError(
         f"{projection} applies to none of its {len(shapes)} tensors, of shapes "

@@ -225,3 +225,18 @@ def test_a_bad_gradient_is_named_by_its_place_among_all(named: bool) -> None:
     which = "'1.weight'" if named else "2"
     with pytest.raises(errors.StepError, match=f"gradient of parameter {which} has layout"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("later", ["frozen", "lazy"])
+def test_a_projection_for_what_takes_part_later_is_no_mistake(later: str) -> None:
+    first = torch.nn.LazyLinear(3) if later == "lazy" else torch.nn.Linear(3, 3)
+    if later == "frozen":
+        first.requires_grad_(False)
+    model = torch.nn.Sequential(first, torch.nn.LayerNorm(3))
+    optimizer = Optimizer(model.parameters(), CHAINS["low_rank"]())
+    train(model, optimizer, range(2))
+    model.requires_grad_(True)
+    train(model, optimizer, range(2, 4))
+    assert "3 x 1" in optimizer.describe()
+    with pytest.raises(errors.ArgumentError, match="applies to none of its 2 tensors"):
+        Optimizer(model[1].parameters(), CHAINS["low_rank"]())

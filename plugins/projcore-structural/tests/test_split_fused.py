@@ -160,3 +160,16 @@ def test_in_a_stack_it_is_refused() -> None:
     with pytest.raises(ArgumentError, match="makes stacks"):
         Optimizer(Fused().parameters(), Stack([SplitFused([UnitNorm()], 3)]))
     Optimizer(Fused().parameters(), VectorProjection([SplitFused([UnitNorm()], 3)]))
+
+
+@pytest.mark.parametrize("where", [None, "qkv"])
+def test_what_is_split_may_be_frozen(where: str | None) -> None:
+    fused = Fused()
+    others = [("other", nn.Parameter(torch.zeros(7)))]
+    for parameter in fused.parameters():
+        parameter.requires_grad_(False)
+    Optimizer([*fused.named_parameters(), *others], SplitFused([UnitNorm()], 3, where=where))
+    with pytest.raises(ArgumentError, match="splits none of its 1 tensors"):
+        Optimizer(others, SplitFused([UnitNorm()], 3, where=where))
+    with pytest.raises(ArgumentError, match="splits none of its 1 tensors"):
+        Optimizer([*fused.named_parameters(), *others], SplitFused([UnitNorm()], 5))

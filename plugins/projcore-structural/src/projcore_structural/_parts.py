@@ -40,24 +40,33 @@ class Parted(ProjectionBase):
         super().plan(planner, space)
 
 
-def choose(
-    planner: Planner, rules: Rules, space: Space, given: Sequence[int | None] | None = None
-) -> list[int]:
-    """Returns the given index of each tensor, or else that of the first rule that matches.
+def choose(planner: Planner, rules: Rules, space: Space, setting: str | None = None) -> list[int]:
+    """Returns for each tensor the index of the first rule that matches.
+
+    Args:
+        planner: Says whether an optimizer is being built.
+        rules: The rules.
+        space: The tensors.
+        setting: The name of a setting of the module that takes precedence, unless it is None.
 
     Raises:
         ArgumentError: When an optimizer is built, if a rule matches no tensor.
     """
     tensors = items(space)
+    given = [values[setting] for values in space.settings()] if setting else None
     if not planner.building:
         return rules.choose(space.names, tensors, groups=space.groups, given=given)
+    absent = space.absent or ()
+    groups = {group for *_, group in absent} if setting else set()
+    others = [space.context.settings(space.path, group)[setting] for group in groups]
     return rules.choose(
         space.names,
         tensors,
         groups=space.groups,
         complete=space.absent is not None,
         given=given,
-        absent=space.absent or (),
+        absent=absent,
+        followed=[route for route in others if route is not None],
     )
 
 

@@ -82,8 +82,7 @@ class Route(Module):
         )
 
     def plan(self, planner: Planner, space: Space) -> None:
-        given = tuple(settings["route"] for settings in space.settings())
-        routes = choose(planner, self.rules, space, given)
+        routes = choose(planner, self.rules, space, "route")
         planner.note(space, "route", routes, [str(self.rules.rules[route]) for route in routes])
         for name, module in self.children.items():
             chosen = [i for i, route in enumerate(routes) if route == int(name)]

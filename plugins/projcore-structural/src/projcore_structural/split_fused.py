@@ -104,12 +104,22 @@ class SplitFused(Parted):
         refuse_stacks(self, space)
         super().plan(planner, space)
         lengths = self._lengths(space.template, space.state.nodes)
+        lengths += [self._lengths_of(each) for each in space.absent or ()]
         if planner.building and all(len(pieces) < 2 for pieces in lengths):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in space.template[:5])
             raise ArgumentError(
                 f"{self} splits none of its {len(space)} tensors, of shapes {shapes}. Correct "
                 "parts, dim or where, or remove it."
             )
+
+    def _lengths_of(self, absent: tuple[str | None, Tensor, int]) -> list[int]:
+        """Returns the lengths of the parts that a frozen parameter will have."""
+        name, tensor, group = absent
+        if self.rules is not None:
+            last = len(self.rules.rules) - 1
+            if self.rules.choose([name], [tensor], groups=[group]) == [last]:
+                return []
+        return self.lengths(tensor) or []
 
     def lengths(self, tensor: Tensor) -> list[int] | None:
         """Returns the lengths of the parts of a tensor, or None if they do not fit."""
