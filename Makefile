@@ -70,15 +70,15 @@ test-torch: $(TORCH)/ready
 	OMP_NUM_THREADS=1 $(TORCH)/bin/python -m pytest -n auto --maxprocesses 8 \
 	  --dist loadfile --no-loadscope-reorder $(ARGS)
 
+# The build for the CPU, where an index offers it: the other brings gigabytes of CUDA.
 $(TORCH)/ready: pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins/*/pyproject.toml)
 	@test -n "$(VERSION)" || { echo >&2 "Name a version: make test-torch VERSION=2.14.1"; exit 1; }
 	@$(TORCH)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(TORCH)
 	@echo "Installing into $(TORCH)."
 	@grep -v "^torch==" constraints.txt > $(TORCH)/constraints.txt
-	@$(TORCH)/bin/python -m pip install -q --disable-pip-version-check -c $(TORCH)/constraints.txt \
-	  torch==$(VERSION) $(BUILD)
-	@$(TORCH)/bin/python -m pip install -q --disable-pip-version-check -c $(TORCH)/constraints.txt \
-	  --no-build-isolation -r requirements-dev.txt
+	@install="$(TORCH)/bin/python -m pip install -q --disable-pip-version-check -c $(TORCH)/constraints.txt" && \
+	  { $$install torch==$(VERSION)+cpu $(BUILD) 2>/dev/null || $$install torch==$(VERSION) $(BUILD); } && \
+	  $$install --no-build-isolation -r requirements-dev.txt
 	@touch $@
 
 # Versions of pluggy and importlib-metadata that are claimed, laid over .venv.
@@ -145,8 +145,9 @@ $(ECOSYSTEM)/ready: pyproject.toml constraints.txt tests/ecosystem/packages/requ
 	@$(ECOSYSTEM)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(ECOSYSTEM)
 	@echo "Installing into $(ECOSYSTEM); the first time, this takes some minutes."
 	@$(ECOSYSTEM)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(BUILD) torch
-	@$(ECOSYSTEM)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .[test] \
-	  $(addprefix -e ,$(wildcard plugins/projcore-*)) -r tests/ecosystem/packages/requirements.txt
+	@$(ECOSYSTEM)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  --no-build-isolation -e .[test] $(addprefix -e ,$(wildcard plugins/projcore-*)) \
+	  -r tests/ecosystem/packages/requirements.txt
 	@touch $@
 
 docs: $(READY)

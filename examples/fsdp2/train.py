@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ def main() -> None:
         begin["step"].fill_(arguments.steps)
         dcp.save(parts | begin, checkpoint_id=arguments.save)
     if dist.get_rank() == 0:
-        print(f"loss {loss:.6f} after {arguments.steps} steps in {world()} processes")
+        print(f"loss {loss:.6f} after {arguments.steps} steps in {world()} processes", flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # FSDP2 keeps gloo's threads alive, which may abort Python while it is finalized
 
 
 if __name__ == "__main__":
