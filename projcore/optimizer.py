@@ -384,11 +384,11 @@ class Optimizer(torch.optim.Optimizer):
         if self._backward is None:
             yield
             return
-        before, self._backward.waits = self._backward.waits, True
+        before, self._backward.accumulates = self._backward.accumulates, True
         try:
             yield
         finally:
-            self._backward.waits = before
+            self._backward.accumulates = before
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

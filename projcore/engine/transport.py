@@ -129,7 +129,7 @@ def _of(site: Site, places: Sequence[int]) -> list[Entries | None]:
 def _shared(site: Site) -> Entries:
     """What a module keeps for its space as a whole; to look for it makes no entry."""
     state = site.state
-    tree, keys = state._anchor
+    tree, keys = state._shared_location
     node = state.trees[tree]
     for key in (*keys, SHARED):
         node = node.get(key, {})
