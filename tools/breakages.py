@@ -561,7 +561,7 @@ ENGINE_BREAKAGES = [
         "An average sees the parameters as they would be at rate 1.",
         ENGINE + "plan.py",
         before=(
-            "            rated += _rates(space, left.intersection(node.where))\n"
+            "            rated += _rate_nodes(space, left.intersection(node.where))\n"
             "            left.difference_update(node.where)\n"
         ),
         after="            pass\n",
@@ -571,7 +571,7 @@ ENGINE_BREAKAGES = [
         "plan-rate-inside",
         "The rate acts behind what must come last, not inside it.",
         ENGINE + "plan.py",
-        before="if node.comes_last and not _ends(node):",
+        before="if node.comes_last and not _comes_last(node):",
         after="if False:",
         tests=("tests/kernel/test_rate.py::test_it_scales_the_whole_step",),
     ),
@@ -2169,7 +2169,7 @@ PLUGINS = [
         "recipes-under-zero",
         "A recipe makes groups of the parameters that ZeroRedundancyOptimizer gives one process.",
         "projcore/recipe.py",
-        before="    refuse_zero(recipe)\n",
+        before="    check_recipe_in_zero(recipe)\n",
         after="",
         tests=("tests/distributed/test_zero.py",),
     ),
@@ -2295,8 +2295,8 @@ PLUGINS = [
         "missing-gradients-copied",
         "In a step with a closure, a missing gradient is zeros of the size of its parameter.",
         "projcore/optimizer.py",
-        before="fill_zeros(parameters, given if closure is None else kept_apart(given))",
-        after="kept_apart(fill_zeros(parameters, given))",
+        before="fill_zeros(parameters, given if closure is None else copy_views(given))",
+        after="copy_views(fill_zeros(parameters, given))",
         tests=(
             CLOSURE + "tests/test_gradient_free.py::test_spsa_takes_one_copy_of_the_parameters",
         ),

@@ -218,7 +218,7 @@ def _carry_children(node: Node, old: _Side, new: _Side, move: Move) -> None:
             moved = outer(before.up(tensors, "update"), kind)
             return None if moved is None else after.down(moved, "update")
 
-        places = before.places_inside
+        places = before.indices_inside
         inner_old = _Side(before, before.objective.template, region, places, before.states)
         inner_new = _Side(after, after.objective.template, region, places, after.states)
         _carry(region, inner_old, inner_new, through)

@@ -54,8 +54,7 @@ def test_what_zero_cannot_step_is_refused(results: list[dict[str, Any]]) -> None
         assert "needs all parameters at once" in result["wide"]
         assert result["narrow"] == "none"
         assert (
-            "has 1 groups of parameters, and was given a function that makes"
-            in (result["regrouped"])
+            "has 1 parameter groups, and was given a function that makes" in (result["regrouped"])
         )
 
 
