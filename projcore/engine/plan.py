@@ -100,7 +100,7 @@ class Builder(Planner):
         if self.around is not None:
             raise ArgumentError(
                 f"{type(self.around).__name__} was given {module}, which reads the parameters "
-                "after the step. It cannot read them inside this projection. Use it outside."
+                "after the step. It cannot read them inside. Use it outside this projection."
             )
         site = Site(module, space, self._is_whole(space))
         for group, members in site.parts():
