@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SHARED = "shared"
 
 Tree = dict[str, Any]
-Home = tuple[int, tuple[str, ...]]  # a tree, and the keys that lead to a node of it
+Location = tuple[int, tuple[str, ...]]  # the index of a tree, and the keys that lead to its node
 
 
 class Trees:
@@ -24,25 +24,25 @@ class Trees:
 
     Args:
         trees: The state of each parameter, as nested dicts.
-        homes: Where each tensor's dict is; by default each tree's own.
-        anchor: Where ``shared`` is.
+        locations: Where each tensor's dict is; by default at the root of its tree.
+        shared_location: Where the dict is that holds ``shared``.
         path: Position of the module in the tree, for example ``"1/modules/0"``.
     """
 
-    __slots__ = ("_anchor", "_homes", "nodes", "path", "trees")
+    __slots__ = ("_locations", "_shared_location", "nodes", "path", "trees")
 
     def __init__(
         self,
         trees: Sequence[Tree],
-        homes: Sequence[Home] | None = None,
-        anchor: Home = (0, ()),
+        locations: Sequence[Location] | None = None,
+        shared_location: Location = (0, ()),
         path: str = "",
     ) -> None:
         self.path = path
         self.trees = trees
-        self._homes = [(i, ()) for i in range(len(trees))] if homes is None else homes
-        self._anchor = anchor
-        self.nodes = [find_node(trees, home) for home in self._homes]
+        self._locations = [(i, ()) for i in range(len(trees))] if locations is None else locations
+        self._shared_location = shared_location
+        self.nodes = [find_node(trees, location) for location in self._locations]
 
     def inside(self, name: str, origins: Sequence[Sequence[int]], path: str) -> Self:
         """Returns the state of a space whose tensor `j` is made from the tensors ``origins[j]``.
@@ -51,22 +51,24 @@ class Trees:
         Without a name, it is kept where that tensor keeps its own.
         """
         used: dict[int, int] = {}
-        homes = []
+        locations = []
         for first, *_ in origins:
             count = used.get(first, 0)
             used[first] = count + 1
-            home = self._homes[first]
-            homes.append(below(home, f"{name}:{count}" if count else name) if name else home)
-        anchor = below(self._anchor, name) if name else self._anchor
-        return type(self)(self.trees, homes, anchor, path)
+            location = self._locations[first]
+            locations.append(
+                below(location, f"{name}:{count}" if count else name) if name else location
+            )
+        shared_location = below(self._shared_location, name) if name else self._shared_location
+        return type(self)(self.trees, locations, shared_location, path)
 
     def over(self, trees: Sequence[Tree]) -> Self:
-        """Returns the state at the same places of other trees."""
-        return type(self)(trees, self._homes, self._anchor, self.path)
+        """Returns the state at the same locations in other trees."""
+        return type(self)(trees, self._locations, self._shared_location, self.path)
 
     def entries(self) -> Iterator[tuple[int, str, Tree]]:
         """Yields each tensor's tree, the prefix of its keys when flat, and its dict."""
-        for (tree, keys), node in zip(self._homes, self.nodes, strict=True):
+        for (tree, keys), node in zip(self._locations, self.nodes, strict=True):
             yield tree, "".join(f"{key}/" for key in keys), node
 
 
@@ -90,15 +92,15 @@ class Keeper(NamedTuple):
         return None if name is None else self.entries[name]
 
 
-def below(home: Home, name: str) -> Home:
-    """Returns the place of the child of that name."""
-    return home[0], (*home[1], name)
+def below(location: Location, name: str) -> Location:
+    """Returns the location of the child of that name."""
+    return location[0], (*location[1], name)
 
 
-def find_node(trees: Sequence[Tree], home: Home) -> Tree:
-    """Returns the dict at a place; it is made if there is none."""
-    node = trees[home[0]]
-    for key in home[1]:
+def find_node(trees: Sequence[Tree], location: Location) -> Tree:
+    """Returns the dict at a location; it is created if there is none."""
+    node = trees[location[0]]
+    for key in location[1]:
         node = node.setdefault(key, {})
     return node
 

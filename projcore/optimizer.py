@@ -31,7 +31,7 @@ from projcore.engine.average import LossAverage
 from projcore.engine.backward import InBackward, check_scope
 from projcore.engine.commit import Store, make_buckets, run_writes, same
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
-from projcore.engine.facts import LiveSettings, RootObjective, as_loss, fill_zeros, kept_apart
+from projcore.engine.facts import LiveSettings, RootObjective, as_loss, copy_views, fill_zeros
 from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
@@ -39,7 +39,7 @@ from projcore.engine.names import RATE, SIGNATURE, SettingNames
 from projcore.engine.nodes import Frame
 from projcore.engine.part import check_zero, part_of
 from projcore.engine.plan import PASSES
-from projcore.engine.presence import Facts, Roll, follow, of_members, presence
+from projcore.engine.presence import Facts, Participants, follow, of_members, presence
 from projcore.engine.rate import sets_step_size, with_rate
 from projcore.engine.region import Region
 from projcore.engine.resharding import announce, share
@@ -250,7 +250,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._add_group(group)
         except BaseException:
             del self.param_groups[count:]
-            self._presence, self._roll = present, Roll(present)
+            self._presence, self._participants = present, Participants(present)
             raise
 
     def _add_group(self, param_group: dict[str, Any]) -> None:
@@ -384,11 +384,11 @@ class Optimizer(torch.optim.Optimizer):
         if self._backward is None:
             yield
             return
-        before, self._backward.waits = self._backward.waits, True
+        before, self._backward.accumulates = self._backward.accumulates, True
         try:
             yield
         finally:
-            self._backward.waits = before
+            self._backward.accumulates = before
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -539,12 +539,12 @@ class Optimizer(torch.optim.Optimizer):
         parameters = self._members()
         given = [parameter.grad for parameter in parameters]
         active = None
-        if not _usable(given, self._roll.dtypes):
+        if not _usable(given, self._participants.dtypes):
             active = self._active(parameters, given)
             check_gradients(parameters, self._called)
         if active is not None and not active:
             return
-        grads = fill_zeros(parameters, given if closure is None else kept_apart(given))
+        grads = fill_zeros(parameters, given if closure is None else copy_views(given))
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
         plan, store = self._prepare(parameters, active)
@@ -580,15 +580,15 @@ class Optimizer(torch.optim.Optimizer):
     def _members(self) -> list[Tensor]:
         """Returns the parameters that take part, and adapts to those that joined or changed."""
         everything = self._parameters()
-        if not self._roll.holds(everything, sticky=bool(self.state)):
+        if not self._participants.holds(everything, sticky=bool(self.state)):
             present = self._present(everything)
             if present != self._presence:
                 self._follow(present)
-        return self._roll.pick(everything)
+        return self._participants.pick(everything)
 
     def _called(self, i: int) -> str:
         """Returns the name of a parameter that takes part, or its index among all."""
-        place = self._roll.members[i]
+        place = self._participants.members[i]
         name = parameter_names(self.param_groups)[place]
         return str(place) if name is None else repr(name)
 
@@ -716,7 +716,7 @@ class Optimizer(torch.optim.Optimizer):
     def _note_presence(self, present: list[Facts | None]) -> None:
         """Notes which parameters have state; the groups say it too, for checkpoints."""
         self._presence = present
-        self._roll = Roll(present)
+        self._participants = Participants(present)
         facts = iter(present)
         for group in self.param_groups:
             absent = [i for i, _ in enumerate(group["params"]) if next(facts) is None]
@@ -859,7 +859,7 @@ class Optimizer(torch.optim.Optimizer):
             for place in range(len(group["params"]))
         )
         self._presence = of_members(self._parameters(), [i for i, present in numbered if present])
-        self._roll = Roll(self._presence)
+        self._participants = Participants(self._presence)
         self._reset_plan()
         self.in_backward = in_backward
 

@@ -34,7 +34,7 @@ from projcore._pairs import Params
 from projcore._split import Split
 from projcore.core.chain import as_chain
 from projcore.core.module import Module
-from projcore.engine.part import refuse_zero
+from projcore.engine.part import check_recipe_in_zero
 from projcore.optimizer import Optimizer
 
 __all__ = ["HIDDEN", "LINEAR", "Params", "Project", "Rule", "Spec", "Way", "documented", "routed"]
@@ -142,7 +142,7 @@ def routed(
             way that the user gave matches nothing.
         ArgumentTypeError: If something is neither a parameter nor a pair of a name and one.
     """
-    refuse_zero(recipe)
+    check_recipe_in_zero(recipe)
     split = Split(recipe, params, ways, fixed or {}, unfit)
     taken = {ways[number].shape: list(ways[number].modules or ()) for number in split.routes}
     if len(taken) == 1:

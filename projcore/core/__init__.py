@@ -1,5 +1,5 @@
-"""The contracts: what authors of modules and projections read.
+"""The interfaces that authors of modules and projections implement and call.
 
-In this order: space, state, settings, objective, module, chain, projection, writer. Their public
-names are imported from `projcore`.
+Read them in this order: space, state, settings, objective, module, chain, projection, writer.
+Import their public names from `projcore`.
 """

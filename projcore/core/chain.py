@@ -1,4 +1,4 @@
-"""Chains: modules in a row."""
+"""Chains: modules that run in order."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from projcore.spec import build
 class Chain(Module, AnyChain):
     """Runs modules in order, each on the update that the one before it returned.
 
-    Its state, settings and needs are those of its modules; they stand at positions ``"0"``,
-    ``"1"``, ... and a module may stand at several.
+    Its state, settings and needs are those of its modules, which are at the positions ``"0"``,
+    ``"1"``, ...; one module may be at several.
 
     Args:
-        modules: Modules, or specs of them; the attribute holds modules.
+        modules: Modules or specs; the attribute holds modules.
 
     Raises:
         ArgumentError: If it is empty.
@@ -33,12 +33,12 @@ class Chain(Module, AnyChain):
         adam(); lr(0.01)
     """
 
-    scope = "element"  # its own; see total_scope
+    scope = "element"  # apart from its modules; see total_scope
 
     def __init__(self, *modules: Any) -> None:
         made = [as_module(module) for module in modules]
         if not made:
-            raise ArgumentError("Chain() was given no modules. It runs one or more. Pass some.")
+            raise ArgumentError("Chain() was given no modules. It needs at least one.")
         super().__init__(None, **{str(i): module for i, module in enumerate(made)})
         self.modules = tuple(made)
 
@@ -48,10 +48,10 @@ class Chain(Module, AnyChain):
 
 
 def as_module(value: object) -> Module:
-    """Makes a module of a module, a spec (``"adam()"``), or a list of these (then a `Chain`).
+    """Returns a module, the module of a spec (``"adam()"``), or a `Chain` of a list of these.
 
     Raises:
-        ArgumentTypeError: If it is none of these.
+        ArgumentTypeError: If the value is none of these.
     """
     if isinstance(value, Module):
         return value
@@ -63,6 +63,6 @@ def as_module(value: object) -> Module:
 
 
 def as_chain(value: object) -> Chain:
-    """Makes a chain of a module, a spec, or a list of these."""
+    """Returns a chain, or the chain of a module, a spec, or a list of these."""
     module = as_module(value)
     return module if isinstance(module, Chain) else Chain(module)

@@ -1,4 +1,4 @@
-"""Modules: recipes that map the update so far to a new update."""
+"""Modules: the parts of an optimizer, each of which maps an update to a new update."""
 
 from __future__ import annotations
 
@@ -27,57 +27,57 @@ Kind = Literal["first", "second", "covariance", "history", "scalar", "fixed", "o
 
 
 class Planner(ABC):
-    """Collects the nodes of a plan, as modules name them; see `Module.plan`.
+    """Builds a plan from the nodes that modules add to it; see `Module.plan`.
 
     Attributes:
-        building: Whether an optimizer is being built, so that a rule that holds for no tensor is an
-            error. Later plans may be of some of its tensors.
+        building: Whether an optimizer is being constructed. Only then is a rule that matches no
+            tensor an error; later plans may be for some of its tensors.
     """
 
     building: bool = False
 
     @abstractmethod
     def step(self, module: Module, space: Space, runs: Sequence[Planned] = ()) -> None:
-        """Has a module run: its `apply` if it is a `Transform`, else its `step`.
+        """Adds a node that calls the `apply` of a `Transform`, or the `step` of another module.
 
-        `runs` are the plans that its `step` runs by `Objective.run`; their state is then known
-        before the first step.
+        `runs` are the plans that this `step` passes to `Objective.run`. Given here, their state is
+        known before the first step.
         """
 
     @abstractmethod
     def enter(self, projection: ProjectionBase, space: Space) -> None:
-        """Has the modules inside a projection run in its space."""
+        """Adds a node that runs the modules inside a projection in its space."""
 
     @abstractmethod
     def note(self, space: Space, name: str, values: Sequence[float], labels: Any = ()) -> None:
-        """Keeps a number for each tensor in the state of the module, which follows from the space.
+        """Adds a state entry that holds, for each tensor, a number that follows from the space.
 
         The entry is of kind ``"fixed"``: a checkpoint with other numbers is rejected. `labels` are
-        texts for `Optimizer.describe`, one for each tensor.
+        strings for `Optimizer.describe`, one for each tensor.
         """
 
 
 class Module(Constructed, Hooks, ABC):
-    """A step of an optimizer: settings and children, fixed when built; it holds no tensors.
+    """A part of an optimizer: settings and children, fixed at construction; it holds no tensors.
 
-    One module may stand at several positions and serve several optimizers, because its state is
-    kept by them (`State`) and this step's facts are handed in (`Objective`). It prints as its spec.
+    One module may be at several positions and in several optimizers: they keep its state (`State`)
+    and pass in the facts of a step (`Objective`). It prints as its spec.
 
     Attributes:
-        scope: What one element of the result depends on: itself (``"element"``), its own tensor
-            (``"tensor"``) or all tensors (``"all"``, the safe default).
-        needs: The facts it reads beside the update: ``"params"``, ``"grads"``, ``"loss"``,
+        scope: The elements of the update that an element of the result depends on: itself
+            (``"element"``), its tensor (``"tensor"``), or any (``"all"``, the safe default).
+        needs: The facts it reads besides the update: ``"params"``, ``"grads"``, ``"loss"``,
             ``"closure"``. Checked when it is put inside a projection.
         kinds: How each entry of its state changes under a change of basis: ``"first"`` like a
             vector, ``"second"`` like the diagonal of a covariance, ``"covariance"``, ``"history"``
-            (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"fixed"`` (kept: a number
-            that follows from module and parameter, as a checkpoint's must), ``"opaque"`` (reset).
+            (vectors stacked along dimension 0), ``"scalar"`` (kept), ``"fixed"`` (kept; determined
+            by module and parameter, so that a checkpoint must agree), ``"opaque"`` (reset).
         comes_last: Whether its result must be subtracted unchanged: the learning rate precedes it.
         sharded: Whether it is correct on sharded parameters (`DTensor`); None: if elementwise.
-        traceable: Whether what it does itself makes one graph for `torch.compile`. If it branches
-            on values or evaluates the loss, it runs in Python between the graphs of others.
-        zeroth_order: It makes its update from losses alone: parameters that require a gradient
-            and were given none take part, with the gradient zero.
+        traceable: Whether `torch.compile` can trace it, apart from its children, into one graph. A
+            module that branches on values or evaluates the loss runs in Python between graphs.
+        zeroth_order: Whether its update is made from losses alone. Then parameters that require a
+            gradient but have none take part, with a zero gradient.
         arguments: The constructor's arguments that differ from their defaults, by name.
         defaults: Its settings; a parameter group overrides them by name.
         children: The modules it runs, by name.
@@ -97,40 +97,39 @@ class Module(Constructed, Hooks, ABC):
         check_settings(self, self.defaults)
 
     def check(self, settings: Settings) -> None:
-        """Raises if a setting has a bad value; called with defaults and with those of groups."""
+        """Raises if a setting is invalid; called with the defaults, and with those of groups."""
 
     def plan(self, planner: Planner, space: Space) -> None:
-        """Says what is to run on the tensors of a space: by default, the module itself.
+        """Adds the nodes for the tensors of a space to a plan: by default, one for this module.
 
-        Modules that are made of others override this, and nothing else: a chain plans its children
-        one after the other, ``child.plan(planner, space.child(name))``.
+        Modules that only run others override this alone: a chain plans its children one after the
+        other, ``child.plan(planner, space.child(name))``.
         """
         planner.step(self, space)
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         """Returns the new update: as many tensors, of the same shapes.
 
-        It never writes into `update` (the first update *is* the gradients), only into `state`.
-        Override it, or be a `Transform`, unless `plan` is overridden.
+        It must not write into `update` (the first update *is* the gradients), only into `state`.
+        Override it, or derive from `Transform`, unless `plan` is overridden.
         """
         return objective.run(self.plan, update, state)
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         """Returns the initial state, for a tensor of this shape, dtype and device.
 
-        It gets those of these arguments that it names: ``batch_dims``, the number of leading
-        dimensions that index independent tensors; and ``key``, the number by which the tensor is
-        told apart (`Space.keys`).
+        It may name two more arguments: ``batch_dims``, the number of leading dimensions that index
+        independent tensors; and ``key``, a number that identifies the tensor (`Space.keys`).
 
-        A count is best a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
+        Make a count a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
         float64 on the CPU (seen with torch 2.13).
         """
         return {}
 
     def remember(self, objective: Objective, state: State) -> list[Settings]:
-        """Creates state where there is none yet, and returns the settings of each tensor.
+        """Creates state that does not exist yet, and returns the settings of each tensor.
 
-        Called before each step; override it where state is not made tensor by tensor.
+        Called before each step; override it if state is not created tensor by tensor.
         """
         settings, keys = objective.settings(state.path), objective.space.keys
         facts = zip(state.nodes, objective.template, settings, keys, strict=True)
@@ -148,14 +147,14 @@ class Module(Constructed, Hooks, ABC):
 
     @property
     def total_needs(self) -> frozenset[Need]:
-        """What this module and its children need of the space that it stands in."""
+        """The facts that this module and its children need from its space."""
         return self.needs.union(*(child.total_needs for child in self.children.values()))
 
     def spec(self) -> Any:
-        """Returns this module as texts, numbers, lists and dicts, as in JSON; `build` reads it.
+        """Returns this module as strings, numbers, lists and dicts, as in JSON; `build` reads it.
 
         Raises:
-            SpecError: If an argument is something that no spec can hold, as a class.
+            SpecError: If a spec cannot hold one of its arguments, such as a class.
         """
         return to_spec(self)
 
@@ -171,8 +170,8 @@ class Transform(Module):
     The kernel takes care of parameters without a gradient, of groups and of batches. A transform
     of scope ``"element"`` or ``"tensor"`` gets, in one call, only tensors of one dtype and device
     that share their settings: ``settings[0]`` holds for all. One of scope ``"all"`` gets all, and
-    finds the value that they agree on with `projcore.common`. Instead of float16, in tensors, facts
-    and state, it gets float32 copies; what it returns and remembers is rounded.
+    finds the value that they agree on with `projcore.common`. In place of float16 tensors, facts
+    and state it gets float32 copies; its result and its state are rounded to float16.
     """
 
     @abstractmethod
@@ -187,12 +186,12 @@ class Transform(Module):
     ) -> Iterable[Tensor]:
         """Returns the new update.
 
-        Facts that are not in ``needs`` are None. Writes into its own `states` only: one dict for
-        each tensor, holding what `init` returned.
+        Facts that are not in ``needs`` are None. It may write into `states` only: one dict for
+        each tensor, with the entries that `init` returned.
 
-        It may name one argument more, ``batch_dims``: the number of leading dimensions of each
-        tensor that index independent tensors. A transform of scope ``"tensor"`` that does reduces
-        over the others; for one that does not, a batch is taken apart and run item by item.
+        It may name one more argument, ``batch_dims``: the number of leading dimensions of each
+        tensor that index independent tensors. A transform of scope ``"tensor"`` that names it
+        reduces over the other dimensions; for one that does not, batches are run item by item.
         """
 
     def coefficients(
@@ -200,9 +199,9 @@ class Transform(Module):
     ) -> list[tuple[float, float]] | None:
         """Returns `a` and `b` for each tensor if it maps an update `u` to ``a * u + b * p``.
 
-        Then `apply` need not be called where nothing but such modules follows: the numbers become
-        those with which the parameters are written. None, the default, if it is not of that form.
-        Which it is, is asked once, with no tensors, when an optimizer is planned.
+        Then `apply` is not called where only such modules follow: these factors are multiplied into
+        those with which the parameters are written. None, the default, if it has no such form,
+        which is found out once, when an optimizer is planned, by a call without tensors.
         """
         return None
 
@@ -215,30 +214,30 @@ class Transform(Module):
         states: list[Node],
         settings: list[Settings],
     ) -> Tensor | None:
-        """Returns the one number by which `apply` would multiply all elements, as a 0-d tensor.
+        """Returns the factor by which `apply` would multiply all elements, as a 0-d tensor.
 
-        Then `apply` need not be called where what follows is elementwise. It must not depend on how
-        the elements are arranged in tensors, as the norm of all of them does not. For scope
-        ``"all"``, and modules without state. None, the default, if it is not of that form. Which
-        it is, is asked once, with no tensors, when an optimizer is planned.
+        Then `apply` is not called where only elementwise modules follow. The factor must not depend
+        on how elements are arranged in tensors; the norm of all of them does not. For scope
+        ``"all"``, and modules without state. None, the default, if it has no such form, which is
+        found out once, when an optimizer is planned, by a call without tensors.
         """
         return None
 
     def writer(self, targets: list[Tensor]) -> Writer | str:
-        """Returns what writes parameters itself, in place of `apply`, or why nothing does.
+        """Returns a writer to use in place of `apply`, or the reason why there is none.
 
-        Override it, for scope ``"element"`` or ``"tensor"``, where that spares the update, as by a
-        kernel that does both. It is asked once for the parameters that it would write, of which it
-        may read dtype, layout and device; a reason is shown by `Optimizer.describe`. It is used in
-        steps that are not compiled, where nothing but affine modules follows.
+        Override it, for scope ``"element"`` or ``"tensor"``, if a kernel can compute the update and
+        write the parameters in one pass. Called once, with the parameters to be written, of which
+        it may read dtype, layout and device; `Optimizer.describe` shows the reason. The writer is
+        used in steps that are not compiled, where only affine modules follow.
         """
         return "it has none"
 
 
 class Observer(Module):
-    """Looks at the parameters after each step, as an average does; override `observe`.
+    """Reads the parameters after each step, as a running average does; override `observe`.
 
-    It leaves the update as it is, and may stand only in projections that rearrange or cast.
+    It leaves the update unchanged, and may be used only in projections that rearrange or cast.
     """
 
     comes_last = True
@@ -247,4 +246,4 @@ class Observer(Module):
 
     @abstractmethod
     def observe(self, params: list[Tensor], states: list[Node], settings: list[Settings]) -> None:
-        """Takes the parameters as the step left them into `states`, all of one group."""
+        """Updates `states` from the parameters, all of one group, after they were written."""

@@ -23,12 +23,12 @@ Planned = Callable[["Planner", Space], None]
 
 
 class Objective(ABC):
-    """What modules may ask about this step; it dies with the step.
+    """The facts of one step that modules may read; discarded after the step.
 
     Attributes:
-        space: What was known before the step: groups, names, who has a gradient.
+        space: The facts that were known before the step: groups, names, who has a gradient.
         template: Tensors with the shapes, dtypes and devices of this space.
-        context: What it shares with the other objectives of the step.
+        context: The facts that all objectives of the step share.
     """
 
     space: Space
@@ -37,12 +37,12 @@ class Objective(ABC):
 
     @property
     def groups(self) -> Sequence[Hashable]:
-        """The parameter group of each tensor, or a tuple of those that it is made from."""
+        """The parameter group of each tensor; a tuple if it is made from several groups."""
         return self.space.groups
 
     @property
     def active(self) -> Sequence[int] | None:
-        """Indices of the tensors that have a gradient, or None if all have; others do not move."""
+        """Indices of the tensors that have a gradient, or None if all have; others stay as is."""
         return self.space.active
 
     @property
@@ -53,7 +53,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def params(self) -> list[Tensor]:
-        """The point of this step."""
+        """The parameters at this step's point."""
 
     @property
     @abstractmethod
@@ -69,8 +69,8 @@ class Objective(ABC):
     def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
         """Returns the loss at another point, and the gradient there (None without `backward`).
 
-        Parameters are back at this step's point when it returns, and when it raises. Of a point
-        that is an iterator, each tensor is asked for when the one before was copied.
+        Parameters are restored to this step's point, also if it raises. From a point that is an
+        iterator, each tensor is taken after the one before was copied.
         """
 
     def settings(self, path: str) -> list[Settings]:
@@ -78,20 +78,20 @@ class Objective(ABC):
         return [self.context.settings(path, group) for group in self.groups]
 
     def select(self, indices: Sequence[int], space: Space | None = None) -> Objective:
-        """Returns the objective of some tensors, others held fixed; `space` is theirs, if known."""
+        """Returns the objective of some tensors, others held fixed; `space` is that of these."""
         return _View(self, indices, self.space.select(indices) if space is None else space)
 
     def replace(self, grads: list[Tensor], active: list[int] | None) -> Objective:
-        """Returns the objective with other gradients, and other tensors that have one."""
+        """Returns the objective with other gradients, and with other tensors that have one."""
         return _View(self, range(len(self.template)), replace(self.space, active=active), grads)
 
     def run(self, plan: Planned, update: list[Tensor], state: State) -> list[Tensor]:
-        """Runs modules on an update, as a module does that decides in `step` what to run.
+        """Runs other modules on an update, as for a module that chooses them in its `step`.
 
-        `plan` is the `plan` of a module, and `state` the state of that module.
+        `plan` is the `plan` of the module to run, and `state` the state of that module.
         """
         return self.context.run(plan, update, self, state)
 
 
 class _View(View, Objective):  # type: ignore[override]
-    """An objective made from another."""
+    """An objective derived from another."""

@@ -25,7 +25,7 @@ ProjectionWriter = Callable[..., "list[Write]"]
 Geometry = Literal["layout", "pointwise", "linear"]
 OnRefresh = Literal["keep", "reset", "transport"]
 
-INNER = "modules"  # the child of a projection: what runs inside
+INNER = "modules"  # the name of the chain inside, as a child of the projection
 
 
 class ProjectionBase(Module, ProjectionHooks, AnyProjection):
@@ -33,7 +33,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
 
     A linear projection is a map :math:`U` from the projected space into that of the parameters.
     Inside, one minimises :math:`z \mapsto f(x_0 + U (z - z_0))`; a step :math:`z` inside is the
-    step :math:`U z` outside. So the tensors cross as
+    step :math:`U z` outside. So tensors are mapped as
 
     ============  ======================  ===========================  =============
     ``current``   the tensors are         ``project`` applies          ``unproject``
@@ -46,31 +46,31 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
     and for an orthonormal :math:`U` the two maps coincide and ``current`` may be ignored.
 
     Args:
-        modules: What to run inside: a module, a spec, or a list of these.
-        project_update: Hand the update in. Without it the update inside begins as the
-            projected gradient.
-        project_params: Let modules inside read parameters and evaluate the closure.
-        project_grad: Let modules inside read gradients.
+        modules: The modules to run inside: a module, a spec, or a list of these.
+        project_update: Whether the inner modules start from the projected update; otherwise they
+            start from the projected gradient.
+        project_params: Whether modules inside may read parameters and evaluate the closure.
+        project_grad: Whether modules inside may read gradients.
         defaults: Settings of the projection, which parameter groups override by name.
 
     Attributes:
         scope: ``"element"`` or ``"tensor"`` for one projected tensor from each tensor, by itself;
             ``"all"`` (the default) for any number from all of them.
-        geometry: What the map does. A ``"layout"`` only rearranges elements: modules of scope
+        geometry: The form of the map. A ``"layout"`` only rearranges elements: modules of scope
             ``"element"`` give the same result outside, and run there, at no cost. A ``"pointwise"``
-            map makes each element of one outside, as a cast does, and may pad: a point inside is
-            the same point outside, up to rounding. A ``"linear"`` map (the default) is any other;
-            the closure is then evaluated at ``x0 + U (z - z0)``, which never destroys what the map
-            cannot represent, where the others evaluate it at ``unproject(z)``.
+            map computes each element from one outside, as a cast does, and may pad: a point inside
+            is the same point outside, up to rounding. A ``"linear"`` map (the default) is any
+            other: the closure is then evaluated at ``x0 + U (z - z0)``, which keeps the part of
+            ``x0`` that the map cannot represent; for the others it is at ``unproject(z)``.
         batch_dims: How many leading dimensions of each tensor that `project` returns index
             independent tensors. For scope ``"all"``.
-        traceable: As of every module; of `refresh` and `receive`, which run before, in Python, not.
-        on_refresh: What happens to state inside when `refresh` changes the map: ``"keep"``,
+        traceable: As for every module, but not about `refresh` and `receive`: these run in Python.
+        on_refresh: The treatment of state inside when `refresh` changes the map: ``"keep"``,
             ``"reset"``, or ``"transport"``.
         chain: The modules inside.
 
     Raises:
-        NeedsError: If a module inside needs what this projection does not hand in.
+        NeedsError: If a module inside needs facts that this projection does not pass in.
     """
 
     geometry: ClassVar[Geometry] = "linear"
@@ -103,12 +103,12 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         settings: list[Settings],
         current: Current,
     ) -> Iterable[Tensor]:
-        """Returns the tensors in the projected space; changes nothing.
+        """Returns the projected tensors, without side effects.
 
         May be called several times a step, with params, grads and update. ``states`` and
         ``settings`` are per unprojected tensor. Facts not in ``needs`` are not computed: ``grads``
         and ``loss`` are then None, and ``params`` are placeholders that have the shapes, dtypes and
-        devices of the parameters, and values of no meaning.
+        devices of the parameters; their values are undefined.
         """
 
     @abstractmethod
@@ -122,7 +122,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         settings: list[Settings],
         current: Current,
     ) -> Iterable[Tensor]:
-        """Returns tensors of the original shapes; changes nothing."""
+        """Returns tensors of the original shapes, without side effects."""
 
     def applies(self, tensor: Tensor, settings: Settings) -> bool:
         """Whether a tensor of this shape and dtype is projected; others pass through."""
@@ -131,9 +131,9 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
     def origins(
         self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
     ) -> list[list[int]]:
-        """Which of the given tensors each of the `projected` tensors is made from.
+        """Returns, for each of the `projected` tensors, the indices of those it is made from.
 
-        For scope ``"all"``; ``params`` are placeholders. By default, from all of them.
+        For scope ``"all"``; ``params`` are placeholders. By default, all indices.
         """
         return [list(range(len(params)))] * projected
 
@@ -146,16 +146,16 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         states: list[Node],
         settings: list[Settings],
     ) -> Sequence[Node | None] | None:
-        """Learns the map: returns the new states (None for those that stay), or None for no change.
+        """Recomputes the map: returns new states (None for unchanged ones), or None if none change.
 
         Called once a step, before any tensor is projected, so that parameters, gradients and update
-        use the same map. ``tensors`` is the update; to learn from the gradient, declare
+        use the same map. ``tensors`` is the update; to use the gradient, declare
         ``needs = {"grads"}``. Arguments may be left out: a method that names neither ``tensors``
-        nor ``grads`` learns from no data, and is called for tensors without a gradient, too.
+        nor ``grads`` depends on no data, and is also called for tensors without a gradient.
 
-        New states are a change of the map, which state inside follows by `on_refresh`. What changes
-        without that, such as a count or a running mean, is put into ``states``: a new value in the
-        place of the old, which a step that fails leaves alone.
+        New states mean a new map, to which state inside is adapted by `on_refresh`. Assign entries
+        that change without that, such as a count or a running mean, into ``states``, as new
+        values: do not write in place, so that a step that fails leaves them as they were.
         """
         return None
 
@@ -170,16 +170,16 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
     ) -> Iterable[Tensor] | None:
         r"""Returns state of that kind in the new basis, or None if it cannot be carried over.
 
-        By default ``"first"`` moves as :math:`U_{new}^\top U_{old} m`, and ``"second"`` as the
-        absolute value of that, which is rough: signed weights may cancel and leave a variance
-        near 0. Where the squares of the weights are to be had, override it; or return None.
+        By default ``"first"`` becomes :math:`U_{new}^\top U_{old} m`, and ``"second"`` the
+        absolute value of that, which is a rough estimate: signed weights may cancel and leave a
+        variance near 0. Override it if the squared weights are available, or return None.
         ``params`` are placeholders.
         """
         if kind not in ("first", "second"):
             return None
         full = list(self.unproject(tensors, params, None, None, old_states, settings, "update"))
         moved = list(self.project(full, params, None, None, new_states, settings, "update"))
-        if kind == "second":  # of a complex tensor, the two parts are variances
+        if kind == "second":  # real and imaginary part of a complex tensor are variances
             return as_given([part.abs() for part in as_real(moved)], moved)
         return moved
 
@@ -194,7 +194,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         states: list[Node],
         settings: list[Settings],
     ) -> Iterable[Tensor]:
-        """Returns the full update from the full update given, its projection, and the inner result.
+        """Returns the full update, made from the given one, its projection, and the inner result.
 
         By default ``unproject(result)``. Methods that keep or scale the residual override it.
         """
@@ -203,50 +203,50 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
     def receive(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Tensor]:
-        """Returns an update that replaces the one given; called first, once a step.
+        """Returns the update to use in place of the given one; called first, once a step.
 
-        By default the update itself. Error feedback adds the error that it kept.
+        By default the given one. Error feedback adds the error of the steps before.
         """
         return tensors
 
     def materialize(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> Sequence[Node]:
-        """Returns entries that are in ``states`` while tensors cross in a graph, and not saved.
+        """Returns entries that ``states`` have while a compiled graph runs; they are not saved.
 
-        For what no graph can make, as random numbers, and `project` makes itself where there are no
-        such entries. Called in compiled steps, in Python, after `refresh`, with the update.
+        For values that a graph cannot compute, such as random numbers; without these entries,
+        `project` computes them. Called in compiled steps, in Python, after `refresh`.
         """
         return [{} for _ in states]
 
     def targets(
         self, params: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Tensor] | None:
-        """Returns tensors inside that are written in place of the parameters, if there are such.
+        """Returns the inner tensors that are written instead of the parameters, or None.
 
-        For scope ``"element"`` or ``"tensor"``. Modules that come last step these, which are then
-        copied into the parameters, of the same shapes. Override it where the parameters inside are
-        kept, as master copies are, and `combine`, for where the step is not written. Without them,
-        unless the map is linear and no more, ``project(params)`` is written where it is views of
-        the parameters, and else zeros are, of which `unproject` is added to the parameters.
+        For scope ``"element"`` or ``"tensor"``. The inner update is subtracted from these, which
+        are then copied into the parameters, of the same shapes. Override it if inner parameters are
+        stored, such as master copies, and `combine`, for steps that are not written. By default,
+        unless the geometry is ``"linear"``, ``project(params)`` is written if it returns views of
+        the parameters; else zeros are, and their `unproject` is added to the parameters.
         """
         return None
 
     def writer(self, targets: list[Tensor]) -> ProjectionWriter | str:
-        """Returns what writes parameters itself, in place of `combine`, or why nothing does.
+        """Returns a function to use in place of `combine`, or the reason why there is none.
 
-        Override it, for scope ``"tensor"``, where that spares the full update, as a product that
-        goes straight into the parameter. It is asked once, and used where nothing but affine
-        modules follows. It is called with targets, blends, and the arguments of `combine`; with
-        ``u`` what that would return, it makes each of `targets`, ``p``, to
+        Override it, for scope ``"tensor"``, to write the parameters without the full update, as by
+        a matrix product that is accumulated into them. Called once; the function is used where
+        only affine modules follow. Its arguments are targets, blends, and those of `combine`. For
+        ``u``, the result of `combine`, it turns each ``p`` of `targets` into
         ``p - scale * u - decay * p``, by its `Blend`.
         """
         return "it has none"
 
     def memory_inside(self, state: Node, kind: Kind) -> Tensor | None:
-        """Returns the first entry of that kind that modules inside keep for a tensor, or None.
+        """Returns the first entry of that kind in the state of the modules inside, or None.
 
-        For scope ``"tensor"``; ``state`` is the projection's node of that tensor.
+        For scope ``"tensor"``; ``state`` is the projection's own of one tensor.
         """
         return find_entry(self.chain, state.get(INNER, {}), kind)
 

@@ -1,4 +1,4 @@
-"""Settings: the values that modules read of parameter groups."""
+"""Settings: the values that modules read from parameter groups."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from collections.abc import Mapping
 from typing import Any
 
 Settings = Mapping[str, Any]
-"""The settings of a module for one tensor, by name: its defaults, or what its group has."""
+"""The settings of a module for one tensor, by name: its defaults, overridden by the group's."""

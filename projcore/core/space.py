@@ -1,4 +1,4 @@
-"""Spaces: what is known of a list of tensors before there are values."""
+"""Spaces: the facts about a list of tensors that are known before these have values."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from projcore.core.state import State
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """A list of tensors that a module is planned for, with the state that it keeps for them.
+    """A list of tensors that a module is planned for, with its state for them.
 
     Attributes:
-        template: Tensors without storage that have the shapes and dtypes.
-        groups: The parameter group of each tensor, or a tuple of those that it is made from.
-        sources: Of each tensor, the indices of the optimizer's parameters that it is made from.
-        keys: A number by which each is told apart, as by seeds, whatever stands beside it: it
-            follows from its parameter's name, or without one from its place in the optimizer.
-        formats: Device and mesh of each: torch takes those in one list for which they are equal.
+        template: Tensors on the device ``meta`` that have the shapes and dtypes.
+        groups: The parameter group of each tensor; a tuple if it is made from several groups.
+        sources: For each tensor, the indices of the optimizer's parameters that it is made from.
+        keys: A number that identifies each tensor, for example as a seed, whatever the others are:
+            made from its parameter's name, or without one from its index in the optimizer.
+        formats: Device and mesh of each; torch takes tensors in one list if theirs are equal.
         state: The module's state for these tensors.
-        context: What is known of the optimizer.
+        context: The facts about the optimizer.
         batch_dims: How many leading dimensions of each tensor index independent tensors.
         active: Indices of the tensors that have a gradient, or None if all have.
-        places: The place of each tensor in the space of the step, of which these may be some.
+        places: The index of each tensor in the region that is planned, of which these may be some.
     """
 
     template: Sequence[Tensor]
@@ -56,13 +56,13 @@ class Space:
 
     @property
     def names(self) -> list[str | None]:
-        """The name of the parameter that each tensor is made from; None without, or of several."""
+        """The name of each tensor's parameter; None if that has none, or there are several."""
         names = self.context.parameter_names
         return [names[source[0]] if len(source) == 1 else None for source in self.sources]
 
     @property
     def absent(self) -> Sequence[tuple[str | None, Tensor, int]] | None:
-        """Of each parameter that is frozen, and so in no space: name, template and group.
+        """Name, template and group of each frozen parameter, which is therefore in no space.
 
         None if there are lazy parameters, whose shapes are not known yet.
         """
@@ -71,16 +71,16 @@ class Space:
     def settings(self) -> list[Settings]:
         """Returns the settings of the module, for each tensor.
 
-        The optimizer is planned again when one that was read has changed.
+        When one that was read changes, the optimizer is planned again.
         """
         return [self.context.settings(self.path, group) for group in self.groups]
 
     def child(self, name: str) -> Space:
-        """Returns the same tensors for the child of that name."""
+        """Returns the space of the child of that name, with the same tensors."""
         return replace(self, state=self.state.child(name))
 
     def select(self, indices: Sequence[int]) -> Space:
-        """Returns some of the tensors."""
+        """Returns the space of some of the tensors."""
         return replace(
             self,
             template=[self.template[i] for i in indices],

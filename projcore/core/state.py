@@ -13,9 +13,9 @@ Node = dict[str, Any]
 class State(Trees):
     """State of one module in one space: a dict for each tensor, and one for the space as a whole.
 
-    Tensor `i` of the space keeps its state in ``nodes[i]``; what belongs to no single tensor is in
+    The entries of tensor `i` are in ``nodes[i]``; those that belong to no single tensor are in
     ``shared``. Values are tensors and plain numbers. Children of the module have a state of their
-    own, reached by name with `child`.
+    own, which `child` returns by name.
 
     Attributes:
         nodes: One dict for each tensor of the space.
@@ -28,15 +28,16 @@ class State(Trees):
 
     @property
     def shared(self) -> Node:
-        """State that belongs to no single tensor; it is saved with the first of the space."""
-        return find_node(self.trees, below(self._anchor, SHARED))
+        """The entries that belong to no single tensor, saved with the first of the space."""
+        return find_node(self.trees, below(self._shared_location, SHARED))
 
     def child(self, name: str) -> State:
         """Returns the state of the child of that name, in the same space."""
-        homes = [below(home, name) for home in self._homes]
+        locations = [below(location, name) for location in self._locations]
         path = f"{self.path}/{name}" if self.path else name
-        return State(self.trees, homes, below(self._anchor, name), path)
+        return State(self.trees, locations, below(self._shared_location, name), path)
 
     def select(self, indices: Sequence[int]) -> State:
         """Returns the state of some of the tensors; ``shared`` stays that of the whole space."""
-        return State(self.trees, [self._homes[i] for i in indices], self._anchor, self.path)
+        locations = [self._locations[i] for i in indices]
+        return State(self.trees, locations, self._shared_location, self.path)

@@ -1,4 +1,4 @@
-"""State of another optimizer, as of torch's own, carried into ours."""
+"""Converts the state of another optimizer, such as one of torch's own, into projcore's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Convert = Callable[
 ]
 
 COUPLING = "decoupled_weight_decay"
-# Keys of torch's groups that choose an implementation and change no result; and one that is
-# compared with the order of the modules here.
+# Keys of torch's groups that choose an implementation and do not change the result; and one that is
+# compared with the order of the modules.
 SWITCHES = frozenset({"foreach", "fused", "capturable", "differentiable", COUPLING})
 STEP = "step"
 
@@ -28,27 +28,28 @@ STEP = "step"
 def adopt_state(
     optimizer: Optimizer, old: torch.optim.Optimizer, convert: Convert | None = None
 ) -> None:
-    """Goes on from the state and the settings of another optimizer of the same parameters.
+    """Continues from the state and the settings of another optimizer of the same parameters.
 
     For a run that began with `torch.optim.Adam`, `~torch.optim.AdamW`, `~torch.optim.SGD` or
-    another optimizer that keeps the same quantities under the same names: build it as before, load
-    its checkpoint, and hand it over. Parameters are matched by identity, so the order and the
-    groups of the two may differ.
+    another optimizer whose state has entries of the same names and meanings: build that optimizer
+    as before, load its checkpoint, and pass it as `old`. Parameters are matched by identity, so
+    the order and the groups of the two optimizers may differ.
 
-    An entry such as ``exp_avg`` goes to the module here that keeps an entry of that name, a step
-    count to each module that counts, if any; where a module here counts and the other optimizer
-    does not, as SGD, the count is 1. Settings (``lr``, ``betas``, ...) replace those of the groups
-    here. Everything is checked before anything changes: each entry must have a place here, of the
-    same shape, and each setting that has an effect there must be one here.
+    An entry such as ``exp_avg`` goes to the module of `optimizer` whose state has an entry of that
+    name, a step count to each module that counts steps. If a module counts steps and the old
+    optimizer does not, such as SGD, the count is 1. Settings (``lr``, ``betas``, ...) replace those
+    in the groups of `optimizer`. Everything is checked before anything changes: each entry must
+    match one of the same shape, and each setting that has an effect must exist in both.
 
     Args:
-        optimizer: Ours. State that it has is replaced.
-        old: The other; it stays as it is.
-        convert: Given a parameter, its entries and its group there, returns entries and settings by
-            their names here. For `galore_torch`: ``projcore_lowrank.from_galore_torch``.
+        optimizer: The projcore optimizer. Its state is replaced.
+        old: The other optimizer, which is not changed.
+        convert: Given a parameter, and its entries and its group in `old`, returns entries and
+            settings by their names in `optimizer`. For `galore_torch`:
+            ``projcore_lowrank.from_galore_torch``.
 
     Raises:
-        CheckpointError: If an entry or a setting has no place here, or one of them does not fit.
+        CheckpointError: If an entry or a setting exists in `old` only, or does not fit.
 
     Example:
         >>> from projcore import Optimizer
@@ -81,7 +82,7 @@ def adopt_state(
     ]
     expected = optimizer.plan_of(live).expected(len(parameters))
     state_dict["state"] = {
-        i: _placed(i, entries[parameter], expected[i], old)
+        i: _by_path(i, entries[parameter], expected[i], old)
         for i, parameter in enumerate(parameters)
         if entries[parameter]
     }
@@ -90,13 +91,13 @@ def adopt_state(
 
 
 def _check_same(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> None:
-    """Raises if the two do not have the same parameters."""
+    """Raises if the two optimizers do not have the same parameters."""
     here, there = dict.fromkeys(ours), dict.fromkeys(theirs)
     for parameter in [*(here.keys() - there.keys()), *(there.keys() - here.keys())]:
         raise CheckpointError(
-            f"adopt_state was given optimizers of different parameters: one of shape "
-            f"{tuple(parameter.shape)} is only {'here' if parameter in here else 'in the other'}. "
-            "Build both from the same model."
+            "adopt_state was given optimizers of different parameters: only the "
+            f"{'projcore' if parameter in here else 'old'} optimizer has one of shape "
+            f"{tuple(parameter.shape)}. Build both from the same model."
         )
 
 
@@ -106,60 +107,60 @@ def _adopted_settings(
     group: Mapping[str, Any],
     settings: Mapping[Tensor, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Returns the settings of a group here as its parameters have them there."""
+    """Returns the settings of a group of `optimizer`, as its parameters have them in `old`."""
     names, found = optimizer._names, [settings[parameter] for parameter in group["params"]]
-    taken = {}
+    adopted = {}
     for key, value in found[0].items() if found else ():
         given = f"{type(old).__name__} has {key}={value!r}"
         fixed = [m for m in names.modules.values() if hasattr(m, key) and key not in m.defaults]
         if key in names.shared:
             raise CheckpointError(
-                f"{given}, which is a setting of several modules of {optimizer}. Each setting "
-                "needs one owner. Leave out the others."
+                f"{given}, which is a setting of several modules of {optimizer}. It must be a "
+                "setting of one. Leave out the other modules."
             )
         if key in names.defaults:
             if any(each.get(key) != value for each in found):
                 raise CheckpointError(
-                    f"{given} for some parameters of a group here, and another value for others. "
-                    "A group has one value. Build groups as there."
+                    f"{given} for some parameters of a group of {optimizer}, and another value for "
+                    "others. A group has one value. Build the same groups in both optimizers."
                 )
-            taken[key] = value
-        elif key not in old.defaults:  # of a scheduler, or of a tool of the user's
-            taken[key] = value
+            adopted[key] = value
+        elif key not in old.defaults:  # of a scheduler, or of the user's own code
+            adopted[key] = value
         elif any(getattr(module, key) != value for module in fixed):
             raise CheckpointError(
-                f"{given}, but {fixed[0]} here has not. It is fixed when the module is built. "
-                "Build it with the same."
+                f"{given}, but {fixed[0]} has another value. It is fixed when the module is built. "
+                "Build the module with the same value."
             )
         elif value and not fixed and key not in SWITCHES:
             raise CheckpointError(
-                f"{given}, which is a setting of no module of {optimizer}. Settings here: "
+                f"{given}, which is a setting of no module of {optimizer}. Its settings are: "
                 f"{', '.join(sorted(names.defaults))}. Add a module that has it."
             )
-    return taken
+    return adopted
 
 
-def _placed(
+def _by_path(
     i: int, entries: Mapping[str, Any], expected: Mapping[str, Any], old: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Returns the entries of one parameter under the keys that they have here."""
-    placed: dict[str, Any] = {}
+    """Returns the entries of one parameter under the keys that they have in `expected`."""
+    adopted: dict[str, Any] = {}
     for name, value in entries.items():
         keys = [key for key in expected if key.rpartition("/")[2] == name]
         if not keys and name == STEP:
             continue
         if not keys or (len(keys) > 1 and not _is_count(value)):
             raise CheckpointError(
-                f"{type(old).__name__} keeps {name!r} for parameter {i}; of the modules here, "
-                f"{len(keys)} keep an entry of that name for it. Each entry needs one. Build "
+                f"{type(old).__name__} has the state {name!r} for parameter {i}, which "
+                f"{len(keys)} of the projcore modules have. Exactly one must have it. Build "
                 "modules that do the same, outside of projections that merge parameters."
             )
-        placed.update({key: _as_expected(value, expected[key]) for key in keys})
-    begun = {module_path(key) for key in placed}
+        adopted.update({key: _as_expected(value, expected[key]) for key in keys})
+    begun = {module_path(key) for key in adopted}
     for key, value in expected.items():
-        if key not in placed and module_path(key) in begun and _is_count(value):
-            placed[key] = _as_expected(1, value) if isinstance(value, Tensor) else value
-    return placed
+        if key not in adopted and module_path(key) in begun and _is_count(value):
+            adopted[key] = _as_expected(1, value) if isinstance(value, Tensor) else value
+    return adopted
 
 
 def _is_count(value: Any) -> bool:
@@ -167,7 +168,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _as_expected(value: Any, expected: Any) -> Any:
-    """Returns an entry with the dtype that it has here; loading copies it."""
+    """Returns an entry with the dtype of the expected one; it is copied when it is loaded."""
     if not isinstance(expected, Tensor):
         return int(value)
     return torch.as_tensor(value).to(expected.dtype)
@@ -176,7 +177,7 @@ def _as_expected(value: Any, expected: Any) -> Any:
 def _check_coupling(
     optimizer: Optimizer, state_dict: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Raises if weight decay enters the moments there and not here, or the other way round."""
+    """Raises if weight decay enters the moments in one of the optimizers and not in the other."""
     paths = list(optimizer._names.modules)
     owners = [path for path in paths if "weight_decay" in optimizer._names.keys.get(path, ())]
     keeping = {module_path(key) for entries in state_dict["state"].values() for key in entries}
@@ -186,8 +187,8 @@ def _check_coupling(
     before = paths.index(owners[0]) < min(map(paths.index, keeping))
     if before == settings[COUPLING]:
         ours, theirs = ("coupled", "decoupled") if before else ("decoupled", "coupled")
-        advice = "AdamW, or put WeightDecay behind Adam" if before else "WeightDecay before Adam"
+        advice = "AdamW, or put WeightDecay after Adam" if before else "WeightDecay before Adam"
         raise CheckpointError(
-            f"Weight decay is {ours} in {optimizer}, and {theirs} in the other optimizer, which "
+            f"Weight decay is {ours} in {optimizer}, and {theirs} in the old optimizer, which "
             f"has {COUPLING}={settings[COUPLING]}. Use {advice}."
         )

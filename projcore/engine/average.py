@@ -1,4 +1,4 @@
-"""The loss as the mean over processes, each of which evaluates it on its share of a batch."""
+"""The mean of the loss over processes, each of which evaluates it on its part of a batch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from projcore.errors import StepError
 
 
 class LossAverage:
-    """Averages losses over the processes that parameters are sharded over, or over all.
+    """Averages losses over the processes that parameters are sharded over, or over all processes.
 
-    As gradients are averaged: each process counts the same.
+    Each process has the same weight, as in the average of gradients.
 
     Args:
         parameters: The parameters.
-        wanted: Whether to average; None if they are sharded.
-        module: What reads the loss; None if nothing does.
+        wanted: Whether to average; None to do so if the parameters are sharded.
+        module: The module that reads the loss, or None.
 
     Raises:
-        StepError: If it is not known whether another process has the same parameters.
+        StepError: If it is not known whether other processes train the same parameters.
     """
 
     def __init__(
@@ -36,14 +36,15 @@ class LossAverage:
         meshes = dict.fromkeys(each.device_mesh for each in parameters if is_sharded(each))
         several = is_available() and is_initialized() and get_world_size() > 1
         self._device = parameters[0].device
-        self._groups: list[Callable[[], Any]] = []  # torch's own would outlive their destruction
+        # Functions, as a kept process group would outlive its destruction.
+        self._groups: list[Callable[[], Any]] = []
         if wanted is None and several and not meshes and module is not None:
             raise StepError(
                 f"{module} reads the loss in one of {get_world_size()} processes, and the "
-                "parameters do not tell whether others train the same ones. As under "
-                "DistributedDataParallel, all must then see the same loss. Build the optimizer "
-                "with average_loss=True; with False, if each process trains its own parameters, "
-                "or the closure returns what is the same in all."
+                "parameters do not show whether the other processes train the same model, as with "
+                "DistributedDataParallel. If they do, all must use the same loss: build the "
+                "optimizer with average_loss=True. If each process trains a model of its own, or "
+                "the closure returns the same value in all, use average_loss=False."
             )
         if wanted is not False:
             self._groups = [partial(mesh.get_group, k) for mesh in meshes for k in range(mesh.ndim)]
@@ -66,7 +67,7 @@ class LossAverage:
         if not self._groups:
             return closure
 
-        @wraps(closure)  # it also says whether it takes ``backward``
+        @wraps(closure)  # which also shows whether it takes ``backward``
         def averaged(**options: Any) -> Tensor:
             return self(as_loss(closure(**options)))
 

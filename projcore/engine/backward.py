@@ -1,4 +1,4 @@
-"""Steps in backward: an optimizer is called as soon as the gradient of a parameter is complete."""
+"""Steps in the backward pass: each parameter's step is taken once its gradient is complete."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Early:
-    """What has run of a step before `Optimizer.step` was called.
+class PartialStep:
+    """The part of a step that has run before `Optimizer.step` is called.
 
     Attributes:
-        plan: The plan of the step, which works on `store`.
+        plan: The plan of the step, bound to `store`.
         store: The state.
-        parameters: Those that take part.
-        places: The place of each among them.
-        done: The places of those that have had their step.
+        parameters: The parameters that take part.
+        indices: The index of each in `parameters`.
+        done: The indices of those whose step has run.
     """
 
     plan: Plan
     store: Store
     parameters: Sequence[Tensor]
-    places: dict[Tensor, int] = field(init=False)
+    indices: dict[Tensor, int] = field(init=False)
     done: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.places = {parameter: i for i, parameter in enumerate(self.parameters)}
+        self.indices = {parameter: i for i, parameter in enumerate(self.parameters)}
 
 
 class InBackward:
     """Takes the step of each parameter of an optimizer when its gradient is complete.
 
-    Autograd runs a thread for each device; steps are taken one at a time. The hooks do not keep the
-    optimizer alive, and do nothing without it.
+    Autograd runs a thread for each device; a lock makes the steps sequential. The hooks hold a weak
+    reference to the optimizer, and do nothing once it is gone.
 
     Attributes:
-        waits: Whether gradients accumulate, and no step is taken.
-        early: What has run of this step.
+        accumulates: Whether gradients accumulate, so that no step is taken.
+        partial: The part of this step that has run, or None.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.waits = False
-        self.early: Early | None = None
+        self.accumulates = False
+        self.partial: PartialStep | None = None
         self._optimizer = weakref.ref(optimizer)
         self._handles: dict[Tensor, Any] = {}
         self._lock = threading.RLock()
 
     def follow(self, parameters: Sequence[Tensor]) -> None:
-        """Puts hooks on those parameters that require a gradient, and takes them off others."""
+        """Registers hooks on the parameters that require a gradient, and removes all others."""
         wanted = {parameter for parameter in parameters if parameter.requires_grad}
         for parameter in self._handles.keys() - wanted:
             self._handles.pop(parameter).remove()
@@ -74,13 +74,13 @@ class InBackward:
                 self._handles[parameter] = parameter.register_post_accumulate_grad_hook(self)
 
     def reset(self, parameters: Sequence[Tensor]) -> None:
-        """Forgets what has run of this step, and looks after these parameters."""
-        self.early = None
+        """Discards the partial step, and registers hooks on these parameters."""
+        self.partial = None
         self.follow(parameters)
 
     def __call__(self, parameter: Tensor) -> None:
         optimizer = self._optimizer()
-        if optimizer is None or self.waits:
+        if optimizer is None or self.accumulates:
             return
         with self._lock, torch.no_grad():
             try:
@@ -89,48 +89,48 @@ class InBackward:
                         lambda _: self._step(optimizer, parameter), None, optimizer._device_types
                     )
             except BaseException:
-                self.early = None
+                self.partial = None
                 optimizer._store = None
                 raise
 
     def _step(self, optimizer: Optimizer, parameter: Tensor) -> None:
         check_reduced(parameter)
-        if self.early is None:
+        if self.partial is None:
             optimizer._check_settings()
             parameters = optimizer._members()
-            self.early = Early(*optimizer._prepare(parameters), parameters)
-        place, plan = self.early.places[parameter], self.early.plan
-        if place in self.early.done:
-            raise _second(optimizer, place)
-        check_gradients([parameter], lambda _: optimizer._called(place))
+            self.partial = PartialStep(*optimizer._prepare(parameters), parameters)
+        index, plan = self.partial.indices[parameter], self.partial.plan
+        if index in self.partial.done:
+            raise _second_gradient(optimizer, index)
+        check_gradients([parameter], lambda _: optimizer._called(index))
         (grad,) = fill_zeros([parameter], [parameter.grad])
-        optimizer._run(plan, plan.block([place]), [parameter], [grad], places=[place])
-        self.early.done.add(place)
+        optimizer._run(plan, plan.block([index]), [parameter], [grad], places=[index])
+        self.partial.done.add(index)
         parameter.grad = None
 
     def finish(self, optimizer: Optimizer) -> None:
-        """Ends what has run of a step; what has a gradient left is up to the optimizer."""
-        early, self.early = self.early, None
-        if early is None:
+        """Finishes the partial step, except for parameters that still have a gradient."""
+        partial, self.partial = self.partial, None
+        if partial is None:
             return
-        for place in early.done:
-            if early.parameters[place].grad is not None:
-                raise _second(optimizer, place)
+        for index in partial.done:
+            if partial.parameters[index].grad is not None:
+                raise _second_gradient(optimizer, index)
         if not optimizer._warm:  # each parameter has its entries, whether or not it has a gradient
-            nothing: list[Tensor | None] = [None] * len(early.parameters)
-            grads = fill_zeros(early.parameters, nothing)
-            region = early.plan.region
+            missing: list[Tensor | None] = [None] * len(partial.parameters)
+            grads = fill_zeros(partial.parameters, missing)
+            region = partial.plan.region
             live = LiveSettings(optimizer._names, optimizer.param_groups, found={})
-            region.remember(RootObjective(region.space, live, early.parameters, grads))
-            early.store.save()
-        early.store.settle()
-        optimizer._end_first(early.plan)
+            region.remember(RootObjective(region.space, live, partial.parameters, grads))
+            partial.store.save()
+        partial.store.settle()
+        optimizer._end_first(partial.plan)
 
 
-def _second(optimizer: Optimizer, place: int) -> StepError:
+def _second_gradient(optimizer: Optimizer, index: int) -> StepError:
     return StepError(
-        f"The gradient of parameter {optimizer._called(place)} is complete a second time since the "
-        "last step(). With in_backward=True there is one backward pass for each. Run all but the "
+        f"The gradient of parameter {optimizer._called(index)} was completed a second time since "
+        "the last step(). With in_backward=True each step has one backward pass. Run all but the "
         "last inside `with optimizer.accumulating():`."
     )
 
@@ -139,24 +139,24 @@ def check_scope(module: Chain, given: str) -> None:
     """Raises if a module needs all parameters at once.
 
     Args:
-        module: What the optimizer runs.
-        given: What it was asked for, as the beginning of a sentence.
+        module: The modules of the optimizer.
+        given: The beginning of the message: the argument that requires separate parameters.
     """
     wide = [each for each in module.modules if each.total_scope == "all"]
     if wide:
         raise ArgumentError(
-            f"{given}, but {wide[0]} needs them all at once. Leave out one of the two, or use what "
-            "works on each parameter by itself, for example clip_value in place of clip_norm."
+            f"{given}, but {wide[0]} needs all parameters at once. Leave out one of the two, or "
+            "use a module that processes parameters separately, such as clip_value for clip_norm."
         )
 
 
 def check_reduced(parameter: Tensor) -> None:
-    """Raises if the gradient of a parameter may yet have to be averaged over processes."""
+    """Raises if the gradient of a parameter may still have to be averaged over processes."""
     several = is_available() and is_initialized() and get_world_size() > 1
     if several and not hasattr(parameter, "placements"):  # not a DTensor
         raise StepError(
-            "A parameter got its step in backward in one of several processes, and is not sharded "
+            "in_backward=True is used in several processes, with a parameter that is not sharded "
             "by torch.distributed.fsdp.fully_shard. DistributedDataParallel and FSDP1 average "
-            "gradients later than that, so the processes would drift apart. Shard the parameters "
-            "by fully_shard, which averages first, or leave out in_backward."
+            "gradients after the step would be taken, so the processes would diverge. Shard the "
+            "parameters by fully_shard, which averages before it, or leave out in_backward."
         )

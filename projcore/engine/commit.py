@@ -1,4 +1,4 @@
-"""Writing parameters and state: all or none."""
+"""Atomic writes of parameters and state."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from projcore.errors import StepError
 
 Later = Callable[[], "Sequence[Write | Later]"]
 
-# The target of what writes no parameter, and so may be repeated however far it came.
+# The target of operations that write no parameter, and may therefore be repeated after any failure.
 NOTHING = torch.empty(0, device="cpu")
 
 
 class Store:
-    """The state of parameters as modules see it, beside what is saved.
+    """The state of parameters in the form that modules use, as trees, until it is saved.
 
     Args:
-        saved: The state as it is saved, ``optimizer.state``: of each parameter, entries under flat
-            names.
+        saved: The saved state, ``optimizer.state``: the entries of each parameter, by flat names.
         parameters: The parameters.
-        key: For which gradients it is used.
-        copied: Whether modules get copies; of an entry given by its name, if it says so.
+        key: Identifies the set of parameters that have a gradient.
+        copied: Whether modules get a copy of the entry of this name; if None, of no entry.
     """
 
     def __init__(
@@ -57,18 +56,18 @@ class Store:
             self.trees.append(unflatten(found))
 
     def is_current(self, parameters: Sequence[Tensor], key: Any) -> bool:
-        """Whether it is for these, and nobody else has put other entries where state is saved."""
-        owners, entries = self._noted
+        """Whether it is for these, and the saved state was not changed from outside."""
+        owners, entries = self._last_saved
         return (
             key == self.key
             and same(parameters, self._parameters)
             and same(self._saved, owners)
             and same(self._saved.values(), entries)
-            and same(_values(self._flat), self._known)
+            and same(_values(self._flat), self._last_values)
         )
 
     def save(self) -> None:
-        """Puts the state as it is now where it is saved, an entry for every parameter if any."""
+        """Saves the current state; if any parameter has state, each gets a dict."""
         flat = [flatten(tree) for tree in self.trees]
         if not any(flat) and not any(self._flat):
             return
@@ -76,9 +75,9 @@ class Store:
             self._save(i, entries)
         self.settle()
 
-    def save_some(self, places: Sequence[int]) -> None:
-        """Saves the state of some of the parameters; `settle` is called before the step ends."""
-        for i in places:
+    def save_some(self, indices: Sequence[int]) -> None:
+        """Saves the state of some of the parameters; call `settle` before the step ends."""
+        for i in indices:
             entries = flatten(self.trees[i])
             if entries or self._flat[i] is not None:
                 self._save(i, entries)
@@ -90,9 +89,9 @@ class Store:
         replace_entries(live, entries)
 
     def settle(self) -> None:
-        """Notes what is saved now, as at the end of a step that saved it bit by bit."""
-        self._noted = list(self._saved), list(self._saved.values())
-        self._known = _values(self._flat)
+        """Takes the saved state as current, at the end of a step that saved it in several parts."""
+        self._last_saved = list(self._saved), list(self._saved.values())
+        self._last_values = _values(self._flat)
 
 
 def _values(flat: Sequence[dict[str, Any] | None]) -> list[Any]:
@@ -100,12 +99,12 @@ def _values(flat: Sequence[dict[str, Any] | None]) -> list[Any]:
 
 
 def same(one: Collection[Any], other: Collection[Any]) -> bool:
-    """Whether two collections are of the same objects; nothing is hashed or compared."""
+    """Whether two collections hold the same objects, compared by identity."""
     return len(one) == len(other) and all(map(is_, one, other))
 
 
 def replace_entries(live: dict[str, Any], entries: dict[str, Any]) -> None:
-    """Makes a dict hold other entries. It stays the same dict, so that state dicts show them."""
+    """Replaces the entries of a dict in place, so that state dicts that share it show them."""
     live.update(entries)
     if len(live) > len(entries):
         for key in live.keys() - entries.keys():
@@ -113,70 +112,69 @@ def replace_entries(live: dict[str, Any], entries: dict[str, Any]) -> None:
 
 
 def run_writes(writes: Sequence[Write | Later], finish: Callable[[], None]) -> None:
-    """Writes all parameters, or none of them, whatever is raised on the way; then finishes.
+    """Writes all parameters or none, whatever is raised meanwhile, and calls `finish`.
 
-    What comes in the middle, once a parameter is written, as interrupts may, waits until the rest
-    are written and ``finish`` was called. Then the first of it is raised.
+    An exception that is raised after the first write, such as an interrupt, is held back until all
+    parameters are written and `finish` was called; then the first one is raised.
 
     Args:
         writes: The operations; or functions that make some of them when it is their turn, so that
-            what these need is not there before, nor after.
-        finish: What is done at last.
+            their temporaries exist only meanwhile.
+        finish: Called last.
 
     Raises:
-        StepError: If an operation failed in the middle, and again when it was tried once more.
+        StepError: If an operation after the first failed twice.
     """
     queue = deque([*writes, Write(NOTHING, finish)])
     done = 0
-    waiting: BaseException | None = None
+    pending: BaseException | None = None
     while queue:
         each = queue.popleft()
         if isinstance(each, Write):
-            waiting = _run(each, done, waiting)
+            pending = _run(each, done, pending)
             done += 1
         else:
             made: list[Write | Later] = []
-            waiting = _run(Write(NOTHING, partial(_make, each, made)), done, waiting)
+            pending = _run(Write(NOTHING, partial(_make, each, made)), done, pending)
             queue.extendleft(reversed(made))
-    if waiting is not None:
-        raise waiting
+    if pending is not None:
+        raise pending
 
 
 def _make(later: Later, made: list[Write | Later]) -> None:
     made[:] = later()
 
 
-def _run(write: Write, done: int, waiting: BaseException | None) -> BaseException | None:
-    """Runs an operation, again if need be; returns what was raised first."""
+def _run(write: Write, done: int, pending: BaseException | None) -> BaseException | None:
+    """Runs an operation, twice if necessary; returns the exception that was raised first."""
     target, run, has_written = write
     version, failures = target._version, 0
     while True:
         try:
             run()
-            return waiting
+            return pending
         except BaseException as error:
-            # If so, it was raised behind the operation.
+            # If it has written, the exception was raised after the operation completed.
             written = has_written() if has_written else target._version != version
             if not done and not written:
                 raise
             failures += isinstance(error, Exception)
             if failures == 2 and not written:
-                raise _torn(done, error) from error
-            waiting = waiting or error
+                raise _partial_write(done, error) from error
+            pending = pending or error
             if written:
-                return waiting
+                return pending
 
 
-def _torn(done: int, error: BaseException) -> StepError:
+def _partial_write(done: int, error: BaseException) -> StepError:
     return StepError(
         f"Of the operations that write parameters, {done} had run when the next one failed twice: "
-        f"{error}. A "
-        "step writes all or none, which was not possible. Load the last checkpoint."
+        f"{error}. So the step has changed only some of the parameters. Load the last checkpoint."
     )
 
 
 def make_buckets(sizes: Sequence[int], indices: Sequence[int], size: int) -> list[list[int]]:
-    """Splits indices, each of which has a size, into runs of at most that size, or of one."""
+    """Splits indices into runs of at most `size` in total; a larger one is a run by itself."""
     buckets: list[list[int]] = []
     left = 0
     for i in indices:

@@ -1,4 +1,4 @@
-"""Compiles runs of nodes by `torch.compile`, and what stands for numbers in a trace."""
+"""Compiles runs of nodes by `torch.compile`, with 0-d tensors for numbers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import Tensor
 
 from projcore.errors import ArgumentError, ArgumentTypeError
 
-COMPILED = 8  # plans of other gradients that are compiled; the limit is that of torch.compile
+COMPILED = 8  # plans of other gradients that are compiled; the limit of torch.compile
 LOGGER = logging.getLogger("projcore")
 
 
 class Compiler:
-    """Compiles functions by `torch.compile`, and keeps the 0-d tensors that stand for numbers.
+    """Compiles functions by `torch.compile`, and holds the 0-d tensors that replace numbers.
 
     Args:
         options: Keyword arguments of `torch.compile`.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = {"dynamic": False, **options}  # shapes of parameters stay
-        self._told = False
+        self.options = {"dynamic": False, **options}  # shapes of parameters do not change
+        self._announced = False
         self._numbers: dict[tuple[Any, ...], Tensor] = {}
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function, compiled for itself: torch counts recompilations by code object."""
+        """Returns a compiled copy, with a code object of its own for torch's recompile limit."""
         assert isinstance(function, FunctionType)
-        if not self._told:
-            self._told = True
+        if not self._announced:
+            self._announced = True
             LOGGER.info("torch.compile compiles the step, which may take minutes.")
         code, module = function.__code__.replace(), function.__globals__
         compiled: Callable[..., Any] = torch.compile(FunctionType(code, module), **self.options)
@@ -41,13 +41,13 @@ class Compiler:
     def groups(
         self, groups: Sequence[Mapping[str, Any]], keys: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """Returns groups with 0-d tensors for floats, so that a change recompiles nothing."""
+        """Returns groups with 0-d tensors for floats, so that changing one recompiles nothing."""
         made: list[dict[str, Any]] = [{} for _ in groups]
         for key in keys:
             values = [group[key] for group in groups]
             for i, value in enumerate(values):
                 first = next((j for j in range(i) if values[j] is value or values[j] == value), i)
-                shared = made[first].get(key)  # groups of equal value share its tensor
+                shared = made[first].get(key)  # groups with equal values share a tensor
                 made[i][key] = self._as_tensor((i, key), value) if first == i else shared
         return made
 
@@ -62,7 +62,7 @@ class Compiler:
 
 
 def as_compiler(value: object) -> Compiler | None:
-    """Returns what the argument ``compile`` of an optimizer means; None for eager.
+    """Returns the compiler for the argument ``compile`` of an optimizer; None for eager.
 
     Raises:
         ArgumentTypeError: If it is neither a bool nor a mapping.
@@ -72,14 +72,14 @@ def as_compiler(value: object) -> Compiler | None:
         return Compiler({}) if value else None
     if not isinstance(value, Mapping):
         raise ArgumentTypeError(
-            f"Optimizer(compile={value!r}) was given a {type(value).__name__}. It is True, or the "
-            "keyword arguments of torch.compile. Pass for example {'backend': 'inductor'}."
+            f"Optimizer(compile={value!r}) was given a {type(value).__name__}. It must be a bool, "
+            "or keyword arguments of torch.compile, for example {'backend': 'inductor'}."
         )
     try:
         torch.compile(lambda: None, **value)
     except Exception as error:
         raise ArgumentError(
-            f"Optimizer(compile={dict(value)!r}) holds the keyword arguments of torch.compile, "
-            f"which rejects them: {error}. Correct them."
+            f"Optimizer(compile={dict(value)!r}) must be keyword arguments of torch.compile, "
+            f"which rejects them: {error}."
         ) from error
     return Compiler(value)

@@ -1,4 +1,4 @@
-"""The way of tensors into the space of a projection and out of it, in one step."""
+"""Maps tensors into the space of a projection and back, in one step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Crossing:
-    """One step's way through a projection: by which map tensors enter and leave."""
+    """A projection, bound to the facts of a step and to the state of its map."""
 
     def __init__(self, node: Inside, objective: Objective, selected: Sequence[int] | None = None):
         self.node = node
@@ -51,122 +51,123 @@ class Crossing:
         self.states = [state.nodes[i] for i in self.applied]
         self.settings: list[Settings] = [settings[i] for i in self.applied]
         self.scratch: dict[str, Any] = {}
-        if not torch.compiler.is_compiling():  # then all is there: see `Inside.is_settled`
-            self._begin()
+        if not torch.compiler.is_compiling():  # in a graph all state exists: `Inside.is_settled`
+            self._create_state()
 
     @property
     def count(self) -> int:
         return len(self.objective.template)
 
     @property
-    def places_inside(self) -> Sequence[int]:
-        """The places of the tensors inside, in the region there."""
+    def indices_inside(self) -> Sequence[int]:
+        """The indices of the inner tensors in the inner region."""
         if self.selected is not None and self.projection.scope != "all":
             return self.selected
         return range(len(self.node.origins))
 
     def select(self, indices: Sequence[int]) -> Crossing:
-        """Returns the way of some of the tensors."""
+        """Returns the crossing of some of the tensors."""
         return Crossing(self.node, self.objective.select(indices), indices)
 
     def inside_objective(self, template: list[Tensor], space: Space) -> Objective:
-        """Returns the facts inside, where tensors are as the template."""
+        """Returns the facts of the space inside; the template has its shapes."""
         return ProjectedObjective(self, template, space)
 
     @property
     def is_meta(self) -> bool:
         return any(tensor.is_meta for tensor in self.objective.template)
 
-    def _begin(self) -> None:
-        """Creates state where there is none yet.
+    def _create_state(self) -> None:
+        """Creates state that does not exist yet.
 
-        A tensor that was projected and now passes, or the other way round, as its group's settings
-        may have it, is of another shape inside: state there is reinitialized.
+        If a group's settings change whether a tensor is projected, its inner shape changes, so that
+        its inner state is reinitialized.
         """
         if self.node.site.ready or not (self.passing or self.projection.overrides("init")):
             return
-        begun: dict[int, Entries] = {}
+        created: dict[int, Entries] = {}
         for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
             if not own_entries(node):
                 extra = self.projection.named("init", key=self.objective.space.keys[i])
-                begun[i] = self.projection.init(self.objective.template[i], values, **extra)
+                created[i] = self.projection.init(self.objective.template[i], values, **extra)
         nodes = self.state.nodes
-        moved = [i for i, made in begun.items() if made and has_inside(nodes[i])]
-        moved += [i for i in self.passing if own_entries(nodes[i])]
-        if moved:
+        switched = [i for i, entries in created.items() if entries and has_inside(nodes[i])]
+        switched += [i for i in self.passing if own_entries(nodes[i])]
+        if switched:
             wide = is_wide(self.projection, self.node.region)
-            for i in range(self.count) if wide else moved:
+            for i in range(self.count) if wide else switched:
                 clear_inside(nodes[i])
             for i in self.passing:
                 forget(nodes[i])
             if self.node.region is not None:
-                self.node.region.bind(self.state.trees)  # its nodes know what state they have
-        for i, made in begun.items():
-            nodes[i].update(made)
+                self.node.region.bind(self.state.trees)  # its nodes refer to the removed state
+        for i, entries in created.items():
+            nodes[i].update(entries)
 
     def facts(self) -> tuple[list[Tensor], list[Tensor] | None, Tensor | None]:
-        """Returns params, grads and loss as a projection gets them."""
+        """Returns params, grads and loss of the tensors that are projected."""
         params, grads, loss = facts(self.projection.needs, self.objective)
         placeholders = self.objective.template if params is None else params
-        return self._pick(placeholders), None if grads is None else self._pick(grads), loss
+        return self._applied(placeholders), None if grads is None else self._applied(grads), loss
 
-    def _pick(self, tensors: Sequence[Any]) -> list[Any]:
+    def _applied(self, tensors: Sequence[Any]) -> list[Any]:
+        """Returns those of the outer tensors that are projected."""
         return [tensors[i] for i in self.applied]
 
     def receive(self, update: list[Tensor]) -> list[Tensor]:
-        """Returns the update as the projection takes it."""
+        """Returns the update with the tensors that the projection's `receive` returns."""
         if not self.applied or not self.projection.overrides("receive"):
             return update
-        received = self.projection.receive(self._pick(update), self.states, self.settings)
+        received = self.projection.receive(self._applied(update), self.states, self.settings)
         result = list(update)
         for i, tensor in zip(self.applied, received, strict=True):
             result[i] = tensor
         return result
 
     def refresh(self, update: list[Tensor]) -> None:
-        """Lets the projection learn its map, and carries the state inside over to it."""
+        """Lets the projection recompute its map, and adapts the state inside."""
         if not self.applied or not self.projection.overrides("refresh"):
             return
-        tensors = self._pick(update)
+        tensors = self._applied(update)
         new = self.projection.call_refresh(tensors, *self.facts(), self.states, self.settings)
         if new is not None:
             change_map(self, update, list(new))
 
     def materialize(self, update: list[Tensor]) -> list[list[str]]:
-        """Puts what cannot be traced into the state; returns the names of the entries."""
-        made = self.projection.materialize(self._pick(update), self.states, self.settings)
-        for state, entries in zip(self.states, made, strict=True):
+        """Adds the entries that cannot be traced to the state; returns their names."""
+        every = self.projection.materialize(self._applied(update), self.states, self.settings)
+        for state, entries in zip(self.states, every, strict=True):
             state.update(entries)
-        return [list(entries) for entries in made]
+        return [list(entries) for entries in every]
 
     def down(
         self, tensors: Sequence[Tensor], current: Current, states: list[Entries] | None = None
     ) -> list[Tensor]:
-        """Returns tensors of the space in the projected space; those not projected as they are."""
+        """Returns the inner tensors for outer ones; those that are not projected are unchanged."""
         node = self.node
         if not self.applied:
             node.origins = [[i] for i in range(self.count)]
             return list(tensors)
-        chosen = self._pick(tensors)
+        applied = self._applied(tensors)
         states = self.states if states is None else states
         extra = self.projection.named("project", scratch=self.scratch)
-        given = self.projection.project(
-            chosen, *self.facts(), states, self.settings, current, **extra
+        projected = self.projection.project(
+            applied, *self.facts(), states, self.settings, current, **extra
         )
-        if isinstance(given, Tensor):
+        if isinstance(projected, Tensor):
             raise ContractError(
-                f"{type(self.projection).__name__}.project returned a tensor. It returns a list of "
-                "tensors. Return [tensor]; if its entries are tensors of their own, declare "
-                "batch_dims = 1, too."
+                f"{type(self.projection).__name__}.project returned a tensor. It must return a "
+                "list of tensors. Return [tensor]; if it is a batch of independent tensors, also "
+                "declare batch_dims = 1."
             )
-        result = list(given)
+        result = list(projected)
         if self.projection.scope != "all":
-            if len(result) != len(chosen):
+            if len(result) != len(applied):
                 name, scope = type(self.projection).__name__, self.projection.scope
                 raise ContractError(
-                    f"{name}.project returned {len(result)} tensors for {len(chosen)} tensors. A "
-                    f"projection of scope {scope!r} returns a list with one for each. Correct it, "
-                    'or declare scope = "all".'
+                    f"{name}.project returned {len(result)} tensors for {len(applied)} tensors. A "
+                    f"projection of scope {scope!r} must return one for each. Correct it, or "
+                    'declare scope = "all".'
                 )
             if len(node.origins) != len(node.space):
                 node.origins = [[i] for i in range(len(node.space))]
@@ -174,12 +175,12 @@ class Crossing:
         if node.batch_dims and self.passing:
             raise ContractError(
                 f"{type(self.projection).__name__} declares batch_dims = {node.batch_dims}, but "
-                f"does not apply to {len(self.passing)} tensors, which are no batches. Let it "
-                "apply to all, or leave out batch_dims."
+                f"does not apply to {len(self.passing)} tensors, which are not batches. Let "
+                "`applies` return True for all, or leave out batch_dims."
             )
         if len(node.origins) != len(result) + len(self.passing):
             origins = self.projection.origins(
-                self._pick(self.objective.template), states, self.settings, len(result)
+                self._applied(self.objective.template), states, self.settings, len(result)
             )
             node.origins = [[self.applied[i] for i in origin] for origin in origins]
             node.origins += [[i] for i in self.passing]
@@ -188,7 +189,7 @@ class Crossing:
     def up(
         self, tensors: Sequence[Tensor], current: Current, states: list[Entries] | None = None
     ) -> list[Tensor]:
-        """Returns tensors of the projected space in the space outside."""
+        """Returns the outer tensors for inner ones."""
         if not self.applied:
             return list(tensors)
         full = self.projection.unproject(
@@ -203,7 +204,7 @@ class Crossing:
     def combine(
         self, update: list[Tensor], projected: list[Tensor], result: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the full update, made from the one given and from what modules inside made."""
+        """Returns the full update, made from the given one and the inner result."""
         if not self.applied or not self.projection.overrides("combine"):
             return self.up(result, "update")
         full = self._call(self.projection.combine, update, projected, result)
@@ -218,7 +219,7 @@ class Crossing:
     ) -> T:
         """Calls a hook with the arguments of `combine`."""
         return hook(
-            self._pick(update),
+            self._applied(update),
             self.projected(projected),
             self.projected(result),
             *self.facts(),
@@ -236,35 +237,35 @@ class Crossing:
         projected: list[Tensor],
         result: list[Tensor],
     ) -> list[Write]:
-        """Returns what writes the projected ones of the parameters."""
+        """Returns the writes of the parameters that are projected."""
         if not self.applied:
             return []
-        writing = partial(writer, self._pick(targets), self._pick(blends))
-        return self._call(writing, update, projected, result)
+        hook = partial(writer, self._applied(targets), self._applied(blends))
+        return self._call(hook, update, projected, result)
 
     def targets(self, params: list[Tensor]) -> list[Tensor] | None:
-        """Returns tensors inside that the projection has written in place of parameters."""
+        """Returns the inner tensors that are written instead of the parameters, or None."""
         if not self.projection.overrides("targets"):
             return None
-        own = self.projection.targets(self._pick(params), self.states, self.settings)
+        own = self.projection.targets(self._applied(params), self.states, self.settings)
         return None if own is None else self.inside(params, list(own))
 
     def copies(self, params: list[Tensor], targets: list[Tensor]) -> list[Write]:
-        """Returns what makes parameters to what was written in their place."""
-        chosen = with_gradient(self.applied, self.objective.active)
-        if not chosen or not self.node.owns:
+        """Returns the writes that copy the inner targets into the parameters."""
+        indices = with_gradient(self.applied, self.objective.active)
+        if not indices or not self.node.owns:
             return []
-        some, written = [params[i] for i in chosen], [targets[i] for i in chosen]
+        some, written = [params[i] for i in indices], [targets[i] for i in indices]
         return [Write(some[0], partial(_copy_, some, written))]
 
     def projected(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Picks, of all tensors inside, those that were projected."""
+        """Returns those of the inner tensors that are projected."""
         if self.projection.scope != "all":
             return [tensors[i] for i in self.applied]
         return list(tensors[: len(tensors) - len(self.passing)])
 
     def inside(self, tensors: Sequence[Tensor], projected: list[Tensor]) -> list[Tensor]:
-        """Puts projected tensors in their places among all tensors inside."""
+        """Returns the inner tensors, with these in place of the projected ones."""
         if self.projection.scope == "all":
             return projected + list(tensors[len(projected) :])
         result = list(tensors)
@@ -277,24 +278,23 @@ class Crossing:
         full = list(full)
         if len(full) != len(self.applied):
             raise ContractError(
-                f"{type(self.projection).__name__} returned {len(full)} tensors from its space, "
-                f"for {len(self.applied)} that were projected. It returns one for each. Correct "
-                "its unproject or combine."
+                f"{type(self.projection).__name__} returned {len(full)} unprojected tensors for "
+                f"{len(self.applied)} projected ones. It must return one for each. Correct its "
+                "unproject or combine."
             )
         for i, tensor in zip(self.applied, full, strict=True):
             result[i] = tensor
-        passed = self.passing
         if self.projection.scope == "all":
-            tail: Sequence[Tensor] = tensors[len(tensors) - len(passed) :]
+            passed: Sequence[Tensor] = tensors[len(tensors) - len(self.passing) :]
         else:
-            tail = [tensors[i] for i in passed]
-        for i, tensor in zip(passed, tail, strict=True):
+            passed = [tensors[i] for i in self.passing]
+        for i, tensor in zip(self.passing, passed, strict=True):
             result[i] = tensor
         return result
 
 
 class ProjectedObjective(Objective):
-    """The facts as seen inside a projection; each is projected when first asked for."""
+    """The facts inside a projection; each is projected when it is first read."""
 
     def __init__(self, crossing: Crossing, template: list[Tensor], space: Space) -> None:
         self.space = space
@@ -326,12 +326,12 @@ class ProjectedObjective(Objective):
 
 
 def with_gradient(indices: Sequence[int], active: Sequence[int] | None) -> list[int]:
-    """Returns those of some tensors that have a gradient."""
+    """Returns those indices whose tensors have a gradient."""
     return list(indices) if active is None else [i for i in indices if i in set(active)]
 
 
 def _copy_(targets: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-    if any(hasattr(target, "device_mesh") for target in targets):  # torch 2.13 has no list of these
+    if any(hasattr(target, "device_mesh") for target in targets):  # not in lists in torch 2.13
         for target, tensor in zip(targets, tensors, strict=True):
             target.copy_(tensor)
     else:

@@ -1,4 +1,4 @@
-"""The facts in the space of the parameters, and what all objectives of a step share."""
+"""The facts in the space of the parameters, and those that all objectives of a step share."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from projcore.ops import copy_, is_sharded, unsharded
 from projcore.values import common
 
 Groups = Sequence[Mapping[str, Any]]
-PARTS = 64  # how many plans of parts are kept
+PARTS = 64  # the number of planned regions that are kept, of modules that call `Objective.run`
 
 
 class LiveSettings(StepContext):
-    """The settings as groups have them in this step, and the plans of parts that modules run.
+    """The settings of groups in this step, and the regions that modules run by `Objective.run`.
 
     Args:
-        names: Which key holds which setting.
+        names: The keys of the settings in groups.
         groups: The parameter groups.
-        passes: By which passes parts are planned.
-        parts: The parts that were planned in steps before.
-        compiler: What compiles; None in an eager step.
-        found: The settings that steps before have found, if groups are as they were; None if none
-            are kept, as in a trace, where that would be an effect.
+        passes: The passes of these regions.
+        parts: The regions that were planned in earlier steps.
+        compiler: The compiler; None in an eager step.
+        found: A cache of settings, valid while groups are unchanged; None to use none, as in a
+            trace, where writing to it would be a side effect.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LiveSettings(StepContext):
         key = (state.path, tuple(space.sources), tuple(space.keys), active, shapes)
         region = self._parts.get(key)
         if region is None:
-            if len(self._parts) >= PARTS:  # as with other gradients missing in every step
+            if len(self._parts) >= PARTS:  # as when other gradients are missing in every step
                 self._parts.clear()
             scratch: list[Node] = [{} for _ in state.trees]
             template = [torch.empty_like(tensor, device="meta") for tensor in objective.template]
@@ -98,7 +98,7 @@ class LiveSettings(StepContext):
 
     @cached_property
     def _numbers(self) -> Groups:
-        """The groups with 0-d tensors for numbers."""
+        """The groups, with 0-d tensors in place of numbers."""
         assert self.compiler is not None
         return self.compiler.groups(self._groups, list(self._names.defaults))
 
@@ -106,8 +106,8 @@ class LiveSettings(StepContext):
         return LiveSettings(self._names, self._numbers)
 
 
-class Known(Context):
-    """What a plan knows of an optimizer; it notes which settings were read.
+class PlanContext(Context):
+    """The facts about an optimizer that a plan may use; it records the settings that are read.
 
     Attributes:
         reads: The keys of groups that were read.
@@ -129,11 +129,12 @@ class Known(Context):
         self._live = LiveSettings(names, groups, found={})
 
     def settings(self, path: str, group: Hashable) -> Settings:
-        return Noted(self._live.settings(path, group), self._names.keys.get(path, {}), self.reads)
+        settings = self._live.settings(path, group)
+        return RecordedSettings(settings, self._names.keys.get(path, {}), self.reads)
 
 
-class Noted(Mapping[str, Any]):
-    """Settings that note which of them were read."""
+class RecordedSettings(Mapping[str, Any]):
+    """Settings that record which of them are read."""
 
     def __init__(self, settings: Settings, keys: Mapping[str, str], reads: set[str]) -> None:
         self._settings = settings
@@ -199,55 +200,57 @@ class RootObjective(Objective):
         if origin is None:
             origin = [parameter.detach().clone() for parameter in parameters]
         if isinstance(point, Sequence):
-            self._origin = origin  # for the next point; without it, memory is to be spared
-        kept = [parameter.grad for parameter in self._parameters]
+            self._origin = origin  # for the next point; iterators are used to save memory
+        original = [parameter.grad for parameter in self._parameters]
         try:
             for parameter in self._parameters:
-                parameter.grad = None  # so that the closure cannot add to what a module still reads
+                parameter.grad = None  # so that the closure cannot add to a gradient still in use
             if isinstance(point, Sequence):
                 copy_(parameters, [point[i] for i in active])
             else:
                 _copy_one_by_one(self._parameters, point, active)
-            # FSDP2 keeps what a forward pass put together, of an old point, until one backward.
+            # FSDP2 keeps the parameters that a forward pass gathered, at an old point, until a
+            # backward pass.
             sharded = any(map(is_sharded, parameters))
             loss = call_closure(self._closure, backward or sharded)
             grads = [parameter.grad for parameter in self._parameters]
         finally:
             try:
                 copy_(parameters, origin)
-            except BaseException:  # a parameter must not stay at a trial point, whatever comes
+            except BaseException:  # parameters must be restored, even after an interrupt
                 copy_(parameters, origin)
                 raise
             finally:
-                for parameter, grad in zip(self._parameters, kept, strict=True):
+                for parameter, grad in zip(self._parameters, original, strict=True):
                     parameter.grad = grad
         if not backward:
             return loss, None
-        return loss, fill_zeros(self._parameters, kept_apart(grads))
+        return loss, fill_zeros(self._parameters, copy_views(grads))
 
 
 def _copy_one_by_one(
     parameters: Sequence[Tensor], point: Iterable[Tensor], active: Iterable[int]
 ) -> None:
-    """Copies tensors into parameters as they come, those of the active ones."""
-    chosen = set(active)
+    """Copies each tensor of an iterator into its parameter, if that is active."""
+    copied = set(active)
     for i, (parameter, tensor) in enumerate(zip(parameters, point, strict=True)):
-        if i in chosen:
+        if i in copied:
             parameter.copy_(tensor)
 
 
-def kept_apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Returns gradients that the next evaluation does not overwrite.
+def copy_views(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Returns gradients, with copies of those that are views.
 
-    It would those that DistributedDataParallel keeps as views of its buckets.
+    DistributedDataParallel may make them views of its buckets, which the next backward pass
+    overwrites.
     """
     return [grad if grad is None or not grad._is_view() else grad.clone() for grad in grads]
 
 
 def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
-    """Evaluates a closure as torch does; one that takes ``backward`` is told if it is unwanted."""
+    """Evaluates a closure, with ``backward=False`` if it takes that and needs no gradient."""
     arguments = {}
-    with suppress(TypeError, ValueError):  # no signature to be had, as for some built-in callables
+    with suppress(TypeError, ValueError):  # some built-in callables have no signature
         if not backward and "backward" in signature(closure).parameters:
             arguments = {"backward": False}
     with torch.enable_grad():
@@ -256,7 +259,7 @@ def call_closure(closure: Callable[..., Any], backward: bool = True) -> Tensor:
 
 
 def as_loss(value: object) -> Tensor:
-    """Returns what a closure returned as a 0-d tensor; raises unless it is one real number."""
+    """Returns the result of a closure as a 0-d tensor; raises unless it is one real number."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         loss: Tensor = unsharded(value.detach()).reshape(())
         return loss
@@ -264,14 +267,14 @@ def as_loss(value: object) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device="cpu")
     given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
     raise StepError(
-        f"The closure returned {given}. A module needs the loss, which is one real number. "
+        f"The closure returned {given}. It must return the loss, one real number. "
         "Add `return loss` to it, and reduce the loss, for example by its mean."
     )
 
 
 def fill_zeros(parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
-    """Replaces missing gradients by zeros that take no memory; those on a graph are detached."""
-    # A list is looked through in half the time.
+    """Replaces missing gradients by expanded zeros, which take no memory; detaches the others."""
+    # A list takes half the time of a generator.
     if not any([grad is None or grad.requires_grad for grad in grads]):  # noqa: C419
         return list(grads)  # type: ignore[arg-type]
     return [

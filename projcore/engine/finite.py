@@ -1,4 +1,4 @@
-"""Inf and NaN: where they are, and of which parameter an error about them speaks."""
+"""Finds Inf and NaN in tensors, and the parameter that an error about them is to name."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from projcore.ops import norms_of_kinds, unsharded
 def first_nonfinite(tensors: Sequence[Tensor]) -> int | None:
     """Returns the index of the first tensor that has an Inf or a NaN, or None.
 
-    Cost: one reduction over each tensor, in one kernel where torch has it, and one wait for the
-    device. Numbers whose squares overflow are looked at again. Tensors on the device ``meta`` have
-    no numbers, and pass. Of a sharded tensor (`DTensor`) all shards count.
+    Cost: one reduction over each tensor, fused where torch can do that, and one synchronization. A
+    second pass checks tensors whose sum of squares overflows. Tensors on the device ``meta`` have
+    no values and are skipped. For a sharded tensor (`DTensor`) all shards are checked.
 
     Example:
         >>> first_nonfinite([torch.ones(2), torch.tensor([0.0, torch.inf])])
         1
     """
-    places = [i for i, tensor in enumerate(tensors) if not tensor.is_meta]
-    if not places:
+    indices = [i for i, tensor in enumerate(tensors) if not tensor.is_meta]
+    if not indices:
         return None
-    found = norms_of_kinds([tensors[i] for i in places])
+    found = norms_of_kinds([tensors[i] for i in indices])
     device = found[0].device
     sums = torch.stack([norm.to(device, torch.float32) for norm in found])
-    for i, finite in zip(places, sums.isfinite().tolist(), strict=True):
+    for i, finite in zip(indices, sums.isfinite().tolist(), strict=True):
         if not finite and unsharded(tensors[i].isfinite().logical_not().sum()):
             return i
     return None
 
 
 def located(error: NonFiniteError, objective: Objective) -> NonFiniteError:
-    """Returns the error with the parameter added whose gradient is to blame."""
+    """Returns the error with the name of the first parameter whose gradient has Inf or NaN."""
     i = first_nonfinite(objective.grads)
     if i is None:
         return error

@@ -1,4 +1,4 @@
-"""State under flat names, as it is kept in ``optimizer.state``, and as a tree."""
+"""Converts state between flat names, as in ``optimizer.state``, and a tree of dicts."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def unflatten(flat: Mapping[str, Any]) -> Node:
 
 
 def flatten(tree: Node) -> dict[str, Any]:
-    """Undoes `unflatten`; empty branches vanish."""
+    """The inverse of `unflatten`; empty dicts are dropped."""
     flat: dict[str, Any] = {}
-    _gather(tree, "", flat)
+    _flatten(tree, "", flat)
     return flat
 
 
-def _gather(tree: Node, prefix: str, flat: dict[str, Any]) -> None:
+def _flatten(tree: Node, prefix: str, flat: dict[str, Any]) -> None:
     for name, value in tree.items():
         if isinstance(value, dict):
-            _gather(value, f"{prefix}{name}/", flat)
+            _flatten(value, f"{prefix}{name}/", flat)
         else:
             flat[prefix + name] = value
 

@@ -1,8 +1,8 @@
-"""float16: what is computed in float32, and rounded once.
+"""Runs transforms of float16 tensors in float32, and rounds their results once.
 
-Of float16, the smallest number is 6e-8 and the largest 65504: an ``eps`` of 1e-8 is 0 there, and so
-is the square of 1e-4. So transforms get copies in float32, and never compute with less, as the
-fused kernels of torch. What they return, and what they remember, is rounded to float16.
+float16 has no numbers between 0 and 6e-8, nor above 65504: an ``eps`` of 1e-8 becomes 0, and so
+does the square of 1e-4. So transforms get float32 copies, and compute in float32, as torch's fused
+kernels do. Their results and their state are rounded to float16.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from projcore.core.state import Node
 
 
 def has_half(tensors: Sequence[Tensor]) -> bool:
-    """Whether one of the tensors is of float16."""
+    """Whether one of the tensors has dtype float16."""
     return any(tensor.dtype is torch.float16 for tensor in tensors)
 
 
@@ -32,24 +32,24 @@ def in_float32(
     settings: list[Settings],
     **extra: Any,
 ) -> list[Tensor]:
-    """Applies a transform to copies; returns its result, in float32, and rounds its state."""
-    copies = [{name: _wide(value) for name, value in node.items()} for node in states]
+    """Applies a transform to float32 copies; returns its float32 result, and rounds its state."""
+    copies = [{name: _as_float32(value) for name, value in node.items()} for node in states]
     nodes = [dict(node) for node in copies]
-    facts = (None if each is None else [_wide(t) for t in each] for each in (params, grads))
-    result = list(apply([_wide(t) for t in tensors], *facts, loss, nodes, settings, **extra))
-    for kept, before, after in zip(states, copies, nodes, strict=True):
+    facts = (None if each is None else [_as_float32(t) for t in each] for each in (params, grads))
+    result = list(apply([_as_float32(t) for t in tensors], *facts, loss, nodes, settings, **extra))
+    for state, before, after in zip(states, copies, nodes, strict=True):
         for name in before.keys() - after.keys():
-            del kept[name]
+            del state[name]
         for name, value in after.items():
-            old = kept.get(name)
+            old = state.get(name)
             if not isinstance(old, Tensor) or old.dtype is not torch.float16:
-                kept[name] = value
-            elif value is before[name]:  # what was written in place is written in place
+                state[name] = value
+            elif value is before[name]:  # a copy that was written in place
                 old.copy_(value)
             else:
-                kept[name] = value.to(old.dtype)
+                state[name] = value.to(old.dtype)
     return result
 
 
-def _wide(value: Any) -> Any:
+def _as_float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype is torch.float16 else value

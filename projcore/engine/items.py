@@ -1,4 +1,4 @@
-"""A batch taken apart, for what runs on each item by itself."""
+"""Splits batches into their items, for modules that do not support batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from projcore.core.space import Space
 
 
 class Items(ProjectionBase):
-    """Takes batches apart into their items."""
+    """Projects each batch to the list of its items."""
 
     geometry = "layout"
 

@@ -1,4 +1,4 @@
-"""The numbers by which tensors are told apart, as seeds and staggered refreshes do."""
+"""Keys: the numbers that identify tensors, for seeds and staggered refreshes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from zlib import crc32
 
 
-def key_of(place: int, name: str | None) -> int:
-    """Returns the key of a parameter: the CRC-32 of its name, or its place if it has none.
+def key_of(index: int, name: str | None) -> int:
+    """Returns the key of a parameter: the CRC-32 of its name, or its index if it has none.
 
-    A place is among all parameters of the optimizer; a name is the same in every optimizer.
+    The index counts all parameters of the optimizer; a name is the same in every optimizer.
 
     Example:
         >>> key_of(3, None), key_of(3, "head.weight") == key_of(0, "head.weight")
         (3, True)
     """
-    return place if name is None else crc32(name.encode())
+    return index if name is None else crc32(name.encode())
 
 
 def keys_inside(keys: Sequence[int], origins: Sequence[Sequence[int]]) -> list[int]:
-    """Returns the keys of tensors inside a projection, given from which they are made.
+    """Returns the keys of tensors inside a projection, given the indices of those they come from.
 
-    The first that is made from a tensor, or from several of which it is the first, has its key;
-    others, as further blocks of a matrix, have keys that follow from it.
+    The first inner tensor whose list of indices begins with some outer tensor has the key of that;
+    the next ones, such as further blocks of a matrix, have keys that are derived from it.
 
     Example:
         >>> keys_inside([7, 8], [[0], [1]])

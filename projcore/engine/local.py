@@ -1,7 +1,7 @@
-"""Sharded parameters (`DTensor`) under elementwise modules, which run on the parts in each process.
+"""Elementwise modules on sharded parameters (`DTensor`): they run on the local shards.
 
-They would do the same to the sharded tensors; but torch takes some tenths of a millisecond over
-each operation on one of these (2.13), and its fused kernels as long for each tensor.
+They would give the same result on the sharded tensors; but torch 2.13 spends some tenths of a
+millisecond on each operation on such a tensor, and its fused kernels as much per tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from projcore.ops import as_part
 
 
 class Local(ProjectionBase):
-    """Takes sharded tensors to the parts of them that are in this process."""
+    """Projects each sharded tensor to its local shard."""
 
     geometry = "layout"
     scope = "tensor"
@@ -40,7 +40,7 @@ class Local(ProjectionBase):
 
 
 class OnParts(Inside):
-    """Runs an elementwise module on the parts of sharded tensors that are in this process.
+    """Runs an elementwise module on the local shards of sharded tensors.
 
-    The state of a tensor is where it is without shards, of the shape of the part.
+    The state of a tensor is at the same position as without shards, and has the local shape.
     """

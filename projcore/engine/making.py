@@ -1,4 +1,4 @@
-"""Plans of whole optimizers: the region in the space of the parameters."""
+"""Plans of optimizers: the region in the space of the parameters, and the state to expect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from projcore.core.state import Node as Entries
 from projcore.core.state import State
 from projcore.engine.commit import Store
 from projcore.engine.compiler import Compiler
-from projcore.engine.facts import Known, LiveSettings
+from projcore.engine.facts import LiveSettings, PlanContext
 from projcore.engine.flat import flatten
 from projcore.engine.gather import Gather, Owners, gathered
 from projcore.engine.inside import Inside
@@ -33,17 +33,17 @@ from projcore.engine.sketch import Sketch
 
 @dataclass
 class Plan:
-    """What a step does.
+    """The plan of a step of an optimizer.
 
     Attributes:
-        region: What runs on the parameters that take part.
-        members: The places of these among all parameters.
-        trees: The state that modules will keep for each parameter, as tensors without storage.
+        region: The region of the parameters that take part.
+        members: The indices of these among all parameters.
+        trees: The state that modules will have for each parameter, as tensors without storage.
         reads: The settings on which the plan depends: of each the group, the key and the value.
-        labels: For `Optimizer.describe`: what modules that choose said of their tensors.
+        labels: The labels that modules gave their tensors in `Planner.note`.
         store: The state that its nodes work on.
-        compiler: What compiles its runs of nodes; None if it runs in Python.
-        parts: Regions that modules run by themselves, as they are planned when first run.
+        compiler: The compiler of its runs of nodes; None if it runs in Python.
+        parts: Regions that modules run by `Objective.run`; each is planned when it first runs.
     """
 
     region: Region
@@ -58,36 +58,36 @@ class Plan:
 
     @cached_property
     def gathers(self) -> bool:
-        """Whether processes own parameters; then all must do the same at the same time."""
+        """Whether processes own parameters, so that all must step at the same time."""
         return any(gathered(self.region))
 
-    def block(self, places: Sequence[int]) -> Region:
-        """Returns what runs on some of the parameters alone."""
-        key = tuple(places)
+    def block(self, indices: Sequence[int]) -> Region:
+        """Returns the region of some of the parameters."""
+        key = tuple(indices)
         if key not in self._blocks:
-            region = self.region.part(places)
-            assert region is not None, "a module of scope 'all' was let through"
+            region = self.region.part(indices)
+            assert region is not None, "a module of scope 'all' was accepted"
             if self.store is not None:
                 region.bind(self.store.trees)
             self._blocks[key] = region
         return self._blocks[key]
 
     def bind(self, store: Store) -> None:
-        """Has all that runs work on this state."""
+        """Binds all regions to this state."""
         if self.store is not store:
             for region in (self.region, *self._blocks.values()):
                 region.bind(store.trees)
             self.store = store
 
     def expected(self, count: int) -> list[dict[str, Any]]:
-        """Returns the state that modules will keep for each of so many parameters, flat."""
+        """Returns the state that modules will have for each of `count` parameters, flat."""
         flat: list[dict[str, Any]] = [{} for _ in range(count)]
-        for place, tree in zip(self.members, self.trees, strict=True):
-            flat[place] = flatten(tree)
+        for i, tree in zip(self.members, self.trees, strict=True):
+            flat[i] = flatten(tree)
         return flat
 
     def holds(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the settings that it depends on are as they were."""
+        """Whether the settings that it depends on are unchanged."""
         return all(
             groups[i][key] is value or groups[i][key] == value for i, key, value in self.reads
         )
@@ -105,46 +105,46 @@ def make_plan(
 ) -> Plan:
     """Plans a step, on tensors without storage.
 
-    Projections learn their maps on such tensors too, so if they reject the parameters, they do so
-    here.
+    Projections compute their maps on such tensors, too, so that those that reject the parameters
+    do so here.
 
     Args:
-        module: What is to run.
-        names: Which key holds which setting.
+        module: The module to plan.
+        names: The keys of the settings in groups.
         groups: The parameter groups.
-        members: The places of the parameters that take part.
-        passes: What may be rewritten.
+        members: The indices of the parameters that take part.
+        passes: The passes that may rewrite the plan.
         owners: Which process owns each sharded parameter.
         active: Which of the members have a gradient; None for all.
-        building: Whether an optimizer is being built, so that a rule that holds for no tensor, or
-            a projection that applies to none, is an error.
+        building: Whether an optimizer is being constructed, so that a rule that matches no tensor,
+            or a projection that applies to none, is an error.
     """
     parameters = [p for group in groups for p in group["params"]]
-    numbers = [i for i, group in enumerate(groups) for _ in group["params"]]
-    called = parameter_names(groups)
+    group_indices = [i for i, group in enumerate(groups) for _ in group["params"]]
+    named = parameter_names(groups)
     without_storage = {
         i: torch.empty_like(p, device="meta") for i, p in enumerate(parameters) if not is_lazy(p)
     }
     absent = sorted(without_storage.keys() - set(members))
     complete = len(without_storage) == len(parameters)
-    known = Known(
+    context = PlanContext(
         names,
         groups,
-        called,
-        [(called[i], without_storage[i], numbers[i]) for i in absent] if complete else None,
+        named,
+        [(named[i], without_storage[i], group_indices[i]) for i in absent] if complete else None,
         owners,
     )
     trees: list[Entries] = [{} for _ in members]
     space = Space(
         template=[without_storage[i] for i in members],
-        groups=[numbers[i] for i in members],
+        groups=[group_indices[i] for i in members],
         sources=[(i,) for i in members],
-        keys=[key_of(i, called[i]) for i in members],
+        keys=[key_of(i, named[i]) for i in members],
         formats=[
             (parameters[i].device, getattr(parameters[i], "device_mesh", None)) for i in members
         ],
         state=State(trees),
-        context=known,
+        context=context,
         active=active,
     )
     builder = Builder(passes, building=building)
@@ -158,20 +158,22 @@ def make_plan(
         region = builder.region(space, plan)
         region.remember(Sketch(region.space, LiveSettings(names, groups, found={})))
     reads = [
-        (i, key, group[key]) for i, group in enumerate(groups) for key in known.reads & group.keys()
+        (i, key, group[key])
+        for i, group in enumerate(groups)
+        for key in context.reads & group.keys()
     ]
     return Plan(region, members, trees, reads, builder.labels)
 
 
 class Row(NamedTuple):
-    """One line of a plan: the module at a position, and the tensors that it works on.
+    """One row of a table of a plan: the module at a position, and its tensors.
 
     Attributes:
         path: The position.
         module: The module.
-        shapes: The shapes of its tensors; of a projection, of those inside.
-        sources: Of each tensor, the indices of the parameters that it is made from.
-        routes: Where it sends each tensor, if it sends tensors to different modules.
+        shapes: The shapes of its tensors; for a projection, of those inside.
+        sources: For each tensor, the indices of the parameters that it is made from.
+        routes: The child that processes each tensor, if the module routes them to different ones.
     """
 
     path: str
@@ -182,21 +184,21 @@ class Row(NamedTuple):
 
 
 def rows(plan: Plan, modules: Mapping[str, Module]) -> list[Row]:
-    """Returns the lines of a plan, in the order of positions."""
+    """Returns the rows of a plan, in the order of positions."""
     found: dict[str, Row] = {}
-    spaces: dict[str, dict[int, Space]] = {}  # a module may run in several, as in a projection
+    spaces: dict[str, dict[int, Space]] = {}  # one position may have several, in a projection
     for node in plan.region.walk():
         if isinstance(node.module, (Items, Gather, Local, Rate)):
             continue
         path, space = node.site.space.path, node.site.space
         found[path] = Row(path, node.module)
-        known = spaces.setdefault(path, {})
+        several = spaces.setdefault(path, {})
         if isinstance(node, Inside) and node.region is not None:
-            known[id(node)] = node.region.space
+            several[id(node)] = node.region.space
             if node.beside is not None:
-                known[id(node.beside)] = node.beside
-        elif not isinstance(node, Inside) and not _unknown(node):
-            known[id(space)] = space
+                several[id(node.beside)] = node.beside
+        elif not isinstance(node, Inside) and not _is_unknown(node):
+            several[id(space)] = space
     for path, several in spaces.items():
         every = [
             each
@@ -212,14 +214,14 @@ def rows(plan: Plan, modules: Mapping[str, Module]) -> list[Row]:
     return sorted(found.values(), key=lambda row: order[row.path])
 
 
-def _unknown(node: Node) -> bool:
-    """Whether a module keeps state, and what is known only after the first step."""
+def _is_unknown(node: Node) -> bool:
+    """Whether a module has state that is known only after the first step."""
     nodes = node.site.state.nodes
     return isinstance(node, Call) and node.site.keeps and not all(nodes)
 
 
 def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """Returns the name of each parameter of groups, None for those that were given without."""
+    """Returns the name of each parameter of groups, or None."""
     return [
         name for group in groups for name in group.get("param_names", [None] * len(group["params"]))
     ]

@@ -1,4 +1,4 @@
-"""Which key of a parameter group holds which setting of which module."""
+"""The keys of parameter groups that hold the settings of modules."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from projcore.core.module import Module
 from projcore.errors import ArgumentError, within_one_typo
 from projcore.values import plain, require
 
-# What torch, its schedulers and recipes (`param_notes`, which `describe` prints) keep in a group
-# beside the optimizer's own settings.
+# Keys of torch, of its schedulers and of recipes (`param_notes`, which `describe` prints), which
+# are not settings of modules.
 TORCH_KEYS = frozenset(
     {"params", "param_names", "param_notes", "initial_lr", "swa_lr", "min_lr", "max_lr"}
     | {"base_momentum", "max_momentum"}
@@ -29,10 +29,11 @@ _UNKNOWN = object()
 
 
 class SettingNames:
-    """Which parameter-group key holds which setting of which module of a tree.
+    """The parameter-group keys of the settings of all modules of a tree.
 
-    A name that one module has is the key itself (``"lr"``); a name that several positions share is
-    qualified by the position (``"0.lr"``, ``"2.modules.1.lr"``), so nothing is applied twice.
+    If one module has a setting of some name, the key is that name (``"lr"``); if several positions
+    have, each key is qualified by the position (``"0.lr"``, ``"2.modules.1.lr"``), so that no value
+    is applied twice.
 
     Args:
         root: The tree.
@@ -66,7 +67,7 @@ class SettingNames:
         return f"{path.replace('/', '.')}.{name}" if name in self.shared else name
 
     def check_keys(self, group: Mapping[str, Any]) -> None:
-        """Raises if a key is meant as a setting, but is none: see `foreign` for all others."""
+        """Raises if a key seems to be a misspelt or misplaced setting; see `foreign`."""
         for key in self.foreign(group, given=True):
             if key in self.shared:
                 keys = ", ".join(repr(self._key(path, key)) for path in self.shared[key])
@@ -97,21 +98,21 @@ class SettingNames:
                 )
 
     def foreign(self, group: Mapping[str, Any], given: bool = False) -> list[str]:
-        """Returns the keys that are no settings here, nor torch's; they are kept and left alone."""
+        """Returns the keys that are neither settings of a module nor torch's; they are kept."""
         known = self._known - {RATE} if given and RATE in self.shared else self._known
         return [] if group.keys() <= known else [key for key in group if key not in known]
 
     def check_values(
         self, group: MutableMapping[str, Any], checked: Sequence[Any] = ()
     ) -> list[Any]:
-        """Makes the values of settings plain; raises, with nothing changed, if one is refused.
+        """Makes the values of settings plain; raises, with nothing changed, if one is invalid.
 
         Args:
-            group: A group, which may lack settings: the defaults hold for these.
-            checked: What this returned before: values that are the same objects are not checked.
+            group: A group. For settings that it lacks, the defaults are used.
+            checked: The result of the call before: the same objects are not checked again.
 
         Returns:
-            The values that were checked, in the order of `defaults`.
+            The values, in the order of `defaults`.
         """
         values = [group.get(key, default) for key, default in self.defaults.items()]
         if len(checked) == len(values) and all(map(operator.is_, values, checked)):

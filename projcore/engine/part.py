@@ -1,4 +1,4 @@
-"""An optimizer of some of the parameters of another, as each of several processes may run one."""
+"""An optimizer of some of the parameters of another, to run one in each of several processes."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ from projcore.errors import ArgumentError
 if TYPE_CHECKING:
     from projcore.optimizer import Optimizer
 
-LISTS = ("param_names", "param_notes")  # what groups hold for each of their parameters
+LISTS = ("param_names", "param_notes")  # the keys of groups that have a value for each parameter
 
 
-def refuse_zero(recipe: str) -> None:
-    """Raises if `ZeroRedundancyOptimizer` calls a recipe, which makes groups of its own."""
+def check_recipe_in_zero(recipe: str) -> None:
+    """Raises if `ZeroRedundancyOptimizer` calls a recipe, which would make other groups."""
     if _groups_of_zero() is not None:
         raise ArgumentError(
-            f"ZeroRedundancyOptimizer was given {recipe}, which puts parameters into groups, but "
-            "would get those of one process only. Call it on the model, as in "
-            f"whole = {recipe}(model), and pass "
+            f"ZeroRedundancyOptimizer was given {recipe}, which must see all parameters to put "
+            "them into groups, and would get those of one process only. Call it on the model, as "
+            f"in whole = {recipe}(model), and pass "
             "ZeroRedundancyOptimizer(whole.param_groups, whole.part)."
         )
 
 
 def check_zero(module: Chain, groups: Sequence[Any]) -> None:
-    """Raises if `ZeroRedundancyOptimizer` is making an optimizer that it could not use.
+    """Raises if `ZeroRedundancyOptimizer` could not use the optimizer that is being built.
 
-    It has a function make one of those parameters that it gives to this process, in groups that
-    must stay the same.
+    It calls a function that builds an optimizer of this process's parameters, in groups that must
+    stay the same.
     """
     given = _groups_of_zero()
     if given is None:
         return
-    check_scope(module, "ZeroRedundancyOptimizer steps some of the parameters in each process")
+    check_scope(module, "ZeroRedundancyOptimizer updates some of the parameters in each process")
     made = len(groups) if isinstance(groups[0], Mapping) else 1
     if made != given:
         raise ArgumentError(
-            f"ZeroRedundancyOptimizer has {given} groups of parameters, and was given a function "
-            f"that makes {made}. Call it on all parameters, as `whole`, and pass "
+            f"ZeroRedundancyOptimizer has {given} parameter groups, and was given a function that "
+            f"makes {made}. Call the function on all parameters, as `whole`, and pass "
             "ZeroRedundancyOptimizer(whole.param_groups, whole.part)."
         )
 
 
 def _groups_of_zero() -> int | None:
-    """Returns how many groups the `ZeroRedundancyOptimizer` has that calls this, if one does.
+    """Returns the number of groups of the `ZeroRedundancyOptimizer` that calls this, or None.
 
-    When it fails it is too late to say why, so it is looked for among the callers.
+    Its own error would come too late to explain the cause, so it is searched among the callers.
     """
-    torchs = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    frame = sys._getframe() if torchs is not None else None
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = sys._getframe() if module is not None else None
     while frame is not None:
-        if frame.f_globals is vars(torchs) and frame.f_code.co_name == "_init_local_optimizer":
+        if frame.f_globals is vars(module) and frame.f_code.co_name == "_init_local_optimizer":
             return len(frame.f_locals["self"].param_groups)
         frame = frame.f_back
     return None
@@ -89,7 +89,7 @@ def part_of(whole: Optimizer, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
     made.__setstate__({**whole.__getstate__(), **fresh})
 
     def keep(optimizer: Any, *_: Any) -> None:
-        """Takes back what is each process's own: ZeroRedundancyOptimizer copies whole groups."""
+        """Restores each process's own values, as ZeroRedundancyOptimizer copies whole groups."""
         for group, values in zip(optimizer.param_groups, own, strict=True):
             group.update(values)
 

@@ -1,4 +1,4 @@
-"""The planner: turns a tree of modules into regions of nodes, once, before there are values."""
+"""The planner: turns a tree of modules into regions of nodes, before tensors have values."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ Planned = Callable[[Planner, Space], None]
 
 
 class Builder(Planner):
-    """Collects the nodes of a region, as the modules name them.
+    """Builds a region from the nodes that modules add.
 
     Args:
-        passes: What may be rewritten, some of `PASSES`.
-        around: The projection that the region is inside of, if there is one that is linear.
-        building: As of `make_plan`.
+        passes: The passes that may rewrite the region, some of `PASSES`.
+        around: The innermost linear projection that the region is inside of, or None.
+        building: See `make_plan`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Builder(Planner):
         self._size: int | None = None
 
     def region(self, space: Space, plan: Planned) -> Region:
-        """Returns the region of what is planned for a space."""
+        """Returns the region of the nodes that `plan` adds for a space."""
         space = replace(space, places=range(len(space)))
         self._size = len(space)
         plan(self, space)
@@ -68,7 +68,7 @@ class Builder(Planner):
         return Region(space, self.nodes, self.notes, self.passes)
 
     def step(self, module: Module, space: Space, runs: Sequence[Planned] = ()) -> None:
-        space = self._take_shards(module, space)
+        space = self._plan_sharded(module, space)
         if not len(space):
             return
         if isinstance(module, Transform):
@@ -99,9 +99,8 @@ class Builder(Planner):
     def _observe(self, module: Observer, space: Space) -> None:
         if self.around is not None:
             raise ArgumentError(
-                f"{type(self.around).__name__} was given {module}, which looks at the parameters "
-                "after the step. Inside it would see something else. Use it outside this "
-                "projection."
+                f"{type(self.around).__name__} was given {module}, which reads the parameters "
+                "after the step. It cannot read them inside. Use it outside this projection."
             )
         site = Site(module, space, self._is_whole(space))
         for group, members in site.parts():
@@ -124,8 +123,8 @@ class Builder(Planner):
         projection.chain.plan(self, beside.child(INNER))
 
     def _enter(self, projection: ProjectionBase, space: Space, beside: Space | None = None) -> None:
-        """Has modules run inside a projection, or outside where that is the same."""
-        space = self._take_shards(projection, space, beside)
+        """Plans the modules inside a projection, and runs them outside where that is equal."""
+        space = self._plan_sharded(projection, space, beside)
         if not len(space):
             return
         path = f"{space.path}/{INNER}"
@@ -140,24 +139,24 @@ class Builder(Planner):
                 for name in names:
                     child, inside = projection.chain.children[name], space.child(INNER).child(name)
                     if self.building and has_factor(child):
-                        common(child, inside.settings())  # as it would find in the step
+                        common(child, inside.settings())  # raises what would be raised in the step
                     child.plan(self, inside)
             else:
-                plan = _some(projection, names)
+                plan = _plan_of(projection, names)
                 self._inside(projection, space, INNER, path, plan)
 
-    def _take_shards(self, module: Module, space: Space, beside: Space | None = None) -> Space:
-        """Has a module run on sharded tensors, whole or by parts; returns those that are left."""
-        here = runs_locally(module)
-        if takes_shards(module) and not here:
+    def _plan_sharded(self, module: Module, space: Space, beside: Space | None = None) -> Space:
+        """Plans a module on sharded tensors, gathered or local; returns the space of the others."""
+        local = runs_locally(module)
+        if takes_shards(module) and not local:
             return space
         meshes: dict[Any, list[int]] = {}
         for i, tensor in enumerate(space.template):
             if is_sharded(tensor):
                 meshes.setdefault(tensor.device_mesh, []).append(i)  # type: ignore[attr-defined]
-        for mesh, places in meshes.items():
-            some = space.select(places)
-            if here:
+        for mesh, indices in meshes.items():
+            some = space.select(indices)
+            if local:
                 self._inside(Local(module), some, "", space.path, module.plan, None, OnParts)
                 continue
             owners = space.context.owners
@@ -171,32 +170,32 @@ class Builder(Planner):
             self._inside(gather, some, "", space.path, module.plan, beside, Gathered)
         if not meshes:
             return space
-        sharded = {i for places in meshes.values() for i in places}
+        sharded = {i for indices in meshes.values() for i in indices}
         return space.select([i for i in range(len(space)) if i not in sharded])
 
-    def _weigh(self, module: Module, space: Space, chosen: Sequence[int]) -> list[Weight]:
-        """Returns what an owner of each of some sharded tensors would keep for a module."""
+    def _weigh(self, module: Module, space: Space, indices: Sequence[int]) -> list[Weight]:
+        """Returns the weight of each of some sharded tensors for the process that owns it."""
         kinds = [
-            (space.template[i].shape, space.template[i].dtype, space.groups[i]) for i in chosen
+            (space.template[i].shape, space.template[i].dtype, space.groups[i]) for i in indices
         ]
-        first = dict(zip(reversed(kinds), reversed(chosen), strict=True))
+        first = dict(zip(reversed(kinds), reversed(indices), strict=True))
         some = space.select(list(first.values()))
         full = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype, _ in first]
         state = some.state.over([{} for _ in some.state.trees])
         some = replace(some, template=full, formats=[None] * len(full), state=state)
         region = Builder(self.passes, self.around).region(some, module.plan)
         region.remember(Sketch(region.space))
-        kept = (flatten(node).values() for node in state.nodes)
-        weights = dict(zip(first, map(weight_of, full, kept), strict=True))
+        entries = (flatten(node).values() for node in state.nodes)
+        weights = dict(zip(first, map(weight_of, full, entries), strict=True))
         return [weights[kind] for kind in kinds]
 
     def _try_out(self, projection: ProjectionBase, space: Space) -> None:
-        """Has a projection reject its tensors although all modules inside may run outside."""
+        """Raises if a projection rejects its tensors, though all modules inside run outside."""
         space = replace(space, state=space.state.over([{} for _ in space.state.trees]))
         Inside(projection, space, self._is_whole(space), _unplanned).try_out()
 
     def _passing(self, projection: ProjectionBase, space: Space) -> list[int]:
-        """Returns which tensors pass a projection and run outside of it, as they would inside."""
+        """Returns the indices of unprojected tensors whose modules can run outside instead."""
         modules = projection.chain.children.values()
         by_tensor = all(isinstance(each, Transform) and each.scope != "all" for each in modules)
         outside = projection.project_update and by_tensor and projection.geometry != "layout"
@@ -210,7 +209,7 @@ class Builder(Planner):
         return passing if "hoist" in self.passes and len(passing) < len(space) else []
 
     def _by_item(self, plan: Planned, space: Space) -> None:
-        """Has a module that cannot run on batches run on each item by itself."""
+        """Plans a module that does not support batches on each item."""
         self._inside(Items(space), space, "items", space.path, plan)
 
     def _inside(
@@ -223,7 +222,7 @@ class Builder(Planner):
         beside: Space | None = None,
         kind: type[Inside] = Inside,
     ) -> None:
-        """Has modules run in the space of a projection; for `beside`, see `Inside`."""
+        """Adds a node that runs modules inside a projection; for `beside`, see `Inside`."""
         around = projection if projection.geometry == "linear" else self.around
 
         def plan_inside(node: Inside, tensors: Sequence[Tensor]) -> Region:
@@ -231,7 +230,7 @@ class Builder(Planner):
             scratch: list[Entries] = [{} for _ in trees]
             inner = node.inner_space(tensors, name, path)
             inner = replace(inner, state=inner.state.over(scratch))
-            building = self.building and kind is Inside  # another process may have what is missing
+            building = self.building and kind is Inside  # the tensors may be in another process
             builder = Builder(self.passes, around, building)
             region = builder.region(inner, plan)
             self.labels += builder.labels
@@ -243,7 +242,7 @@ class Builder(Planner):
         if node.owns and self.around is not None:
             raise ArgumentError(
                 f"{type(self.around).__name__} was given {projection}, whose result must reach the "
-                "parameters as it is. Use it outside this projection."
+                "parameters unchanged. Use it outside this projection."
             )
         self.nodes.append(node)
 
@@ -258,15 +257,15 @@ class Builder(Planner):
         """Raises if another module follows one that must come last for its tensors."""
         for k, node in enumerate(self.nodes):
             for other in self.nodes[k + 1 :] if node.comes_last else ():
-                if not _ends(other) and not set(node.where).isdisjoint(other.where):
-                    where = "before" if _ends(node) else "inside"
+                if not _comes_last(other) and not set(node.where).isdisjoint(other.where):
+                    place = "before" if _comes_last(node) else "inside"
                     raise ArgumentError(
                         f"{other.module} follows {node.module}, whose result must reach the "
-                        f"parameters as it is. Put {other.module} {where} it."
+                        f"parameters unchanged. Put {other.module} {place} it."
                     )
 
 
-def _ends(node: Node) -> bool:
+def _comes_last(node: Node) -> bool:
     """Whether the module of a node itself, and not only one inside it, comes last."""
     return node.module.comes_last
 
@@ -291,23 +290,23 @@ def check_applies(projection: ProjectionBase, space: Space) -> None:
 
 
 def without_missing(projection: ProjectionBase, space: Space) -> Space:
-    """Returns a space without the tensors that have no gradient for a projection to learn from."""
+    """Returns a space without the tensors whose map would depend on a gradient that is missing."""
     if space.active is None or projection.scope == "all" or not projection.learns:
         return space
     settings = space.settings()
     active = set(space.active)
-    chosen = [
+    indices = [
         i
         for i, tensor in enumerate(space.template)
         if i in active or not projection.applies(tensor, settings[i])
     ]
-    return space.select(chosen)
+    return space.select(indices)
 
 
 def segments(projection: ProjectionBase) -> list[tuple[bool, list[str]]]:
-    """Splits the modules inside into runs that do the same outside of a layout, or not.
+    """Splits the modules inside a layout into runs, by whether they are equal outside of it.
 
-    Those are elementwise, or multiply by a number that does not depend on the layout.
+    These are elementwise, or multiply by a factor that does not depend on the layout.
     """
     found: list[tuple[bool, list[str]]] = []
     for name, module in projection.chain.children.items():
@@ -318,8 +317,8 @@ def segments(projection: ProjectionBase) -> list[tuple[bool, list[str]]]:
     return found
 
 
-def _some(projection: ProjectionBase, names: Sequence[str]) -> Planned:
-    """Plans some of the modules inside."""
+def _plan_of(projection: ProjectionBase, names: Sequence[str]) -> Planned:
+    """Returns a function that plans some of the modules inside."""
 
     def plan(planner: Planner, space: Space) -> None:
         for name in names:
@@ -329,36 +328,36 @@ def _some(projection: ProjectionBase, names: Sequence[str]) -> Planned:
 
 
 def add_rate(nodes: list[Node], space: Space) -> None:
-    """Has the update multiplied by the ``lr`` of its group, as the parameters take it.
+    """Adds nodes that multiply the update by the ``lr`` of its group, at the end.
 
-    That is before the modules that come last, and inside the projections that contain such modules.
+    They are before the modules that come last, and inside projections that contain such modules.
     """
     left = set(range(len(space)))
     for node in nodes:
-        if node.comes_last and not _ends(node):
+        if node.comes_last and not _comes_last(node):
             left.difference_update(node.where)
             for region in node.regions():
                 add_rate(region.nodes, region.space)
     rated: list[Node] = []
     for node in nodes:
-        if _ends(node):
-            rated += _rates(space, left.intersection(node.where))
+        if _comes_last(node):
+            rated += _rate_nodes(space, left.intersection(node.where))
             left.difference_update(node.where)
         rated.append(node)
-    nodes[:] = [*rated, *_rates(space, left)]
+    nodes[:] = [*rated, *_rate_nodes(space, left)]
 
 
-def _rates(space: Space, where: set[int]) -> list[Node]:
-    """Returns what multiplies the update of some of the tensors of a space by their rates."""
-    if not where:
+def _rate_nodes(space: Space, indices: set[int]) -> list[Node]:
+    """Returns nodes that multiply the update of some of the tensors of a space by their rates."""
+    if not indices:
         return []
-    whole = len(where) == len(space)
-    site = Site(Rate(), space if whole else space.select(sorted(where)), whole)
+    whole = len(indices) == len(space)
+    site = Site(Rate(), space if whole else space.select(sorted(indices)), whole)
     return [Call(site, members, group, path="") for group, members in site.parts()]
 
 
 class Rate(Transform):
-    """Multiplies the update by the ``lr`` of its group, where no module has it as a setting."""
+    """Multiplies the update by the ``lr`` of its group, if that is not a setting of a module."""
 
     scope = "element"
 

@@ -1,4 +1,4 @@
-"""Which parameters take part in a step, and what becomes of state when these change."""
+"""The parameters that take part in steps, and the treatment of state when they change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def presence(
     """Returns shape, dtype and device of each parameter that takes part, None for the others.
 
     A parameter takes part if it requires a gradient or has one, or took part before. One that is
-    frozen from the start is in no space and has no state. A lazy one joins once it has a shape.
+    frozen from the start is in no space and has no state. A lazy one joins when it has a shape.
     """
     took_part = {i for i, facts in enumerate(before) if facts is not None}
     return of_members(
@@ -41,11 +41,11 @@ def presence(
     )
 
 
-class Roll:
-    """The parameters that take part, as they were when it was called.
+class Participants:
+    """The parameters that take part, with their shapes, dtypes and devices at some time.
 
     Attributes:
-        members: Their places among all parameters.
+        members: Their indices among all parameters.
         dtypes: Their dtypes.
     """
 
@@ -63,11 +63,11 @@ class Roll:
         return [parameters[i] for i in self.members] if self._others else parameters
 
     def holds(self, parameters: list[Tensor], sticky: bool) -> bool:
-        """Whether `presence` would return the same again.
+        """Whether `presence` would return the same facts again.
 
         Args:
             parameters: All parameters.
-            sticky: Whether those that took part before stay, as there is state.
+            sticky: Whether those that took part before still do, since they have state.
         """
         if len(parameters) != self._count:
             return False
@@ -85,10 +85,10 @@ class Roll:
 
 
 def of_members(parameters: Sequence[Tensor], members: Sequence[int]) -> list[Facts | None]:
-    """Returns what `presence` does, where the places of those that take part are known."""
-    chosen = set(members)
+    """Returns the facts of `presence`, given the indices of the parameters that take part."""
+    present = set(members)
     return [
-        (p.shape, p.dtype, p.device) if i in chosen and not is_lazy(p) else None
+        (p.shape, p.dtype, p.device) if i in present and not is_lazy(p) else None
         for i, p in enumerate(parameters)
     ]
 
@@ -100,42 +100,42 @@ def follow(
     before: Sequence[Facts | None],
     now: Sequence[Facts | None],
 ) -> None:
-    """Resets the state of modules whose space has changed, as that of a vector by a new group.
+    """Resets the state of modules whose space has changed, such as a vector that a new group joins.
 
     ``before`` and ``now`` are the `presence` of the parameters; ``before`` may be shorter.
 
     Raises:
-        StepError: If it no longer fits because a parameter itself has changed. Then nothing is
+        StepError: If state no longer fits because a parameter itself has changed. Then nothing is
             reset.
-        ProjcoreError: If a module refuses the parameters as they are now.
+        ProjcoreError: If a module rejects the parameters as they are now.
     """
     expected = optimizer.plan_of(groups).expected(len(now))
     if not any(optimizer.state.values()):
         return
-    if len(before) > len(now):  # parameters were taken out: which is not known
+    if len(before) > len(now):  # parameters were removed, and it is not known which
         before = ()
     members = [i for i, facts in enumerate(before) if facts is not None and now[i] is not None]
     earlier = optimizer.plan_of(groups, members).expected(len(now))
     parameters = chain.from_iterable(group["params"] for group in groups)
-    outgrown: dict[str, str] = {}  # paths, each with an entry that shows it
+    outdated: dict[str, str] = {}  # paths of modules to reset, each with an entry that does not fit
     for i, parameter in enumerate(parameters):
         live, facts = optimizer.state.get(parameter, {}), now[i]
         if facts is None:
             continue
         old = before[i] if i < len(before) else None
         for key, value in expected[i].items():
-            if key in live and not _goes_on(names, key, live[key], value, old, facts):
-                outgrown.setdefault(module_path(key), key)
-        if old is not None:  # state of a merged space may have to be kept with another parameter
+            if key in live and not _still_fits(names, key, live[key], value, old, facts):
+                outdated.setdefault(module_path(key), key)
+        if old is not None:  # the state of a merged space may now belong to another parameter
             for key in expected[i].keys() ^ earlier[i].keys():
                 if not is_shared(key):
-                    outgrown.setdefault(module_path(key), key)
+                    outdated.setdefault(module_path(key), key)
     for i, (old, new) in enumerate(zip(before, now, strict=False)):
-        if outgrown and old is not None and new is not None and old != new:
+        if outdated and old is not None and new is not None and old != new:
             name = parameter_names(groups)[i] or i
-            raise _changed(name, old, new, next(iter(outgrown.values())))
+            raise _changed(name, old, new, next(iter(outdated.values())))
     for entries in optimizer.state.values():
-        for key in [key for key in entries if module_path(key) in outgrown]:
+        for key in [key for key in entries if module_path(key) in outdated]:
             del entries[key]
     _move_shared(optimizer, groups, expected)
 
@@ -143,7 +143,7 @@ def follow(
 def _move_shared(
     optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Moves state that belongs to a whole space to the parameter that is now its first."""
+    """Moves the shared state of a space to the parameter that is now its first."""
     parameters = chain.from_iterable(group["params"] for group in groups)
     first = {
         key: parameter
@@ -156,10 +156,10 @@ def _move_shared(
             optimizer.state[first[key]].setdefault(key, entries.pop(key))
 
 
-def _goes_on(
+def _still_fits(
     names: SettingNames, key: str, value: Any, expected: Any, old: Facts | None, new: Facts
 ) -> bool:
-    """Whether an entry still fits a parameter that may have another shape, dtype or device now."""
+    """Whether an entry still fits a parameter whose shape, dtype or device may have changed."""
     if not fits(names, key, value, expected):
         return False
     if old is None or not isinstance(value, Tensor) or value.ndim == 0:
@@ -174,7 +174,7 @@ def _changed(name: str | int, old: Facts, new: Facts, key: str) -> StepError:
         for shape, dtype, device in (old, new)
     )
     return StepError(
-        f"Parameter {name!r} was {was} when its memory was created, and is {now} now, which "
-        f"{key!r} does not fit. Parameters keep shape, dtype and device. Build a new optimizer, or "
-        "call optimizer.state.clear() to reinitialize all memory."
+        f"Parameter {name!r} was {was} when its state was created, and is {now} now, which "
+        f"{key!r} does not fit. Shape, dtype and device must not change. Build a new optimizer, or "
+        "call optimizer.state.clear() to reinitialize all state."
     )

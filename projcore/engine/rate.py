@@ -1,4 +1,4 @@
-"""The step size of an optimizer: whether modules set it, and a module that does."""
+"""The step size of an optimizer: whether modules set it, and a module to append."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ def with_rate(chain: Chain, lr: float | Tensor) -> Chain:
 
 
 def _flat(chain: Chain) -> Iterator[Module]:
-    """Yields the modules of a chain; one at its end is split if its last module comes last."""
+    """Yields the modules of a chain; a chain at the end is split if its last module comes last."""
     *others, last = chain.modules
     yield from others
-    if isinstance(last, Chain) and _ending(last).comes_last:
+    if isinstance(last, Chain) and _last_module(last).comes_last:
         yield from _flat(last)
     else:
         yield last
 
 
-def _ending(chain: Chain) -> Module:
+def _last_module(chain: Chain) -> Module:
     last = chain.modules[-1]
-    return _ending(last) if isinstance(last, Chain) else last
+    return _last_module(last) if isinstance(last, Chain) else last
 
 
 def sets_step_size(module: Module) -> bool | None:
-    """Whether a module sets the step size: True, or False if its result forgets any set before.
+    """Whether a module sets the step size: True, or False if it removes one that was set before.
 
-    None if it is neither: it hands on the step size of what comes in. A learning rate, a constant
-    factor and a line search set it, and so do quasi-Newton directions; what divides by the square
-    root of second moments forgets it.
+    None if it does neither, so that the update keeps its step size. A learning rate, a constant
+    factor, a line search and quasi-Newton directions set it; a division by the square root of
+    second moments removes it.
     """
     if RATE in module.defaults or {"closure", "loss"} <= module.needs:
         return True
-    # Whether it multiplies the update by a number that is its own, and keeps no state.
+    # Whether it multiplies the update by a factor of its own, without state.
     stateless = type(module).init is Module.init and not module.needs
     is_factor = isinstance(module, Transform) and is_affine(module) and stateless
     if is_factor or "history" in module.kinds.values():

@@ -1,4 +1,4 @@
-"""Facts that are given, and nothing to evaluate: for plans, which have no values, and traces."""
+"""An objective for plans, which have no values, and for traces: it cannot evaluate the loss."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from projcore.core.space import Space
 
 
 class Sketch(Objective):
-    """Facts that are given, and nothing to evaluate.
+    """An objective of given facts, which cannot evaluate the loss.
 
     Args:
-        space: The space; without a template, its tensors have no values.
-        context: What objectives of a step share; by default that of the plan.
-        template: What stands for the facts that are not given.
+        space: The space, whose template is used if none is given.
+        context: The context that objectives of a step share; by default that of the plan.
+        template: The tensors to use for parameters or gradients that are not given.
         params: The parameters.
         grads: The gradients.
         loss: The loss.
@@ -50,4 +50,4 @@ class Sketch(Objective):
         return self._facts[2]
 
     def evaluate(self, point: Iterable[Tensor], backward: bool = True) -> Evaluation:
-        raise NotImplementedError("nothing is evaluated in a plan or a trace")
+        raise NotImplementedError("the loss cannot be evaluated in a plan or a trace")

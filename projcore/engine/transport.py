@@ -1,4 +1,4 @@
-"""Carries state over when a projection changes its map, by the kinds of its entries."""
+"""Transports state when a projection changes its map, by the kinds of its entries."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ Move = Callable[["list[Tensor]", Kind], "list[Tensor] | None"]
 
 
 def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Entries | None]) -> None:
-    """Gives a projection its new states, and treats the state inside by its policy."""
+    """Gives a projection its new states, and treats the state inside as its `on_refresh` says."""
     node, projection = crossing.node, crossing.projection
     region = node.region
     wide_inside = is_wide(projection, region)
     wide = wide_inside or projection.scope == "all"
-    slots = list(zip(crossing.applied, crossing.states, new, strict=True))
-    # A tensor that has learnt no map yet has nothing to carry over.
-    newcomers = {i for i, own, entries in slots if entries and not entries.keys() <= own.keys()}
+    triples = list(zip(crossing.applied, crossing.states, new, strict=True))
+    # A tensor without a map has no state inside to transport.
+    without_map = {i for i, own, entries in triples if entries and not entries.keys() <= own.keys()}
     changed = [
         i
-        for i, own, entries in slots
-        if entries is not None and (wide or (i not in newcomers and has_inside(own)))
+        for i, own, entries in triples
+        if entries is not None and (wide or (i not in without_map and has_inside(own)))
     ]
     policy = projection.on_refresh
-    if policy == "keep":  # what has another shape now cannot be
+    if policy == "keep":  # which is impossible where the shape inside changes
         policy = "transport"
-        changed = [i for i, own, entries in slots if i in changed and _resized(own, entries)]
+        changed = [i for i, own, entries in triples if i in changed and _resized(own, entries)]
     has_state = any(has_inside(each) for each in crossing.state.nodes)
     if not changed or not has_state or region is None:
         _write(crossing, new)
-    elif policy == "reset" or (wide and newcomers):
+    elif policy == "reset" or (wide and without_map):
         for i in range(crossing.count) if wide_inside else changed:
             clear_inside(crossing.state.nodes[i])
         _write(crossing, new)
-        region.bind(crossing.state.trees)  # its nodes know what state they have
+        region.bind(crossing.state.trees)  # its nodes refer to the removed state
     else:
         _transport(crossing, None if wide else changed, update, new, region)
         region.bind(crossing.state.trees)
@@ -65,9 +65,9 @@ def _transport(
     new: Sequence[Entries | None],
     region: Region,
 ) -> None:
-    """Carries over the state inside, of all tensors or of some."""
+    """Transports the state inside, of all tensors or of some."""
     part = crossing if changed is None else crossing.select(changed)
-    places = range(len(region.space)) if changed is None else changed
+    indices = range(len(region.space)) if changed is None else changed
     tensors = update if changed is None else [update[i] for i in changed]
     old_states = [own_entries(each) for each in part.states]
     _write(crossing, new)
@@ -79,71 +79,78 @@ def _transport(
         )
         return None if moved is None else part.inside(tensors, list(moved))
 
-    old = _Side(part, tensors, region, places, old_states)
-    current = _Side(part, tensors, region, places, part.states)
-    _carry(region, old, current, move)
+    old = _InnerSpace(part, tensors, region, indices, old_states)
+    current = _InnerSpace(part, tensors, region, indices, part.states)
+    _transport_region(region, old, current, move)
 
 
 @dataclass
-class _Side:
-    """The space inside, by the old map or the new.
+class _InnerSpace:
+    """The space inside a projection, by its old or its new map.
 
-    Its tensors cost a product, so they are computed when first asked for.
+    Projecting the tensors costs a product, so that is done when they are first read.
+
+    Attributes:
+        crossing: The projection.
+        tensors: The tensors outside.
+        region: The region inside.
+        indices: The indices of the inner tensors in that region.
+        states: The projection's state, which holds its map.
     """
 
     crossing: Crossing
     tensors: list[Tensor]
     region: Region
-    places: Sequence[int]
+    indices: Sequence[int]
     states: list[Entries]
 
     @cached_property
     def objective(self) -> Objective:
         projected = self.crossing.down(self.tensors, "update", self.states)
-        return self.crossing.inside_objective(projected, self.region.space.select(self.places))
+        return self.crossing.inside_objective(projected, self.region.space.select(self.indices))
 
 
-def _carry(region: Region, old: _Side, new: _Side, move: Move) -> None:
-    """Moves the state of the nodes of a region from one space into another."""
+def _transport_region(region: Region, old: _InnerSpace, new: _InnerSpace, move: Move) -> None:
+    """Transports the state of the nodes of a region from one space to another."""
     seen: set[int] = set()
     for node in region.nodes:
         site = node.site
         if id(site) in seen:
             continue
         seen.add(id(site))
-        if not _carry_entries(site, old, move):
+        if not _transport_entries(site, old, move):
             _shared(site).clear()
-            for each in _of(site, old.places):
+            for each in _nodes_of(site, old.indices):
                 if each is not None:
                     clear(each)
         elif site.module.children:
-            _carry_children(node, old, new, move)
+            _transport_children(node, old, new, move)
 
 
-def _of(site: Site, places: Sequence[int]) -> list[Entries | None]:
-    """The entries of a module at some places of the region; None for tensors of others."""
+def _nodes_of(site: Site, indices: Sequence[int]) -> list[Entries | None]:
+    """Returns a module's state for tensors of the region; None for those of other modules."""
     found = dict(zip(site.space.places, site.state.nodes, strict=True))
-    return [found.get(place) for place in places]
+    return [found.get(i) for i in indices]
 
 
 def _shared(site: Site) -> Entries:
-    """What a module keeps for its space as a whole; to look for it makes no entry."""
+    """Returns the shared state of a module, without creating it."""
     state = site.state
-    tree, keys = state._anchor
+    tree, keys = state._shared_location
     node = state.trees[tree]
     for key in (*keys, SHARED):
         node = node.get(key, {})
     return node
 
 
-def _carry_entries(site: Site, old: _Side, move: Move) -> bool:
-    """Moves a module's own entries; False if there is one that cannot be moved."""
+def _transport_entries(site: Site, old: _InnerSpace, move: Move) -> bool:
+    """Transports a module's own entries; returns False if that is impossible for one of them."""
     kinds = site.module.kinds
     if any(kinds.get(name) not in KEPT for name in _shared(site)):
         return False
-    nodes = _of(site, old.places)
+    nodes = _nodes_of(site, old.indices)
     entries = [{} if each is None else own_entries(each) for each in nodes]
-    used = [i for i, own in enumerate(entries) if own]  # where several modules share the tensors
+    used = [i for i, own in enumerate(entries) if own]  # other modules may have the other tensors
     moved: dict[str, list[Tensor]] = {}
     for name in dict.fromkeys(name for own in entries for name in own):
         kind = kinds.get(name, "opaque")
@@ -161,7 +168,7 @@ def _carry_entries(site: Site, old: _Side, move: Move) -> bool:
         if result is None:
             return False
         if kind == "second":
-            result = _overflowed(tensors, result)
+            result = _keep_overflow(tensors, result)
         moved[name] = result
     for name, tensors in moved.items():
         for i in used:
@@ -171,12 +178,12 @@ def _carry_entries(site: Site, old: _Side, move: Move) -> bool:
     return True
 
 
-def _overflowed(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
-    """Returns second moments with Inf where it is products of Inf that made NaN.
+def _keep_overflow(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
+    """Returns second moments with Inf in place of a NaN that results from an Inf.
 
-    Squares that overflow make an update of zero, as in torch; they are to stay what they are.
+    Squares that overflow to Inf make an update of zero, as in torch, and must do so afterwards.
     """
-    fill = by_kind(torch._foreach_norm, as_real(before))  # NaN if one of the numbers is
+    fill = by_kind(torch._foreach_norm, as_real(before))  # NaN if an element is NaN
     for clamp in (torch._foreach_clamp_min_, torch._foreach_clamp_max_):
         clamp(fill, 1.0)
     torch._foreach_mul_(fill, torch.inf)
@@ -194,17 +201,17 @@ def _move_history(tensors: list[Tensor], move: Move) -> list[Tensor] | None:
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def _carry_children(node: Node, old: _Side, new: _Side, move: Move) -> None:
-    """Moves what is inside a node: of a projection out by its map, over, and back in."""
+def _transport_children(node: Node, old: _InnerSpace, new: _InnerSpace, move: Move) -> None:
+    """Transports the state inside a node; for a projection, its map leads out and back in."""
     for region in node.regions():
-        sides = node.sides(old.objective, new.objective, old.places)
-        if sides is None:  # it runs modules on the tensors that it is given itself
-            _carry(region, old, new, move)
+        sides = node.sides(old.objective, new.objective, old.indices)
+        if sides is None:  # its modules run on the tensors of this space
+            _transport_region(region, old, new, move)
             continue
-        before, after, where = sides
-        if not where:
+        before, after, indices = sides
+        if not indices:
             continue
-        outer = move if len(where) == len(old.places) else _of_some(move, where, old)
+        outer = move if len(indices) == len(old.indices) else _move_some(move, indices, old)
 
         def through(
             tensors: list[Tensor],
@@ -218,34 +225,34 @@ def _carry_children(node: Node, old: _Side, new: _Side, move: Move) -> None:
             moved = outer(before.up(tensors, "update"), kind)
             return None if moved is None else after.down(moved, "update")
 
-        places = before.places_inside
-        inner_old = _Side(before, before.objective.template, region, places, before.states)
-        inner_new = _Side(after, after.objective.template, region, places, after.states)
-        _carry(region, inner_old, inner_new, through)
+        inner = before.indices_inside
+        inner_old = _InnerSpace(before, before.objective.template, region, inner, before.states)
+        inner_new = _InnerSpace(after, after.objective.template, region, inner, after.states)
+        _transport_region(region, inner_old, inner_new, through)
 
 
-def _of_some(move: Move, where: Sequence[int], old: _Side) -> Move:
-    """Returns what moves some of the tensors of a space, with zeros for the others."""
+def _move_some(move: Move, indices: Sequence[int], old: _InnerSpace) -> Move:
+    """Returns a function that moves some of the tensors of a space, with zeros for the others."""
 
     def moves(tensors: list[Tensor], kind: Kind) -> list[Tensor] | None:
         full = [torch.zeros_like(tensor) for tensor in old.objective.template]
-        for i, tensor in zip(where, tensors, strict=True):
+        for i, tensor in zip(indices, tensors, strict=True):
             full[i] = tensor
         moved = move(full, kind)
-        return None if moved is None else [moved[i] for i in where]
+        return None if moved is None else [moved[i] for i in indices]
 
     return moves
 
 
 def is_wide(projection: ProjectionBase, region: Region | None) -> bool:
-    """Whether something inside a projection, as it is planned, keeps state of several tensors."""
+    """Whether a module inside a projection may have state that depends on several tensors."""
     if region is None:
         return projection.chain.total_scope == "all"
     return any("all" in (node.module.scope, node.module.total_scope) for node in region.walk())
 
 
 def _resized(own: Entries, entries: Entries | None) -> bool:
-    """Whether a tensor of the map has another shape in the new states."""
+    """Whether a tensor of the map has another shape in the new state."""
     return any(
         isinstance(own.get(name), Tensor) and own[name].shape != value.shape
         for name, value in (entries or {}).items()
@@ -259,12 +266,12 @@ def _write(crossing: Crossing, new: Sequence[Entries | None]) -> None:
 
 
 def own_entries(node: Entries) -> Entries:
-    """The entries of a module for a tensor, without those of its children."""
+    """Returns the entries of a module for a tensor, without those of its children."""
     return {name: value for name, value in node.items() if not isinstance(value, dict)}
 
 
 def has_inside(node: Entries) -> bool:
-    """Whether modules inside keep something under a projection's node."""
+    """Whether the modules inside a projection have state under its node."""
     return any(
         key != SHARED and isinstance(value, dict) and _has_entries(value)
         for key, value in node.items()
@@ -272,14 +279,14 @@ def has_inside(node: Entries) -> bool:
 
 
 def clear_inside(node: Entries) -> None:
-    """Removes what modules inside keep under a projection's node; the dicts themselves stay."""
+    """Removes the state of the modules inside a projection; the dicts themselves stay."""
     for key, value in node.items():
         if isinstance(value, dict) and key != SHARED:
             clear(value)
 
 
 def forget(node: Entries) -> None:
-    """Removes what was kept for a tensor that was projected, now that it passes."""
+    """Removes the state of a tensor that was projected, and is not any more."""
     own = own_entries(node)
     if own:
         clear_inside(node)
@@ -288,7 +295,7 @@ def forget(node: Entries) -> None:
 
 
 def clear(node: Entries) -> None:
-    """Removes all entries of a node and of those below; the dicts themselves stay."""
+    """Removes all entries of a node and of those below it; the dicts themselves stay."""
     for key in own_entries(node):
         del node[key]
     for value in node.values():

@@ -1,4 +1,4 @@
-"""What holds of a module and of all that it runs."""
+"""Properties of modules, together with the modules that they run."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ def is_zeroth_order(module: Module) -> bool:
 
 def is_elementwise(module: Module) -> bool:
     """Whether a module by itself, apart from its children, depends on single elements only."""
-    scopes = module.scope, module.total_scope  # of a layout, the latter is narrower
+    scopes = module.scope, module.total_scope  # the latter is narrower for a layout
     if module.sharded is False:
         return False
-    chooses = bool(module.sharded and module.children) and not isinstance(module, ProjectionBase)
-    return "element" in scopes or chooses
+    selects = bool(module.sharded and module.children) and not isinstance(module, ProjectionBase)
+    return "element" in scopes or selects
 
 
 def first_unsharded(module: Module) -> Module | None:
     """Returns the first of a module and its children that cannot run on shards, or None.
 
-    A module that works on each tensor by itself gets it unsharded, unless it asks for the loss or
-    evaluates it.
+    A module that processes each tensor separately gets it unsharded, unless it reads or evaluates
+    the loss.
     """
-    return next((each for each in tree(module) if not takes_shards(each) and _is_wide(each)), None)
+    modules = tree(module)
+    return next((each for each in modules if not takes_shards(each) and _needs_all(each)), None)
 
 
 def takes_shards(module: Module) -> bool:
-    """Whether a module is correct for parameters of which each process has a part."""
+    """Whether a module is correct on sharded parameters."""
     if module.sharded is not None:
         return module.sharded
-    return "element" in (module.scope, module.total_scope)  # of a layout, the latter is narrower
+    return "element" in (module.scope, module.total_scope)  # the latter is narrower for a layout
 
 
 def runs_locally(module: Module) -> bool:
-    """Whether a module runs on the parts of sharded parameters as on full ones.
+    """Whether a module is to run on the local shards of parameters.
 
-    Affine ones need not, as they become numbers.
+    Affine modules are not, as they become coefficients.
     """
     return (
         isinstance(module, Transform)
@@ -59,9 +60,9 @@ def runs_locally(module: Module) -> bool:
 
 
 def is_affine(module: Transform) -> bool:
-    """Whether a module has coefficients: if it returns any for no tensors."""
+    """Whether a module has coefficients, which it then also returns for no tensors."""
     return module.coefficients([], [module.defaults]) is not None
 
 
-def _is_wide(module: Module) -> bool:
+def _needs_all(module: Module) -> bool:
     return module.total_scope == "all" or not module.total_needs.isdisjoint({"closure", "loss"})

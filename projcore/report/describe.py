@@ -1,4 +1,4 @@
-"""Describes an optimizer before it runs: its plan, the shapes inside, the state to come."""
+"""Describes an optimizer before it runs: its plan, the shapes inside, the bytes of its state."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def describe(optimizer: Optimizer) -> str:
     """Returns a table of the parameters, one of the modules, and the nodes of a step.
 
-    They are those of a step in which each parameter that takes part has a gradient.
+    In this step, each parameter that takes part has a gradient.
     """
     plan = optimizer.plan_of(optimizer.param_groups)
-    lines = rows(plan, optimizer._names.modules)
-    everything = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = plan.expected(len(everything))
-    parameters: list[tuple[str, ...]] = [
+    module_rows = rows(plan, optimizer._names.modules)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = plan.expected(len(parameters))
+    parameter_table: list[tuple[str, ...]] = [
         (
             *("parameter", "shape", "dtype", "group", "route", "inside", "takes part"),
             *("owner", "state bytes", "note"),
@@ -35,62 +35,62 @@ def describe(optimizer: Optimizer) -> str:
     names = parameter_names(optimizer.param_groups)
     owners = _owners(plan)
     index = 0
-    present = optimizer._present(everything)
+    present = optimizer._present(parameters)
     for number, group in enumerate(optimizer.param_groups):
         notes = group.get("param_notes", [""] * len(group["params"]))
         for parameter, note in zip(group["params"], notes, strict=True):
-            memory = optimizer.state.get(parameter) or expected[index]
-            parameters.append(
+            entries = optimizer.state.get(parameter) or expected[index]
+            parameter_table.append(
                 (
                     names[index] or str(index),
                     "lazy" if is_lazy(parameter) else _shape(parameter.shape),
                     str(parameter.dtype).removeprefix("torch."),
                     str(number),
-                    _routes(lines, index),
-                    _inside(lines, index),
+                    _routes(module_rows, index),
+                    _inside(module_rows, index),
                     "" if present[index] or is_lazy(parameter) else "no, frozen",
                     owners.get(index, ""),
-                    f"{count_bytes(memory):,}",
+                    f"{count_bytes(entries):,}",
                     note,
                 )
             )
             index += 1
-    parameters = _without_empty(parameters)
-    table = [("position", "module", "runs on")]
-    for row in lines:
+    parameter_table = _without_empty(parameter_table)
+    module_table = [("position", "module", "runs on")]
+    for row in module_rows:
         depth = row.path.count("/modules/")
-        table.append((row.path, "  " * depth + head(row), _shapes(row.shapes)))
+        module_table.append((row.path, "  " * depth + label(row), _shapes(row.shapes)))
     mode = "eager" if optimizer.compile is False else "compiled"
     if optimizer.bucket_bytes is not None:
         mode += f", in buckets of {optimizer.bucket_bytes:,} bytes"
     if optimizer.in_backward:
         mode += ", of each parameter in the backward pass"
-    nodes = "\n".join([f"Steps run {mode}:", *_nodes(optimizer, plan, everything)])
-    return f"{as_table(parameters)}\n\n{as_table(table)}\n\n{nodes}"
+    nodes = "\n".join([f"Steps run {mode}:", *_node_lines(plan, parameters)])
+    return f"{as_table(parameter_table)}\n\n{as_table(module_table)}\n\n{nodes}"
 
 
 @torch.no_grad()
-def _nodes(optimizer: Optimizer, plan: Plan, parameters: Sequence[Tensor]) -> list[str]:
-    """The lines of the nodes, indented."""
+def _node_lines(plan: Plan, parameters: Sequence[Tensor]) -> list[str]:
+    """Returns the lines of the nodes of a plan, indented."""
     targets = [parameters[i].detach() for i in plan.members]
     return [f"  {line}" for line in step_lines(plan.region, targets)]
 
 
-def _routes(lines: Sequence[Row], index: int) -> str:
-    """Where each module that sends tensors to different modules sends a parameter's."""
+def _routes(module_rows: Sequence[Row], index: int) -> str:
+    """Returns the children that process a parameter's tensors, for modules that choose one."""
     texts = [
         f"{row.path}: {route}"
-        for row in lines
+        for row in module_rows
         for source, route in zip(row.sources, row.routes, strict=False)
         if index in source
     ]
     return ", ".join(dict.fromkeys(texts))
 
 
-def _inside(lines: Sequence[Row], index: int) -> str:
-    """The shapes that a parameter has, or is part of, inside the innermost projection."""
+def _inside(module_rows: Sequence[Row], index: int) -> str:
+    """Returns the shapes of a parameter's tensors inside the innermost projection."""
     shapes: list[tuple[int, ...]] = []
-    for row in lines:
+    for row in module_rows:
         if "modules" in row.module.children:
             pairs = zip(row.shapes, row.sources, strict=False)
             shapes = [shape for shape, source in pairs if index in source] or shapes
@@ -98,47 +98,47 @@ def _inside(lines: Sequence[Row], index: int) -> str:
 
 
 def _owners(plan: Plan) -> dict[int, str]:
-    """Which process runs the modules that need a sharded parameter whole, and keeps their state."""
+    """Returns, for each sharded parameter that is gathered, the process that owns it."""
     return {
-        place: f"{owner} of {len(node.transfer.team)}"
+        index: f"{owner} of {len(node.transfer.team)}"
         for node in gathered(plan.region)
-        for (place,), owner in zip(node.space.sources, node.transfer.owners, strict=True)
+        for (index,), owner in zip(node.space.sources, node.transfer.owners, strict=True)
     }
 
 
 def _without_empty(table: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Leaves out the columns in which there is nothing but the header."""
-    kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
-    return [tuple(row[i] for i in kept) for row in table]
+    """Removes the columns that have only a header."""
+    columns = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
+    return [tuple(row[i] for i in columns) for row in table]
 
 
-def count_bytes(memory: Mapping[str, Any]) -> int:
-    """Returns the bytes of the storages behind the tensors of a state, each counted once.
+def count_bytes(entries: Mapping[str, Any]) -> int:
+    """Returns the bytes of the storages of a parameter's state, each counted once.
 
-    Counts of many parameters may share a storage; of such a 0-d tensor, its own bytes.
+    Counts of many parameters may share a storage, so 0-d tensors count by their own bytes.
     """
-    tensors = [value for value in memory.values() if isinstance(value, Tensor)]
+    tensors = [value for value in entries.values() if isinstance(value, Tensor)]
     counts = [tensor for tensor in tensors if tensor.ndim == 0]
     others = storages(tensor for tensor in tensors if tensor.ndim > 0)
     return sum(x.nbytes for x in counts) + sum(storage.nbytes() for storage in others)
 
 
 def storages(tensors: Iterable[Tensor]) -> set[torch.UntypedStorage]:
-    """Returns the storages behind tensors, each once; those on the meta device have sizes too."""
+    """Returns the storages of tensors, each once; on the device ``meta`` they have a size, too."""
     return {part.untyped_storage() for tensor in tensors for part in parts(tensor)}
 
 
 def parts(tensor: Tensor) -> list[Tensor]:
-    """Returns a tensor, or those that it wraps, such as the local shard of a `DTensor`."""
+    """Returns a tensor, or the tensors that it wraps, such as the local shard of a `DTensor`."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
-    wrapped = [getattr(tensor, name) for name in names]  # a mesh, too
+    wrapped = [getattr(tensor, name) for name in names]  # may include a mesh
     return [part for each in wrapped if isinstance(each, Tensor) for part in parts(each)]
 
 
-def head(row: Row) -> str:
-    """The module without what it runs inside, which has lines of its own."""
+def label(row: Row) -> str:
+    """Returns a module as text, without the modules inside, which have rows of their own."""
     text = str(row.module)
     inside = str(row.module.children["modules"]) if "modules" in row.module.children else ""
     if not inside:
@@ -162,7 +162,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def as_table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows as text in columns, the first as a header."""
+    """Returns rows as text in columns; the first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))

@@ -1,4 +1,4 @@
-"""What an optimizer's state takes, by component: counted, or estimated before the first step."""
+"""The bytes of an optimizer's state, by module: measured, or estimated before the first step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from projcore.core.module import Module
 from projcore.engine.flat import module_path
 from projcore.engine.making import Row, rows
-from projcore.report.describe import as_table, head, parts, storages
+from projcore.report.describe import as_table, label, parts, storages
 
 if TYPE_CHECKING:
     from projcore.optimizer import Optimizer
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """What one entry of a module takes, over all tensors that the module works on.
+    """The bytes of one state entry of a module, over all its tensors.
 
     Attributes:
         path: The position of the module.
-        module: The module, without what it runs inside.
+        module: The module as text, without the modules inside.
         entry: The entry's name, such as ``"exp_avg"``.
-        tensors: How many tensors there are.
-        bytes: The whole size of the storages behind them. A storage that several entries share is
-            counted in the first; one that a parameter holds, with the parameters.
-        unused: How many of these bytes no tensor of the state shows. A few columns cut from a
-            matrix keep all of it.
+        tensors: The number of tensors.
+        bytes: The full size of their storages. A storage that several entries share is counted in
+            the first; one that is shared with a parameter, with the parameters.
+        unused: The number of these bytes that are in no tensor of the state: a view of a few
+            columns of a matrix keeps all of its storage.
     """
 
     path: str
@@ -45,19 +45,19 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class Memory:
-    """What an optimizer's state takes, with what the parameters and their gradients take beside it.
+    """The bytes of an optimizer's state, and of the parameters and their gradients.
 
-    All in bytes of storages, on all devices together; of sharded tensors, the part in this process.
-    Activations, and what a step needs while it runs, are not in it.
+    All numbers are bytes of storages, on all devices together; sharded tensors count by their local
+    shards. Activations and the temporaries of a step are not included.
 
     Attributes:
-        rows: What each entry of each module takes.
+        rows: The bytes of each state entry of each module.
         parameters: Bytes of the parameters.
-        gradients: Bytes of the gradients; of a parameter that has none now, what it will take.
-        estimated: Whether there is no state yet, so that `rows` is the state to come, once every
-            parameter has had a gradient.
-        unknown: The modules of which that is only known after the first step: `rows` lacks what
-            they run inside.
+        gradients: Bytes of the gradients, also of those that do not exist yet.
+        estimated: Whether there is no state yet, so that `rows` is an estimate of the state after
+            every parameter has had a gradient.
+        unknown: The modules whose state is known only after the first step; `rows` lacks the
+            modules inside them.
     """
 
     rows: tuple[MemoryRow, ...]
@@ -78,22 +78,22 @@ class Memory:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the numbers do not say by themselves, in sentences."""
+        """Sentences about storage that is not used, and state that is not counted."""
         return (
             *(
-                f"{row.entry} of {row.module} at {row.path} keeps storages of {row.bytes:,} bytes, "
+                f"{row.entry} of {row.module} at {row.path} has storages of {row.bytes:,} bytes, "
                 f"of which {row.unused:,} are in no tensor of the state."
                 for row in self.rows
                 if row.unused
             ),
             *(
-                f"What {module} will keep is not known before the first step, and not all counted."
+                f"The state of {module} is known only after the first step, and not all counted."
                 for module in self.unknown
             ),
         )
 
     def __str__(self) -> str:
-        """A table of the rows, and sentences."""
+        """A table of the rows, and sentences about them."""
         table = [("position", "module", "entry", "tensors", "bytes")]
         for row in self.rows:
             numbers = f"{row.tensors:,}", f"{row.bytes:,}"
@@ -108,32 +108,32 @@ class Memory:
 
 
 def measure(optimizer: Optimizer) -> Memory:
-    """Returns what an optimizer's state takes, or while there is none, what it will take."""
+    """Returns the bytes of an optimizer's state, estimated if there is none yet."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    memory: list[Mapping[str, Any]] = [optimizer.state.get(p, {}) for p in parameters]
-    estimated = not any(memory)
-    lines: list[Row] = []
+    states: list[Mapping[str, Any]] = [optimizer.state.get(p, {}) for p in parameters]
+    estimated = not any(states)
+    plan_rows: list[Row] = []
     if estimated:
         plan = optimizer.plan_of(optimizer.param_groups)
-        memory = list(plan.expected(len(parameters)))
-        lines = rows(plan, optimizer._names.modules)
+        states = list(plan.expected(len(parameters)))
+        plan_rows = rows(plan, optimizer._names.modules)
     entries = [
         ((module_path(key), key.rpartition("/")[2]), value)
-        for each in memory
+        for each in states
         for key, value in each.items()
         if isinstance(value, Tensor)
     ]
     weights = storages(p for p in parameters if not is_lazy(p))
     state = storages(value for _, value in entries) - weights
     gradients = storages(p.grad for p in parameters if p.grad is not None) - weights - state
-    to_come = [p for p in parameters if p.grad is None and p.requires_grad and not is_lazy(p)]
+    missing = [p for p in parameters if p.grad is None and p.requires_grad and not is_lazy(p)]
     return Memory(
         rows=tuple(_rows(optimizer._names.modules, entries, state)),
         parameters=_size(weights),
-        gradients=_size(gradients) + sum(part.nbytes for p in to_come for part in parts(p)),
+        gradients=_size(gradients) + sum(part.nbytes for p in missing for part in parts(p)),
         estimated=estimated,
         unknown=(
-            *(f"{head(row)} at {row.path}" for row in lines if not row.shapes),
+            *(f"{label(row)} at {row.path}" for row in plan_rows if not row.shapes),
             *(
                 f"the optimizer for lazy parameter {i}"
                 for i, p in enumerate(parameters)
@@ -148,23 +148,23 @@ def _rows(
     entries: Sequence[tuple[tuple[str, str], Tensor]],
     state: set[torch.UntypedStorage],
 ) -> Iterator[MemoryRow]:
-    """Yields a row for each entry of each module, which counts those storages of `state`."""
+    """Yields a row for each entry of each module, which counts the storages in `state` only."""
     first: dict[torch.UntypedStorage, tuple[str, str]] = {}
-    shown: Counter[torch.UntypedStorage] = Counter()
+    used: Counter[torch.UntypedStorage] = Counter()
     for entry, tensor in entries:
         for part in parts(tensor):
             first.setdefault(part.untyped_storage(), entry)
-            shown[part.untyped_storage()] += part.nbytes
+            used[part.untyped_storage()] += part.nbytes
     size: Counter[tuple[str, str]] = Counter()
     unused: Counter[tuple[str, str]] = Counter()
     for storage in state:
         size[first[storage]] += storage.nbytes()
-        unused[first[storage]] += max(0, storage.nbytes() - shown[storage])
+        unused[first[storage]] += max(0, storage.nbytes() - used[storage])
     order = {path: i for i, path in enumerate(modules)}
     tensors = Counter(entry for entry, _ in entries)
     for entry in sorted(tensors, key=lambda entry: order[entry[0]]):
         path, name = entry
-        module = head(Row(path, modules[path]))
+        module = label(Row(path, modules[path]))
         yield MemoryRow(path, module, name, tensors[entry], size[entry], unused[entry])
 
 

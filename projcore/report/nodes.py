@@ -1,24 +1,25 @@
-"""The nodes of a plan as text: what a step does, one line after the other.
+"""The nodes of a plan as text, in the order in which they run.
 
 * ``run X``: `X` makes a new update. The nodes inside a projection are indented below it.
-* ``gather n tensors``: sharded tensors go whole to the processes that own them, which run the
-  nodes indented below on theirs, and then hand out what becomes of them.
-* ``write X by K``: `X` writes the parameters itself, by the kernel `K`, in place of an update.
+* ``gather n tensors``: sharded tensors are gathered in the processes that own them, which run the
+  indented nodes on theirs, and scatter the results.
+* ``write X by K``: `X` writes the parameters itself, by the kernel `K`, without an update.
 * ``write X by its update``: it has no writer for these tensors, for the reason that follows.
 * ``write from X``: the projection `X` writes the parameters from the inner update.
 * ``write X from zeros``: the nodes inside the projection `X` write zeros as if these were the
-  parameters, which then take what has become of them.
+  parameters, to which the result is then added.
 * ``write through X``: the nodes inside the projection `X` write the parameters, or the tensors that
-  it keeps in their place.
+  it stores in their place.
 * ``write the update``: the update is subtracted from the parameters.
-* ``folded: X``: `X` is no pass over the update, but a number by which it is subtracted.
-* ``observe X``: `X` looks at the parameters once they are written.
-* ``compiled``: the indented nodes run in one graph. ``begin X`` is what `X` does in Python before
-  it, as to refresh its map; other nodes run ``in Python``, for the reason that follows.
-* ``in blocks``: the indented nodes run on a few tensors after the other, from the second step on.
-  ``factor of X`` is computed before, and the update is multiplied by it in the blocks.
+* ``folded: X``: `X` is not a pass over the update, but a factor in its subtraction.
+* ``observe X``: `X` reads the parameters after they are written.
+* ``compiled``: the indented nodes run in one graph. ``begin X`` is the part of `X` that runs in
+  Python before the graph, such as the refresh of its map; other nodes run ``in Python``, for the
+  reason that follows.
+* ``in blocks``: the indented nodes run on one block of a few tensors after the other, from the
+  second step on. ``factor of X`` is computed before, and applied in the blocks.
 
-``on 0, 2`` are places of tensors, where these are not all of the space.
+``on 0, 2`` are the indices of the tensors, if they are not all of the space.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ from projcore.engine.plan import Rate
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
 
-FEW = 4  # places that are listed, and lines that differ in these alone
+FEW = 4  # the most indices that are listed, and the most lines that differ only in their indices
 
 
 class Line(NamedTuple):
-    """A line, and those indented below it.
+    """A line of text, and the lines indented below it.
 
     Attributes:
-        head: Up to the places.
-        where: The places of its tensors.
-        tail: After the places.
+        head: The text before the indices.
+        where: The indices of its tensors.
+        tail: The text after the indices.
         below: The lines of a region inside.
     """
 
@@ -64,7 +65,7 @@ class Line(NamedTuple):
 def step_lines(region: Region, targets: Sequence[Tensor]) -> Iterator[str]:
     """Yields the lines of a region that writes the tensors of its space.
 
-    It asks the nodes of the region what writes these, so the plan must be one that is not run.
+    It calls the `writer` of nodes, so the plan must be one that is not run.
 
     Args:
         region: The region.
@@ -73,17 +74,18 @@ def step_lines(region: Region, targets: Sequence[Tensor]) -> Iterator[str]:
     ending = region.ending
     writers = [line for node in ending.writers for line in _writer_lines(node, targets, region)]
     count = len(region.space)
-    cut = splitting.split(ending, targets) if "split" in region.passes else ending
-    yield from _shown(_run_lines(cut.nodes, region), count)
-    if cut.factor is not None:
-        yield f"factor of {name_of(cut.factor)}{_on(cut.factor.where, count)}"
-    nodes = ending.nodes[len(cut.nodes) + (cut.factor is not None) :] if cut.blocks else ()
+    divided = splitting.split(ending, targets) if "split" in region.passes else ending
+    yield from _shown(_run_lines(divided.nodes, region), count)
+    factor = divided.factor
+    if factor is not None:
+        yield f"factor of {name_of(factor)}{_on(factor.where, count)}"
+    nodes = ending.nodes[len(divided.nodes) + (factor is not None) :] if divided.blocks else ()
     lines = [*_run_lines(nodes, region), *writers]
     if ending.rest:
         lines.append(Line("write the update", ending.rest, _folded(ending, ending.rest)))
-    if cut.blocks:
+    if divided.blocks:
         size = splitting.block_size(targets[0])
-        yield f"in {len(cut.blocks)} blocks, of up to {size:,} elements or one tensor"
+        yield f"in {len(divided.blocks)} blocks, of up to {size:,} elements or one tensor"
         yield from _indented(_shown(lines, count))
     else:
         yield from _shown(lines, count)
@@ -91,13 +93,13 @@ def step_lines(region: Region, targets: Sequence[Tensor]) -> Iterator[str]:
 
 
 def update_lines(region: Region, traced: bool = False) -> Iterator[str]:
-    """Yields the lines of a region that makes an update, in a graph or not."""
+    """Yields the lines of a region that makes an update, in a compiled graph or not."""
     nodes = region.nodes if traced else region.runs
     return _shown(_run_lines(nodes, region, traced), len(region.space))
 
 
 def name_of(node: Node) -> str:
-    """The name of a node's module, without its arguments."""
+    """Returns the name of a node's module, without its arguments."""
     if isinstance(node.module, Rate):
         return "group lr"
     return str(node.module).partition("(")[0].lower()
@@ -120,10 +122,10 @@ def _run_lines(nodes: Iterable[Node], region: Region, traced: bool = False) -> I
 
 
 def _gathered_line(node: Gathered, below: Sequence[str]) -> Line:
-    way = node.transfer
+    transfer = node.transfer
     sent = " and ".join(f"{count:,}" for count in node.projection.sent)
-    tail = f", of which {len(way.own)} here; {sent} bytes leave this process"
-    return Line(f"gather {len(way.owners)} tensors", node.where, tail, tuple(_indented(below)))
+    tail = f", of which {len(transfer.own)} here; {sent} bytes leave this process"
+    return Line(f"gather {len(transfer.owners)} tensors", node.where, tail, tuple(_indented(below)))
 
 
 def _compiled_lines(run: Traced, region: Region, last: Sequence[str] = ()) -> Iterator[Line]:
@@ -136,7 +138,7 @@ def _compiled_lines(run: Traced, region: Region, last: Sequence[str] = ()) -> It
 
 
 def _in_python(node: Node, region: Region) -> str:
-    """Why a node of a compiled step is not compiled."""
+    """Returns the reason why a node of a compiled step is not compiled, or an empty string."""
     why = node.untraceable if "trace" in region.passes else ""
     return f" in Python ({why})" if why else ""
 
@@ -184,10 +186,10 @@ def _projection_line(node: Inside, targets: list[Tensor], folded: str) -> Line:
 
 
 def with_storage(tensors: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
-    """Returns tensors as they will be in a step, for those without storage.
+    """Returns tensors with storage, in place of those that are on the device ``meta``.
 
-    A projection keeps these in its state, so there are none before the first step. All of a dtype
-    share their storage.
+    A projection stores these in its state, so that they do not exist before the first step. Those
+    of one dtype share a storage.
     """
     buffers: dict[torch.dtype, Tensor] = {}
     for tensor in tensors:
@@ -203,14 +205,14 @@ def with_storage(tensors: Sequence[Tensor], params: Sequence[Tensor]) -> list[Te
 
 
 def _folded(ending: Ending, where: Iterable[int]) -> str:
-    places = set(where)
-    calls = [call for call in ending.folded if not places.isdisjoint(call.where)]
+    indices = set(where)
+    calls = [call for call in ending.folded if not indices.isdisjoint(call.where)]
     names = dict.fromkeys(map(name_of, calls))
     return f"; folded: {', '.join(names)}" if names else ""
 
 
 def _shown(lines: Iterable[Line], count: int) -> Iterator[str]:
-    """Yields lines as text; of many that differ in their tensors alone, one."""
+    """Yields lines as text, merging many that differ only in their tensors."""
     for _, alike in groupby(lines, key=lambda line: line._replace(where=())):
         same = list(alike)
         if len(same) > FEW:

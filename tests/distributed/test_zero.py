@@ -51,11 +51,10 @@ def test_what_zero_cannot_step_is_refused(results: list[dict[str, Any]]) -> None
         for name, text in result["recipes"].items():
             assert f"was given {name}" in text
             assert "ZeroRedundancyOptimizer(whole.param_groups, whole.part)" in text
-        assert "needs them all at once" in result["wide"]
+        assert "needs all parameters at once" in result["wide"]
         assert result["narrow"] == "none"
         assert (
-            "has 1 groups of parameters, and was given a function that makes"
-            in (result["regrouped"])
+            "has 1 parameter groups, and was given a function that makes" in (result["regrouped"])
         )
 
 

@@ -81,7 +81,7 @@ PARAMS = {
     "integers": (lambda: [torch.ones(2, dtype=torch.int64)], ValueError, "0 has dtype torch.int64"),
     "booleans": (lambda: [torch.ones(2, dtype=torch.bool)], ValueError, "torch.bool"),
     "a set in a group": (lambda: [{"params": {ONE, OTHER}}], TypeError, "order"),
-    "a set": (lambda: {ONE, OTHER}, TypeError, "a set, whose order changes.*Pass a list"),
+    "a set": (lambda: {ONE, OTHER}, TypeError, "a set, whose order may change.*Pass a list"),
     "a frozen set": (lambda: frozenset([ONE, OTHER]), TypeError, "a frozenset, whose order"),
 }
 
@@ -345,7 +345,7 @@ def other_dtype(param: Parameter) -> None:
     ("spoil", "message"),
     [
         (sparse, "gradient of parameter 1 has layout torch.sparse_coo.*dense.*sparse=False"),
-        (other_dtype, "gradient of parameter 1 is torch.float32, the parameter torch.float64"),
+        (other_dtype, "of parameter 1 has dtype torch.float32, the parameter torch.float64"),
     ],
 )
 @pytest.mark.parametrize("with_closure", [False, True])

@@ -145,7 +145,7 @@ def test_an_error_in_the_first_bucket_is_itself(monkeypatch: Any) -> None:
 
 
 def test_it_is_refused_for_modules_that_need_all_parameters() -> None:
-    with pytest.raises(ArgumentError, match=r"vector.* needs them all at once"):
+    with pytest.raises(ArgumentError, match=r"vector.* needs all parameters at once"):
         Optimizer(parameters(), VectorProjection([ClipNorm(1.0)]), LR(0.1), bucket_bytes=100)
     with pytest.raises(ArgumentError, match="compile=True"):
         Optimizer(parameters(), Adam(), LR(0.1), bucket_bytes=100, compile=True)

@@ -132,7 +132,7 @@ def test_another_order_of_what_is_merged_is_refused(chain: str) -> None:
     params, optimizer = build(MERGED[chain], [NAMES])
     train(params, optimizer, range(2))
     _, resumed = build(MERGED[chain], [OTHER])
-    with pytest.raises(CheckpointError, match=r"another order.*belongs to several"):
+    with pytest.raises(CheckpointError, match=r"another order.*several parameters are merged"):
         resumed.load_state_dict(saved(optimizer))
     assert not resumed.state
     params, again = resume(MERGED[chain], [NAMES], [NAMES])
@@ -142,9 +142,12 @@ def test_another_order_of_what_is_merged_is_refused(chain: str) -> None:
 DISAGREE: dict[str, tuple[Any, str]] = {
     "a name that is not here": (
         [(*NAMES[:3], "c.bias")],
-        "has memory for parameter 'b.bias', which is not here",
+        "state dict has parameter 'b.bias', which this optimizer does not have",
     ),
-    "one more here": ([(*NAMES, "c.bias")], "has nothing for parameter 'c.bias', which is here"),
+    "one more here": (
+        [(*NAMES, "c.bias")],
+        "optimizer has parameter 'c.bias', which the state dict does not have",
+    ),
     "another group": ([NAMES[:2], NAMES[2:]], "The group of parameter 'a.weight' is"),
 }
 
@@ -266,5 +269,5 @@ def test_a_tensor_of_no_dimensions(recwarn: Any) -> None:
     optimizer.step()
     state = saved(optimizer)
     assert state["param_groups"][0]["projcore_shapes"] == "scalar 2"
-    with pytest.raises(CheckpointError, match=r"\(scalar\) when its memory was saved"):
+    with pytest.raises(CheckpointError, match=r"\(scalar\) when its state was saved"):
         Optimizer(shaped([(1,), (2,)]), *chain()).load_state_dict(state)

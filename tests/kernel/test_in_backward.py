@@ -205,7 +205,7 @@ def test_a_second_gradient_in_a_step_is_an_error(how: str) -> None:
         with optimizer.accumulating():
             model.loss(1).backward()
     again = model.loss(1).backward if how == "backward" else optimizer.step
-    with pytest.raises(StepError, match=r"complete a second time.*accumulating\(\)"):
+    with pytest.raises(StepError, match=r"completed a second time.*accumulating\(\)"):
         again()
     optimizer.zero_grad()
     train(model, optimizer, range(2))  # and then it goes on
@@ -313,9 +313,9 @@ def test_switched_off_steps_are_joint_again() -> None:
 @pytest.mark.parametrize(
     ("modules", "options", "said"),
     [
-        (("clip_norm(1.0)", "adam()"), {}, r"clip_norm.*all at once.*clip_value"),
-        (("lbfgs()",), {}, "all at once"),
-        (("vector_projection([normalize()])",), {}, "all at once"),
+        (("clip_norm(1.0)", "adam()"), {}, r"clip_norm.*all parameters at once.*clip_value"),
+        (("lbfgs()",), {}, "all parameters at once"),
+        (("vector_projection([normalize()])",), {}, "all parameters at once"),
         (("adam()",), {"compile": True}, "compile=True"),
         (("adam()",), {"bucket_bytes": 100}, "bucket_bytes takes more at a time"),
         (("adam()",), {"nonfinite": "skip"}, "nonfinite='skip' looks at all gradients"),

@@ -215,32 +215,35 @@ def refused(
 OTHERS: dict[str, tuple[Callable[[Any], Optimizer], str]] = {
     "another module": (
         lambda make: Optimizer(make(), HeavyBall(0.9), LR(0.1)),
-        "another tree: module 0=HeavyBall there is 0=Adam here.*same modules",
+        "other modules: it has module 0=HeavyBall where this optimizer has 0=Adam.*were saved",
     ),
     "one more module": (
         lambda make: Optimizer(make(), Adam(), LR(0.1), ClipNorm(1.0)),
-        "another tree: module 2=ClipNorm there is nothing here",
+        "other modules: it has module 2=ClipNorm where this optimizer has nothing",
     ),
-    "one less": (lambda make: Optimizer(make(), Adam()), "nothing there is 1=LR here"),
+    "one less": (
+        lambda make: Optimizer(make(), Adam()),
+        "it has module nothing where this optimizer has 1=LR",
+    ),
     "inside": (
         lambda make: Optimizer(make(), VectorProjection([Adam(), LR(0.1)])),
-        "0=VectorProjection there is 0=Adam here",
+        "it has module 0=VectorProjection where this optimizer has 0=Adam",
     ),
     "other shapes": (
         lambda make: Optimizer(make((2, 3), (4,), (), (2, 1, 3)), Adam(), LR(0.1)),
-        r"'0/exp_avg' of parameter 0 has shape \(2, 3\) in the state dict, \(3, 2\) here",
+        r"'0/exp_avg' of parameter 0 has shape \(2, 3\) in the state dict, and \(3, 2\) in this",
     ),
     "other shapes at the end": (
         lambda make: Optimizer(make((3, 2), (4,), (), (2, 3, 1)), Adam(), LR(0.1)),
-        r"parameter 3 has shape \(2, 3, 1\) in the state dict, \(2, 1, 3\) here",
+        r"parameter 3 has shape \(2, 3, 1\) in the state dict, and \(2, 1, 3\) in this",
     ),
     "more parameters": (
         lambda make: Optimizer(make((3, 2), (4,), (), (2, 1, 3), (2,)), Adam(), LR(0.1)),
-        "Group 0 has 5 parameters in the state dict, 4 here",
+        "Group 0 has 5 parameters in the state dict, and 4 in this optimizer",
     ),
     "other groups": (
         lambda make: Optimizer([{"params": [p]} for p in make()], Adam(), LR(0.1)),
-        "4 parameter groups, this optimizer 1",
+        "4 parameter groups, this optimizer has 1",
     ),
 }
 
@@ -287,7 +290,7 @@ DAMAGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "an entry of another shape": (
         lambda saved: entry(saved, torch.ones(2)),
-        r"has shape \(2,\) in the state dict, \(\) here",
+        r"has shape \(2,\) in the state dict, and \(\) in this optimizer",
     ),
     "a bad setting": (lambda saved: saved["param_groups"][0].update(lr=-1.0), r"Group 0.*lr=-1"),
     "another format": (
@@ -318,7 +321,7 @@ def test_no_state_dict_at_all(value: Any, make: Any) -> None:
 def test_merged_memory_of_other_shapes(make: Any, run: Any, snapshot: Any, same: Any) -> None:
     optimizer = Optimizer(make((3, 2), (5,), (), (2, 1, 3)), *CHAINS["merged memory"]())
     run(optimizer, range(2))
-    message = r"'0/modules/0/sum' of parameter 0 has shape \(18,\) in the state dict, \(17,\) here"
+    message = r"'0/modules/0/sum' of parameter 0 has shape \(18,\) in the state dict, and \(17,\)"
     refused(make, run, snapshot, same, save(optimizer), message, "merged memory")
 
 

@@ -333,7 +333,7 @@ def test_a_stack_and_what_passes():
         def project(self, *args):
             return [torch.stack(super().project(*args))]
 
-    with pytest.raises(ContractError, match="does not apply to 1 tensors, which are no batches"):
+    with pytest.raises(ContractError, match="does not apply to 1 tensors, which are not batches"):
         Optimizer(start((4, 3), (5,)), Stacked([Scale()], given(draw(12, 2))))
 
 

@@ -1,1 +1,1 @@
-"""Passes: functions that rewrite how a region ends. Every subset gives the same result."""
+"""Passes: functions that rewrite the end of a region. Any subset of them gives the same result."""

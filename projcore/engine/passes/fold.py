@@ -1,4 +1,4 @@
-"""Affine calls that are last for their tensors become numbers of what writes the parameters."""
+"""Folds affine calls that are last for their tensors into the write of the parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from projcore.engine.tree import is_affine
 
 
 def fold(ending: Ending) -> Ending:
-    """Folds ``u -> a * u + b * p``, from the end, as often as there is such a call."""
+    """Folds calls of the form ``u -> a * u + b * p``, from the end, as long as there are any."""
     nodes, folded = list(ending.nodes), list(ending.folded)
     for k in reversed(range(len(nodes))):
         node = nodes[k]

@@ -1,7 +1,7 @@
-"""Nodes that work on each tensor by itself run on a few tensors after the other.
+"""Runs nodes that process each tensor separately on one block of a few tensors after the other.
 
-So what they need beside the state is small, and stays in the cache between them. A number by which
-all tensors are multiplied first, as a clipped norm makes it, is multiplied block by block, too.
+So their temporaries are small, and stay in the cache from one node to the next. A factor of all
+tensors that precedes them, such as that of a clipped norm, is also applied block by block.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from projcore.engine.commit import make_buckets
 from projcore.engine.ending import Ending
 from projcore.engine.nodes import Call, Node, has_factor
 
-# Elements in a block, or one tensor: a few lists of so many fit a cache (measured: benchmarks/).
+# The largest number of elements in a block of several tensors, so that a few lists of them fit into
+# a cache (measured: benchmarks/).
 BLOCK = 1 << 20
-# On accelerators it is memory that is spared, and launches are dear.
+# On accelerators blocks only save memory, and more blocks cost more launches.
 LARGE_BLOCK = 1 << 27
 
 
 def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
-    """Splits what comes last into blocks, if that spares anything."""
+    """Splits the last nodes into blocks, if that saves memory."""
     nodes = list(ending.nodes)
     if not all(node.fits_blocks for node in ending.writers):
         return ending
@@ -34,22 +35,22 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     if nodes and _is_factor_of_all(nodes[-1], ending):
         factor = nodes.pop()
     active = ending.space.active
-    chosen = range(len(targets)) if active is None else active
+    indices = range(len(targets)) if active is None else active
     size = block_size(targets[0]) if targets else 0
-    blocks = make_buckets([target.numel() for target in targets], chosen, size)
-    # Whether nothing is made but the parameters.
+    blocks = make_buckets([target.numel() for target in targets], indices, size)
+    # Whether the writers have no temporaries.
     direct = all(node.writes_directly and not node.owns for node in ending.writers)
     if len(blocks) < 2 or not (tail or factor or not direct):
         return ending
     later = not tail and all(node.repeatable for node in ending.writers)
     casts = any(any(node.regions()) for node in (*tail, *ending.writers))
     if not (targets[0].is_cpu or later or casts):
-        return ending  # what calls make is kept until it is written, in blocks or not
+        return ending  # the results of calls exist until they are written, in blocks or not
     made = []
-    for places in blocks:
-        index = {place: k for k, place in enumerate(places)}
+    for indices in blocks:
+        index = {i: k for k, i in enumerate(indices)}
         block = Ending(
-            replace(ending.space.select(places), places=places),
+            replace(ending.space.select(indices), places=indices),
             nodes=_parts(tail, index),
             writers=_parts(ending.writers, index),
         )
@@ -66,7 +67,7 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
 
 
 def _is_factor_of_all(node: Node, ending: Ending) -> bool:
-    """Whether a node multiplies all tensors that have a gradient by one number."""
+    """Whether a node multiplies all tensors that have a gradient by one factor."""
     if not has_factor(node.module):
         return False
     active = ending.space.active
@@ -74,11 +75,11 @@ def _is_factor_of_all(node: Node, ending: Ending) -> bool:
 
 
 def block_size(target: Tensor) -> int:
-    """Returns how many elements a block has that begins with a tensor, if it has several."""
+    """Returns the largest number of elements in a block of several tensors on a tensor's device."""
     return BLOCK if target.is_cpu else LARGE_BLOCK
 
 
 def _parts(nodes: Sequence[Node], index: Mapping[int, int]) -> tuple[Any, ...]:
-    """Returns nodes for some of the tensors, without those that have none of these."""
+    """Returns the parts of nodes for some of the tensors, without empty parts."""
     parts = [node.part(index) for node in nodes]
     return tuple(part for part in parts if part is not None and part.where)

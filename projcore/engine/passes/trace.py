@@ -1,7 +1,7 @@
-"""The longest runs of nodes that can be traced become one compiled function each.
+"""Compiles each maximal run of traceable nodes into one function.
 
-What cannot be traced stays in Python between them. What a node does in Python before (`Node.begin`,
-as a projection that refreshes its map) is done before its run.
+The other nodes run in Python between them. Operations of a node that run in Python first
+(`Node.begin`, such as the refresh of a projection's map) run before the compiled function.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from projcore.engine.tree import is_affine
 
 
 def trace(ending: Ending) -> Ending:
-    """Traces runs of nodes; the last, if nothing follows it, writes the parameters as well."""
+    """Traces runs of nodes; the last run, if no node follows it, also writes the parameters."""
     nodes = traced(ending.nodes)
     last = nodes[-1] if nodes else None
-    # Affine calls alone become numbers of what writes, which takes no pass.
+    # Affine calls alone are folded into the write, which is cheaper.
     if not isinstance(last, Traced) or all(
         isinstance(node, Call) and is_affine(node.module) for node in last.nodes
     ):
@@ -43,7 +43,7 @@ def trace(ending: Ending) -> Ending:
 
 
 def traced(nodes: Sequence[Node]) -> list[Node]:
-    """Returns nodes with traced runs in the place of those that can be traced."""
+    """Returns nodes, with runs of traceable ones replaced by `Traced` nodes."""
     found: list[Node] = []
     run: list[Node] = []
     for node in nodes:
@@ -61,14 +61,15 @@ def traced(nodes: Sequence[Node]) -> list[Node]:
 class Traced(Node):
     """A run of nodes, as one compiled function.
 
-    It runs in Python the first time, and whenever there is state to be created.
+    It runs in Python the first time, and whenever state has to be created.
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
-        self.where = sorted({place for node in nodes for place in node.where})
+        self.where = sorted({i for node in nodes for i in node.where})
         self.needs = frozenset().union(*(node.module.total_needs for node in nodes))
-        self.together: Sequence[Sequence[int]] = ()  # of where, if it writes
+        # If it writes: those of `where` that torch takes in one list.
+        self.together: Sequence[Sequence[int]] = ()
         self._has_run = False
         self._compiled: Callable[..., list[Tensor]] | None = None
 
@@ -94,12 +95,12 @@ class Traced(Node):
         return [*blended(targets, frame.update, blends, self.together)]
 
     def _replace(self, frame: Frame) -> None:
-        """Runs the nodes in one graph, and takes the update that they make."""
+        """Runs the nodes in one graph, and puts their result into the update."""
         for i, tensor in zip(self.where, self._call(frame), strict=True):
             frame.update[i] = tensor
 
     def _begin(self, frame: Frame) -> bool:
-        """Does all that is to be done in Python; returns whether the rest is left."""
+        """Runs everything that needs Python; returns whether the graph has to run afterwards."""
         for node in self.nodes:
             node.begin(frame)
         compiles = frame.objective.context.compiler is not None
@@ -112,12 +113,12 @@ class Traced(Node):
         return False
 
     def _call(self, frame: Frame, targets: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Runs the nodes in one graph; with targets, it writes these."""
+        """Runs the nodes in one graph, which writes the targets if these are given."""
         objective = frame.objective
         context = objective.context
         if self._compiled is None:
             assert context.compiler is not None
-            self._compiled = context.compiler(_run)
+            self._compiled = context.compiler(_run_nodes)
         context.changed = True
         return self._compiled(
             self.nodes,
@@ -133,7 +134,7 @@ class Traced(Node):
         )
 
 
-def _run(
+def _run_nodes(
     nodes: Sequence[Node],
     where: Sequence[int],
     space: Space,
@@ -145,7 +146,7 @@ def _run(
     loss: Tensor | None,
     writes: bool,
 ) -> list[Tensor]:
-    """Runs nodes; what is traced. If it writes, the template is of what is written."""
+    """The function that is traced: runs nodes. If it writes, the template holds the targets."""
     placeholders = [tensor.detach() for tensor in template]
     facts = Sketch(space, context, placeholders, params, grads, loss)
     frame = Frame(list(update), facts, whole=True)
