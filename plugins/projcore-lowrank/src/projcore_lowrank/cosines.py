@@ -82,7 +82,7 @@ class Cosines(Chosen):
             sizes = sizes.flatten(0, -2)
         return {end: largest(sizes.sum(-2), rank)}
 
-    def read(self, batches: list[list[Node]], like: list[Tensor], again: bool) -> list[Node]:
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> list[Node]:
         return [
             {end: self.matrix(state, end, tensor) for end in ends_of(state)}
             for state, tensor in zip(map(self.together, batches), like, strict=True)

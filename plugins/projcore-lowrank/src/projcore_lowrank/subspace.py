@@ -445,7 +445,7 @@ class Subspace(ProjectionBase):
         runs = batches(tensors, keys)
         members = [[states[i] for i in run] for run in runs]
         like = [tensors[run[0]] for run in runs]
-        made = self.basis.read(members, like, self.rule.reads_again)
+        made = self.basis.read(members, like)
         return [Batch(*each) for each in zip(runs, members, made, strict=True)]
 
     def _matrices(self, tensors: list[Tensor], settings: list[Settings]) -> list[Tensor]:
@@ -479,7 +479,9 @@ class Subspace(ProjectionBase):
         updates: list[Any] = [None] * len(full)
         for update in made:
             batch = update.batch
-            batch.spread(update.of(batch.gather(full), owned=len(batch.places) > 1), updates)
+            several = len(batch.places) > 1
+            given = torch.stack(pick(full, batch.places)) if several else batch.gather(full)
+            batch.spread(update.of(given, owned=several), updates)
         return [each.reshape(like.shape) for each, like in zip(updates, tensors, strict=True)]
 
     def writer(self, targets: list[Tensor]) -> Callable[..., list[Write]] | str:

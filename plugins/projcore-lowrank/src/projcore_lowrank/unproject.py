@@ -79,7 +79,6 @@ class SignResidual(Residual):
 
     stacked = True
     orthonormal = True
-    reads_again = True
 
     def __init__(self, scale: float = 1.0, residual_scale: float = 1.0) -> None:
         super().__init__(scale, residual_scale)
