@@ -39,6 +39,7 @@ __all__ = [
     "by_parts",
     "clamp_min_",
     "copy_",
+    "empty_like",
     "fill_where",
     "is_sharded",
     "lerp",
@@ -55,6 +56,7 @@ __all__ = [
     "sharded_as",
     "signs",
     "splits",
+    "stack",
     "sums_of_parts",
     "times",
     "unsharded",
@@ -167,6 +169,53 @@ def copy_(targets: list[Tensor], tensors: list[Tensor]) -> None:
             target.copy_(tensor)
     else:
         torch._foreach_copy_(targets, tensors)
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns tensors of one shape as a stack: a view if they are the slices of one tensor.
+
+    A stack that is a view shares their memory, so treat it as read-only.
+
+    Example:
+        >>> whole = torch.ones(2, 3)
+        >>> stack(whole.unbind()).data_ptr() == whole.data_ptr()
+        True
+    """
+    if not _are_slices(tensors):
+        return torch.stack(list(tensors))
+    first = tensors[0]
+    return first.as_strided((len(tensors), *first.shape), (first.numel(), *first.stride()))
+
+
+def empty_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns uninitialized tensors; for the slices of one tensor, the slices of a new one."""
+    found: dict[Hashable, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        found.setdefault((tensor.untyped_storage()._cdata, tensor.shape), []).append(i)
+    result: list[Any] = [None] * len(tensors)
+    for places in found.values():
+        some = [tensors[i] for i in places]
+        if len(some) > 1 and _are_slices(some):
+            made: Sequence[Tensor] = some[0].new_empty(len(some), *some[0].shape).unbind()
+        else:
+            made = [torch.empty_like(tensor) for tensor in some]
+        for i, each in zip(places, made, strict=True):
+            result[i] = each
+    return result
+
+
+def _are_slices(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are the slices, in order, of one contiguous tensor."""
+    if torch.compiler.is_compiling():  # storages are not traced
+        return False
+    first = tensors[0]
+    storage, start, size = first.untyped_storage()._cdata, first.storage_offset(), first.numel()
+    return all(
+        tensor.is_contiguous()
+        and tensor.untyped_storage()._cdata == storage
+        and tensor.storage_offset() == start + k * size
+        for k, tensor in enumerate(tensors)
+    )
 
 
 def at_once(function: Callable[..., Tensor], *lists: list[Tensor]) -> list[Tensor]:

@@ -153,3 +153,21 @@ def test_one_wait_tells_which_matrix_is_not_finite(monkeypatch: pytest.MonkeyPat
     skipping = Optimizer(params, LowRank([Adam()], rank=2, nonfinite="skip"), LR(0.1))
     skipping.step()
     assert [skipping.state[param]["0/pending"] for param in params] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("combine", ["unproject", "residual", "sign"])
+def test_errors_are_left_alone_where_an_update_is_not_finite(combine: str) -> None:
+    """An error that took Inf or NaN would never be finite again."""
+    param = Parameter(torch.ones(4, 3))
+    modules = LowRank([Adam()], rank=2, period=1, combine=combine, error_feedback=True)
+    optimizer = Optimizer([param], modules, LR(0.1))
+    param.grad = torch.arange(12.0).view(4, 3)
+    optimizer.step()
+    kept = optimizer.state[param]["0/error"].clone()
+    param.grad = torch.full((4, 3), torch.nan)
+    with pytest.raises(NonFiniteError, match=r"shape \(4, 3\)"):
+        optimizer.step()
+    assert_close(optimizer.state[param]["0/error"], kept, atol=0, rtol=0)
+    param.grad = torch.ones(4, 3)
+    optimizer.step()
+    assert param.isfinite().all()

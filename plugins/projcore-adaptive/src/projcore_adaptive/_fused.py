@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from projcore import Blend, Write
-from projcore.ops import as_real
+from projcore.ops import as_real, empty_like
 
 EpsMode = Literal["corrected", "hat"]
 
@@ -81,7 +81,7 @@ def fused_direction(
 
     The kernel updates parameters of zeros, with a learning rate of -1.
     """
-    result = [torch.empty_like(tensor) for tensor in tensors]
+    result = empty_like(tensors)
     torch._foreach_zero_(result)
     for count, places in _alike(tensors, steps):
         p, u, m, v = ([x[i] for i in places] for x in (result, tensors, exp_avgs, exp_avg_sqs))
@@ -111,6 +111,7 @@ class Bound:
         for state, count in zip(states, self.counts.unbind(), strict=True):
             state["step"] = count
         self._step = _step_tensor(targets[0])
+        self._corrected: float | None = None  # its value
 
     def count(self) -> int | None:
         """Returns the common step count, or None if the counts differ."""
@@ -130,7 +131,10 @@ class Bound:
 
         def run() -> None:
             self.counts.fill_(count)
-            self._step.fill_(terms.corrected(count))
+            corrected = terms.corrected(count)
+            if corrected != self._corrected:
+                self._step.fill_(corrected)
+                self._corrected = corrected
             self._run(kernel, targets, ran)
 
         return Write(targets[0], run, partial(bool, ran))

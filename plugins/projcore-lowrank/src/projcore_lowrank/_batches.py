@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node
-from projcore.ops import alike
+from projcore.ops import alike, stack
 
 ENDS: tuple[Literal["left", "right"], ...] = ("left", "right")
 Value = TypeVar("Value")
@@ -100,8 +100,8 @@ def is_alone(tensor: Tensor) -> bool:
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Returns tensors stacked along a new first dimension; a single one unchanged."""
-    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
+    """Returns tensors stacked along a new first dimension; a single one unchanged. Read-only."""
+    return tensors[0] if len(tensors) == 1 else stack(tensors)
 
 
 def parted(tensor: Tensor, count: int) -> list[Tensor]:

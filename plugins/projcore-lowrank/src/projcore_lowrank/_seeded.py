@@ -140,7 +140,8 @@ def _polar(hashes: Tensor, variance: float) -> tuple[Tensor, Tensor]:
     torch.mul(low, 2.0**-31, out=lengths)  # rounded once in any default dtype
     # The logarithm of zero would be infinite; the smallest other number is 2 ** -31.
     lengths.abs_().log_().mul_(-2 * variance).clamp_(max=44 * variance).sqrt_()
-    return lengths, high.to(torch.float32).mul_(math.pi * 2.0**-31)
+    # A number of the CPU that is no Python number: in float32 with any default dtype.
+    return lengths, high * torch.tensor(math.pi * 2.0**-31, dtype=torch.float32, device="cpu")
 
 
 def _fill_normal(out: Tensor, hashes: Tensor, variance: float) -> None:

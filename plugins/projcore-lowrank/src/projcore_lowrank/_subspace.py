@@ -252,7 +252,7 @@ def _orthonormal(y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     reflections, scales = torch.geqrf(y)
     signs = reflections.diagonal(dim1=-2, dim2=-1)[..., :rank].sgn()
-    signs = torch.where(signs == 0, 1, signs)
+    signs.masked_fill_(signs == 0, 1)
     q: Tensor = torch.linalg.householder_product(reflections[..., :rank], scales[..., :rank])
     q.mul_(signs.unsqueeze(-2))
     return q, reflections

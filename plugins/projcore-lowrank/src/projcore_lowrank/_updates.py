@@ -63,7 +63,7 @@ class Update(NamedTuple):
             (rest,) = signs([products.residual(full, self.low, state)])
             rest.mul_(signed)
         update: Tensor | None = None
-        if isinstance(factor, Tensor) and owned:
+        if factor is not None and owned:
             update = full.mul_(factor)
             if result is not None and products.dtype is None:
                 products.add_up_(update, result, state, 1, scale)
@@ -77,6 +77,11 @@ class Update(NamedTuple):
             update = part if update is None else part.add_(update)
         assert update is not None
         return update if rest is None else update.add_(rest)
+
+    @property
+    def reads_full(self) -> bool:
+        """Whether it depends on the full update."""
+        return self.terms.factor is not None or has_signs(self.terms)
 
     @property
     def signs_beside_coordinates(self) -> bool:

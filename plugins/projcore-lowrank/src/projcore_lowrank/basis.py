@@ -234,15 +234,12 @@ class Basis(Choice):
         """Returns the states of several tensors before and after a change of bases."""
         return self.together(old_states), self.together(new_states)
 
-    def read(
-        self, batches: list[list[Node]], like: list[Tensor], again: bool
-    ) -> Sequence[Node | None]:
-        """Prepares the bases for all products of a step, if this is faster.
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
+        """Returns the stacked bases of each batch, if they are computed from the state.
 
-        Returns for each batch, of tensors like the one given for it, the stacked bases; or None.
-        If ``again``, they are also read when parameters are written.
+        Batches are of tensors like the ones given. None if the state holds the bases.
         """
-        return [None if len(batch) == 1 or not again else self.together(batch) for batch in batches]
+        return [None] * len(batches)
 
     def materialize(self, states: list[Node]) -> list[Node]:
         """Returns entries for a graph: see `ProjectionBase.materialize`."""

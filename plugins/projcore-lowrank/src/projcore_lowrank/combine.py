@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from projcore import Choice, Node, Settings, require
 from projcore.errors import ContractError
@@ -82,7 +83,6 @@ class Combine(Choice):
         stacked: Whether it supports stacks of matrices of equal shapes.
         orthonormal: Whether it requires orthonormal columns.
         by_channel: Whether it scales the rows or columns of a matrix.
-        reads_again: Whether bases are read when parameters are written, too.
         measures: Whether it depends on what `measure` returns.
     """
 
@@ -90,7 +90,6 @@ class Combine(Choice):
     stacked: ClassVar[bool] = False
     orthonormal: ClassVar[bool] = False
     by_channel: ClassVar[bool] = False
-    reads_again: ClassVar[bool] = False
     measures: bool = False
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -215,7 +214,7 @@ def grown(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, li
     norm of zero does not limit. Also returns the norms after multiplication.
     """
     before = torch.cat([norm.view(-1) for norm in previous])
-    allowed = (before + TINY).mul_(gamma).masked_fill_(before <= 0, math.inf)
+    allowed = functional.threshold(before, 0.0, math.inf).add_(TINY).mul_(gamma)
     shrink = (allowed / now).clamp_(max=1.0)
     # Each with separate memory.
     return shrink, list(torch._foreach_mul(split_like(now, previous), split_like(shrink, previous)))

@@ -59,7 +59,6 @@ class Compensation(Limited):
     kinds = {**Limited.kinds, "energies": "opaque"}
     orthonormal = True
     by_channel = True
-    reads_again = True
     measures = True
 
     def __init__(

@@ -15,6 +15,7 @@ from projcore_lowrank.basis import End, Nonfinite, Source, ends_of
 from projcore_lowrank.coordinates import Chosen, largest
 
 Norm = Literal[1, 2]
+WORKSPACE = 1 << 28  # the bytes that are transformed at a time, besides two to three times as many
 
 
 class Cosines(Chosen):
@@ -72,17 +73,21 @@ class Cosines(Chosen):
 
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
         rows = matrix.movedim(-2, -1)  # usually contiguous along the transformed dimension
-        if matrix.is_complex():
+        count = max(1, WORKSPACE * rows.shape[-2] // max(1, rows.nbytes))
+        scores = torch.stack([self._scores(part) for part in rows.split(count, -2)]).sum(0)
+        if state[end].ndim == 1:  # the matrices of one tensor share their frequencies
+            scores = scores.reshape(-1, scores.shape[-1]).sum(0)
+        return {end: largest(scores, rank)}
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        """Returns the sums over rows of the absolute values of frequencies, or of their squares."""
+        if rows.is_complex():
             sizes = torch.complex(cosines_of(rows.real), cosines_of(rows.imag)).abs()
         else:
             sizes = cosines_of(rows).abs_()
-        if self.norm == 2:
-            sizes.square_()
-        if state[end].ndim == 1:  # the matrices of one tensor share their frequencies
-            sizes = sizes.flatten(0, -2)
-        return {end: largest(sizes.sum(-2), rank)}
+        return (sizes.square_() if self.norm == 2 else sizes).sum(-2)
 
-    def read(self, batches: list[list[Node]], like: list[Tensor], again: bool) -> list[Node]:
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> list[Node]:
         return [
             {end: self.matrix(state, end, tensor) for end in ends_of(state)}
             for state, tensor in zip(map(self.together, batches), like, strict=True)

@@ -45,7 +45,6 @@ class Fira(Limited):
 
     orthonormal = True
     by_channel = True
-    reads_again = True
     measures = True
 
     def terms(self, given: Given) -> list[Terms]:

@@ -151,8 +151,9 @@ class Transport(Memory):
     on_refresh = "transport"
 
 
-def by_parts(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Applies a real function to a tensor, or to the real and imaginary parts of a complex one."""
-    if tensor.is_complex():
-        return torch.view_as_complex(function(torch.view_as_real(tensor.resolve_conj())))
-    return function(tensor)
+def by_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Applies a real function to tensors, or to the real and imaginary parts of complex ones."""
+    if tensors[0].is_complex():
+        parts = (torch.view_as_real(tensor.resolve_conj()) for tensor in tensors)
+        return torch.view_as_complex(function(*parts))
+    return function(*tensors)

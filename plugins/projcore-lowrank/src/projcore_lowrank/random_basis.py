@@ -143,9 +143,7 @@ class RandomBasis(Basis):
     def alike(self, tensor: Tensor, state: Node) -> Hashable:
         return id(state) if self.transforms else super().alike(tensor, state)
 
-    def read(
-        self, batches: list[list[Node]], like: list[Tensor], again: bool
-    ) -> Sequence[Node | None]:
+    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
         return [None] * len(batches) if self.store or self.transforms else self._drawn(batches)
 
     def together(self, states: list[Node]) -> Node:

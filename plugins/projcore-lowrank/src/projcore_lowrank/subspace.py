@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -31,7 +32,7 @@ from projcore_lowrank._batches import (
     pick,
     stacked,
 )
-from projcore_lowrank._matrices import Folding, Rank, Side, compressed, view_of
+from projcore_lowrank._matrices import Folding, Rank, Side, compressed
 from projcore_lowrank._products import Products, as_dtype
 from projcore_lowrank._updates import Update, writes
 from projcore_lowrank.basis import Basis, ends_of
@@ -221,15 +222,20 @@ class Subspace(ProjectionBase):
             length = shape[-2] if end == "left" else shape[-1]
             node.update(self.basis.begin(end, length, rank, shape[:-2], tensor))
         if self.error_feedback:
-            node["error"] = torch.zeros_like(tensor)
+            node["error"] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
         return {**node, **self.rule.begin(shape, channel(node), tensor)}
 
     def receive(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
     ) -> list[Tensor]:
+        """Adds the update to the errors, and returns these, of which `combine` leaves residuals."""
         if not self.error_feedback:
             return tensors
-        return list(torch._foreach_add(tensors, [state["error"] for state in states]))
+        if self._checks_received:
+            self._usable(tensors, self._due(tensors, states, settings), states, settings)
+        errors = _errors(states)
+        torch._foreach_add_(errors, tensors)
+        return errors
 
     # The basis.
 
@@ -243,14 +249,8 @@ class Subspace(ProjectionBase):
         settings: list[Settings],
     ) -> list[Node | None] | None:
         source = tensors if grads is None or self.basis.source != "gradient" else grads
-        due = []
-        for i, (tensor, state, values) in enumerate(zip(source, states, settings, strict=True)):
-            self._check_folding(tensor, state, values)
-            if not tensor.is_meta and self._due(tensor, state, values):
-                due.append(i)
-        asked = [i for i in due if self._asks(source[i], states[i], settings[i])]
-        good = dict(zip(asked, self._usable([source[i] for i in asked]), strict=True))
-        usable = [i for i in due if good.get(i, True)]
+        due = self._due(source, states, settings)
+        usable = due if self._checks_received else self._usable(source, due, states, settings)
         new: list[Node | None] = [None] * len(states)
         if usable:
             learnt = self._learn(pick(source, usable), pick(states, usable), pick(settings, usable))
@@ -274,7 +274,16 @@ class Subspace(ProjectionBase):
                 "optimizer."
             )
 
-    def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
+    def _due(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[int]:
+        """Returns which tensors need a new basis."""
+        every = list(zip(tensors, states, settings, strict=True))
+        for each in every:
+            self._check_folding(*each)
+        return [i for i, each in enumerate(every) if not each[0].is_meta and self._is_due(*each)]
+
+    def _is_due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
         offset = spread(state["index"], settings["period"]) if self.basis.stagger else 0
         periodic = (state["step"] + offset) % settings["period"] == 0
         if state["pending"] or (self.basis.periodic and periodic):
@@ -292,20 +301,33 @@ class Subspace(ProjectionBase):
         every_step = settings["period"] == 1 and not state["pending"]
         return is_alone(tensor) or self.basis.nonfinite == "skip" or not every_step
 
-    def _usable(self, tensors: list[Tensor]) -> list[bool]:
-        """Returns which tensors a basis can be computed from; synchronizes once."""
-        usable = [True] * len(tensors)
-        for places in alike(tensors):
-            for i, good in zip(places, all_finite([tensors[i] for i in places]), strict=True):
-                usable[i] = good
-                if not good and self.basis.nonfinite == "raise":
-                    raise NonFiniteError(
-                        f"{type(self).__name__} was to learn a basis from a tensor of shape "
-                        f"{tuple(tensors[i].shape)} in which there is Inf or NaN. A basis is made "
-                        "of finite numbers. Leave this step out, or pass nonfinite='skip' to go "
-                        "on with the old basis."
-                    )
-        return usable
+    @property
+    def _checks_received(self) -> bool:
+        """Whether updates are checked for Inf and NaN before they are added to the errors."""
+        return self.error_feedback and self.basis.nonfinite == "raise"
+
+    def _usable(
+        self,
+        tensors: list[Tensor],
+        due: list[int],
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[int]:
+        """Returns from which of some tensors a basis can be computed; synchronizes once."""
+        asked = [i for i in due if self._asks(tensors[i], states[i], settings[i])]
+        bad = set()
+        for some in alike(pick(tensors, asked)):
+            places = pick(asked, some)
+            finite = all_finite(pick(tensors, places))
+            bad |= {i for i, good in zip(places, finite, strict=True) if not good}
+        if bad and self.basis.nonfinite == "raise":
+            raise NonFiniteError(
+                f"{type(self).__name__} was to learn a basis from a tensor of shape "
+                f"{tuple(tensors[min(bad)].shape)} in which there is Inf or NaN. A basis is made "
+                "of finite numbers. Leave this step out, or pass nonfinite='skip' to go on with "
+                "the old basis."
+            )
+        return [i for i in due if i not in bad]
 
     def _learn(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
@@ -326,28 +348,41 @@ class Subspace(ProjectionBase):
         ]
         new: list[Any] = [None] * len(states)
         for places in batches(matrices, keys):
-            members, count = [states[i] for i in places], len(places)
-            state, matrix = dict(self.basis.together(members)), stacked(pick(matrices, places))
-            first, values = places[0], settings[places[0]]
-            if self.basis.follows_momentum:
-                moments = [self.memory_inside(each, "first") for each in members]
-                known = [moment for moment in moments if moment is not None]
-                if len(known) == count:
-                    state["moment"], state["betas"] = stacked(known), betas[first]
-                    if self.basis.source == "momentum":  # the mean with the first moment inside
-                        moment = self.products.up(state["moment"], state).to(matrix.dtype)
-                        matrix = torch.lerp(matrix, moment, 0.5)
-            learnt = self.basis.learn_ends(matrix, state, ranks[first], values)
-            nodes: list[Node] = [{} for _ in places]
-            for name, value in learnt.items():
-                # Entries for this step only may be views.
-                pieces = apart(value, count) if name in members[0] else parted(value, count)
-                for node, each in zip(nodes, pieces, strict=True):
-                    node[name] = each
-            for i, node in zip(places, nodes, strict=True):
-                self.basis.pass_on(node, states[i])
+            first = places[0]
+            some, members = pick(matrices, places), pick(states, places)
+            learnt = self._learn_batch(some, members, settings[first], ranks[first], betas[first])
+            for i, node in zip(places, learnt, strict=True):
                 new[i] = node
         return new
+
+    def _learn_batch(
+        self,
+        matrices: list[Tensor],
+        states: list[Node],
+        settings: Settings,
+        rank: int,
+        betas: tuple[float, float] | None,
+    ) -> list[Node]:
+        count = len(states)
+        state, matrix = dict(self.basis.together(states)), stacked(matrices)
+        if self.basis.follows_momentum:
+            moments = [self.memory_inside(each, "first") for each in states]
+            known = [moment for moment in moments if moment is not None]
+            if len(known) == count:
+                state["moment"], state["betas"] = stacked(known), betas
+                if self.basis.source == "momentum":  # the mean with the first moment inside
+                    moment = self.products.up(state["moment"], state).to(matrix.dtype)
+                    matrix = torch.lerp(matrix, moment, 0.5)
+        learnt = self.basis.learn_ends(matrix, state, rank, settings)
+        nodes: list[Node] = [{} for _ in states]
+        for name, value in learnt.items():
+            # Entries for this step only may be views.
+            pieces = apart(value, count) if name in states[0] else parted(value, count)
+            for node, piece in zip(nodes, pieces, strict=True):
+                node[name] = piece
+        for node, old in zip(nodes, states, strict=True):
+            self.basis.pass_on(node, old)
+        return nodes
 
     def betas_inside(self, state: Node, settings: Settings) -> tuple[float, float] | None:
         """Returns the current betas of the module inside that keeps a first moment.
@@ -445,7 +480,7 @@ class Subspace(ProjectionBase):
         runs = batches(tensors, keys)
         members = [[states[i] for i in run] for run in runs]
         like = [tensors[run[0]] for run in runs]
-        made = self.basis.read(members, like, self.rule.reads_again)
+        made = self.basis.read(members, like)
         return [Batch(*each) for each in zip(runs, members, made, strict=True)]
 
     def _matrices(self, tensors: list[Tensor], settings: list[Settings]) -> list[Tensor]:
@@ -479,7 +514,9 @@ class Subspace(ProjectionBase):
         updates: list[Any] = [None] * len(full)
         for update in made:
             batch = update.batch
-            batch.spread(update.of(batch.gather(full), owned=len(batch.places) > 1), updates)
+            several = len(batch.places) > 1
+            given = torch.stack(pick(full, batch.places)) if several else batch.gather(full)
+            batch.spread(update.of(given, owned=several), updates)
         return [each.reshape(like.shape) for each, like in zip(updates, tensors, strict=True)]
 
     def writer(self, targets: list[Tensor]) -> Callable[..., list[Write]] | str:
@@ -515,7 +552,14 @@ class Subspace(ProjectionBase):
             self.basis.track(low, pick(states, batch.places))
         updates = self._by_rule(full, found, projected, result, states, settings)
         if self.error_feedback:
-            self._keep_errors(full, found, states)
+            errors = _errors(states)
+            received = all(map(is_, errors, tensors))
+            errors = [error.view(matrix.shape) for error, matrix in zip(errors, full, strict=True)]
+            if not received:
+                torch._foreach_copy_(errors, full)
+            elif any(update.reads_full for update in updates):
+                full = [matrix.clone() for matrix in full]
+            self._leave_residuals(errors, found)
         return full, updates
 
     def _by_rule(
@@ -544,27 +588,33 @@ class Subspace(ProjectionBase):
                 made.append(Update(batch, kept, terms, self.products))
         return made
 
-    def _keep_errors(self, full: list[Tensor], found: Projected, states: list[Node]) -> None:
-        """Overwrites the errors with the residuals of the updates."""
-        shapes = [state["error"].shape for state in states]
-        kept: list[Tensor] = []
-        for matrix, state in zip(full, states, strict=True):
-            view = view_of(state["error"], matrix.shape)
-            kept.append(torch.empty_like(matrix) if view is None else view)
-        torch._foreach_copy_(kept, full)
+    def _leave_residuals(self, errors: list[Tensor], found: Projected) -> None:
+        """Replaces updates, as matrices in the memory of the errors, by their residuals."""
         for batch, low in zip(found.batches, found.low, strict=True):
-            lows = parted(low, len(batch.places))
-            for each, inside in zip(batch.members(), lows, strict=True):
-                (i,) = each.places
-                self.products.leave_residual_(kept[i], inside, each.state)
-                if view_of(states[i]["error"], full[i].shape) is None:
-                    states[i]["error"] = kept[i].reshape(shapes[i])
-                for end in ends_of(states[i]):
-                    lost = self.basis.forgotten(states[i], end)
-                    if lost is not None:
-                        columns, moment = lost
-                        error = states[i]["error"].view(full[i].shape)
-                        self.basis.add_up_(error, moment, {end: columns}, end, 1, 1)
+            views = pick(errors, batch.places)
+            if len(views) == 1:
+                self._leave_residual_(views[0], low, batch)
+            else:
+                stack = torch.stack(views)
+                self._leave_residual_(stack, low, batch)
+                torch._foreach_copy_(views, list(stack.unbind()))
+                del stack
+
+    def _leave_residual_(self, error: Tensor, low: Tensor, batch: Batch) -> None:
+        state = batch.state
+        self.products.leave_residual_(error, low, state)
+        for end in ends_of(state):
+            lost = [self.basis.forgotten(each, end) for each in batch.states]
+            known = [each for each in lost if each is not None]
+            if known:
+                columns, moment = (stacked(each) for each in zip(*known, strict=True))
+                self.basis.add_up_(error, moment, {end: columns}, end, 1, 1)
+
+
+def _errors(states: list[Node]) -> list[Tensor]:
+    for state in states:
+        state["error"] = state["error"].contiguous()  # as products need it, unlike older files
+    return [state["error"] for state in states]
 
 
 def channel(state: Node) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -208,13 +209,17 @@ class Variances(Transport):
         factor = (1 - beta2**count) / (1 - beta1**count) ** 2
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         second, first = stacked(tensors).to(dtype), stacked(moments).to(dtype)
-        variance = second.sub(by_parts(torch.square, first), alpha=factor)
+        variance = by_parts(partial(_plus_square, factor=-factor), second, first)
         old, new = basis.both(old_states, new_states)
         (end,) = ends_of(new)
         carried = basis.carry(variance, old, new, end, squared=True)
         mean = basis.carry(first, old, new, end, squared=False)
-        carried = by_parts(torch.abs, carried.add(by_parts(torch.square, mean), alpha=factor))
-        return carried.to(tensors[0].dtype)
+        carried = by_parts(partial(_plus_square, factor=factor), carried, mean)
+        return by_parts(torch.abs, carried).to(tensors[0].dtype)
+
+
+def _plus_square(one: Tensor, other: Tensor, factor: float) -> Tensor:
+    return torch.addcmul(one, other, other, value=factor)
 
 
 def turned(

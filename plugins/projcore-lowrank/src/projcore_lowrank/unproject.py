@@ -42,6 +42,8 @@ class Residual(Combine):
         https://arxiv.org/abs/2505.24749 (section 3.2).
     """
 
+    stacked = True
+
     def __init__(
         self, scale: float = 1.0, residual_scale: float = 1.0, match_rms: bool = False
     ) -> None:
@@ -77,9 +79,7 @@ class SignResidual(Residual):
         Zmushko et al., 2024, https://arxiv.org/abs/2411.07837 (FRUGAL, algorithm 1).
     """
 
-    stacked = True
     orthonormal = True
-    reads_again = True
 
     def __init__(self, scale: float = 1.0, residual_scale: float = 1.0) -> None:
         super().__init__(scale, residual_scale)
