@@ -22,9 +22,10 @@ def hyperball_update(
     torch._foreach_copy_(
         radii, at_once(lambda old, new: torch.where(old < 0, new, old), radii, lengths)
     )
-    ahead = list(torch._foreach_sub(params, tensors))
+    ahead = list(torch._foreach_sub(tensors, params))
     torch._foreach_mul_(ahead, at_once(_factor, radii, norms(ahead, batch_dims)))
-    return list(torch._foreach_sub(params, ahead))
+    torch._foreach_add_(ahead, params)
+    return ahead
 
 
 def _factor(radius: Tensor, length: Tensor) -> Tensor:

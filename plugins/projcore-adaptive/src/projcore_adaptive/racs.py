@@ -10,10 +10,10 @@ from projcore.errors import ArgumentTypeError
 from projcore.ops import lerp_, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, as_matrices, batches, matrix_shape
 
-# The largest number of elements whose squares are held at once, or one matrix. On the CPU large
+# The largest number of elements of matrices that are stacked, or one matrix. On the CPU large
 # matrices are faster one by one, and elsewhere this bounds the temporaries of a step.
 CPU_BATCH = 1 << 16
-BATCH = 1 << 26
+BATCH = 1 << 28
 
 
 def rank_one_factors(squares: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -24,42 +24,47 @@ def rank_one_factors(squares: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     power method for the largest singular value, whose vectors have no negative elements.
 
     Args:
-        squares: `P`, shape ``(..., m, n)``, not negative.
+        squares: `P`, shape ``(..., m, n)``, not negative, with means near 1: the squares of small
+            squares would underflow.
         iterations: The number of iterations, at least 1.
 
     Returns:
         `q`, shape ``(..., m, 1)``, and `s`, shape ``(..., 1, n)``; zeros where `P` is zero.
     """
     tiny = torch.finfo(squares.dtype).tiny
-    count = max(1, squares.shape[-2] * squares.shape[-1])
-    # The squares of small squares underflow: `s` is computed in units of this.
-    unit = (squares.sum((-2, -1), keepdim=True) / count).clamp_(min=tiny)
     q = squares.new_ones((*squares.shape[:-1], 1))
     s = squares.new_zeros((*squares.shape[:-2], 1, squares.shape[-1]))
     for _ in range(iterations):
-        s = (q.mT @ squares) / (unit * (q.mT @ q)).clamp_(min=tiny)
-        q = (squares @ s.mT) / (unit * (s @ s.mT)).clamp_(min=tiny)
-    return q, s * unit
+        s = (q.mT @ squares).div_((q.mT @ q).clamp_(min=tiny))
+        q = (squares @ s.mT).div_((s @ s.mT).clamp_(min=tiny))
+    return q, s
 
 
-def squared(matrices: list[Tensor]) -> Tensor:
-    """Returns the squares of matrices of one shape, as a new stack, in at least 32 bits."""
+def relative_squares(matrices: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns a stack of the squares of matrices, divided by their means, and the means."""
+    squares = stacked(matrices).square_()
+    count = max(1, squares.shape[-2] * squares.shape[-1])
+    means = squares.sum((-2, -1), keepdim=True).div_(count)
+    means.clamp_(min=torch.finfo(squares.dtype).tiny)
+    return squares.div_(means), means
+
+
+def stacked(matrices: list[Tensor]) -> Tensor:
+    """Returns matrices of one shape as a new stack, in at least 32 bits."""
     dtype = torch.promote_types(matrices[0].dtype, torch.float32)
     size = (len(matrices), *matrices[0].shape)
-    squares = torch.empty(size, dtype=dtype, device=matrices[0].device)
-    torch._foreach_copy_(list(squares.unbind()), matrices)
-    return squares.square_()
+    stack = torch.empty(size, dtype=dtype, device=matrices[0].device)
+    torch._foreach_copy_(list(stack.unbind()), matrices)
+    return stack
 
 
-def scaled(tensors: list[Tensor], rows: list[Tensor], columns: list[Tensor]) -> list[Tensor]:
-    """Returns matrices divided by the roots of their row and column factors."""
-    least = torch.finfo(rows[0].dtype).tiny  # where a factor is 0, the element is, too
-    inverse = [torch._foreach_clamp_min(factors, least) for factors in (rows, columns)]
-    for factors in inverse:
-        torch._foreach_rsqrt_(factors)
-    result = torch._foreach_mul(tensors, inverse[0])
-    torch._foreach_mul_(result, inverse[1])
-    return list(result)
+def scaled(matrices: list[Tensor], rows: list[Tensor], columns: list[Tensor]) -> Tensor:
+    """Returns a stack of matrices, divided by the roots of their row and column factors."""
+    stack = stacked(matrices)
+    least = torch.finfo(stack.dtype).tiny  # where a factor is 0, the element is, too
+    for factors in (rows, columns):
+        stack.mul_(torch.stack(factors).clamp_(min=least).rsqrt_())
+    return stack
 
 
 class RACS(Transform):
@@ -101,7 +106,7 @@ class RACS(Transform):
         ArgumentError: If an argument is out of range or unknown, or a tensor is complex.
         ArgumentTypeError: If ``iterations`` is not an integer.
 
-    Cost: ``m + n`` numbers of state per matrix, in at least 32 bits. ``2 * iterations + 4`` passes
+    Cost: ``m + n`` numbers of state per matrix, in at least 32 bits. ``2 * iterations + 5`` passes
     over squares, which are held for one batch of equally shaped matrices at a time.
 
     Example:
@@ -159,22 +164,24 @@ class RACS(Transform):
         folding = settings[0]["folding"]
         shapes = [matrix_shape(tensor.shape, batch_dims, folding) for tensor in tensors]
         matrices = as_matrices(tensors, shapes)
-        row_factors, column_factors = list(matrices), list(matrices)
         most = CPU_BATCH if tensors[0].device.type == "cpu" else BATCH
-        for places in batches(tensors, shapes, most):
-            squares = squared([matrices[i] for i in places])
-            rows, columns = rank_one_factors(squares, self.iterations)
-            del squares  # before those of the next batch are computed
-            for i, row, column in zip(places, rows, columns, strict=True):
-                row_factors[i], column_factors[i] = row, column
+        runs = batches(tensors, shapes, most)
         row_scales = [state["row_scale"] for state in states]
         column_scales = [state["column_scale"] for state in states]
+        row_factors, column_factors = list(matrices), list(matrices)
+        for places in runs:
+            squares, means = relative_squares([matrices[i] for i in places])
+            rows, columns = rank_one_factors(squares, self.iterations)
+            del squares  # before those of the next batch are computed
+            columns.mul_(means)
+            for i, row, column in zip(places, rows, columns, strict=True):
+                row_factors[i], column_factors[i] = row, column
         weight = 1 - scalar(settings[0]["beta"])
         lerp_(row_scales, row_factors, weight)
         lerp_(column_scales, column_factors, weight)
-        return [
-            each.reshape(tensor.shape).to(tensor.dtype)
-            for each, tensor in zip(
-                scaled(matrices, row_scales, column_scales), tensors, strict=True
-            )
-        ]
+        update = list(tensors)
+        for places in runs:
+            lists = ([each[i] for i in places] for each in (matrices, row_scales, column_scales))
+            for i, made in zip(places, scaled(*lists), strict=True):
+                update[i] = made.reshape(tensors[i].shape).to(tensors[i].dtype)
+        return update

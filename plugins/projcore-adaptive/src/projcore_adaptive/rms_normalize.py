@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projcore import Node, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
-from projcore.ops import norms_over, refuse_complex, require_choice
+from projcore.ops import norms, norms_over, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, as_matrices, matrix_shape
 from projcore_adaptive._norms import mean_squares
 
@@ -58,7 +58,7 @@ class RMSNormalize(Transform):
     Raises:
         ArgumentError: If an argument is out of range or unknown, or a tensor is complex.
 
-    Cost: one number of state per row. Three passes over the update, five with ``rms``.
+    Cost: one number of state per row. Two passes over the update.
 
     Example:
         >>> from projcore import Optimizer
@@ -138,32 +138,44 @@ class RMSNormalize(Transform):
         beta = scalar(values["beta"])
         torch._foreach_mul_(means, beta)
         torch._foreach_add_(means, torch._foreach_mul(wide, 1 - beta))
-        divisors = torch._foreach_sqrt(means)
+        divisors = list(torch._foreach_sqrt(means))
         torch._foreach_add_(divisors, scalar(values["eps"]))
-        # Zero divided by the smallest number is zero.
-        torch._foreach_clamp_min_(divisors, torch.finfo(means[0].dtype).tiny)
-        update = self.resized(list(torch._foreach_div(matrices, divisors)), matrices)
+        clamp_positive_(divisors)
+        if self.rms is not None:
+            self.resize_(divisors, list(torch._foreach_sqrt(wide)))
+        update = torch._foreach_div(matrices, divisors)
         return [
             each.reshape(tensor.shape).to(tensor.dtype)
             for each, tensor in zip(update, tensors, strict=True)
         ]
 
-    def resized(self, update: list[Tensor], given: list[Tensor]) -> list[Tensor]:
-        """Rescales matrices in place to the requested root mean square."""
-        if self.rms is None:
-            return update
-        lengths = matrix_norms(update)
-        torch._foreach_clamp_min_(lengths, torch.finfo(lengths[0].dtype).tiny)
+    def resize_(self, divisors: list[Tensor], lengths: list[Tensor]) -> None:
+        """Multiplies divisors by a factor for each matrix, for the requested root mean square.
+
+        Args:
+            divisors: The divisors of the rows.
+            lengths: The root mean squares of the rows; from them, the norm of a matrix is that of
+                its rows divided by the root of their number of elements.
+        """
+        factors = matrix_norms(list(torch._foreach_div(lengths, divisors)))
         if isinstance(self.rms, str):
-            factors = torch._foreach_div(matrix_norms(given), lengths)
+            given = matrix_norms(lengths)
+            clamp_positive_(given)
+            torch._foreach_div_(factors, given)
         else:
-            torch._foreach_reciprocal_(lengths)
-            sizes = [self.rms * math.sqrt(math.prod(each.shape[-2:])) for each in given]
-            factors = torch._foreach_mul(lengths, sizes)
-        torch._foreach_mul_(update, factors)
-        return update
+            sizes = [self.rms * math.sqrt(math.prod(each.shape[-2:])) for each in lengths]
+            torch._foreach_div_(factors, sizes)
+        torch._foreach_mul_(divisors, factors)
+        clamp_positive_(divisors)
 
 
 def matrix_norms(matrices: list[Tensor]) -> list[Tensor]:
-    """Returns the norm of each matrix, with dimensions of size 1."""
+    """Returns the norm of each matrix, which broadcasts."""
+    if all(each.ndim == 2 for each in matrices):
+        return norms(matrices)
     return norms_over(matrices, 2.0, [(each.ndim - 2, each.ndim - 1) for each in matrices])
+
+
+def clamp_positive_(tensors: list[Tensor]) -> None:
+    """Raises elements to the smallest normal number, by which zero divided is zero."""
+    torch._foreach_clamp_min_(tensors, torch.finfo(tensors[0].dtype).tiny)
