@@ -7,8 +7,10 @@ imported where none are; a torch without it works.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -38,13 +40,39 @@ def splits(tensor: Any, over: Sequence[int]) -> list[int]:
     return [k for k, each in enumerate(placements) if getattr(each, "dim", None) in over]
 
 
+def group_of(mesh: Any, dims: Sequence[int]) -> Any:
+    """Returns the group of the processes that differ from this one in some dimensions of a mesh.
+
+    Of several dimensions it is made when it is first needed, which all of these processes do
+    together, and ends with `destroy_process_group`.
+    """
+    if len(dims) == 1:
+        return mesh.get_group(dims[0])
+    place = enumerate(mesh.get_coordinate())
+    along = tuple(slice(None) if k in dims else at for k, at in place)
+    ranks = tuple(mesh.mesh[along].flatten().tolist())
+    world = torch.distributed.group.WORLD
+    if len(ranks) == torch.distributed.get_world_size():
+        return world
+    names = _GROUPS.setdefault(world, {})
+    if ranks not in names:
+        group: Any = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
+        names[ranks] = group.group_name
+    torchs: Any = torch.distributed.distributed_c10d
+    return torchs._resolve_process_group(names[ranks])
+
+
+# Names, since a group that is kept outlives its destruction; by the world that they are part of.
+_GROUPS: WeakKeyDictionary[Any, dict[tuple[int, ...], str]] = WeakKeyDictionary()
+
+
 def join_norms(
     parts: list[Tensor], tensors: Sequence[Any], order: float, over: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """Makes norms of tensors from those of their parts in each process.
 
-    There is one collective for each dimension of a mesh, for all tensors together: none for a
-    dimension that splits nothing that a norm is taken over.
+    There is one collective for each mesh, for all tensors together, among the processes that have
+    different parts; none if no norm is taken over a dimension that is split.
 
     Args:
         parts: The norms of the parts here: 0-d, or with the dimensions of the tensor.
@@ -57,14 +85,15 @@ def join_norms(
         their tensor is.
     """
     result = list(parts)
-    pending: dict[tuple[Any, int], list[int]] = {}
-    for i, (tensor, dims) in enumerate(zip(tensors, over, strict=True)):
-        for k in splits(tensor, dims):
-            pending.setdefault((tensor.device_mesh, k), []).append(i)
-    for (mesh, k), places in pending.items():
-        some = [result[i] for i in places]
-        for i, joined in zip(places, _reduced(some, order, mesh.get_group(k)), strict=True):
-            result[i] = joined
+    for mesh, places in _of_meshes(
+        [i for i, t in enumerate(tensors) if splits(t, over[i])], tensors
+    ):
+        across = _union(splits(tensors[i], over[i]) for i in places)
+        given = [_padded(parts[i], tensors[i], over[i], across) for i in places]
+        joined = _reduced(given, order, group_of(mesh, across))
+        for i, norm in zip(places, joined, strict=True):
+            alike = norm.shape == parts[i].shape
+            result[i] = norm if alike else norm[part_of(tensors[i], over[i])]
     return [
         as_part(norm, tensor, dims) if norm.ndim and is_sharded(tensor) else norm
         for norm, tensor, dims in zip(result, tensors, over, strict=True)
@@ -81,14 +110,79 @@ def sums_of_parts(parts: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor
     return join_norms(parts, tensors, 1.0, [range(tensor.ndim) for tensor in tensors])
 
 
+def spread_zeros(tensor: Any, over: Sequence[int]) -> Tensor:
+    """Returns zeros of the shape that sums over some dimensions have, for averages of these.
+
+    Dimensions of a mesh that split the tensor along these split the sums along the longest of the
+    others. So no process has more than its share, as it would if they were replicated.
+    """
+    shape = torch.Size([1 if i in over else size for i, size in enumerate(tensor.shape)])
+    joined = splits(tensor, over)
+    if not joined or shape.numel() == 1:
+        return zeros_over(tensor, over)
+    from torch.distributed.tensor import DTensor, Shard
+
+    longest = max(range(len(shape)), key=lambda i: shape[i])
+    moved = {*joined, *splits(tensor, [longest])}
+    placements = [Shard(longest) if k in moved else p for k, p in enumerate(tensor.placements)]
+    mesh = tensor.device_mesh
+    part = _part(shape, tuple(placements), tuple(mesh.shape), tuple(mesh.get_coordinate()))
+    empty = torch.empty(shape, device="meta")
+    zeros = local(tensor).new_zeros(empty[part].shape)
+    result: Tensor = DTensor.from_local(
+        zeros, mesh, placements, run_check=False, shape=shape, stride=empty.stride()
+    )
+    return result
+
+
+def spread_lerp(
+    averages: list[Tensor],
+    parts: list[Tensor],
+    tensors: Sequence[Any],
+    over: Sequence[Sequence[int]],
+    weights: Sequence[Any],
+) -> list[Tensor]:
+    """Moves averages of sums over processes towards these: ``a += w (sum - a)``.
+
+    Each process adds its part of the average to its part of the sum, so one collective for each
+    mesh gives all of them the new average, of which they keep a part.
+
+    Args:
+        averages: Made by `spread_zeros`.
+        parts: What each process has of the sums, of the shape that those of its part have.
+        tensors: The tensors.
+        over: The dimensions of each that sums are taken over.
+        weights: The weight of each sum.
+
+    Returns:
+        Plain tensors: the full averages of what processes share, and the parts of others.
+    """
+    result = list(map(local, averages))
+    shared = [i for i, tensor in enumerate(tensors) if splits(tensor, over[i])]
+    for i in set(range(len(tensors))).difference(shared):
+        result[i].mul_(1 - weights[i]).add_(parts[i] * weights[i])
+    for mesh, places in _of_meshes(shared, tensors):
+        across = _union(splits(tensors[i], over[i]) for i in places)
+        given = [
+            _padded(_wide(result[i]), averages[i], (), across) * (1 - weights[i])
+            + _padded(_wide(parts[i]), tensors[i], over[i], across) * weights[i]
+            for i in places
+        ]
+        joined = _reduced(given, 1.0, group_of(mesh, across))
+        for i, average in zip(places, joined, strict=True):
+            result[i].copy_(average[part_of(averages[i])])
+            result[i] = average.to(result[i].dtype)
+    return result
+
+
 def linear_in_parts(
     function: Callable[[list[Tensor]], Tensor], tensors: Sequence[Tensor]
 ) -> Tensor:
     """Returns a linear function of tensors, of sharded ones from the parts that are here.
 
     The function gets tensors of the full shapes, which are zero where another process has the
-    elements, and its results are summed over processes: one collective for each dimension of a
-    mesh. Without sharded tensors it gets these as they are.
+    elements, and its results are summed over processes: one collective for each mesh. Without
+    sharded tensors it gets these as they are.
 
     Example:
         >>> linear_in_parts(torch.cat, [torch.ones(1), torch.zeros(1)])
@@ -97,28 +191,107 @@ def linear_in_parts(
     meshes = [getattr(tensor, "device_mesh", None) for tensor in tensors]
     total: Any = None
     for mesh in dict.fromkeys(meshes):
+        across = _union(
+            splits(tensor, range(tensor.ndim))
+            for tensor, its in zip(tensors, meshes, strict=True)
+            if its == mesh
+        )
         given = [
-            _spread(tensor) if its == mesh else local(tensor).new_zeros(tensor.shape)
+            _padded(local(tensor), tensor, (), across)
+            if its == mesh
+            else local(tensor).new_zeros(tensor.shape)
             for tensor, its in zip(tensors, meshes, strict=True)
         ]
         result = function(given)
-        for group in [] if mesh is None else mesh.get_all_groups():
-            torch.distributed.all_reduce(result, group=group)
+        if across:
+            torch.distributed.all_reduce(result, group=group_of(mesh, across))
         total = result if total is None else total + result
     return total  # type: ignore[no-any-return]
 
 
-def _spread(tensor: Any) -> Tensor:
-    """Returns a tensor of full shape with the part that is here; of replicas, the first has it."""
-    if not is_sharded(tensor):
-        return tensor  # type: ignore[no-any-return]
-    part = local(tensor).reshape(-1)
-    full = part.new_zeros(tensor.numel())
-    place = zip(tensor.device_mesh.get_coordinate(), tensor.placements, strict=True)
-    if not any(at and getattr(each, "dim", None) is None for at, each in place):
-        numbers = torch.arange(tensor.numel(), device=full.device).view(tensor.shape)
-        full[local(sharded_as(numbers, tensor)).reshape(-1)] = part
-    return full.view(tensor.shape)
+def _of_meshes(places: Sequence[int], tensors: Sequence[Any]) -> Iterable[tuple[Any, list[int]]]:
+    """Returns the places of sharded tensors by their mesh."""
+    found: dict[Any, list[int]] = {}
+    for i in places:
+        found.setdefault(tensors[i].device_mesh, []).append(i)
+    return found.items()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _union(found: Iterable[Sequence[int]]) -> list[int]:
+    return sorted({k for each in found for k in each})
+
+
+def _padded(part: Tensor, tensor: Any, over: Sequence[int], across: Sequence[int]) -> Tensor:
+    """Returns what processes that differ along some dimensions of a mesh sum to something full.
+
+    That is zero where another of them has a part of a tensor, or of what is taken over some
+    dimensions of it; of replicas, the first has it.
+    """
+    others = [k for k in across if k not in splits(tensor, over)]
+    if not others:
+        return part
+    place = tensor.device_mesh.get_coordinate()
+    kept = splits(tensor, range(tensor.ndim))
+    if part.ndim:
+        shape = [1 if i in over else size for i, size in enumerate(tensor.shape)]
+        full = part.new_zeros(shape)
+        full[part_of(tensor, over)] = part
+    else:
+        full = part
+    return full.new_zeros(full.shape) if any(place[k] for k in others if k not in kept) else full
+
+
+def part_of(tensor: Any, over: Sequence[int] = ()) -> tuple[Any, ...]:
+    """Returns the index of the part that is here in a full tensor, which has size 1 along some."""
+    shape = tuple(1 if i in over else size for i, size in enumerate(tensor.shape))
+    placements = tuple(_without(tensor, over))
+    mesh = tensor.device_mesh
+    return _part(shape, placements, tuple(mesh.shape), tuple(mesh.get_coordinate()))
+
+
+@lru_cache(maxsize=4096)
+def _part(
+    shape: tuple[int, ...],
+    placements: tuple[Any, ...],
+    counts: tuple[int, ...],
+    place: tuple[int, ...],
+) -> tuple[Any, ...]:
+    """Returns the index of the part of the process at a place of a mesh."""
+    found = indices(shape, placements, counts, place)
+    ends = [(int(index[0]), int(index[-1]) + 1) if len(index) else (0, 0) for index in found]
+    if all(end - first == len(index) for (first, end), index in zip(ends, found, strict=True)):
+        return tuple(slice(*each) for each in ends)
+    return tuple(index.view(-1, *[1] * (len(found) - 1 - i)) for i, index in enumerate(found))
+
+
+def indices(
+    shape: Sequence[int], placements: Sequence[Any], counts: Sequence[int], place: Sequence[int]
+) -> list[Tensor]:
+    """Returns which rows, columns and so on of a tensor are at a place of a mesh.
+
+    Args:
+        shape: The shape of the tensor.
+        placements: Along which dimension each dimension of the mesh splits it, if it does.
+        counts: The shape of the mesh.
+        place: The place.
+    """
+    found = [torch.arange(size, device="cpu") for size in shape]
+    for placement, count, coordinate in zip(placements, counts, place, strict=True):
+        if hasattr(placement, "dim"):
+            # FSDP2 splits each part of a dimension that tensor parallelism splits, too.
+            pieces = found[placement.dim].chunk(getattr(placement, "split_factor", 1))
+            chunks = [_chunk(each, count, coordinate) for each in pieces]
+            found[placement.dim] = torch.cat(chunks)
+    return found
+
+
+def _chunk(index: Tensor, count: int, which: int) -> Tensor:
+    size = -(-len(index) // count)
+    return index[which * size : (which + 1) * size]
 
 
 def sharded_as(tensor: Tensor, like: Any) -> Tensor:

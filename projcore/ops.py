@@ -20,8 +20,11 @@ from projcore._shards import (
     join_norms,
     linear_in_parts,
     local,
+    part_of,
     sharded_as,
     splits,
+    spread_lerp,
+    spread_zeros,
     sums_of_parts,
     zeros_over,
 )
@@ -51,11 +54,14 @@ __all__ = [
     "norms_of_kinds",
     "norms_over",
     "once",
+    "part_of",
     "refuse_complex",
     "require_choice",
     "sharded_as",
     "signs",
     "splits",
+    "spread_lerp",
+    "spread_zeros",
     "stack",
     "sums_of_parts",
     "times",
@@ -262,7 +268,7 @@ def norms(tensors: list[Tensor], batch_dims: int = 0, order: float = 2.0) -> lis
 
     Where the first `batch_dims` dimensions index items, norms have the dimensions of the tensor,
     and broadcast. Those of sharded tensors (`DTensor`), which may stand beside others, take one
-    collective for each dimension of their mesh, for all together, and are the same in each process.
+    collective for each mesh, for all together, and are the same in each process.
 
     Example:
         >>> norms([torch.tensor([[3.0, 4.0], [0.0, 1.0]])], batch_dims=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import get_world_size, is_available, is_initialized
 
-from projcore._shards import is_sharded
+from projcore._shards import group_of, is_sharded
 from projcore.core.module import Module
 from projcore.engine.facts import as_loss
 from projcore.errors import StepError
@@ -47,12 +47,12 @@ class LossAverage:
                 "the closure returns the same value in all, use average_loss=False."
             )
         if wanted is not False:
-            self._groups = [partial(mesh.get_group, k) for mesh in meshes for k in range(mesh.ndim)]
+            self._groups = [partial(group_of, mesh, range(mesh.ndim)) for mesh in meshes]
         if wanted and several and not meshes:
             self._groups = [lambda: torch.distributed.group.WORLD]
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """Returns the mean of a loss; one collective for each dimension of a mesh."""
+        """Returns the mean of a loss; one collective for each mesh."""
         if not self._groups:
             return loss
         dtype = torch.promote_types(loss.dtype, torch.float32)

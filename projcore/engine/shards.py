@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from projcore._shards import group_of, indices
 from projcore.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -56,22 +57,14 @@ class Shards:
 
     def part(self, place: Sequence[int]) -> Part:
         """Returns the part of the process at a place of the mesh."""
-        indices = [torch.arange(size, device="cpu") for size in self.shape]
-        for placement, count, coordinate in zip(
-            self.placements, self.mesh.shape, place, strict=True
-        ):
-            if placement.is_replicate():
-                continue
-            if placement.is_partial():
-                raise ArgumentError(
-                    f"A tensor of shape {tuple(self.shape)} has the placements {self.placements}: "
-                    "its values are sums over processes. Optimizers need these taken. Call "
-                    "redistribute on it first."
-                )
-            index, pieces = indices[placement.dim], getattr(placement, "split_factor", 1)
-            found = [_chunk(each, count, coordinate) for each in index.chunk(pieces)]
-            indices[placement.dim] = torch.cat(found)
-        return tuple(self._as_slice(index) for index in indices)
+        if any(placement.is_partial() for placement in self.placements):
+            raise ArgumentError(
+                f"A tensor of shape {tuple(self.shape)} has the placements {self.placements}: "
+                "its values are sums over processes. Optimizers need these taken. Call "
+                "redistribute on it first."
+            )
+        found = indices(self.shape, self.placements, self.mesh.shape, place)
+        return tuple(map(self._as_slice, found))
 
     def _as_slice(self, index: Tensor) -> slice:
         first, count = (int(index[0]), len(index)) if len(index) else (0, 0)
@@ -114,11 +107,6 @@ def local_like(tensor: Any, like: Any) -> Tensor:
     return part
 
 
-def _chunk(index: Tensor, count: int, which: int) -> Tensor:
-    size = -(-len(index) // count)
-    return index[which * size : (which + 1) * size]
-
-
 def _coordinates(rank: int, shape: Sequence[int]) -> list[int]:
     found = []
     for size in reversed(shape):
@@ -140,13 +128,7 @@ class Team:
     def __init__(self, mesh: Any) -> None:
         self.ranks: list[int] = mesh.mesh.flatten().tolist()
         self.me = self.ranks.index(torch.distributed.get_rank())
-        everyone = len(self.ranks) == torch.distributed.get_world_size()
-        if mesh.ndim == 1:
-            group = mesh.get_group()
-        elif everyone:
-            group = torch.distributed.group.WORLD
-        else:
-            group = torch.distributed.new_group(self.ranks, use_local_synchronization=True)
+        group = group_of(mesh, range(mesh.ndim))
         # The group itself ends with `destroy_process_group`, if nobody keeps it.
         self._name = group.group_name
         order = torch.distributed.get_process_group_ranks(group)

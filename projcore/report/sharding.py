@@ -119,8 +119,8 @@ def _state(
                 assert owner is not None
                 state[owner] += value.nbytes
                 continue
-            for rank, part in enumerate(shards[place].parts):
-                state[rank] += _bytes_of_part(value, shards[place].shape, part)
+            for rank, count in enumerate(_bytes_of_parts(value, shards[place])):
+                state[rank] += count
     return state
 
 
@@ -130,16 +130,24 @@ def _is_under(key: str, path: str) -> bool:
     return own == path or own.startswith(f"{path}/")
 
 
-def _bytes_of_part(value: Tensor, shape: torch.Size, part: Part) -> int:
-    """Returns the bytes of an entry in a process that has a part of its parameter's rows.
+def _bytes_of_parts(value: Tensor, shards: Shards) -> list[int]:
+    """Returns the bytes of an entry in each process, which has a part of its parameter's rows.
 
-    An entry of other rows, as means over columns have one, is in all of them.
+    Of an entry without rows, as means over columns are, it has a part of the longest dimension.
     """
+    shape = shards.shape
     tail = value.shape[value.ndim - len(shape) :] if value.ndim >= len(shape) else ()
-    if not tail or tail[0] != shape[0]:
-        return value.nbytes
-    mine: int = math.prod(each.stop - each.start for each in part)
-    return value.nbytes * mine // (math.prod(shape) or 1)
+    if tail and tail[0] == shape[0]:
+        return [_count(part) * value.nbytes // (shape.numel() or 1) for part in shards.parts]
+    if value.ndim < 2 or value.numel() == 1:
+        return [value.nbytes] * len(shards.parts)
+    longest = _Rows(max(range(value.ndim), key=lambda i: value.shape[i]))
+    parts = Shards(value.shape, shards.mesh, (longest,)).parts
+    return [_count(part) * value.dtype.itemsize for part in parts]
+
+
+def _count(part: Part) -> int:
+    return math.prod(each.stop - each.start for each in part)
 
 
 @dataclass(frozen=True)
@@ -160,10 +168,11 @@ class _Team:
         return self.count
 
 
+@dataclass(frozen=True)
 class _Rows:
-    """A placement that shards rows."""
+    """A placement that shards rows, or another dimension."""
 
-    dim = 0
+    dim: int = 0
 
     def is_replicate(self) -> bool:
         return False
@@ -172,6 +181,11 @@ class _Rows:
         return False
 
 
-class _Whole(_Rows):
+class _Whole:
+    """A placement that shards nothing."""
+
     def is_replicate(self) -> bool:
         return True
+
+    def is_partial(self) -> bool:
+        return False

@@ -50,6 +50,14 @@ LAYOUTS: dict[int, dict[str, tuple[tuple[int, ...], Layout]]] = {
     3: {"rows": ((3,), lambda tensor: [Shard(0)])},
     4: {
         "hybrid": ((2, 2), lambda tensor: [Replicate(), Shard(0)]),
+        "grid of some": (
+            (2, 1, 2),
+            lambda tensor: [
+                Replicate(),
+                Shard(0),
+                Shard(1) if tensor.ndim > 1 else Replicate(),
+            ],
+        ),
         "grid": ((2, 2), lambda tensor: [Shard(0), Shard(1) if tensor.ndim > 1 else Replicate()]),
     },
 }
@@ -95,6 +103,12 @@ def sharder(mesh: DeviceMesh, layout: Layout) -> Callable[[int, Tensor], Tensor]
     return lambda i, tensor: distribute_tensor(tensor, mesh, layout(tensor), src_data_rank=None)
 
 
+def kept(shard: Callable[[int, Tensor], Tensor]) -> int:
+    """Returns how many bytes this process keeps of a matrix under Adafactor."""
+    optimizer = Optimizer([torch.nn.Parameter(shard(0, torch.ones(40, 66)))], "adafactor()")
+    return optimizer.memory().state
+
+
 def special(shard: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
     """Returns what is found with other dtypes, beside whole parameters, compiled, and checked."""
     clip = ["clip_norm(0.1)", "lr(0.1)"]
@@ -130,12 +144,13 @@ def one_process_has_nan(shard: Callable[[int, Tensor], Tensor], rank: int) -> st
 
 def everything(rank: int, size: int) -> dict[str, Any]:
     """Returns the results of all that this file is for."""
-    results: dict[str, Any] = {"alone": {}}
+    results: dict[str, Any] = {"alone": {}, "kept": {"alone": kept(alone)}}
     for name, modules in CHAINS.items():
         results["alone"][name] = train(modules, alone)[0]
     for name, (shape, layout) in LAYOUTS[size].items():
         shard = sharder(init_device_mesh("cpu", shape), layout)
         results[name] = {chain: train(modules, shard) for chain, modules in CHAINS.items()}
+        results["kept"][name] = kept(shard)
     if size == 2:
         shard = sharder(init_device_mesh("cpu", (2,)), lambda tensor: [Shard(0)])
         results["special"] = special(shard)

@@ -16,12 +16,12 @@ from projcore.ops import (
     clamp_min_,
     copy_,
     lerp_,
-    means_over,
+    part_of,
     refuse_complex,
     splits,
-    zeros_over,
+    spread_zeros,
 )
-from projcore_adaptive._norms import mean_squares, root_mean_squares
+from projcore_adaptive._norms import lerp_mean_squares, root_mean_squares
 from projcore_adaptive.adam import decay_
 
 
@@ -34,11 +34,13 @@ def factored_direction(
 ) -> list[Tensor]:
     """Updates row and column means of the squares; divides by the roots of their products."""
     count = len(tensors)
-    found = mean_squares(tensors * 2, [(-1,)] * count + [(-2,)] * count)
-    lerp_(row_vars, found[:count], weights)  # (..., m, 1)
-    lerp_(col_vars, found[count:], weights)  # (..., 1, n)
-    means = total_means(row_vars, col_vars)
-    return by_parts(partial(factored_quotients, eps=eps), tensors, row_vars, col_vars, means)
+    rows, columns = ([[tensor.ndim - i] for tensor in tensors] for i in (2, 1))
+    found = lerp_mean_squares([*row_vars, *col_vars], tensors * 2, [*columns, *rows], weights * 2)
+    row_means, col_means = found[:count], found[count:]  # (..., m, 1) and (..., 1, n)
+    means = total_means(row_means, col_means, tensors)
+    row_means = list(map(aligned, row_means, tensors, columns))
+    col_means = list(map(aligned, col_means, tensors, rows))
+    return by_parts(partial(factored_quotients, eps=eps), tensors, row_means, col_means, means)
 
 
 def factored_quotients(
@@ -54,15 +56,22 @@ def factored_quotients(
     return quotients(tensors, list(moments), eps)
 
 
-def total_means(row_vars: list[Tensor], col_vars: list[Tensor]) -> list[Tensor]:
+def total_means(
+    row_means: list[Tensor], col_means: list[Tensor], tensors: list[Tensor]
+) -> list[Tensor]:
     """Returns the means of row means; if these are sharded, the equal means of column means."""
-    chosen, dims = [], []
-    for row_var, col_var in zip(row_vars, col_vars, strict=True):
-        rows, columns = row_var.ndim - 2, row_var.ndim - 1
-        by_rows = not splits(row_var, [rows]) or bool(splits(col_var, [columns]))
-        chosen.append(row_var if by_rows else col_var)
-        dims.append([rows if by_rows else columns])
-    return means_over(chosen, dims)
+    result = []
+    for row_mean, col_mean, tensor in zip(row_means, col_means, tensors, strict=True):
+        rows, columns = tensor.ndim - 2, tensor.ndim - 1
+        complete = not splits(tensor, [rows]) or splits(tensor, [columns])
+        total = row_mean.mean(rows, keepdim=True) if complete else col_mean.mean(-1, keepdim=True)
+        result.append(aligned(total, tensor, [rows, columns]))
+    return result
+
+
+def aligned(average: Tensor, tensor: Tensor, over: list[int]) -> Tensor:
+    """Returns what broadcasts to the part of a tensor that is here, of an average of all parts."""
+    return average[part_of(tensor, over)] if splits(tensor, over) else average
 
 
 def full_direction(
@@ -192,8 +201,8 @@ class Adafactor(Transform):
         rows, columns = tensor.ndim - 2, tensor.ndim - 1
         return {
             "step": step,
-            "row_var": zeros_over(tensor, [columns]),
-            "col_var": zeros_over(tensor, [rows]),
+            "row_var": spread_zeros(tensor, [columns]),
+            "col_var": spread_zeros(tensor, [rows]),
         }
 
     def apply(
