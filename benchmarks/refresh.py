@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from projcore_lab.text import standard_library
 from projcore_lowrank._seeded import gaussian
-from projcore_lowrank._subspace import captured, dominant, orthonormalize
+from projcore_lowrank._subspace import dominant, orthonormalize
 
 Times = dict[str, list[float]]
 Moments = dict[str, tuple[Tensor, Tensor]]
@@ -48,9 +48,6 @@ METHODS: dict[str, Maker] = {
     SVD: lambda a, rank, old: dominant(a, rank, "svd"),
     "gram": lambda a, rank, old: dominant(a, rank, "gram"),
     "randomized": lambda a, rank, old: dominant(a, rank, "randomized"),
-    "randomized, power 2, 8 more": lambda a, rank, old: dominant(
-        a, rank, "randomized", power=2, oversampling=8
-    ),
     "subspace": lambda a, rank, old: dominant(a, rank, "subspace", old),
     "subspace_whole": lambda a, rank, old: dominant(a, rank, "subspace_whole", old),
     "subspace, first time": lambda a, rank, old: dominant(a, rank, "subspace"),
@@ -59,6 +56,12 @@ METHODS: dict[str, Maker] = {
     ),
     "torch.svd_lowrank(niter=1)": lambda a, rank, old: torch.svd_lowrank(a, rank, niter=1)[0],
 }
+
+
+def captured(matrix: Tensor, basis: Tensor) -> Tensor:
+    """Returns the fraction of a matrix's squared norm that an orthonormal basis captures."""
+    inside, whole = (torch.linalg.matrix_norm(each) for each in (basis.mT @ matrix, matrix))
+    return (inside / whole).square()
 
 
 class Layer(nn.Module):

@@ -293,7 +293,7 @@ def sumo(index: int, right: bool) -> Reference:
     for step in range(STEPS + 1):
         full = yield update
         if step % PERIOD == 0:
-            new = dominant(full, RANK, "randomized", generator=mix(step, right))
+            new = dominant(full, RANK, "randomized", seed=mix(step, right))
             momentum = (new.T @ basis) @ momentum if step else 0 * new.T @ full
             basis = new
         low = basis.T @ full

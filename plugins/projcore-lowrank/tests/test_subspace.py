@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from projcore.errors import ArgumentError
 from projcore_lowrank._subspace import (
     Method,
     _folded,
     _follow,
-    captured,
     dominant,
     orthonormalize,
+    size_of,
 )
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -29,6 +28,14 @@ ORTHONORMAL = {
     torch.float64: 4e-15,
     torch.complex128: 4e-15,
 }
+
+
+def captured(matrix: Tensor, basis: Tensor) -> Tensor:
+    """Returns the fraction of a matrix's squared norm that a basis captures; 1 of a zero matrix."""
+    matrix = matrix / size_of(matrix)
+    whole = torch.linalg.matrix_norm(matrix).square()
+    inside = torch.linalg.matrix_norm(basis.mH @ matrix).square()
+    return torch.where(whole > 0, inside / whole, 1)
 
 
 def decaying(shape: tuple[int, ...], ratio: float, dtype: Any = torch.float64) -> Tensor:
@@ -73,14 +80,13 @@ def test_any_rank_gives_orthonormal_columns(
     matrix = decaying(shape, 0.6).to(dtype) if not dtype.is_complex else decaying(shape, 0.6, dtype)
     before = matrix.clone()
     for rank in (1, 5, 12, shape[-2]):
-        for oversampling in (0, 3):
-            basis = dominant(matrix, rank, method, oversampling=oversampling)
-            assert basis.shape == (*shape[:-1], rank)
-            assert basis.is_contiguous()
-            assert basis.untyped_storage().nbytes() == basis.nbytes
-            half = dtype in (torch.bfloat16, torch.float16)
-            assert basis.dtype == (torch.float32 if half else dtype)
-            check_orthonormal(basis)
+        basis = dominant(matrix, rank, method)
+        assert basis.shape == (*shape[:-1], rank)
+        assert basis.is_contiguous()
+        assert basis.untyped_storage().nbytes() == basis.nbytes
+        half = dtype in (torch.bfloat16, torch.float16)
+        assert basis.dtype == (torch.float32 if half else dtype)
+        check_orthonormal(basis)
     assert_close(matrix, before, atol=0, rtol=0)
 
 
@@ -105,12 +111,6 @@ def test_iterations_converge_to_the_singular_vectors(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     matrix = decaying(shape, 0.3, dtype)
-    tolerance = 1e3 * torch.finfo(dtype).eps
-    assert sine(matrix, dominant(matrix, 3, "randomized", power=20)) < tolerance
-    ordered = dominant(matrix, 3, "randomized", power=20, oversampling=4)
-    best = torch.linalg.svd(matrix, full_matrices=False).U[..., :3]
-    aligned = (best.conj() * ordered).sum(-2).abs()
-    assert_close(aligned, torch.ones_like(aligned), atol=tolerance, rtol=0)
     basis = None
     for _ in range(20):
         basis = dominant(matrix, 3, "subspace_whole", basis)
@@ -119,16 +119,10 @@ def test_iterations_converge_to_the_singular_vectors(
     assert sine(matrix, basis) < torch.finfo(dtype).eps ** 0.5
 
 
-def test_oversampling_and_power_capture_more() -> None:
+def test_random_columns_capture_much() -> None:
     matrix = decaying((60, 90), 0.97, torch.float32)
     best = captured(matrix, dominant(matrix, 10, "svd"))
-    parts = [
-        float(captured(matrix, dominant(matrix, 10, "randomized", power=p, oversampling=k)) / best)
-        for p, k in ((1, 0), (1, 10), (2, 10), (4, 10))
-    ]
-    assert parts == sorted(parts)
-    assert parts[0] > 0.75
-    assert parts[-1] > 0.99
+    assert 0.75 < captured(matrix, dominant(matrix, 10, "randomized")) / best < 1
 
 
 def test_an_old_basis_helps() -> None:
@@ -289,22 +283,16 @@ def test_of_a_batch_only_some_may_need_the_whole() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_random_numbers_come_from_the_source_alone(method: Method) -> None:
+def test_random_numbers_come_from_the_seed_alone(method: Method) -> None:
     matrix = decaying((12, 14), 0.9, torch.float32)
     torch.manual_seed(5)
     state = torch.get_rng_state()
 
-    def basis(source: Any) -> Tensor:
-        return dominant(matrix, 5, method, generator=source)
-
-    assert torch.equal(basis(None), basis(0))
-    assert torch.equal(basis(7), basis(7))
-    generators = [torch.Generator().manual_seed(7) for _ in range(2)]
-    assert torch.equal(*[basis(generator) for generator in generators])
+    one, same, other = (dominant(matrix, 5, method, seed=seed) for seed in (7, 7, 8))
+    assert torch.equal(one, same)
     assert torch.equal(torch.get_rng_state(), state)
     drawn = method in ("randomized", "subspace", "subspace_whole")
-    assert torch.equal(basis(7), basis(8)) is not drawn
-    assert torch.equal(basis(generators[0]), basis(7)) is not drawn
+    assert torch.equal(one, other) is not drawn
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -348,48 +336,3 @@ def test_orthonormalize_whatever_the_condition(condition: float, scale: float) -
         check_orthonormal(orthonormalize(y))
     check_orthonormal(orthonormalize(torch.zeros(2, 8, 5)))
     check_orthonormal(orthonormalize(torch.full((8, 5), scale)))
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
-def test_captured(dtype: torch.dtype) -> None:
-    random = torch.Generator().manual_seed(0)
-    wide = torch.complex128 if dtype.is_complex else torch.float64
-    matrix = torch.randn(3, 9, 14, dtype=wide, generator=random).to(dtype)
-    basis = dominant(torch.randn(3, 9, 14, dtype=wide, generator=random), 4, "svd")
-    exact = matrix.to(wide)
-    expected = (basis.mH @ exact).abs().square().sum((-2, -1)) / exact.abs().square().sum((-2, -1))
-    result = captured(matrix, basis.to(dtype))
-    assert result.shape == (3,)
-    assert not result.is_complex()
-    atol = 5e-3 if dtype == torch.bfloat16 else 1e-6  # the basis is rounded to 8 bits
-    assert_close(result.double(), expected, atol=atol, rtol=0)
-    values = torch.linalg.svdvals(exact)
-    best = values[:, :4].square().sum(-1) / values.square().sum(-1)
-    result = captured(exact, dominant(exact, 4, "svd"))
-    assert_close(result, best)
-
-
-def test_captured_of_extremes() -> None:
-    basis = torch.eye(6)[:, :2]
-    assert captured(torch.zeros(6, 9), basis) == 1
-    for scale in (1e-38, 1e-30, 1e30, 1e38):
-        assert_close(captured(scale * torch.eye(6), basis), torch.tensor(1 / 3))
-
-
-def test_arguments_are_checked() -> None:
-    matrix = torch.ones(4, 6)
-    for rank in (0, -1, 5):
-        with pytest.raises(ArgumentError, match=rf"rank={rank}\).*4 rows.*Pass one up to 4"):
-            dominant(matrix, rank, "svd")
-    with pytest.raises(ArgumentError, match=r"power=0.*at least 1"):
-        dominant(matrix, 2, "randomized", power=0)
-    with pytest.raises(ArgumentError, match=r"oversampling=-1.*at least 0"):
-        dominant(matrix, 2, "randomized", oversampling=-1)
-    with pytest.raises(
-        ArgumentError, match=r"'qr'.*svd, gram, randomized, subspace, subspace_whole"
-    ):
-        dominant(matrix, 2, "qr")  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match=r"shape \(6, 2\).*shape \(4, 6\)"):
-        dominant(matrix, 2, "subspace", torch.ones(6, 2))
-    with pytest.raises(ArgumentError, match="5 columns of length 4"):
-        orthonormalize(torch.ones(4, 5))

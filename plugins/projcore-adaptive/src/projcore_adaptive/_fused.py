@@ -111,7 +111,7 @@ class Bound:
         for state, count in zip(states, self.counts.unbind(), strict=True):
             state["step"] = count
         self._step = _step_tensor(targets[0])
-        self._corrected: float | None = None  # its value
+        self._filled = False
 
     def count(self) -> int | None:
         """Returns the common step count, or None if the counts differ."""
@@ -131,10 +131,9 @@ class Bound:
 
         def run() -> None:
             self.counts.fill_(count)
-            corrected = terms.corrected(count)
-            if corrected != self._corrected:
-                self._step.fill_(corrected)
-                self._corrected = corrected
+            if terms.bias_correction or not self._filled:  # otherwise it is always infinite
+                self._step.fill_(terms.corrected(count))
+                self._filled = True
             self._run(kernel, targets, ran)
 
         return Write(targets[0], run, partial(bool, ran))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from projcore import require
+from projcore.ops import wide
 from projcore_lowrank._seeded import gaussian, mix
-from projcore_lowrank._subspace import dominant, orthonormalize
+from projcore_lowrank._subspace import dominant, orthonormalize, resized, size_of
 from projcore_lowrank.basis import Basis, Nonfinite, Source
 from projcore_lowrank.random_basis import require_seed
 from projcore_lowrank.singular import with_fixed_phases
@@ -72,14 +73,13 @@ class SubTrack(Basis):
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
         if start is None:
             return with_fixed_phases(dominant(matrix, rank, "svd"))
-        wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        basis = resized(start.to(wide.dtype), rank, seed)
-        # Prevents overflow and underflow of squares.
-        size = wide.abs().amax((-2, -1), keepdim=True)
-        wide = wide / size.clamp(min=torch.finfo(size.dtype).tiny)
-        inside = basis.mH @ wide
-        tangent = wide @ inside.mH - basis @ (inside @ inside.mH)
-        whole = torch.linalg.matrix_norm(wide, keepdim=True).square()
+        g = wide(matrix)
+        basis = resized(start.to(g.dtype), rank, seed)
+        size = size_of(g)
+        g = g / size  # prevents overflow and underflow of squares
+        inside = basis.mH @ g
+        tangent = g @ inside.mH - basis @ (inside @ inside.mH)
+        whole = torch.linalg.matrix_norm(g, keepdim=True).square()
         step = 2 * self.step * (1 / whole if self.relative else size.square())
         return moved(basis, tangent, step, min(self.directions, rank))
 
@@ -138,11 +138,11 @@ class GrassWalk(Basis):
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
         if start is None:
             return with_fixed_phases(dominant(matrix, rank, "svd"))
-        wide = torch.promote_types(start.dtype, torch.float32)
-        basis = resized(start.to(wide), rank, seed)
+        basis = resized(wide(start), rank, seed)
         length = basis.shape[-2]
-        drawn = gaussian(mix(self.seed, seed), (length, rank), wide, basis.device) * length**-0.5
-        step = torch.full((), self.step, dtype=wide.to_real(), device=basis.device)
+        drawn = gaussian(mix(self.seed, seed), (length, rank), basis.dtype, basis.device)
+        drawn = drawn * length**-0.5
+        step = torch.full((), self.step, dtype=basis.dtype.to_real(), device=basis.device)
         return moved(basis, drawn - basis @ (basis.mH @ drawn), step, rank)
 
 
@@ -168,12 +168,3 @@ def moved(basis: Tensor, tangent: Tensor, step: Tensor, directions: int) -> Tens
     along = along / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
     turned = basis @ vectors * (angles.cos() - 1) + along * angles.sin()
     return orthonormalize(basis + turned @ vectors.mH).contiguous()
-
-
-def resized(basis: Tensor, rank: int, seed: int) -> Tensor:
-    """Returns a basis with `rank` columns, truncated or completed by random ones."""
-    missing = rank - basis.shape[-1]
-    if missing <= 0:
-        return basis[..., :rank]
-    drawn = gaussian(seed, (basis.shape[-2], missing), basis.dtype, basis.device)
-    return orthonormalize(torch.cat([basis, drawn.expand(*basis.shape[:-1], missing)], -1))

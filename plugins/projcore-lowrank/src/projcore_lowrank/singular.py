@@ -88,7 +88,7 @@ class Randomized(Basis):
     """
 
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
-        return dominant(matrix, rank, "randomized", generator=seed)
+        return dominant(matrix, rank, "randomized", seed=seed)
 
 
 class SubspaceIteration(Basis):
@@ -128,7 +128,7 @@ class SubspaceIteration(Basis):
 
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
         method: Method = "subspace_whole" if self.full else "subspace"
-        return dominant(matrix, rank, method, start=start, generator=seed)
+        return dominant(matrix, rank, method, start, seed)
 
 
 def with_fixed_phases(basis: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings, require
+from projcore.ops import wide
 from projcore_lowrank._batches import apart, stacked
-from projcore_lowrank._seeded import gaussian, mix
-from projcore_lowrank._subspace import dominant, orthonormalize
+from projcore_lowrank._seeded import mix
+from projcore_lowrank._subspace import dominant, resized, settled
 from projcore_lowrank.basis import Basis, End, Nonfinite, Source, ends_of
 from projcore_lowrank.random_basis import require_seed
 from projcore_lowrank.singular import with_fixed_phases
@@ -107,19 +108,16 @@ class Switching(Basis):
         return node
 
     def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
-        wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        before = state[end].to(wide.dtype)
+        g = wide(matrix)
+        before = wide(state[end])
         tracked = state.get(TRACKED)
         wanted = round(self.leading * rank) if isinstance(self.leading, float) else self.leading
         kept = max(1, min(wanted, rank))
         if state["pending"]:
-            found = dominant(wide, kept, "svd")
+            found = dominant(g, kept, "svd")
         else:
-            found = eigenvectors(wide, before, tracked, self.beta)[..., :kept]
-        found = with_fixed_phases(found)
-        shape = wide.shape[-2], rank - found.shape[-1]
-        drawn = gaussian(mix(self.seed, state["step"]), shape, wide.dtype, wide.device)
-        basis = orthonormalize(torch.cat([found, drawn.expand(*wide.shape[:-2], *shape)], -1))
+            found = eigenvectors(g, before, tracked, self.beta)[..., :kept]
+        basis = resized(with_fixed_phases(found), rank, mix(self.seed, state["step"]))
         node: Node = {end: basis.to(matrix.dtype).contiguous()}
         if tracked is not None:
             change = basis.mH @ before
@@ -139,10 +137,7 @@ def eigenvectors(g: Tensor, basis: Tensor, tracked: Tensor | None, beta: float) 
     product = g @ (g.mH @ basis)
     if tracked is not None:
         product = torch.lerp(product, basis @ tracked, beta)
-    # Without a dominant direction, the basis stays.
-    size = product.abs().amax((-2, -1), keepdim=True)
-    product = product / size.clamp(min=torch.finfo(size.dtype).tiny)
-    columns = orthonormalize(product.add_(basis, alpha=torch.finfo(size.dtype).eps))
+    columns = settled(product, basis)
     inside = g.mH @ columns
     small = inside.mH @ inside
     if tracked is not None:

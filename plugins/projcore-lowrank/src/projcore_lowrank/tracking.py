@@ -12,8 +12,8 @@ from projcore import Kind, Node, Settings, require
 from projcore.errors import ArgumentTypeError
 from projcore.ops import wide
 from projcore_lowrank._batches import stacked
-from projcore_lowrank._seeded import gaussian, mix
-from projcore_lowrank._subspace import orthonormal_columns, orthonormalize, size_of
+from projcore_lowrank._seeded import mix
+from projcore_lowrank._subspace import resized, settled, size_of
 from projcore_lowrank.basis import Basis, End, ends_of
 from projcore_lowrank.memory import Transport, by_parts
 from projcore_lowrank.singular import SVD
@@ -245,8 +245,7 @@ def turned(
     m = None if moment is None else wide(moment)
     missing = rank - p.shape[-1]
     if missing > 0:
-        drawn = gaussian(seed, (p.shape[-2], missing), p.dtype, p.device)
-        p = orthonormalize(torch.cat([p, drawn.expand(*p.shape[:-1], missing)], -1))
+        p = resized(p, rank, seed)
         if m is not None:
             m = torch.cat([m, m.new_zeros(*m.shape[:-2], missing, m.shape[-1])], -2)
     alpha, beta = weights
@@ -254,8 +253,7 @@ def turned(
     z = a.mH @ start if m is None else _sum(m.mH[..., :rank], a.mH, start, beta, alpha)
     z.div_(size_of(z))
     y = a @ z if m is None else _sum(p @ (m @ z), a, z, beta, alpha)
-    # Without a dominant direction, the basis stays: a shift of B B^H below the rounding error.
-    return orthonormal_columns(y.div_(size_of(y)).add_(start, alpha=torch.finfo(y.dtype).eps))
+    return settled(y, start)
 
 
 def _sum(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
