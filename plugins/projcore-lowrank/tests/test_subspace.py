@@ -379,7 +379,7 @@ def test_captured_of_extremes() -> None:
 def test_arguments_are_checked() -> None:
     matrix = torch.ones(4, 6)
     for rank in (0, -1, 5):
-        with pytest.raises(ArgumentError, match=rf"rank={rank}\).*4 rows.*Pass one up to 4"):
+        with pytest.raises(ArgumentError, match=rf"rank={rank}\).*4 rows.*at most their number"):
             dominant(matrix, rank, "svd")
     with pytest.raises(ArgumentError, match=r"power=0.*at least 1"):
         dominant(matrix, 2, "randomized", power=0)

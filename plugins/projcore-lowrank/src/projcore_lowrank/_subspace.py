@@ -95,13 +95,13 @@ def dominant(
     found: Tensor
     if not 1 <= rank <= rows:
         raise ArgumentError(
-            f"dominant(rank={rank}) was given a matrix of {rows} rows. The rank is at least 1 and "
-            f"at most their number. Pass one up to {rows}."
+            f"dominant(rank={rank}) was given a matrix of {rows} rows. The rank must be at least 1 "
+            "and at most their number."
         )
     if power < 1 or oversampling < 0:
         raise ArgumentError(
-            f"dominant(power={power}, oversampling={oversampling}) is out of range. The power is "
-            "at least 1, the oversampling at least 0. Pass such."
+            f"dominant(power={power}, oversampling={oversampling}) is out of range. The power must "
+            "be at least 1, the oversampling at least 0."
         )
     if method == "svd":
         found = torch.linalg.svd(a, full_matrices=False).U[..., :rank]
@@ -116,8 +116,7 @@ def dominant(
         found = _randomized(a, _normal(a, columns, generator), rank, power)
     else:
         raise ArgumentError(
-            f"dominant(method={method!r}) is unknown. It is one of {', '.join(get_args(Method))}. "
-            "Pass one of these."
+            f"dominant(method={method!r}) is unknown. Pass one of {', '.join(get_args(Method))}."
         )
     if found.shape[-1] < rank:
         found = _completed(found, rank, generator)
@@ -145,7 +144,7 @@ def orthonormalize(y: Tensor) -> Tensor:
     """
     if y.shape[-1] > y.shape[-2]:
         raise ArgumentError(
-            f"orthonormalize was given {y.shape[-1]} columns of length {y.shape[-2]}. No more than "
+            f"orthonormalize was given {y.shape[-1]} columns of length {y.shape[-2]}. At most "
             f"{y.shape[-2]} of these can be orthonormal. Pass fewer columns."
         )
     return orthonormal_columns(_scaled(wide(y)))
@@ -294,8 +293,8 @@ def _resized(a: Tensor, start: Tensor | None, rank: int, source: Source) -> Tens
     if start.shape[:-1] != a.shape[:-1]:
         raise ArgumentError(
             f"dominant(start=...) was given columns of shape {tuple(start.shape)} for a matrix of "
-            f"shape {tuple(a.shape)}. All sizes but the last are equal. Pass the basis of a matrix "
-            "of this shape, or None."
+            f"shape {tuple(a.shape)}. All dimensions but the last must be equal. Pass the basis of "
+            "a matrix of this shape, or None."
         )
     start = start.to(a.dtype)[..., :rank]
     missing = rank - start.shape[-1]
