@@ -102,9 +102,9 @@ def test_their_settings_are_the_components() -> None:
         ({"memory": "nothing()"}, UnknownNameError, "nothing"),
         ({"basis": SVD(0)}, ArgumentError, r"Subspace\(period=0\)"),
         ({"combine": "fira(limit=0.5)"}, ArgumentError, "limit=0.5"),
-        ({"basis": "coordinates()", "side": "left"}, ArgumentError, "a side of its own"),
+        ({"basis": "coordinates()", "side": "left"}, ArgumentError, "the basis chooses the side"),
         ({"basis": "random_basis()", "combine": Fira()}, ArgumentError, "orthonormal columns"),
-        ({"memory": "variances()", "side": "full"}, ArgumentError, "for one side"),
+        ({"memory": "variances()", "side": "full"}, ArgumentError, "rows or columns only"),
     ],
 )
 def test_wrong_choices_are_refused(arguments: Any, error: type, message: str) -> None:

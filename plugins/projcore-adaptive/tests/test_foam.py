@@ -97,7 +97,7 @@ def test_the_recipe_is_foam_and_a_scale_on_matrices_and_adam_on_the_rest() -> No
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ArgumentError, match="level=-1"):
         FOAM(level=-1)
-    with pytest.raises(ArgumentTypeError, match=r"level=1.5.*Pass an integer"):
+    with pytest.raises(ArgumentTypeError, match=r"level=1.5.*must be an integer"):
         FOAM(level=1.5)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="FOAM"):
         Optimizer([Parameter(torch.ones(2, 2))], FOAM(eps=-1.0), Scale(0.25), LR(0.1))

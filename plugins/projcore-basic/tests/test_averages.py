@@ -232,7 +232,7 @@ def test_averages_of_other_dtypes(dtype: torch.dtype) -> None:
 
 def test_what_has_no_averages(model: torch.nn.Module) -> None:
     optimizer = Optimizer(model.parameters(), LR(0.1))
-    with pytest.raises(ArgumentError, match="no module keeps one"):
+    with pytest.raises(ArgumentError, match="no module of which keeps an average"):
         averages(optimizer)
     inner = VectorProjection([LR(0.1), PolyakAveraging()], project_update=False)
     merged = Optimizer(model.parameters(), inner)

@@ -329,7 +329,7 @@ def test_a_group_added_in_the_middle() -> None:
     ("arguments", "error", "words"),
     [
         ({"modules": ["lr(0.1)"], "period": 0}, ArgumentError, "period=0"),
-        ({"modules": ["lr(0.1)"], "period": 2.0}, ArgumentTypeError, "Pass an int"),
+        ({"modules": ["lr(0.1)"], "period": 2.0}, ArgumentTypeError, "period must be an integer"),
         ({"modules": ["lr(0.1)"], "period": True}, ArgumentTypeError, "period=True"),
         ({"modules": ["backtracking()"], "period": 2}, ArgumentError, "one micro-batch only"),
         ({"modules": [], "period": 2}, ArgumentError, "no modules"),
@@ -341,7 +341,7 @@ def test_what_is_refused(arguments: dict[str, Any], error: type[Exception], word
 
 
 def test_what_comes_last_inside_comes_last() -> None:
-    with pytest.raises(ArgumentError, match="as it is"):
+    with pytest.raises(ArgumentError, match="reach the parameters unchanged"):
         Optimizer(parameters(), GradientAccumulation(["lr(0.1)", "polyak_averaging()"], 2), LR(0.1))
 
 

@@ -165,7 +165,7 @@ def test_several_averages_are_an_error() -> None:
     optimizer = Optimizer([weight], HeavyBall(0.9), LR(0.1), Lookahead(), PolyakAveraging())
     weight.grad = start()
     optimizer.step()
-    with pytest.raises(ArgumentError, match="not one of its own"):
+    with pytest.raises(ArgumentError, match="must have one, of its own"):
         averages(optimizer)
 
 

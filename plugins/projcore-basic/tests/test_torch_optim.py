@@ -154,7 +154,7 @@ def test_options_that_trainers_pass(option: str, name: str, where: str) -> None:
 
 @pytest.mark.parametrize("option", ["capturable", "differentiable"])
 def test_options_that_cannot_be(option: str) -> None:
-    with pytest.raises(ArgumentError, match=f"{option}=True, which cannot be"):
+    with pytest.raises(ArgumentError, match=f"{option}=True, which is not supported"):
         TorchOptim("AdamW", {option: True})
     TorchOptim("AdamW", {option: False})
 
@@ -314,7 +314,7 @@ def test_memory_that_depends_on_values_is_not_estimated() -> None:
     (module,) = optimizer.memory().unknown
     assert module.startswith("torch_optim(")
     assert module.endswith("at 0")
-    assert f"What {module} will keep is not known" in optimizer.memory().notes[0]
+    assert f"What {module} is known only after" in optimizer.memory().notes[0]
     weight.grad = torch.ones(2, 3)
     optimizer.step()
     assert optimizer.memory().unknown == ()
@@ -432,7 +432,7 @@ def test_copies() -> None:
     ("arguments", "error", "words"),
     [
         (("Adm",), ArgumentError, "Did you mean 'Adam'"),
-        (("Optimizer",), ArgumentError, "names no optimizer"),
+        (("Optimizer",), ArgumentError, "is not an optimizer"),
         (("LBFGS",), ArgumentError, "needs a closure"),
         ((torch.optim.SparseAdam,), ArgumentError, "sparse"),
         ((torch.nn.Linear,), ArgumentTypeError, "derived from torch.optim.Optimizer"),

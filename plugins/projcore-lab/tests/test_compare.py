@@ -302,7 +302,7 @@ def test_torch_classes_by_name(compare):
     assert each["lr"] == 0.001
     for spec, word in (
         ("torch.optim.Sgd(lr=1)", "has no"),
-        ("torch.optim.SGD(1)", "takes values by name"),
+        ("torch.optim.SGD(1)", "takes keyword arguments"),
         ("torch.optim.SGD(lr=-1)", "Invalid learning rate"),
         ("torch.optim.SGD(rate=1)", "unexpected keyword"),
     ):

@@ -178,8 +178,8 @@ def test_a_model_without_numbers_has_no_share(plan, tmp_path):
     ("text", "word"),
     [
         ("{", "is not valid JSON"),
-        ("[[2, 3]]", "must hold a mapping"),
-        ("{}", "which is not empty"),
+        ("[[2, 3]]", "must map the names"),
+        ("{}", "non-empty object"),
         ('{"w": 3}', "has 3 for 'w'"),
         ('{"w": [2, -1]}', "has [2, -1] for 'w'"),
         ('{"w": [2.0]}', "has [2.0] for 'w'"),

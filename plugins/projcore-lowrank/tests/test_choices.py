@@ -28,7 +28,7 @@ class Half(Combine):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"basis": Nothing()}, "Nothing makes no columns"),
+        ({"basis": Nothing()}, "Nothing does not compute a basis"),
         ({"combine": Unmeasured()}, "Unmeasured declares measures"),
     ],
 )

@@ -100,7 +100,7 @@ def test_folding_does_not_change_once_there_is_memory(name: str) -> None:
     train(params, optimizer, range(2))
     before = [param.detach().clone() for param in params]
     optimizer.param_groups[0]["folding"] = "sides" if name == "soap_rotation" else "fold"
-    with pytest.raises(StepError, match=r"Folding does not change once there is memory. Set it"):
+    with pytest.raises(StepError, match=r"Folding cannot change once there is state. Set it"):
         train(params, optimizer, range(2, 3))
     same(params, before)
     optimizer.param_groups[0]["folding"] = "last2"

@@ -285,7 +285,7 @@ def test_coordinates_that_are_not_found_are_an_error(monkeypatch):
         weight.grad = weight.detach().clone()
         return weight.detach().square().sum() / 2
 
-    with pytest.raises(StepError, match=r"dimension=18\) did not find .*\. Pass a smaller"):
+    with pytest.raises(StepError, match=r"dimension=18\) could not compute .*\. Pass a smaller"):
         optimizer.step(closure)
     assert torch.equal(weight.detach(), draw(20))
 

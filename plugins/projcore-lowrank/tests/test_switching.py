@@ -168,7 +168,7 @@ def test_bad_arguments_are_refused() -> None:
         Optimizer(
             [Parameter(torch.ones(4, 5))], Subspace(["adam()"], 2, combine=Compensation(1.0, -1.0))
         )
-    with pytest.raises(ArgumentError, match="one side"):
+    with pytest.raises(ArgumentError, match="rows or columns only"):
         Subspace(["adam()"], 2, Switching(), side="full")
 
 

@@ -290,7 +290,7 @@ def test_what_is_not_finite_is_not_learnt_from(bad):
     point = weight.detach().clone()
     memory = {key: torch.as_tensor(v).clone() for key, v in optimizer.state[weight].items()}
     weight.grad = poisoned
-    with pytest.raises(StepError, match=r"shape \(4, 3, 5\) .* Inf or NaN, .*\. Leave this step"):
+    with pytest.raises(StepError, match=r"shape \(4, 3, 5\) .* Inf or NaN, .*\. Skip this step"):
         optimizer.step()
     assert torch.equal(weight.detach(), point)
     for key, value in optimizer.state[weight].items():
@@ -333,7 +333,7 @@ def test_bad_input_is_refused_before_anything_changes(dtype, stacked, refresh):
     give()
     optimizer.step()
     before = copy.deepcopy([params, optimizer.state_dict()["state"]])
-    refused = r"shape \(4, 3, 5\) in .*\. Bases .*\. Leave this step"
+    refused = r"shape \(4, 3, 5\) that .*\. Bases .*\. Skip this step"
     values = [math.nan, -math.inf] + ([complex(0, math.nan)] if dtype.is_complex else [])
     for value in values + ([] if dtype == torch.float16 else [largest]):
         give(value)
@@ -396,7 +396,7 @@ def test_arguments_out_of_range_are_refused(wrong):
 
 def test_a_tuple_of_ranks_is_for_tensors_of_as_many_sides():
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 3, 5), (4, 3, 3, 3))]
-    with pytest.raises(ArgumentError, match=r"shape \(4, 3, 3, 3\)\. .*\. Give tensors"):
+    with pytest.raises(ArgumentError, match=r"shape \(4, 3, 3, 3\)\. .*\. Put such tensors"):
         Optimizer(params, Tucker([LR(1.0)], RANK))
 
 

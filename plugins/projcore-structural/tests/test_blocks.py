@@ -233,7 +233,7 @@ def test_wrong_cuts_are_refused(wrong: Any) -> None:
 @pytest.mark.parametrize("inner", [Stack([UnitNorm()]), BlockPartition([UnitNorm()], size=2)])
 def test_a_stack_in_a_stack_is_refused(inner: Any) -> None:
     for outer in (Stack([inner]), BlockPartition([inner], size=(2, 2))):
-        with pytest.raises(ArgumentError, match="inside a projection that makes stacks"):
+        with pytest.raises(ArgumentError, match="inside a projection that stacks tensors"):
             Optimizer(start(), outer)
 
 

@@ -134,8 +134,8 @@ def test_entries_of_a_stack_are_chosen_alike() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({}, "It needs one of them"),
-        ({"every": 2, "fraction": 0.5}, "It needs one of them"),
+        ({}, "Exactly one must be given"),
+        ({"every": 2, "fraction": 0.5}, "Exactly one must be given"),
         ({"triangle": "left"}, "'lower' or 'upper'"),
         ({"every": 0}, "at least 1"),
         ({"fraction": 0.0}, "greater than 0"),

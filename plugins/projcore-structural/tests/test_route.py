@@ -317,7 +317,7 @@ def test_resume_checks_the_routes() -> None:
     resumed.load_state_dict(saved)
     assert equal(train(model, optimizer, range(5, 9)), train(twin, resumed, range(5, 9)))
     other = Optimizer(twin.named_parameters(), Route({"0.*": Moments(), "*": Momentum()}))
-    with pytest.raises(CheckpointError, match="treats it otherwise"):
+    with pytest.raises(CheckpointError, match="treats the parameter otherwise"):
         other.load_state_dict(saved)
 
 

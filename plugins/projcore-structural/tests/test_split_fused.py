@@ -152,12 +152,12 @@ def test_where_is_saved_and_checked() -> None:
     train(model, optimizer)
     assert [int(optimizer.state[p]["0/part"]) for p in model.parameters()] == [0, 1, 1]
     other = Optimizer(model.named_parameters(), SplitFused([UnitNorm()], 3, where=["gate_up"]))
-    with pytest.raises(CheckpointError, match="treats it otherwise"):
+    with pytest.raises(CheckpointError, match="treats the parameter otherwise"):
         other.load_state_dict(optimizer.state_dict())
 
 
 def test_in_a_stack_it_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="makes stacks"):
+    with pytest.raises(ArgumentError, match="stacks tensors"):
         Optimizer(Fused().parameters(), Stack([SplitFused([UnitNorm()], 3)]))
     Optimizer(Fused().parameters(), VectorProjection([SplitFused([UnitNorm()], 3)]))
 

@@ -137,8 +137,8 @@ class AdEMAMix(Transform):
         if not (float(beta1) and float(beta3)):
             raise ArgumentError(
                 f"AdEMAMix was given betas={settings['betas']!r} and a warmup, during which the "
-                "half-life of the slow average rises from that of the first beta. 0 has no "
-                "half-life. Pass betas above 0, or warmup=None."
+                "half-life of the slow average rises from that of the first beta. A beta of 0 has "
+                "no half-life. Pass betas above 0, or warmup=None."
             )
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:

@@ -74,8 +74,8 @@ class FOAM(Transform):
         require(self, "level", level, minimum=0)
         if not isinstance(level, int):
             raise ArgumentTypeError(
-                f"FOAM(level={level!r}) was given a {type(level).__name__}. Blocks have 2 to the "
-                "power of level elements. Pass an integer."
+                f"FOAM(level={level!r}) was given a {type(level).__name__}. level must be an "
+                "integer: blocks have 2**level elements."
             )
         self.level = level
         super().__init__({"betas": betas, "eps": eps})

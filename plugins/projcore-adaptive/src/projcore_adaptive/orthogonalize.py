@@ -160,7 +160,7 @@ class Orthogonalizer:
         if not isinstance(self.ns_steps, int):
             raise ArgumentTypeError(
                 f"{self.owner}(ns_steps={self.ns_steps!r}) was given a "
-                f"{type(self.ns_steps).__name__}. ns_steps counts steps. Pass an integer."
+                f"{type(self.ns_steps).__name__}. ns_steps must be an integer."
             )
         require(module, "eps", self.eps, above=0)
 
@@ -198,9 +198,9 @@ class Orthogonalizer:
         stack = folding == "last2" and len(shape) > 2
         if len(shape) != 2 and not self.flatten and not stack:
             raise ArgumentError(
-                f"{self.owner} was given a tensor of shape {shape}. It works on matrices. Give it "
-                "only these, pass flatten=True to flatten other tensors, or folding='last2' for "
-                "stacks of matrices."
+                f"{self.owner} was given a tensor of shape {shape}. It works on matrices. Use "
+                "another module for other tensors, pass flatten=True to flatten them, or "
+                "folding='last2' for stacks of matrices."
             )
 
     def shape(self, tensor: Tensor, batch_dims: int, folding: Folding) -> tuple[int, ...]:

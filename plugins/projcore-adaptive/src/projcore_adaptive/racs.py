@@ -131,7 +131,7 @@ class RACS(Transform):
         if not isinstance(iterations, int):
             raise ArgumentTypeError(
                 f"RACS(iterations={iterations!r}) was given a {type(iterations).__name__}. "
-                "It is a number of iterations. Pass an integer."
+                "iterations must be an integer."
             )
         self.iterations = iterations
         super().__init__({"beta": beta, "folding": folding})

@@ -87,7 +87,7 @@ class Rprop(Transform):
             pair = settings[name]
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ArgumentTypeError(
-                    f"Rprop({name}={pair!r}) is not valid. {name} is a pair of numbers, the "
+                    f"Rprop({name}={pair!r}) is not valid. It must be a pair of numbers, the "
                     "smaller first. Pass for example etas=(0.5, 1.2)."
                 )
         require(self, "etas[0]", settings["etas"][0], above=0, below=1)

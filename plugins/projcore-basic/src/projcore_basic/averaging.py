@@ -76,8 +76,8 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
         _copy_(parameters, kept)
     if changed:
         raise StepError(
-            "Parameters were changed inside averaged(optimizer), where they hold their averages. "
-            "They have been restored, and the change is lost. Take steps outside the context."
+            "Parameters were changed inside averaged(optimizer), where their values are the "
+            "averages. They were restored, and the change is lost. Take steps outside the context."
         )
 
 
@@ -90,8 +90,8 @@ def _averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     places = dict(_places(optimizer.module))
     if not places:
         raise ArgumentError(
-            f"The averages of {optimizer} were asked for, but no module keeps one. Add "
-            "PolyakAveraging(), or another module that keeps an average, as the last module."
+            f"averaged() was given {optimizer}, no module of which keeps an average. Add "
+            "PolyakAveraging(), or another module that keeps one, as the last module."
         )
     found = {}
     for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
@@ -100,9 +100,9 @@ def _averages(optimizer: Optimizer) -> dict[Tensor, Tensor]:
         shapes = [tuple(memory[f"{place}/{places[place].kept}"].shape) for place in here]
         if here and shapes != [tuple(parameter.shape)]:
             raise ArgumentError(
-                f"The averages of {optimizer} were asked for. A parameter of shape "
-                f"{tuple(parameter.shape)} has averages of the shapes {shapes}, not one of its "
-                "own shape. Use one module that keeps averages, outside of all projections."
+                f"averaged() was given {optimizer}, in which a parameter of shape "
+                f"{tuple(parameter.shape)} has averages of the shapes {shapes}. It must have one, "
+                "of its own shape. Use one module that keeps averages, outside of all projections."
             )
         found[parameter] = parameter.detach()
         for place in here:

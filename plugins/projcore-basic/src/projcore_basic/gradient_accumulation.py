@@ -91,7 +91,7 @@ class GradientAccumulation(Module):
         if not isinstance(period, int):
             raise ArgumentTypeError(
                 f"GradientAccumulation(period={period!r}) was given a {type(period).__name__}. "
-                "It counts steps. Pass an int."
+                "period must be an integer."
             )
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:

@@ -56,8 +56,8 @@ class GradientNoise(Transform):
     def __init__(self, eta: float = 0.01, gamma: float = 0.55, seed: int = 0) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ArgumentTypeError(
-                f"GradientNoise(seed={seed!r}) was given a {type(seed).__name__}. A seed is an "
-                "integer. Pass an int."
+                f"GradientNoise(seed={seed!r}) was given a {type(seed).__name__}. seed must be "
+                "an integer."
             )
         self.seed = seed
         super().__init__({"eta": eta, "gamma": gamma})

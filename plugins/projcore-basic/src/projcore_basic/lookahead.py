@@ -67,7 +67,7 @@ class Lookahead(Transform, Averaging):
         if not isinstance(settings["period"], int):
             raise ArgumentTypeError(
                 f"Lookahead(period={settings['period']!r}) was given a "
-                f"{type(settings['period']).__name__}. period counts steps. Pass an integer."
+                f"{type(settings['period']).__name__}. period must be an integer."
             )
 
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:

@@ -114,8 +114,8 @@ class Normalize(Transform):
         self.dims = None if dim is None else as_dims(dim)
         if self.dims is not None and not per_tensor:
             raise ArgumentError(
-                f"Normalize(dim={dim!r}, per_tensor=False) is contradictory. A dimension is one of "
-                "a single tensor. Pass one of the two."
+                f"Normalize(dim={dim!r}, per_tensor=False) is contradictory: dim is a dimension of "
+                "each tensor. Leave out one of the two."
             )
         self.scope = "tensor" if per_tensor else "all"
         super().__init__({"eps": eps})

@@ -94,22 +94,20 @@ class TorchOptim(Transform):
         if options is not None and not isinstance(options, Mapping):
             given = options if isinstance(options, (int, float)) else 1e-3
             raise ArgumentTypeError(
-                f"{who}, {options!r}) was given a {type(options).__name__} as options. They are a "
-                f"dict of arguments of {self._name}. Pass {who}, lr={given}), or {who}, "
+                f"{who}, {options!r}) was given a {type(options).__name__} as options. It must be "
+                f"a dict of arguments of {self._name}. Pass {who}, lr={given}), or {who}, "
                 f"{{'lr': {given}}})."
             )
         read = {key: _as_tuple(value) for key, value in (options or {}).items()}
         if lr is not None and "lr" in read:
-            raise ArgumentError(
-                f"{who}, {read!r}, lr={lr!r}) was given lr twice. It has one. Leave one out."
-            )
+            raise ArgumentError(f"{who}, {read!r}, lr={lr!r}) was given lr twice. Leave one out.")
         if lr is not None:
             read["lr"] = lr
         for name, reason in IMPOSSIBLE.items():
             if read.get(name):
                 raise ArgumentError(
-                    f"{who}, ...) was given {name}={read[name]!r}, which cannot be: {reason}. "
-                    "Leave it out."
+                    f"{who}, ...) was given {name}={read[name]!r}, which is not supported: "
+                    f"{reason}. Leave it out."
                 )
         return read
 
@@ -214,16 +212,16 @@ class TorchOptim(Transform):
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ArgumentError(
                 f"TorchOptim({self._name!r}, {dict(options)!r}) was rejected by {self._name}: "
-                f"{error}. Pass options that it accepts."
+                f"{error}."
             ) from error
 
     def _check_kept(self, kept: Mapping[str, Any]) -> None:
         for key, value in kept.items():
             if not isinstance(value, (Tensor, int, float)) or "/" in key:
                 raise ContractError(
-                    f"TorchOptim({self._name!r}) keeps {key!r}, a {type(value).__name__}. State "
-                    "consists of tensors and numbers under plain names, so that it can be saved. "
-                    "Use an optimizer that keeps only these."
+                    f"TorchOptim({self._name!r}) has the state {key!r}, a {type(value).__name__}. "
+                    "To be saved, state must be tensors and numbers, under names without '/'. Use "
+                    "an optimizer whose state is."
                 )
 
 
@@ -245,15 +243,14 @@ def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
         names = [name for name in dir(torch.optim) if _is_optimizer(getattr(torch.optim, name))]
         if value not in names:
             raise ArgumentError(
-                f"TorchOptim({value!r}) names no optimizer of torch.optim."
+                f"TorchOptim({value!r}) is not an optimizer of torch.optim."
                 f"{suggest(value, names)} It has {', '.join(names)}. Pass one of these, or a class."
             )
         found = getattr(torch.optim, value)
     if not _is_optimizer(found) or issubclass(found, Optimizer):
         raise ArgumentTypeError(
-            f"TorchOptim was given {_shown(value)}. It runs a class derived from "
-            "torch.optim.Optimizer. Pass such a class, not an object made from it, or the name of "
-            "one of torch's."
+            f"TorchOptim was given {_shown(value)}. It must be a class derived from "
+            "torch.optim.Optimizer, not an instance of one, or the name of one of torch's."
         )
     if found is torch.optim.SparseAdam:
         raise ArgumentError(
@@ -264,7 +261,7 @@ def as_optimizer(value: object) -> type[torch.optim.Optimizer]:
     if closure is not None and closure.default is closure.empty:
         raise ArgumentError(
             f"TorchOptim({found.__name__!r}) is not supported: its step needs a closure, and "
-            "moves the parameters while it runs. Use a module that evaluates the loss, such as "
+            "changes the parameters in between. Use a module that evaluates the loss, such as "
             "lbfgs()."
         )
     return found

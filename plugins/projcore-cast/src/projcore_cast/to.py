@@ -80,7 +80,7 @@ class To(ProjectionBase):
         chain = as_module(modules)
         if _keeps_master(chain):
             raise ArgumentError(
-                f"To was given {chain}, whose result must reach the parameters as it is, and a "
+                f"To was given {chain}, whose result must reach the parameters unchanged, and a "
                 "cast rounds it. Use it outside this projection."
             )
         super().__init__(chain, project_update=True, project_params=True, project_grad=True)
@@ -252,12 +252,12 @@ def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:
         return None
     if not isinstance(found, torch.dtype):
         raise ArgumentError(
-            f"To(dtype={value!r}) names no dtype. It is a torch.dtype, the name of one such as "
-            "'float64', or None to keep each tensor's own."
+            f"To(dtype={value!r}) is not a dtype. It must be a torch.dtype, the name of one such "
+            "as 'float64', or None to keep the dtype of each tensor."
         )
     if not (found.is_floating_point or found.is_complex):
         raise ArgumentError(
-            f"To(dtype={value!r}) has no fractions. Updates are of floating or complex numbers. "
+            f"To(dtype={value!r}) is not a floating-point or complex dtype, which updates need. "
             "Pass for example 'float64'."
         )
     return found
@@ -269,13 +269,13 @@ def as_device(value: torch.device | str | None) -> torch.device | None:
         return value
     if not isinstance(value, str):
         raise ArgumentTypeError(
-            f"To(device={value!r}) was given a {type(value).__name__}. It is a torch.device, its "
-            "name, or None to keep each tensor's own."
+            f"To(device={value!r}) was given a {type(value).__name__}. It must be a torch.device, "
+            "the name of one, or None to keep the device of each tensor."
         )
     try:
         return torch.device(value)
     except RuntimeError as error:
-        raise ArgumentError(f"To(device={value!r}) names no device: {error}") from error
+        raise ArgumentError(f"To(device={value!r}) is not a device: {error}") from error
 
 
 def _keeps_master(module: Module) -> bool:

@@ -12,5 +12,5 @@ def require_whole(owner: Module, name: str, value: object) -> None:
     if not isinstance(value, int):
         raise ArgumentTypeError(
             f"{type(owner).__name__}({name}={value!r}) was given a {type(value).__name__}. "
-            f"{name} is a whole number. Pass an int."
+            f"{name} must be an integer."
         )

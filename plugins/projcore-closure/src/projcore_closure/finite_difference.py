@@ -83,9 +83,9 @@ class FiniteDifference(Evaluating):
                 elements[k] = x
                 if ends[0] == ends[1]:
                     raise StepError(
-                        f"FiniteDifference(perturbation={perturbation!r}) cannot move an element "
-                        f"{x!r} of dtype {param.dtype}. It must exceed the rounding. Pass a larger "
-                        "perturbation, or None."
+                        f"FiniteDifference(perturbation={perturbation!r}) does not change an "
+                        f"element {x!r} of dtype {param.dtype}. It must be larger than the "
+                        "rounding error. Pass a larger perturbation, or None."
                     )
                 slopes[k] = (losses[0] - losses[1]) / (ends[0] - ends[1])
             result.append(sharded_as(grad, param))

@@ -123,13 +123,13 @@ class SPSA(Evaluating):
         require_choice(self, "distribution", distribution, Distribution)
         if sides not in (1, 2):
             raise ArgumentError(
-                f"SPSA(sides={sides!r}) cannot be. The loss is taken on both sides of the point "
-                "(2), or on one (1). Pass one of these."
+                f"SPSA(sides={sides!r}) is not valid. The loss is evaluated on both sides of the "
+                "point (sides=2), or on one side (sides=1)."
             )
         if normalize and sides == 2:
             raise ArgumentError(
-                "SPSA(normalize=True, sides=2) cannot be. The deviation is of losses on one side. "
-                "Pass sides=1."
+                "SPSA(normalize=True, sides=2) is not valid. The update is normalized by the "
+                "standard deviation of losses on one side. Pass sides=1."
             )
         self.sides = sides
         self.normalize = normalize
@@ -137,8 +137,7 @@ class SPSA(Evaluating):
         require(self, "seed", seed, minimum=0, maximum=2**32 - 1)
         if not isinstance(seed, int):
             raise ArgumentTypeError(
-                f"SPSA(seed={seed!r}) was given a {type(seed).__name__}. seed is a whole number. "
-                "Pass an int."
+                f"SPSA(seed={seed!r}) was given a {type(seed).__name__}. seed must be an integer."
             )
         self.seed = seed
         super().__init__({"perturbation": perturbation, "samples": samples})
@@ -148,8 +147,8 @@ class SPSA(Evaluating):
         require_whole(self, "samples", settings["samples"])
         if self.normalize and settings["samples"] < 2:
             raise ArgumentError(
-                f"SPSA(normalize=True) was given samples={settings['samples']}. The deviation of "
-                "losses takes two or more. Pass samples=8, or normalize=False."
+                f"SPSA(normalize=True) was given samples={settings['samples']}. The standard "
+                "deviation needs at least two. Pass for example samples=8, or normalize=False."
             )
 
     def remember(self, objective: Objective, state: State) -> list[Settings]:

@@ -115,8 +115,7 @@ def open_store(folder: Path, resume: bool) -> Store:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(
-            f"--output {folder} cannot be created: {error}. It is the folder for the results. "
-            "Name another one."
+            f"--output {folder} cannot be created: {error}. Name another folder for the results."
         ) from error
     there = [name for name in (RUNS, *FILES) if (folder / name).exists()]
     if there and not (resume and RUNS in there):

@@ -20,8 +20,8 @@ def call_torch(spec: str, model: nn.Module) -> torch.optim.Optimizer:
     cls = getattr(torch.optim, match["name"], None) if match else None
     if match is None or not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ArgumentError(
-            f"torch.optim has no {spec!r}. Such a spec names one of its classes, with arguments "
-            "by name. Write for example torch.optim.SGD(lr=0.1)."
+            f"torch.optim has no {spec!r}. It must be one of its classes, with keyword arguments, "
+            "for example torch.optim.SGD(lr=0.1)."
         )
     try:
         arguments = _values(match["arguments"])
@@ -29,7 +29,7 @@ def call_torch(spec: str, model: nn.Module) -> torch.optim.Optimizer:
     except (SyntaxError, TypeError, ValueError) as error:
         raise ArgumentError(
             f"torch.optim.{cls.__name__} was given ({match['arguments']}): {error}. It takes "
-            "values by name. Correct that."
+            "keyword arguments, whose values are literals."
         ) from error
 
 
@@ -37,5 +37,5 @@ def _values(text: str) -> dict[str, Any]:
     """Returns the values by name between the parentheses of a call."""
     call = ast.parse(f"call({text})", mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise ValueError("a value has no name")
+        raise ValueError("an argument has no name")
     return {each.arg or "**": ast.literal_eval(each.value) for each in call.keywords}

@@ -63,21 +63,21 @@ def read_model(model: str) -> Shapes:
         shapes = json.loads(text)
     except ValueError as error:
         raise ArgumentError(
-            f"{model} is not valid JSON: {error}. It must hold names and shapes of parameters. "
-            'Write {"name": [rows, columns], ...}.'
+            f"{model} is not valid JSON: {error}. It must map the names of parameters to shapes: "
+            '{"name": [rows, columns], ...}.'
         ) from error
     if not isinstance(shapes, dict) or not shapes:
         raise ArgumentError(
-            f"{model} must hold a mapping from the names of parameters to shapes, which is not "
-            'empty. Write {"name": [rows, columns], ...}.'
+            f"{model} does not contain a non-empty object. It must map the names of parameters to "
+            'shapes: {"name": [rows, columns], ...}.'
         )
     for name, shape in shapes.items():
         if not isinstance(shape, list) or not all(
             type(length) is int and length >= 0 for length in shape
         ):
             raise ArgumentError(
-                f"{model} has {shape!r} for {name!r}. A shape is a list of integers, none "
-                "below 0. Write for example [512, 64]."
+                f"{model} has {shape!r} for {name!r}. A shape must be a list of integers, at "
+                "least 0, for example [512, 64]."
             )
     return {name: tuple(shape) for name, shape in shapes.items()}
 
@@ -153,9 +153,9 @@ def make(spec: str, params: Params) -> projcore.Optimizer:
         ) from error
     if not isinstance(optimizer, projcore.Optimizer):
         raise ArgumentError(
-            f"{spec!r} cannot be planned: it makes a {type(optimizer).__name__}. Only for a "
-            "projcore.Optimizer can memory be estimated before a step. Use another recipe, or "
-            "write its modules out."
+            f"{spec!r} cannot be planned: it makes a {type(optimizer).__name__}. Memory can be "
+            "estimated before a step only for a projcore.Optimizer. Use another recipe, or the "
+            "modules that it consists of."
         )
     return optimizer
 

@@ -37,8 +37,8 @@ class Store:
                 self._append({"versions": versions})
         except OSError as error:
             raise ArgumentError(
-                f"{file} cannot be used: {error}. Runs are kept in it. Name "
-                "another folder with --output."
+                f"{file}, which stores the runs, cannot be used: {error}. Name another folder with "
+                "--output."
             ) from error
         for number, line in enumerate(lines, start=1):
             try:
@@ -59,8 +59,8 @@ class Store:
                 if found.get(name) != versions.get(name)
             )
             raise ArgumentError(
-                f"The runs in {file} were made with other versions: {'; '.join(changed)}. Runs of "
-                "one comparison have the same versions. Name another folder with --output."
+                f"The runs in {file} were made with other versions: {'; '.join(changed)}. All runs "
+                "of a comparison need the same versions. Name another folder with --output."
             )
 
     def find(self, key: Key) -> Run | None:

@@ -125,7 +125,7 @@ def read(file: Path) -> str:
         return file.read_text("utf-8", errors="replace")
     except OSError as error:
         raise ArgumentError(
-            f"--text {file} cannot be read: {error}. It is the text to train on. Name another one."
+            f"--text {file} cannot be read: {error}. Name another file to train on."
         ) from error
 
 

@@ -78,7 +78,7 @@ def as_dtype(owner: object, dtype: torch.dtype | str | None) -> torch.dtype | No
     found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ArgumentTypeError(
-            f"{type(owner).__name__}(compute_dtype={dtype!r}) is no dtype of floating numbers. "
-            "Products are made in one. Pass for example 'bfloat16', or None."
+            f"{type(owner).__name__}(compute_dtype={dtype!r}) is not a floating-point dtype, in "
+            "which products are computed. Pass for example 'bfloat16', or None."
         )
     return found

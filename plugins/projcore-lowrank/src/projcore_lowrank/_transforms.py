@@ -170,8 +170,8 @@ def _signs(seed: int, stage: int, like: Tensor) -> Tensor:
 def _kept(seed: int, length: int, rank: int, device: torch.device) -> Tensor:
     if not 1 <= rank <= length:
         raise ArgumentError(
-            f"srht was given rank {rank} and length {length}. The rank is at least 1 and at most "
-            f"the length. Pass one up to {length}."
+            f"srht was given rank {rank} and length {length}. The rank must be at least 1 and at "
+            "most the length."
         )
     return permutation(mix(seed, 0), length, device)[:rank]
 
@@ -199,6 +199,6 @@ def _blocks(
 def _vector(name: str, x: Tensor) -> None:
     if x.ndim != 1 or not len(x):
         raise ArgumentError(
-            f"{name} was given a tensor of shape {tuple(x.shape)}. It maps a vector of at least "
-            "one number. Flatten it first."
+            f"{name} was given a tensor of shape {tuple(x.shape)}. It must be a vector of at least "
+            "one element. Flatten it first."
         )

@@ -95,8 +95,8 @@ class Basis(Choice):
             ContractError: If neither this method nor `learn` is overridden.
         """
         raise ContractError(
-            f"{type(self).__name__} makes no columns. A basis overrides columns, or learn, which "
-            "calls it. Override one of the two."
+            f"{type(self).__name__} does not compute a basis. Override columns, or learn, which "
+            "calls it."
         )
 
     def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:

@@ -111,8 +111,8 @@ class Combine(Choice):
     def measure(self, matrix: Tensor, dim: int) -> Tensor:
         """Returns a statistic of a matrix, or of a stack, before it is projected."""
         raise ContractError(
-            f"{type(self).__name__} declares measures = True, and measures nothing. Override "
-            "measure."
+            f"{type(self).__name__} declares measures = True, but does not override measure. "
+            "Override it."
         )
 
     @abstractmethod

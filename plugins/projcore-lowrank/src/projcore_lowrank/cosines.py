@@ -65,8 +65,8 @@ class Cosines(Chosen):
     ) -> None:
         if norm not in (1, 2):
             raise ArgumentError(
-                f"Cosines(norm={norm!r}) cannot be. Frequencies are chosen by sums of absolute "
-                "values, or of squares. Pass 1 or 2."
+                f"Cosines(norm={norm!r}) is not valid. Frequencies are selected by the sum of "
+                "absolute values, norm=1, or of squares, norm=2."
             )
         self.norm = norm
         super().__init__(period, stagger, source, nonfinite)

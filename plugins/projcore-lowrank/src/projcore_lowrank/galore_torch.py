@@ -38,8 +38,8 @@ def from_galore_torch(
     """
     if not group.get("correct_bias", True):
         raise CheckpointError(
-            "GaLoreAdamW has correct_bias=False. galore_adamw corrects the bias. Adopt the state "
-            "of one with correct_bias=True."
+            "GaLoreAdamW has correct_bias=False, but galore_adamw corrects the bias. Adopt the "
+            "state of one with correct_bias=True."
         )
     settings = {NAMES.get(key, key): value for key, value in group.items() if key not in CHECKED}
     adopted = {name: value for name, value in entries.items() if name != "projector"}

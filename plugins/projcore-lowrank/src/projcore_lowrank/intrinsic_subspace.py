@@ -121,8 +121,8 @@ class IntrinsicSubspace(ProjectionBase):
         if count < self.dimension:
             raise ArgumentError(
                 f"IntrinsicSubspace(dimension={self.dimension}) was given parameters of {count} "
-                "elements in all. A plane has at most as many dimensions as the space that it is "
-                f"in. Pass one of at most {count}."
+                "elements in total. A subspace has at most as many dimensions as the space. Pass "
+                f"at most {count}."
             )
         if all(state["elements"] == count for state in states):
             return None
@@ -182,9 +182,9 @@ class IntrinsicSubspace(ProjectionBase):
         z = conjugate_gradients(lambda z: self._down(self._up(z, length)), down)
         if z is None:
             raise StepError(
-                f"IntrinsicSubspace(dimension={self.dimension}) did not find the coordinates of "
-                f"parameters of {length} elements: so many random directions are nearly "
-                "dependent. Pass a smaller dimension, or kind='srht'."
+                f"IntrinsicSubspace(dimension={self.dimension}) could not compute the coordinates "
+                f"of parameters of {length} elements: so many random directions are almost "
+                "linearly dependent. Pass a smaller dimension, or kind='srht'."
             )
         return z
 
@@ -196,7 +196,7 @@ def require_alike(tensors: list[Tensor]) -> None:
         if len(found) > 1:
             raise ArgumentError(
                 f"IntrinsicSubspace was given tensors of several {what}s: {', '.join(found)}. "
-                f"Inside they are one vector, which has one {what}. Bring them to one with "
+                f"They are merged into one vector, which has one {what}. Convert them with "
                 "To([IntrinsicSubspace(...)], dtype=..., device=...)."
             )
 

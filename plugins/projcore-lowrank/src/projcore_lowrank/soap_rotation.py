@@ -163,13 +163,12 @@ class SOAPRotation(ProjectionBase):
         require_choice(self, "statistics", statistics, Statistics)
         if second not in get_args(Second):
             raise ArgumentError(
-                f"SOAPRotation was given second={second!r}. It is one of "
-                f"{', '.join(map(repr, get_args(Second)))}. Pass one."
+                f"SOAPRotation(second={second!r}) is unknown. Pass one of "
+                f"{', '.join(map(repr, get_args(Second)))}."
             )
         if nonfinite not in get_args(Nonfinite):
             raise ArgumentError(
-                f"SOAPRotation was given nonfinite={nonfinite!r}. It is 'raise' or 'skip'. Pass "
-                "one."
+                f"SOAPRotation(nonfinite={nonfinite!r}) is unknown. Pass 'raise' or 'skip'."
             )
         self.second = second
         self.statistics = statistics
@@ -314,10 +313,10 @@ class SOAPRotation(ProjectionBase):
         for i, (tensor, state, values) in enumerate(zip(tensors, states, settings, strict=True)):
             if any((state[f"basis{k}"].ndim > 2) != is_batch(tensor, values) for k in sides(state)):
                 raise StepError(
-                    f"SOAPRotation has memory of a tensor of shape {tuple(tensor.shape)} as "
-                    "it was folded before, and its group now has "
-                    f"folding={values['folding']!r}. Folding does not change once there is "
-                    "memory. Set it back, or build a new optimizer."
+                    f"SOAPRotation has state for a tensor of shape {tuple(tensor.shape)} with "
+                    "another folding, and its group now has "
+                    f"folding={values['folding']!r}. Folding cannot change once there is state. "
+                    "Set it back, or build a new optimizer."
                 )
             used = state if changed is None else {**state, **(changed[i] or {})}
             made.append(self._learnt(tensor, used, values["beta"]))
@@ -382,9 +381,9 @@ class SOAPRotation(ProjectionBase):
         if self.nonfinite == "skip":
             return {}
         raise NonFiniteError(
-            f"SOAPRotation was given an update of shape {tuple(tensor.shape)} in which there is "
-            "Inf or NaN, or whose squares overflow. Its running averages are of finite numbers. "
-            "Leave this step out, or pass nonfinite='skip' to go on with the averages there are."
+            f"SOAPRotation was given an update of shape {tuple(tensor.shape)} that contains Inf or "
+            "NaN, or whose squares overflow. Its running averages must stay finite. Skip this "
+            "step, or pass nonfinite='skip' to keep the averages."
         )
 
     def transport(

@@ -165,38 +165,38 @@ class Subspace(ProjectionBase):
         require_choice(self, "side", side, get_args(Side))
         basis, rule, memory = self.choices
         sides = f"combine={rule}, memory={memory}, side={side!r}"
-        columns = "Choose a basis of such, as random_basis(kind='orthonormal')"
+        columns = "Use a basis that has them, such as random_basis(kind='orthonormal')"
         for wrong, given, why in (
             (
                 side not in ("std", self.side),
                 f"side={side!r}",
-                "the basis compresses a side of its own. Leave side out",
+                "the basis chooses the side itself. Leave side out",
             ),
             (
                 self.side == "full" and (basis.one_sided or memory.one_sided or rule.by_channel),
                 sides,
-                "one of them is for one side: rows or columns. Choose another side",
+                "one of them works on rows or columns only. Choose another side",
             ),
             (
                 isinstance(rule, Limited) and not basis.has_channels,
                 f"combine={rule}",
-                "channels are scaled, and a vector of entries has none. Choose rows or columns",
+                "it scales channels, and a vector of entries has none. Choose rows or columns",
             ),
             (
                 rule.orthonormal and not basis.orthonormal,
                 f"combine={rule}",
-                f"the residual is known for orthonormal columns. {columns}",
+                f"the residual is computed for orthonormal columns. {columns}",
             ),
             (
                 self.error_feedback and not basis.orthonormal,
                 "error_feedback=True",
-                "without orthonormal columns, what is left out is larger than what was given, and "
-                f"grows with each step. {columns}",
+                "without orthonormal columns, the error may be larger than the update, and grow "
+                f"with each step. {columns}",
             ),
         ):
             if wrong:
                 who = type(self).__name__
-                raise ArgumentError(f"{who}(basis={basis}, {given}) cannot be: {why}.")
+                raise ArgumentError(f"{who}(basis={basis}, {given}) is not valid: {why}.")
 
     def check(self, settings: Settings) -> None:
         rank = settings["rank"]
@@ -268,9 +268,9 @@ class Subspace(ProjectionBase):
     def _check_folding(self, tensor: Tensor, state: Node, settings: Settings) -> None:
         if self._refolded(settings) != ("refolded" in state):
             raise StepError(
-                f"{type(self).__name__} has memory of a tensor of shape {tuple(tensor.shape)} as "
-                f"it was folded before, and its group now has folding={settings['folding']!r}. "
-                "Folding does not change once there is memory. Set it back, or build a new "
+                f"{type(self).__name__} has state for a tensor of shape {tuple(tensor.shape)} with "
+                f"another folding, and its group now has folding={settings['folding']!r}. "
+                "Folding cannot change once there is state. Set it back, or build a new "
                 "optimizer."
             )
 

@@ -268,8 +268,8 @@ def as_betas(owner: object, betas: object) -> Betas:
     """Returns two betas; raises an error if they are invalid."""
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ArgumentTypeError(
-            f"{type(owner).__name__}(inner_betas={betas!r}) is no pair. inner_betas is the two "
-            "betas of the Adam inside. Pass for example (0.908, 0.99), or None."
+            f"{type(owner).__name__}(inner_betas={betas!r}) is not valid. It must be the pair of "
+            "betas of the Adam inside, for example (0.908, 0.99), or None."
         )
     for beta in betas:
         require(owner, "inner_betas", beta, minimum=0, below=1)

@@ -233,9 +233,9 @@ class Tucker(ProjectionBase):
         if self.nonfinite == "skip":
             return False
         raise NonFiniteError(
-            f"Tucker was to learn bases from a tensor of shape {tuple(tensor.shape)} in which "
-            "there is Inf or NaN, or whose sum overflows. Bases are made of finite numbers. Leave "
-            "this step out, or pass nonfinite='skip' to go on with the bases there are."
+            f"Tucker was given an update of shape {tuple(tensor.shape)} that contains Inf or NaN, "
+            "or whose sum overflows. Bases are computed from finite numbers only. Skip this step, "
+            "or pass nonfinite='skip' to keep the bases."
         )
 
     def _learnt(self, tensor: Tensor, settings: Settings) -> Node:
@@ -271,8 +271,8 @@ def core(tensor: Tensor, rank: Rank | Sequence[Rank]) -> list[int | None]:
     if len(rank) != tensor.ndim:
         raise ArgumentError(
             f"Tucker(rank={rank!r}) was given a tensor of shape {tuple(tensor.shape)}. A sequence "
-            "of ranks has one for each side. Give tensors of other numbers of sides a parameter "
-            "group with a rank of its own, or None."
+            "of ranks must have one for each dimension. Put such tensors into a parameter group "
+            "with another rank, or None."
         )
     resolved: list[int | None] = []
     for side, each in zip(tensor.shape, rank, strict=True):

@@ -181,7 +181,7 @@ def _as_dims(owner: object, dims: Sequence[int] | None) -> tuple[int, ...] | Non
         who = type(owner).__name__
         raise ArgumentTypeError(
             f"{who}(dims={dims!r}) is not valid. It takes a tuple of integers, such as (-2, -1), "
-            "or None for all dimensions. Pass one of these."
+            "or None for all dimensions."
         )
     if len(set(found)) < len(found):
         raise ArgumentError(

@@ -351,8 +351,8 @@ def _divider(chain: Chain) -> Module:
     last = _last(chain)
     if len(keepers) != 1 or keepers[0] is not last:
         raise ArgumentError(
-            f"GWT(detail='second') was given {chain} to run inside. Only the last module inside, "
-            "whose second moment divides the differences, may keep one. Pass Adam and put the "
+            f"GWT(detail='second') was given {chain} to run inside. Only the last of these may "
+            "have a second moment, which divides the detail coefficients. Pass Adam and put the "
             "learning rate after GWT, or pass detail='ratio'."
         )
     return last

@@ -90,8 +90,8 @@ def refuse_stacks(module: Module, space: Space) -> None:
     if space.batch_dims:
         name = type(module).__name__
         raise ArgumentError(
-            f"{name} is inside a projection that makes stacks, which it would treat as single "
-            f"tensors. It needs the tensors themselves. Put it outside: {name}([Stack([...])], "
+            f"{name} is inside a projection that stacks tensors, and would treat each stack as "
+            f"one tensor. It needs the tensors themselves. Put it outside: {name}([Stack([...])], "
             "...)."
         )
 

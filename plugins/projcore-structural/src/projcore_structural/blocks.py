@@ -81,8 +81,8 @@ class BlockPartition(ProjectionBase):
         whole = all(n is None or (type(n) is int and n >= 1) for n in numbers)
         if (size is None) == (count is None) or not whole or set(numbers) <= {None}:
             raise ArgumentError(
-                f"BlockPartition was given size={size!r} and count={count!r}. It needs one of "
-                "them: an integer, at least 1, or one for each dimension. Pass for example "
+                f"BlockPartition was given size={size!r} and count={count!r}. Exactly one must be "
+                "given: an integer, at least 1, or one for each dimension. Pass for example "
                 "size=(128, 128)."
             )
         self.by_count = size is None

@@ -95,8 +95,9 @@ class VectorProjection(Parted):
     ) -> None:
         if isinstance(by, str) and by not in BY:
             raise ArgumentError(
-                f"VectorProjection was given by={by!r}. It is one of {', '.join(map(repr, BY))}, "
-                f"or a list of rules. Pass one, or [{by!r}, '*'] if that is a rule."
+                f"VectorProjection was given by={by!r}. It must be one of "
+                f"{', '.join(map(repr, BY))}, or a list of rules. If it is a rule, pass "
+                f"[{by!r}, '*']."
             )
         self.by = by if isinstance(by, str) else "rules"
         self.rules = None if isinstance(by, str) else Rules(by, "VectorProjection")

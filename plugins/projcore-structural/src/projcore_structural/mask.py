@@ -71,7 +71,7 @@ class Mask(ProjectionBase):
         if len(given) != 1 or triangle not in (None, "lower", "upper"):
             raise ArgumentError(
                 f"Mask was given triangle={triangle!r}, every={every!r} and fraction={fraction!r}. "
-                "It needs one of them; triangle is 'lower' or 'upper'. Pass one."
+                "Exactly one must be given; triangle is 'lower' or 'upper'."
             )
         if every is not None:
             require(self, "every", every, minimum=1)

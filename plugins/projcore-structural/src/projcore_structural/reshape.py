@@ -190,8 +190,8 @@ class Permute(ProjectionBase):
         self.dims = as_tuple(dims)
         if not self.dims or set(self.dims) != set(range(len(self.dims))):
             raise ArgumentError(
-                f"Permute was given dims={dims!r}. It needs each dimension once, from 0 on. Pass "
-                "for example (1, 0) to transpose matrices."
+                f"Permute was given dims={dims!r}. It must list each dimension once, from 0 on. "
+                "Pass for example (1, 0) to transpose matrices."
             )
         self.inverse = tuple(self.dims.index(i) for i in range(len(self.dims)))
         super().__init__(modules, project_update, project_params, project_grad)
