@@ -7,6 +7,7 @@ in two collectives for all parameters together, whatever the modules are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any, NamedTuple
@@ -47,7 +48,8 @@ class Owners:
 
     Each keeps about as many bytes of state as the others, and among parameters of equal state as
     many elements: the parameter of most state that has no owner goes to the process that has the
-    least. That depends on modules, shapes and order alone, so all processes find the same.
+    least, and so on; then some are exchanged. That depends on modules, shapes and order alone, so
+    all processes find the same.
     """
 
     def __init__(self) -> None:
@@ -94,7 +96,8 @@ def balance(
 ) -> list[int]:
     """Returns who gets each of some tensors: the heaviest goes to who has least, and so on.
 
-    Equal shapes come one after the other, since what is kept of them is equal, too.
+    Equal shapes come one after the other, since what is kept of them is equal, too. At the end
+    tensors are exchanged as long as whoever has most then has less.
 
     Args:
         shapes: Their shapes.
@@ -110,7 +113,34 @@ def balance(
     for i in order:
         owners[i] = loads.index(min(loads))
         loads[owners[i]] = _sum(loads[owners[i]], weights[i])
+    while _exchange(owners, weights, loads):
+        pass
     return owners
+
+
+def _exchange(owners: list[int], weights: Sequence[Weight], loads: list[Weight]) -> bool:
+    """Has whoever has most give a tensor away, or for a lighter one; returns if that helps."""
+    most = loads.index(max(loads))
+    kept: list[dict[Weight, int | None]] = [{NO_WEIGHT: None} for _ in loads]
+    for i, (owner, weight) in enumerate(zip(owners, weights, strict=True)):
+        kept[owner][weight] = i
+    best, chosen = loads[most], None
+    alike = {(load, *each): k for k, (load, each) in enumerate(zip(loads, kept, strict=True))}
+    for other in alike.values():
+        for given, taken in itertools.product(kept[most], kept[other]):
+            change = given[0] - taken[0], given[1] - taken[1]
+            after = loads[most][0] - change[0], loads[most][1] - change[1]
+            peak = max(after, _sum(loads[other], change))
+            if other != most and peak < best:
+                best, chosen = peak, (other, kept[most][given], kept[other][taken], after, change)
+    if chosen is None:
+        return False
+    other, i, j, loads[most], change = chosen
+    loads[other] = _sum(loads[other], change)
+    for place, owner in ((i, other), (j, most)):
+        if place is not None:
+            owners[place] = owner
+    return True
 
 
 def weight_of(tensor: Tensor, entries: Iterable[Any]) -> Weight:

@@ -16,7 +16,7 @@ from processes import meet, run
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
-from training import by_layers, network, recipe, train
+from training import INPUTS, by_layers, network, recipe, train
 
 from projcore import Optimizer
 from projcore.engine import resharding
@@ -46,7 +46,7 @@ def step(model: torch.nn.Module, optimizer: Optimizer) -> None:
 
 def backward(model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Runs another backward pass, and takes a step."""
-    model(torch.ones(2, 16).double()).sum().backward()
+    model(torch.ones(2, INPUTS).double()).sum().backward()
     optimizer.step()
 
 
@@ -61,7 +61,7 @@ def evaluating(fails: bool, at: int) -> Act:
             if fails and count == at:
                 raise BAD
             optimizer.zero_grad()
-            loss: Tensor = model(torch.ones(2, 16).double()).square().mean()
+            loss: Tensor = model(torch.ones(2, INPUTS).double()).square().mean()
             loss.backward()
             return loss
 

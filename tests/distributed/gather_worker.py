@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from processes import run
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -25,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor.debug import CommDebugMode
 from training import (
     RECIPES,
     by_layers,
@@ -34,10 +37,11 @@ from training import (
     network,
     recipe,
     train,
+    train_in_shares,
     whole,
 )
 
-from projcore import Optimizer
+from projcore import Optimizer, recipes, registry
 from projcore.engine.gather import gathered
 from projcore.errors import ArgumentError
 from projcore.modules import LR, Adam, HeavyBall, Muon, Orthogonalize
@@ -47,56 +51,96 @@ STEPS = 20
 Shard = Callable[[torch.nn.Module], object] | None
 
 
-def compare(name: str, shard: Shard, rank: int, size: int) -> dict[str, Any]:
-    """Trains by a recipe alone, sharded, and sharded with a rest in the middle."""
-    alone_model, model, other_model = network(), network(shard), network(shard)
-    alone, optimizer = recipe(name, alone_model), recipe(name, model)
-    before = train(alone_model, alone, range(STEPS))
-    after = train(model, optimizer, range(STEPS), rank, size)
-    other = recipe(name, other_model)
-    train(other_model, other, range(STEPS // 2), rank, size)
-    saved = get_state_dict(other_model, other)
-    resumed_model = network(shard)
-    resumed = recipe(name, resumed_model)
-    set_state_dict(resumed_model, resumed, model_state_dict=saved[0], optim_state_dict=saved[1])
-    again = train(resumed_model, resumed, range(STEPS // 2, STEPS), rank, size)
-    noisy_model = network()
-    noisy = train(noisy_model, recipe(name, noisy_model), range(STEPS), noise=1e-15)
-    return {
-        "params": after,
-        "difference": difference(before, after),
-        "noise": difference(before, noisy),
-        "resumed": all(map(torch.equal, after, again)),
-        "state": optimizer.memory().state,
-        "alone": alone.memory().state,
-    }
+def alone(name: str) -> tuple[list[Tensor], float]:
+    """Trains by a recipe in one process.
+
+    Returns the parameters, and how far gradients that differ by 1e-15 lead away from these.
+    """
+    model, noisy = network(None, name), network(None, name)
+    params = train(model, recipe(name, model), range(STEPS))
+    return params, difference(params, train(noisy, recipe(name, noisy), range(STEPS), noise=1e-15))
+
+
+def compare(rank: int, folder: Path, shard: Shard, place: int, size: int) -> dict[str, Any]:
+    """Trains by each recipe on sharded parameters, and in one process.
+
+    Args:
+        rank: The rank of this process.
+        folder: A folder that all share.
+        shard: What shards a model.
+        place: Which share of the batches this process has.
+        size: How many shares there are.
+    """
+    mine = list(RECIPES)[rank :: dist.get_world_size()]
+    torch.save({name: alone(name) for name in mine}, folder / f"alone{rank}.pt")
+    dist.barrier()
+    results: dict[str, Any] = {}
+    for other in range(dist.get_world_size()):
+        for name, (expected, noise) in torch.load(folder / f"alone{other}.pt").items():
+            model = network(shard, name)
+            params = train(model, recipe(name, model), range(STEPS), place, size)
+            results[name] = {
+                "params": params,
+                "difference": difference(expected, params),
+                "noise": noise,
+            }
+    return results
+
+
+def all_recipes(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Returns the recipes of these tests, and all there are."""
+    registered = sorted(each.name for each in registry.components("recipe"))
+    return {"tried": sorted(RECIPES), "registered": registered}
 
 
 def recipes_under_fsdp(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    shard = by_layers(line(size))
-    return {name: compare(name, shard, rank, size) for name in RECIPES}
+    return compare(rank, folder, by_layers(line(size)), rank, size)
 
 
-def recipes_unevenly(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    shard = by_layers(line(size))
-    return {name: compare(name, shard, rank, size) for name in ("fira", "muon_adamw")}
+def recipes_in_replicas(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains in two replicas of two shards."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+    return compare(rank, folder, by_layers(mesh), rank, size)
 
 
-def recipes_on_meshes(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    """Trains on four processes: two replicas of two shards, and two shards of two halves."""
-    hybrid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+def recipes_in_tensor_parallel(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    return compare(rank, folder, in_tensor_parallel(line(size)), 0, 1)
+
+
+def recipes_in_two_dimensions(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains in tensor parallel in two processes, inside FSDP2."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    parallel = in_tensor_parallel(mesh["tensor"], mesh["data"])
-    some = ("galore_adamw", "muon_adamw")
-    return {
-        **{f"hybrid {name}": compare(name, by_layers(hybrid), rank, 4) for name in some},
-        **{f"parallel {name}": compare(name, parallel, rank // 2, 2) for name in some},
-    }
+    return compare(rank, folder, in_tensor_parallel(mesh["tensor"], mesh["data"]), rank // 2, 2)
 
 
-def tensor_parallel(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    shard = in_tensor_parallel(line(size))
-    return {name: compare(name, shard, 0, 1) for name in ("galore_adamw", "muon_adamw", "ldadam")}
+def resumed(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains with a rest in the middle; returns whether that changes anything."""
+    shard, results = by_layers(line(size)), {}
+    for name in RECIPES:
+        model, resumed_model = network(shard, name), network(shard, name)
+        optimizer, resumed = recipe(name, model), recipe(name, resumed_model)
+        train(model, optimizer, range(STEPS // 2), rank, size)
+        saved = get_state_dict(model, optimizer)
+        set_state_dict(resumed_model, resumed, model_state_dict=saved[0], optim_state_dict=saved[1])
+        expected = train(model, optimizer, range(STEPS // 2, STEPS), rank, size)
+        found = train(resumed_model, resumed, range(STEPS // 2, STEPS), rank, size)
+        results[name] = all(map(torch.equal, expected, found))
+    return results
+
+
+def precision(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Trains in bfloat16 under the policy of FSDP2, which sums gradients in float64."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float64)
+    results: dict[str, Any] = {}
+    shard = by_layers(line(size), mp_policy=policy)
+    for name in RECIPES:
+        model, expected_model = network(shard, name), network(None, name)
+        found = train(model, recipe(name, model), range(STEPS), rank, size)
+        expected = train_in_shares(
+            expected_model, recipe(name, expected_model), range(STEPS), size, torch.bfloat16
+        )
+        results[name] = {"params": found, "difference": difference(expected, found)}
+    return results
 
 
 def switches(rank: int, size: int, folder: Path) -> dict[str, Any]:
@@ -231,34 +275,32 @@ def load(rank: int, size: int, folder: Path) -> dict[str, Any]:
 
 def counts(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Counts collectives and the bytes that leave this process in a step."""
+    makers: dict[str, Callable[[torch.nn.Module], Optimizer]] = {
+        name: partial(recipe, name) for name in RECIPES
+    }
+    # This module reads parameters, too.
+    makers["muon"] = lambda model: Optimizer(model, "muon(flatten=True)", LR(0.01))
     results = {}
-    for name in ("galore_adamw", "apollo", "muon"):  # the last reads parameters, too
-        model = network(by_layers(line(size)))
-        optimizer = (
-            Optimizer(model, "muon(flatten=True)", LR(0.01))
-            if name == "muon"
-            else recipe(name, model)
-        )
+    for name, make in makers.items():
+        model = network(by_layers(line(size)), name)
+        optimizer = make(model)
         train(model, optimizer, range(3), rank, size)
         found: list[tuple[str, int]] = []
         kinds = [each for each in dir(dist) if each.startswith(("all_", "reduce", "broadcast"))]
-        with mock.patch.multiple(
-            dist, **{kind: _counted(kind, getattr(dist, kind), rank, found) for kind in kinds}
+        with (
+            mock.patch.multiple(
+                dist, **{kind: _counted(kind, getattr(dist, kind), rank, found) for kind in kinds}
+            ),
+            CommDebugMode() as every,
         ):
             optimizer.step()
-        plan = optimizer.plan_of(optimizer.param_groups)
-        nodes = list(gathered(plan.region))
-        told = [node.projection.sent for node in nodes]
+        nodes = list(gathered(optimizer.plan_of(optimizer.param_groups).region))
         kept = [value for node in nodes for value in vars(node.transfer.team).values()]
-        alone = network()
-        on_paper = (
-            Optimizer(alone, "muon(flatten=True)", LR(0.01))
-            if name == "muon"
-            else recipe(name, alone)
-        ).sharding(size)
+        on_paper = make(network(None, name)).sharding(size)
         results[name] = {
             "found": found,
-            "told": told,
+            "every": every.get_total_counts(),
+            "told": [node.projection.sent for node in nodes],
             "groups": sum(isinstance(value, dist.ProcessGroup) for value in kept),
             "text": optimizer.describe(),
             "on paper": [on_paper.state[rank], on_paper.sent[rank]],
@@ -272,14 +314,15 @@ def _counted(kind: str, collective: Any, rank: int, found: list[tuple[str, int]]
         found.append((kind, sum(count for i, count in enumerate(left) if i != rank)))
         return collective(output, given, came, left, group)
 
-    return counted if kind == "all_to_all_single" else _refused(kind)
+    def summed(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append((kind, tensor.nbytes))
+        return collective(tensor, *args, **kwargs)
 
-
-def _refused(kind: str) -> Any:
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError(f"a step has called {kind}")
 
-    return refused if kind != "reduce_op" else getattr(dist, kind)
+    known = {"all_to_all_single": counted, "all_reduce": summed, "reduce_op": collective}
+    return known.get(kind, refused)
 
 
 def balance(rank: int, size: int, folder: Path) -> dict[str, Any]:
@@ -297,7 +340,10 @@ def balance(rank: int, size: int, folder: Path) -> dict[str, Any]:
             )
             if shard:
                 by_layers(line(size))(model)
-            optimizer = recipe(name, model)
+            if name == "muon_heads_adamw":
+                optimizer = recipes.muon_heads_adamw(model, heads={"0.weight": 2})
+            else:
+                optimizer = recipe(name, model)
             found.append(optimizer.memory().state)
         results[name] = [*found, optimizer.sharding(size).state[rank]]
     return results
@@ -315,18 +361,6 @@ def owners(rank: int, size: int, folder: Path) -> dict[str, Any]:
         model.get_submodule("first").requires_grad_(True)
         both.append(train(model, optimizer, range(5, STEPS), *share))
     return {"difference": difference(*both)}
-
-
-def precision(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    """Trains in bfloat16 with parameters in float32, under the policy of FSDP2."""
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    results = {}
-    for name in ("galore_adamw", "muon_adamw"):
-        model = network(lambda each: by_layers(line(size), mp_policy=policy)(each.float()))
-        found = train(model, recipe(name, model), range(STEPS), rank, size)
-        results[name] = [bool(each.isfinite().all()) for each in found]
-        results[f"{name} params"] = found
-    return results
 
 
 if __name__ == "__main__":

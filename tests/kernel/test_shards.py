@@ -69,6 +69,18 @@ def test_what_is_no_block_is_refused() -> None:
         lying((8, 2), (2,), Partial()).parts  # noqa: B018
 
 
+def test_owners_exchange_at_the_end() -> None:
+    """Without that one would have 7 of 12."""
+    loads = [(0, 0)] * 2
+    counts = [3, 3, 2, 2, 2]
+    owners = balance([(each,) for each in counts], [(each, 1) for each in counts], loads)
+    assert sorted(zip(owners, counts, strict=True)) in (
+        [(0, 2), (0, 2), (0, 2), (1, 3), (1, 3)],
+        [(0, 3), (0, 3), (1, 2), (1, 2), (1, 2)],
+    )
+    assert [count for count, _ in loads] == [6, 6]
+
+
 def test_owners_get_about_the_same() -> None:
     loads = [(0, 0)] * 3
     shapes = [(10,), (1,), (7,), (5, 1), (5, 1), (2,)]

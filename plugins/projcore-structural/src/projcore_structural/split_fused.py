@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Planner, Rules, Settings, Space
+from projcore import Node, Planner, Rules, Scope, Settings, Space
 from projcore.errors import ArgumentError
 from projcore_structural._parts import Parted, as_tuple, items, refuse_stacks
 
@@ -84,6 +84,10 @@ class SplitFused(Parted):
             texts = [where] if isinstance(where, str) else list(where)
             self.rules = Rules([*texts, "*"], "SplitFused")
         super().__init__(modules, project_update, project_params, project_grad)
+
+    @property
+    def total_scope(self) -> Scope:
+        return self.chain.total_scope  # each part is of one tensor
 
     def parts(self, planner: Planner, space: Space) -> Sequence[int] | None:
         """Returns the index of each tensor's rule; the last one is for tensors without a rule."""
