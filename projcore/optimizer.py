@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.optim.optimizer import ParamsT
 
+from projcore._pairs import named_by
 from projcore._trees import with_settings_inside
 from projcore.core.chain import Chain, as_chain
 from projcore.core.module import Module, Need
@@ -202,6 +204,8 @@ class Optimizer(torch.optim.Optimizer):
         self._reset_plan()
         self.plan_of(self.param_groups, building=True)
         self._built = True
+        if isinstance(params, torch.nn.Module):  # its names were taken, so later groups have some
+            self.regroup = partial(named_by, weakref.ref(params))
         self.in_backward = in_backward
         self._warn_of_step_size()
 
