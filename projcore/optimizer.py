@@ -573,7 +573,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         if not self._warm or self._compiler is not None or "closure" in self.needs:
             return False
-        if any(module.total_scope == "all" for module in self.module.modules):
+        # In a merged space a missing gradient counts as zero, so also where the merging is skipped.
+        if any("all" in (each.scope, each.total_scope) for each in self.module.modules):
             return False
         return not self._plan_now(None).gathers
 

@@ -26,7 +26,7 @@ CHAINS: dict[str, Make] = {
             "to([adam(), lr(0.1)], 'float64')",
             "adam(); lr(0.1); polyak_averaging(0.9)",
             "route({'*[02468]': [muon()], '*': [adam()]}); lr(0.1)",
-            "scalar([heavy_ball()]); lr(0.1)",
+            "heavy_ball(); lr(0.1)",
             "gradient_accumulation([adam()], 2); lr(0.1)",
         )
     },
@@ -36,7 +36,7 @@ CHAINS: dict[str, Make] = {
 }
 TOGETHER: dict[str, Make] = {
     text: lambda named, text=text: Optimizer(named, text)
-    for text in ("clip_norm(0.1); adam(); lr(0.1)", "vector([normalize()]); lr(0.1)")
+    for text in ("clip_norm(0.1); adam(); lr(0.1)", "vector([heavy_ball()]); lr(0.1)")
 }
 
 
