@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,6 +55,23 @@ def as_torch(group: Group) -> Group:
     if all(name is not None for name, _ in group["params"]):
         return group
     return {**group, "params": [parameter for _, parameter in group["params"]]}
+
+
+def named_by(model: weakref.ref[torch.nn.Module], group: Any) -> list[Any]:
+    """Returns a group that is added later, with the names that its parameters have in a model.
+
+    Those of other parameters are None. What is no group of parameters without names is returned as
+    it is.
+    """
+    params = group.get("params") if isinstance(group, dict) else None
+    params = [params] if isinstance(params, Tensor) else params
+    if not isinstance(params, Iterable):
+        return [group]
+    given, found = list(params), model()
+    if not all(isinstance(each, Tensor) for each in given):
+        return [{**group, "params": given}]
+    names = {} if found is None else {each: name for name, each in found.named_parameters()}
+    return [{**group, "params": [(names.get(each), each) for each in given]}]
 
 
 def is_frozen(parameter: Tensor) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 from torch.optim.optimizer import ParamsT
 
+from projcore._pairs import named_by
 from projcore._trees import with_settings_inside
 from projcore.core.chain import Chain, as_chain
 from projcore.core.module import Module, Need
@@ -201,6 +204,8 @@ class Optimizer(torch.optim.Optimizer):
         self._reset_plan()
         self.plan_of(self.param_groups, building=True)
         self._built = True
+        if isinstance(params, torch.nn.Module):  # its names were taken, so later groups have some
+            self.regroup = partial(named_by, weakref.ref(params))
         self.in_backward = in_backward
         self._warn_of_step_size()
 
@@ -547,17 +552,31 @@ class Optimizer(torch.optim.Optimizer):
         grads = fill_zeros(parameters, given if closure is None else copy_views(given))
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
-        plan, store = self._prepare(parameters, active)
+        in_parts = active is not None and self._runs_in_parts()
+        plan, store = self._prepare(parameters, None if in_parts else active)
         try:
-            if self.bucket_bytes is None or not self._warm:
-                self._run(plan, plan.region, parameters, grads, loss, closure)
-            else:
+            if in_parts or (self.bucket_bytes is not None and self._warm):
                 self._run_buckets(plan, active, parameters, grads, loss)
                 store.settle()
+            else:
+                self._run(plan, plan.whole(), parameters, grads, loss, closure)
         except BaseException:
             self._store = None  # modules may have changed state that is not to be saved
             raise
         self._end_first(plan)
+
+    def _runs_in_parts(self) -> bool:
+        """Whether a step without some of the gradients runs a part of the plan for all.
+
+        A plan of its own for each set of gradients is expensive where they differ in every step, as
+        those of experts do. It is made where parameters cannot be separated.
+        """
+        if not self._warm or self._compiler is not None or "closure" in self.needs:
+            return False
+        # In a merged space a missing gradient counts as zero, so also where the merging is skipped.
+        if any("all" in (each.scope, each.total_scope) for each in self.module.modules):
+            return False
+        return not self._plan_now(None).gathers
 
     def _end_first(self, plan: Plan) -> None:
         """Ends a step after which all state is there."""
@@ -665,9 +684,9 @@ class Optimizer(torch.optim.Optimizer):
         grads: list[Tensor],
         loss: Tensor | None,
     ) -> None:
-        assert self.bucket_bytes is not None
         some = range(len(parameters)) if active is None else active
-        buckets = make_buckets([p.nbytes for p in parameters], some, self.bucket_bytes)
+        size = math.inf if self.bucket_bytes is None else self.bucket_bytes
+        buckets = make_buckets([p.nbytes for p in parameters], some, size)
         for done, bucket in enumerate(buckets):
             try:
                 self._run_block(plan, bucket, parameters, grads, loss)

@@ -45,6 +45,38 @@ STRUCTURAL = "plugins/projcore-structural/"
 
 KERNEL = [
     Breakage(
+        "part-with-old-counts",
+        "A part of a plan goes on with state that another part has put together anew.",
+        ENGINE + "making.py",
+        before="            region.bind(self.store.trees)\n        self._latest.update",
+        after="            pass\n        self._latest.update",
+        tests=("tests/kernel/test_changing_gradients.py",),
+    ),
+    Breakage(
+        "all-parts-kept",
+        "A plan keeps the parts of all sets of gradients.",
+        ENGINE + "making.py",
+        before="        while len(self._blocks) > 1 and",
+        after="        while False and",
+        tests=("tests/kernel/test_changing_gradients.py::test_few_parts_are_kept",),
+    ),
+    Breakage(
+        "frozen-is-a-mistake",
+        "A projection that applies to frozen parameters only is an error.",
+        ENGINE + "plan.py",
+        before="    for _, tensor, group in space.absent:\n",
+        after="    for _, tensor, group in ():\n",
+        tests=("tests/kernel/test_presence.py",),
+    ),
+    Breakage(
+        "route-of-frozen-forgotten",
+        "A rule that is given by its number for frozen parameters only is an error.",
+        STRUCTURAL + "src/projcore_structural/_parts.py",
+        before="followed=[route for route in others if route is not None],",
+        after="followed=[],",
+        tests=("tests/kernel/test_recipes_frozen.py",),
+    ),
+    Breakage(
         "second-rate",
         "Optimizer(lr=...) multiplies an update that has a learning rate already.",
         ENGINE + "rate.py",

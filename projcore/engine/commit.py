@@ -173,10 +173,10 @@ def _partial_write(done: int, error: BaseException) -> StepError:
     )
 
 
-def make_buckets(sizes: Sequence[int], indices: Sequence[int], size: int) -> list[list[int]]:
+def make_buckets(sizes: Sequence[int], indices: Sequence[int], size: float) -> list[list[int]]:
     """Splits indices into runs of at most `size` in total; a larger one is a run by itself."""
     buckets: list[list[int]] = []
-    left = 0
+    left: float = 0
     for i in indices:
         if not buckets or sizes[i] > left:
             buckets.append([])

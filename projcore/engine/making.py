@@ -30,6 +30,9 @@ from projcore.engine.plan import Builder, Rate, add_rate
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
 
+# How often a parameter is, on average, in regions of some parameters that a plan keeps.
+KEPT = 8
+
 
 @dataclass
 class Plan:
@@ -38,7 +41,8 @@ class Plan:
     Attributes:
         region: The region of the parameters that take part.
         members: The indices of these among all parameters.
-        trees: The state that modules will have for each parameter, as tensors without storage.
+        trees: The state that modules will have for each parameter, as tensors without storage;
+            only if all have a gradient.
         reads: The settings on which the plan depends: of each the group, the key and the value.
         labels: The labels that modules gave their tensors in `Planner.note`.
         store: The state that its nodes work on.
@@ -55,28 +59,51 @@ class Plan:
     store: Store | None = None
     compiler: Compiler | None = None
     _blocks: dict[tuple[int, ...], Region] = field(default_factory=dict)
+    _latest: dict[int, Region] = field(default_factory=dict)  # which has run on each parameter
 
     @cached_property
     def gathers(self) -> bool:
         """Whether processes own parameters, so that all must step at the same time."""
         return any(gathered(self.region))
 
+    def whole(self) -> Region:
+        """Returns the region of all parameters, ready to run."""
+        if self._blocks:
+            self._take_over(self.region, range(len(self.members)))
+        return self.region
+
     def block(self, indices: Sequence[int]) -> Region:
-        """Returns the region of some of the parameters."""
+        """Returns the region of some of the parameters, ready to run; it is kept for later."""
         key = tuple(indices)
-        if key not in self._blocks:
+        region = self._blocks.pop(key, None)
+        if region is None:
             region = self.region.part(indices)
             assert region is not None, "a module of scope 'all' was accepted"
             if self.store is not None:
                 region.bind(self.store.trees)
-            self._blocks[key] = region
-        return self._blocks[key]
+        self._blocks[key] = region
+        while len(self._blocks) > 1 and sum(map(len, self._blocks)) > KEPT * len(self.members):
+            del self._blocks[next(iter(self._blocks))]  # not used for the longest time
+        self._take_over(region, indices)
+        return region
+
+    def _take_over(self, region: Region, indices: Sequence[int]) -> None:
+        """Binds a region again if another one has run on one of these parameters since.
+
+        That one may have put their state together in another way, see `Writer`.
+        """
+        if self.store is not None and any(
+            self._latest.get(i, region) is not region for i in indices
+        ):
+            region.bind(self.store.trees)
+        self._latest.update(dict.fromkeys(indices, region))
 
     def bind(self, store: Store) -> None:
         """Binds all regions to this state."""
         if self.store is not store:
             for region in (self.region, *self._blocks.values()):
                 region.bind(store.trees)
+            self._latest.clear()
             self.store = store
 
     def expected(self, count: int) -> list[dict[str, Any]]:
@@ -156,7 +183,8 @@ def make_plan(
 
     with torch.no_grad():
         region = builder.region(space, plan)
-        region.remember(Sketch(region.space, LiveSettings(names, groups, found={})))
+        if active is None:
+            region.remember(Sketch(region.space, LiveSettings(names, groups, found={})))
     reads = [
         (i, key, group[key])
         for i, group in enumerate(groups)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import Parameter
 
 from projcore import Optimizer
-from projcore.errors import CheckpointError
+from projcore.errors import ArgumentError, CheckpointError
 from projcore.modules import LBFGS, LR, Adam, AdamMini, ClipNorm, GradientNoise, HeavyBall, Route
 from projcore.projections import (
     BlockPartition,
@@ -271,3 +271,22 @@ def test_a_tensor_of_no_dimensions(recwarn: Any) -> None:
     assert state["param_groups"][0]["projcore_shapes"] == "scalar 2"
     with pytest.raises(CheckpointError, match=r"\(scalar\) when its state was saved"):
         Optimizer(shaped([(1,), (2,)]), *chain()).load_state_dict(state)
+
+
+def test_groups_that_are_added_to_an_optimizer_of_a_model_have_its_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    optimizer = Optimizer(model, Adam(), lr=0.1)
+    model.append(torch.nn.Linear(2, 2))
+    optimizer.add_param_group({"params": model[1].parameters(), "lr": 0.01})
+    optimizer.add_param_group({"params": Parameter(torch.zeros(3))})
+    optimizer.add_param_group({"params": [("mine", Parameter(torch.zeros(3)))]})
+    names = [group["param_names"] for group in optimizer.param_groups]
+    assert names == [["0.weight", "0.bias"], ["1.weight", "1.bias"], [None], ["mine"]]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with pytest.raises(ArgumentError, match="no 'params'"):
+        optimizer.add_param_group({"lr": 0.1})
+    del model
+    optimizer.add_param_group({"params": [Parameter(torch.zeros(3))]})
+    assert optimizer.param_groups[-1]["param_names"] == [None]
