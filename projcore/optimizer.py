@@ -39,7 +39,7 @@ from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
 from projcore.engine.names import RATE, SIGNATURE, SettingNames
-from projcore.engine.nodes import Frame
+from projcore.engine.nodes import Frame, separates
 from projcore.engine.part import check_zero, part_of
 from projcore.engine.plan import PASSES
 from projcore.engine.presence import Facts, Participants, follow, of_members, presence
@@ -211,6 +211,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _make_names(self) -> None:
         self._names = SettingNames(self.module)
+        modules = self.module.modules
+        self._separates = "closure" not in self.module.total_needs and all(map(separates, modules))
         self._names.keys = with_settings_inside(self._names.keys, self._names.modules)
         self._foreign: set[str] = set()
 
@@ -571,10 +573,7 @@ class Optimizer(torch.optim.Optimizer):
         A plan of its own for each set of gradients is expensive where they differ in every step, as
         those of experts do. It is made where parameters cannot be separated.
         """
-        if not self._warm or self._compiler is not None or "closure" in self.needs:
-            return False
-        # In a merged space a missing gradient counts as zero, so also where the merging is skipped.
-        if any("all" in (each.scope, each.total_scope) for each in self.module.modules):
+        if not (self._warm and self._separates) or self._compiler is not None:
             return False
         return not self._plan_now(None).gathers
 
@@ -674,7 +673,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """Computes and writes the step of the parameters at some places."""
         some = [parameters[i] for i in places], [grads[i] for i in places]
-        self._run(plan, plan.block(places), *some, loss, places=places)
+        region = plan.block(places, alone=self.bucket_bytes is None)
+        self._run(plan, region, *some, loss, places=places)
 
     def _run_buckets(
         self,

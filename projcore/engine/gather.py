@@ -234,10 +234,10 @@ class Gathered(Inside):
         """The way of the tensors."""
         return self.projection.transfer
 
-    def part(self, index: Mapping[int, int]) -> Node | None:
+    def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
         chosen = [k for k, place in enumerate(self.where) if place in index]
         own = [j for j, k in enumerate(self.transfer.own) if k in set(chosen)]
-        region = None if self.region is None else self.region.part(own)
+        region = None if self.region is None else self.region.part(own, alone)
         if region is None:
             return None
         site = self.site.part(index)

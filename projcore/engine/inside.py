@@ -139,12 +139,12 @@ class Inside(Node):
         except (NotImplementedError, RuntimeError):
             return None
 
-    def part(self, index: Mapping[int, int]) -> Node | None:
+    def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
         projection = self.projection
         if projection.scope == "all":
             return None
         chosen = [k for k, place in enumerate(self.where) if place in index]
-        region = None if self.region is None else self.region.part(chosen)
+        region = None if self.region is None else self.region.part(chosen, alone)
         if region is None and (self.region is not None or projection.total_scope == "all"):
             return None
         site = self.site.part(index)

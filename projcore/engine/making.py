@@ -72,12 +72,15 @@ class Plan:
             self._take_over(self.region, range(len(self.members)))
         return self.region
 
-    def block(self, indices: Sequence[int]) -> Region:
-        """Returns the region of some of the parameters, ready to run; it is kept for later."""
+    def block(self, indices: Sequence[int], alone: bool = False) -> Region:
+        """Returns the region of some of the parameters, ready to run; it is kept for later.
+
+        See `Node.part` for the arguments.
+        """
         key = tuple(indices)
         region = self._blocks.pop(key, None)
         if region is None:
-            region = self.region.part(indices)
+            region = self.region.part(indices, alone)
             assert region is not None, "a module of scope 'all' was accepted"
             if self.store is not None:
                 region.bind(self.store.trees)

@@ -14,6 +14,7 @@ from torch import Tensor
 from projcore._checks import check_result
 from projcore.core.module import Module, Observer, Transform
 from projcore.core.objective import Objective
+from projcore.core.projection import ProjectionBase
 from projcore.core.settings import Settings
 from projcore.core.space import Space
 from projcore.core.state import Node as Entries
@@ -113,11 +114,13 @@ class Node(ABC):
         """Whether what it writes are tensors of its own, which are the parameters."""
         return False
 
-    def part(self, index: Mapping[int, int]) -> Node | None:
+    def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
         """Returns the same for some of the tensors of the region, if it can be split.
 
         Args:
             index: Of each of these, by its place in the region, the place among them.
+            alone: Whether no other tensor takes part in the step, so that modules that need all
+                tensors need these.
         """
         return None
 
@@ -279,8 +282,8 @@ class Call(Node):
             update = [tensor.float() for tensor in update]
         return self.module.common_factor(update, *others)
 
-    def part(self, index: Mapping[int, int]) -> Node | None:
-        if self.module.scope == "all":
+    def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
+        if self.module.scope == "all" and not alone:
             return None
         return Call(*self.site.with_members(self.where, index), self.group, self.path)
 
@@ -393,6 +396,16 @@ def has_factor(module: Module) -> bool:
     return module.common_factor([], None, None, None, [], [module.defaults]) is not None
 
 
+def separates(module: Module) -> bool:
+    """Whether a step of some parameters is as one in which the others have no gradient.
+
+    In a merged space a missing gradient counts as zero, also where the merging is skipped.
+    """
+    if isinstance(module, ProjectionBase):
+        return "all" not in (module.scope, module.total_scope)
+    return module.scope != "all" or has_factor(module)
+
+
 def _as_given(module: Module, given: Tensor, tensor: Tensor) -> Tensor:
     """Returns a result in the dtype that the update had.
 
@@ -428,12 +441,12 @@ class Step(Node):
     def comes_last(self) -> bool:
         return self.module.comes_last or super().comes_last
 
-    def part(self, index: Mapping[int, int]) -> Node | None:
+    def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
         if self.module.scope == "all":
             return None
         site = self.site.part(index)
         chosen = [k for k, place in enumerate(self.where) if place in index]
-        inside = [region.part(chosen) for region in self._inside]
+        inside = [region.part(chosen, alone) for region in self._inside]
         if None in inside:
             return None
         return Step(self.module, site.space, site.whole, inside)
@@ -480,7 +493,7 @@ class Observe(Node):
     def comes_last(self) -> bool:
         return True
 
-    def part(self, index: Mapping[int, int]) -> Node | None:
+    def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
         return Observe(*self.site.with_members(self.where, index), self.group)
 
     @property

@@ -48,10 +48,10 @@ class Region:
         self._ending: Ending | None = None
         self._runs = 0
 
-    def part(self, places: Sequence[int]) -> Region | None:
+    def part(self, places: Sequence[int], alone: bool = False) -> Region | None:
         """Returns the same for some of the tensors; None if a node needs all of them at once."""
         index = {place: k for k, place in enumerate(places)}
-        parts = [node.part(index) for node in self.nodes]
+        parts = [node.part(index, alone) for node in self.nodes]
         if None in parts:
             return None
         nodes = [node for node in parts if node is not None and node.where]

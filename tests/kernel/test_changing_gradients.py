@@ -27,6 +27,7 @@ CHAINS: dict[str, Make] = {
             "adam(); lr(0.1); polyak_averaging(0.9)",
             "route({'*[02468]': [muon()], '*': [adam()]}); lr(0.1)",
             "heavy_ball(); lr(0.1)",
+            "clip_norm(0.1); adam(); lr(0.1)",
             "gradient_accumulation([adam()], 2); lr(0.1)",
         )
     },
@@ -36,7 +37,7 @@ CHAINS: dict[str, Make] = {
 }
 TOGETHER: dict[str, Make] = {
     text: lambda named, text=text: Optimizer(named, text)
-    for text in ("clip_norm(0.1); adam(); lr(0.1)", "vector([heavy_ball()]); lr(0.1)")
+    for text in ("vector([heavy_ball()]); lr(0.1)", "low_rank([clip_norm(0.1)], rank=2); lr(0.1)")
 }
 
 
@@ -61,6 +62,8 @@ def train(make: Make, steps: int = 14, **settings: Any) -> tuple[Optimizer, list
 def test_a_part_of_the_plan_is_as_a_plan_of_its_own(
     chain: str, bucket_bytes: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if bucket_bytes and "clip_norm" in chain:
+        pytest.skip("its norm is of all")
     parts, found = train(CHAINS[chain], bucket_bytes=bucket_bytes)
     assert len(parts._plans) <= 2  # the first step's, and one for all
     monkeypatch.setattr(Optimizer, "_runs_in_parts", lambda self: False)
