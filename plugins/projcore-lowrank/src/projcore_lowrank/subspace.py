@@ -513,10 +513,9 @@ class Subspace(ProjectionBase):
         full, made = self._updates(tensors, projected, result, *facts)
         updates: list[Any] = [None] * len(full)
         for update in made:
-            batch = update.batch
-            several = len(batch.places) > 1
-            given = torch.stack(pick(full, batch.places)) if several else batch.gather(full)
-            batch.spread(update.of(given, owned=several), updates)
+            places = update.batch.places
+            for i, each in zip(places, update.of(pick(full, places)), strict=True):
+                updates[i] = each
         return [each.reshape(like.shape) for each, like in zip(updates, tensors, strict=True)]
 
     def writer(self, targets: list[Tensor]) -> Callable[..., list[Write]] | str:
