@@ -101,13 +101,12 @@ class Combine(Choice):
         if "residual_scale" in settings:
             require(owner, "residual_scale", settings["residual_scale"], minimum=0)
 
-    def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
-        """Returns the entries of a tensor's state, for the tensor viewed in that shape."""
-        return {}
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+        """Returns the entries of a tensor's state.
 
-    def begin(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
-        """Returns entries that depend on the dimension along which channels lie."""
-        return self.init(shape, tensor)
+        ``shape`` is that of the tensor as a matrix, in which channels lie along ``dim``.
+        """
+        return {}
 
     def measure(self, matrix: Tensor, dim: int) -> Tensor:
         """Returns a statistic of a matrix, or of a stack, before it is projected."""
@@ -139,7 +138,7 @@ class Limited(Combine):
         self.limit = limit
         super().__init__(scale)
 
-    def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
         if self.limit is None:
             return {}
         dtype = torch.promote_types(tensor.dtype, torch.float32).to_real()

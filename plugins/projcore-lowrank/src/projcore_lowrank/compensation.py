@@ -64,12 +64,12 @@ class Compensation(Limited):
         super().__init__(scale, limit)
         self.defaults["residual_scale"] = residual_scale
 
-    def begin(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
         channels = list(shape)
         channels[dim] = 1
         wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
         energies = tensor.new_zeros(channels, dtype=wide)
-        return {"energies": energies, **super().begin(shape, dim, tensor)}
+        return {"energies": energies, **super().init(shape, dim, tensor)}
 
     def terms(self, given: Given) -> list[Terms]:
         projected = given.projected

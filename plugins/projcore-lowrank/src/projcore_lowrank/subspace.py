@@ -223,7 +223,7 @@ class Subspace(ProjectionBase):
             node.update(self.basis.begin(end, length, rank, shape[:-2], tensor))
         if self.error_feedback:
             node["error"] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        return {**node, **self.rule.begin(shape, channel(node), tensor)}
+        return {**node, **self.rule.init(shape, channel(node), tensor)}
 
     def receive(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
