@@ -66,7 +66,7 @@ class Update(NamedTuple):
         rest = None
         if has_signs(self.terms):
             assert self.low is not None
-            (rest,) = signs([products.residual(full, self.low, state)])
+            (rest,) = signs([full - products.up(self.low, state)])
             rest.mul_(signed)
         update: Tensor | None = None
         if factor is not None and owned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from operator import is_
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,6 +146,8 @@ class Subspace(ProjectionBase):
         self.error_feedback = error_feedback
         self.folding = folding
         self.compute_dtype = as_dtype(self, compute_dtype)
+        # Updates are then checked for Inf and NaN before they are added to the errors.
+        self._checks_received = error_feedback and self.basis.nonfinite == "raise"
         self.products = Products(self.basis, self.compute_dtype)
         self.on_refresh = self.memory_rule.on_refresh
         self.traceable = self.basis.traceable
@@ -162,7 +164,7 @@ class Subspace(ProjectionBase):
 
     def _check_choices(self, side: Side) -> None:
         """Raises an error if choices are incompatible."""
-        require_choice(self, "side", side, get_args(Side))
+        require_choice(self, "side", side, Side)
         basis, rule, memory = self.choices
         sides = f"combine={rule}, memory={memory}, side={side!r}"
         columns = "Choose a basis of such, as random_basis(kind='orthonormal')"
@@ -300,11 +302,6 @@ class Subspace(ProjectionBase):
             return False
         every_step = settings["period"] == 1 and not state["pending"]
         return is_alone(tensor) or self.basis.nonfinite == "skip" or not every_step
-
-    @property
-    def _checks_received(self) -> bool:
-        """Whether updates are checked for Inf and NaN before they are added to the errors."""
-        return self.error_feedback and self.basis.nonfinite == "raise"
 
     def _usable(
         self,
