@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from projcore_lowrank import recipes
-from projcore_lowrank._seeded import choices, gaussian, mix, orthonormal
+from projcore_lowrank._seeded import choices, gaussian, mix, uniform_columns
 from projcore_lowrank._subspace import dominant
 
 # Takes a gradient, gives the update without decay and learning rate.
@@ -229,7 +229,7 @@ def golore(index: int, right: bool) -> Reference:
         full = yield update
         if step % PERIOD == 0:
             key = mix(SEED, index, step // PERIOD + 1)
-            new = orthonormal(key, (full.shape[0], RANK), torch.float64)
+            new = uniform_columns(gaussian(key, (full.shape[0], RANK), torch.float64))
             if step:
                 moments.first = new.T @ (basis @ moments.first)
             basis = new
@@ -357,7 +357,7 @@ def grasswalk(basis: Tensor, full: Tensor, step: int, index: int, right: bool) -
 
 def grassjump(basis: Tensor, full: Tensor, step: int, index: int, right: bool) -> Tensor:
     key = mix(SEED, index, step // PERIOD + 1)
-    return orthonormal(key, (full.shape[0], RANK), torch.float64)
+    return uniform_columns(gaussian(key, (full.shape[0], RANK), torch.float64))
 
 
 def alice(index: int, right: bool, beta: float) -> Reference:

@@ -10,14 +10,14 @@ from projcore.choices import SARA
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LR
 from projcore.projections import Subspace
-from projcore_lowrank._seeded import orthonormal
+from projcore_lowrank._seeded import gaussian, uniform_columns
 
 DRAWS = 1000
 
 
 def matrix(values: list[float]) -> torch.Tensor:
     """A matrix with these singular values, and the first vectors of the identity on the left."""
-    right = orthonormal(0, (5, len(values)), torch.float64, "cpu")
+    right = uniform_columns(gaussian(0, (5, len(values)), torch.float64))
     return torch.diag(torch.tensor(values, dtype=torch.float64)) @ right.mT
 
 

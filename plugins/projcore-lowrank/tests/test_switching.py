@@ -16,7 +16,7 @@ from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LR
 from projcore.projections import Subspace
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank._seeded import gaussian, orthonormal
+from projcore_lowrank._seeded import gaussian, uniform_columns
 from projcore_lowrank.switching import eigenvectors
 
 
@@ -33,7 +33,10 @@ def learnt(switching: Switching, g: Tensor, state: dict[str, Any], rank: int) ->
 def test_leading_vectors_stay_and_the_others_are_in_the_complement(
     dtype: torch.dtype, leading: float
 ) -> None:
-    left, right = orthonormal(0, (12, 6), dtype), orthonormal(1, (15, 6), dtype)
+    left, right = (
+        uniform_columns(gaussian(0, (12, 6), dtype)),
+        uniform_columns(gaussian(1, (15, 6), dtype)),
+    )
     g = left @ torch.diag(torch.tensor([32.0, 16, 8, 4, 2, 1]).to(dtype)) @ right.mH
     kept = {1: 1, 3: 3, 9: 6, 0.5: 3}[leading]
     seen = []
@@ -50,7 +53,7 @@ def test_leading_vectors_stay_and_the_others_are_in_the_complement(
 
 
 def test_the_others_are_uniform_in_the_complement() -> None:
-    left = orthonormal(0, (4, 2), torch.float64)
+    left = uniform_columns(gaussian(0, (4, 2), torch.float64))
     g = left @ torch.diag(torch.tensor([3.0, 1.0]).double())
     total = torch.zeros(4, 4, dtype=torch.float64)
     for seed in range(2000):
@@ -62,7 +65,10 @@ def test_the_others_are_uniform_in_the_complement() -> None:
 
 @pytest.mark.parametrize("tracks", [False, True])
 def test_it_is_a_step_of_subspace_iteration_with_the_mean_formed(tracks: bool) -> None:
-    g, basis = gaussian(2, (9, 14), torch.float64), orthonormal(3, (9, 4), torch.float64)
+    g, basis = (
+        gaussian(2, (9, 14), torch.float64),
+        uniform_columns(gaussian(3, (9, 4), torch.float64)),
+    )
     root = gaussian(4, (4, 4), torch.float64)
     tracked, beta = (root @ root.mT, 0.7) if tracks else (None, 0.0)
     mean = (1 - beta) * g @ g.mT
@@ -137,7 +143,7 @@ def test_rounding_errors_are_not_compensated(dtype: torch.dtype) -> None:
     subspace = Subspace([LR(0.1)], 2, "svd()", Compensation(limit=None))
     optimizer = Optimizer([weight], subspace)
     for step in range(5):
-        grad = orthonormal(0, (8, 2), dtype) @ gaussian(step, (2, 9), dtype)
+        grad = uniform_columns(gaussian(0, (8, 2), dtype)) @ gaussian(step, (2, 9), dtype)
         weight.grad = grad
         before = weight.detach().clone()
         optimizer.step()

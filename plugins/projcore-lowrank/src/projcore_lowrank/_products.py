@@ -55,13 +55,6 @@ class Products(NamedTuple):
             z = self.basis.up(z, state, end)
         self.basis.add_up_(target, z, state, last, beta, alpha)
 
-    def residual(self, full: Tensor, low: Tensor, state: Node) -> Tensor:
-        """Returns the residual of a matrix with the projection ``low``, as a new tensor."""
-        if self.basis.selects:
-            (end,) = ends_of(state)
-            return full.index_fill(dim_of(end), state[end], 0)
-        return torch.sub(full, self.up(low, state))
-
     def leave_residual_(self, full: Tensor, low: Tensor, state: Node) -> None:
         """Replaces a matrix by its residual in place."""
         if self.basis.selects:

@@ -192,13 +192,8 @@ def rademacher(
     return signs.flatten()[: shape.numel()].reshape(shape)
 
 
-def orthonormal(
-    seed: int,
-    shape: Sequence[int],
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> Tensor:
-    r"""Returns orthonormal columns, or rows if there are fewer of these, uniformly distributed.
+def uniform_columns(normal: Tensor) -> Tensor:
+    r"""Returns orthonormal columns, uniformly distributed if they are made of normal numbers.
 
     :math:`Q` of :math:`Z = Q R`, :math:`Z` Gaussian, with the diagonal of :math:`R` positive. This
     is the Haar measure on the Stiefel manifold: no rotation changes the distribution (Mezzadri,
@@ -206,20 +201,10 @@ def orthonormal(
     :math:`E[Q Q^H] = (r / m) I`, and it takes :math:`4 m r^2` operations.
 
     Example:
-        >>> q = orthonormal(0, (5, 2))
+        >>> q = uniform_columns(gaussian(0, (5, 2)))
         >>> torch.allclose(q.mT @ q, torch.eye(2), atol=1e-6)
         True
     """
-    rows, columns = shape[-2:]
-    tall = (*shape[:-2], max(rows, columns), min(rows, columns))
-    normal = gaussian(seed, tall, torch.promote_types(dtype, torch.float32), device)
-    q = uniform_columns(normal).to(dtype)
-    drawn: Tensor = q.mH if rows < columns else q
-    return drawn.contiguous()
-
-
-def uniform_columns(normal: Tensor) -> Tensor:
-    """Returns the orthonormal columns of `orthonormal` for given normal numbers."""
     q: Tensor
     q, r = torch.linalg.qr(normal)
     return q.mul_(r.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-2))

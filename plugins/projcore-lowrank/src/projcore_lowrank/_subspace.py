@@ -34,18 +34,14 @@ def dominant(
     and :math:`P^H P = I` up to rounding for every :math:`A`, also of lower rank, zero, or with
     fewer than `r` columns. The method
 
-    - ``"svd"`` takes the first `r` left singular vectors, largest value first;
-    - ``"gram"`` takes the eigenvectors of the smaller of :math:`A A^H` and :math:`A^H A`, in the
-      same order. Directions of singular values below :math:`\sqrt\epsilon \sigma_1` are inaccurate;
-    - ``"randomized"`` takes a basis of :math:`A A^H \Omega`, :math:`\Omega` Gaussian;
-    - ``"subspace"`` takes a basis of :math:`A A^H P_0`, :math:`P_0` the previous basis, initially
-      Gaussian columns. The columns keep their order and their signs, as far as
-      :math:`A` allows; a zero :math:`A` keeps :math:`P_0`. If `n` is more than `r + 32`
-      and at most `4r`, :math:`A S` takes the place of :math:`A`, where :math:`S` has `r + 32`
-      columns: it sums columns with random signs. If more than about 0.005 of
-      :math:`\|A\|_F^2` would stay outside, a step with all of :math:`A` follows. Accelerators take
-      that step directly, since the decision would synchronize;
-    - ``"subspace_whole"`` is ``"subspace"`` that takes that step directly for every `n`.
+    - ``"svd"`` is that of `SVD`, ``"gram"`` of `Gram`, largest singular value first;
+    - ``"randomized"`` is that of `Randomized`;
+    - ``"subspace"`` is that of `SubspaceIteration` from the basis :math:`P_0`. The columns keep
+      their order and their signs, as far as :math:`A` allows; a zero :math:`A` keeps :math:`P_0`.
+      Where it sums columns, :math:`A S` takes the place of :math:`A`, with a matrix :math:`S` of
+      random signs. Accelerators do not, since the decision whether a step with all of :math:`A`
+      follows would synchronize;
+    - ``"subspace_whole"`` is ``"subspace"`` that never sums columns.
 
     The last three do not order the columns by singular value. The larger the gap after `r` singular
     values, the more accurate they are: on gradients of transformers all capture 0.999 of the SVD's

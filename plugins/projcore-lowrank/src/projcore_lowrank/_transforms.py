@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from projcore.errors import ArgumentError
 from projcore.ops import wide
 from projcore_lowrank._seeded import mix, permutation, rademacher, stream
 
@@ -89,7 +88,6 @@ def fastfood_up(z: Tensor, seed: int, length: int) -> Tensor:
         >>> abs(fastfood_up(z, seed=0, length=100_000).norm() / 5 - 1) < 0.05
         tensor(True)
     """
-    _vector("fastfood_up", z)
     n = 1 << (len(z) - 1).bit_length()
     working = wide(z)
     padded = torch.cat([working, working.new_zeros(n - len(z))])
@@ -103,7 +101,6 @@ def fastfood_up(z: Tensor, seed: int, length: int) -> Tensor:
 
 def fastfood_down(x: Tensor, seed: int, rank: int) -> Tensor:
     """Applies the transpose of `fastfood_up`, from ``(D,)`` to ``(rank,)``."""
-    _vector("fastfood_down", x)
     n = 1 << (rank - 1).bit_length()
     working = wide(x)
     order = permutation(mix(seed, 0), n, x.device)
@@ -168,11 +165,6 @@ def _signs(seed: int, stage: int, like: Tensor) -> Tensor:
 
 
 def _kept(seed: int, length: int, rank: int, device: torch.device) -> Tensor:
-    if not 1 <= rank <= length:
-        raise ArgumentError(
-            f"srht was given rank {rank} and length {length}. The rank must be at least 1 and at "
-            "most the length."
-        )
     return permutation(mix(seed, 0), length, device)[:rank]
 
 
@@ -194,11 +186,3 @@ def _blocks(
         root = (1 - 2 / (9 * n)) + (2 / (9 * n)) ** 0.5 * normal
         yield signs, weights, root.clamp(min=0) ** 1.5
         left -= shape[0]
-
-
-def _vector(name: str, x: Tensor) -> None:
-    if x.ndim != 1 or not len(x):
-        raise ArgumentError(
-            f"{name} was given a tensor of shape {tuple(x.shape)}. It must be a vector of at least "
-            "one element. Flatten it first."
-        )

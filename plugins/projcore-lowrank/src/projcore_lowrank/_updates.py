@@ -50,7 +50,13 @@ class Update(NamedTuple):
             )
         ]
 
-    def of(self, full: Tensor, owned: bool = False) -> Tensor:
+    def of(self, full: list[Tensor]) -> Sequence[Tensor]:
+        """Returns the update of each of its tensors, given as matrices."""
+        if len(full) == 1:
+            return [self._of(full[0], owned=False)]
+        return self._of(torch.stack(full), owned=True).unbind()
+
+    def _of(self, full: Tensor, owned: bool) -> Tensor:
         """Returns the update for a matrix or a stack, which it may overwrite if it is owned."""
         result, scale, factor, signed = self.terms
         products = self.products
@@ -60,7 +66,7 @@ class Update(NamedTuple):
         rest = None
         if has_signs(self.terms):
             assert self.low is not None
-            (rest,) = signs([products.residual(full, self.low, state)])
+            (rest,) = signs([full - products.up(self.low, state)])
             rest.mul_(signed)
         update: Tensor | None = None
         if factor is not None and owned:
@@ -112,21 +118,16 @@ def writes(
         return _signs_written(targets, blends, full, updates)
     operations: list[Write] = []
     for update in updates:
-        places = update.batch.places
-        views = [view_of(targets[i], full[i].shape) for i in places]
-        known = [view for view in views if view is not None]
-        agree = all(blends[i] == blends[places[0]] for i in places)
-        if len(places) > 1 and len(known) == len(views) and agree:
-            make = partial(_stack, pick(full, places), update)
-            operations += _written(known, blends[places[0]], make)
-            continue
-        for view, each in zip(views, update.members(), strict=True):
-            (i,) = each.batch.places
-            if each.terms.signs or view is None or update.products.dtype is not None:
-                write = partial(_write_full, targets[i], blends[i], full[i], each)
-                operations.append(Write(targets[i], write))
+        first, *others = (blends[i] for i in update.batch.places)
+        agree = all(other == first for other in others)
+        for each in [update] if agree else update.members():
+            places = each.batch.places
+            some, matrices, blend = pick(targets, places), pick(full, places), blends[places[0]]
+            view = view_of(some[0], matrices[0].shape) if len(places) == 1 else None
+            if view is None or has_signs(each.terms) or each.products.dtype is not None:
+                operations += _written(some, blend, partial(each.of, matrices))
             else:
-                operations += _parts_written(view, blends[i], full[i], each)
+                operations += _parts_written(view, blend, matrices[0], each)
     return operations
 
 
@@ -140,18 +141,6 @@ def _signs_written(
         make = partial(with_signs, pick(full, places), [found[i] for i in places])
         operations += _written(pick(targets, places), blends[places[0]], make)
     return operations
-
-
-def _stack(full: list[Tensor], update: Update) -> Sequence[Tensor]:
-    return update.of(torch.stack(full), owned=True).unbind()
-
-
-def _write_full(target: Tensor, blend: Blend, full: Tensor, update: Update) -> None:
-    """Computes the update of one parameter just before it is written, and writes it."""
-    made = update.of(full).reshape(target.shape).mul_(blend.scale)
-    if blend.decay:
-        made.add_(target, alpha=blend.decay)
-    target.sub_(made)
 
 
 def _parts_written(view: Tensor, blend: Blend, full: Tensor, update: Update) -> list[Write]:

@@ -3,21 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from projcore_lowrank.combine import (
-    TINY,
-    Given,
-    Limited,
-    Terms,
-    in_dtype_of,
-    is_factor,
-    matrix_norms,
-    norms,
-    norms_of,
-    quotients,
-    split_like,
-)
+from projcore_lowrank.combine import Given, Limited, Terms, in_dtype_of, is_factor, quotients
 
 
 class Apollo(Limited):
@@ -52,11 +39,11 @@ class Apollo(Limited):
 
     def terms(self, given: Given) -> list[Terms]:
         result, scales = given.result, given.setting("scale")
-        factors = quotients(norms(result, given.dims), norms(given.projected, given.dims))
-        if self.limit is not None:
-            channels = list(torch._foreach_mul(given.outside, factors))
-            shrink = self.limited(matrix_norms(channels), given)
-            factors = list(torch._foreach_mul(factors, split_like(shrink, result)))
+        inside = self.norms(given.projected, given.dims)
+        factors = quotients(self.norms(result, given.dims), inside)
+        if self.measures:
+            sizes = list(torch._foreach_mul(given.outside, factors))
+            factors = self.limited(factors, sizes, given)
         if any(map(is_factor, scales)):
             factors = list(torch._foreach_mul(factors, scales))
         return [Terms(factor=factor) for factor in in_dtype_of(factors, result)]
@@ -81,16 +68,3 @@ class ApolloMini(Apollo):
     """
 
     by_channel = False
-
-    def measure(self, matrix: Tensor, dim: int) -> Tensor:
-        return norms_of(matrix)
-
-    def terms(self, given: Given) -> list[Terms]:
-        projected = given.projected
-        each = [given.results[i] for i in given.members]
-        numbers = matrix_norms(each) / (matrix_norms(projected) + TINY)
-        if self.limit is not None:
-            shrink = self.limited(torch.cat(given.outside) * numbers, given)
-            numbers = numbers * shrink
-        factors = torch._foreach_mul(split_like(numbers, projected), given.setting("scale"))
-        return [Terms(factor=factor) for factor in in_dtype_of(list(factors), projected)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Basis(Choice):
         side: The side that it compresses, if it determines the side.
         has_channels: Whether tensors inside are matrices, whose rows and columns may be scaled.
         traceable: Whether `torch.compile` traces products with it without graph breaks.
+        follows_momentum: Whether it is computed from first moments inside, too, which are then in
+            ``state["moment"]`` at a refresh, if there are any yet, and their betas in
+            ``state["betas"]``, if it ``asks_inside``.
         one_sided: Whether it supports only one end.
         asks_inside: Whether it requires the betas of Adam inside.
     """
@@ -67,10 +70,11 @@ class Basis(Choice):
         source: Source = "update",
         nonfinite: Nonfinite = "raise",
     ) -> None:
-        require_choice(self, "source", source, get_args(Source))
-        require_choice(self, "nonfinite", nonfinite, get_args(Nonfinite))
+        require_choice(self, "source", source, Source)
+        require_choice(self, "nonfinite", nonfinite, Nonfinite)
         self.stagger = stagger
         self.source = source
+        self.follows_momentum = source == "momentum"
         self.nonfinite = nonfinite
         super().__init__({"period": period})
 
@@ -146,15 +150,6 @@ class Basis(Choice):
     def forgotten(self, state: Node, end: End) -> tuple[Tensor, Tensor] | None:
         """Returns two factors of the momentum lost by the refresh, for error feedback."""
         return None
-
-    @property
-    def follows_momentum(self) -> bool:
-        """Whether it is computed from first moments inside, too.
-
-        Then these are in ``state["moment"]`` at a refresh, if there are any yet, and their betas
-        in ``state["betas"]``, if it ``asks_inside``.
-        """
-        return self.source == "momentum"
 
     # Properties.
 

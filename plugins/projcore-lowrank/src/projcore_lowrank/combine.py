@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from projcore import Choice, Node, Settings, require
 from projcore.errors import ContractError
+from projcore.ops import wide
 from projcore_lowrank._batches import Batch
 
 TINY = 1e-8  # added to denominators, as in the authors' code
@@ -100,13 +101,12 @@ class Combine(Choice):
         if "residual_scale" in settings:
             require(owner, "residual_scale", settings["residual_scale"], minimum=0)
 
-    def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
-        """Returns the entries of a tensor's state, for the tensor viewed in that shape."""
-        return {}
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+        """Returns the entries of a tensor's state.
 
-    def begin(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
-        """Returns entries that depend on the dimension along which channels lie."""
-        return self.init(shape, tensor)
+        ``shape`` is that of the tensor as a matrix, in which channels lie along ``dim``.
+        """
+        return {}
 
     def measure(self, matrix: Tensor, dim: int) -> Tensor:
         """Returns a statistic of a matrix, or of a stack, before it is projected."""
@@ -138,24 +138,55 @@ class Limited(Combine):
         self.limit = limit
         super().__init__(scale)
 
-    def init(self, shape: tuple[int, ...], tensor: Tensor) -> Node:
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
         if self.limit is None:
             return {}
-        wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
-        return {"limited_norm": tensor.new_zeros((*shape[:-2], 1, 1), dtype=wide)}
+        dtype = torch.promote_types(tensor.dtype, torch.float32).to_real()
+        return {"limited_norm": tensor.new_zeros((*shape[:-2], 1, 1), dtype=dtype)}
 
     def measure(self, matrix: Tensor, dim: int) -> Tensor:
-        return norms([matrix], [dim])[0]
+        return self.norms([matrix], [dim])[0]
 
-    def limited(self, now: Tensor, given: Given) -> Tensor:
-        """Returns the factors for matrices with these norms, and stores the new norms."""
-        assert self.limit is not None
-        shrink, left = grown(
-            now, self.limit, [given.states[i]["limited_norm"] for i in given.members]
-        )
+    def norms(self, tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
+        """Returns the norms of channels, which lie along dimensions, or else of matrices.
+
+        The dimensions are kept with length 1; in float32 or wider.
+        """
+        pairs = zip(map(wide, tensors), dims, strict=True)
+        return [_norm(each, dim if self.by_channel else (-2, -1)) for each, dim in pairs]
+
+    def limited(self, factors: list[Tensor], sizes: list[Tensor], given: Given) -> list[Tensor]:
+        """Returns factors of channels, multiplied so that norms grow by at most the limit.
+
+        ``sizes`` are the norms of channels times their factors. The norms of matrices are stored.
+        """
+        if self.limit is None:
+            return factors
+        now = matrix_norms(sizes)
+        previous = [given.states[i]["limited_norm"] for i in given.members]
+        before = torch.cat([norm.view(-1) for norm in previous])
+        allowed = functional.threshold(before, 0.0, math.inf).add_(TINY).mul_(self.limit)
+        shrink = (allowed / now).clamp_(max=1.0)
+        left = torch._foreach_mul(split_like(now, previous), split_like(shrink, previous))
         for i, norm in zip(given.members, left, strict=True):
-            given.states[i]["limited_norm"] = norm
-        return shrink
+            given.states[i]["limited_norm"] = norm  # each with separate memory
+        return list(torch._foreach_mul(factors, split_like(shrink, factors)))
+
+
+def with_residuals(
+    given: Given, inside: list[Tensor], outside: list[Tensor], scales: list[Any]
+) -> list[Terms]:
+    r"""Returns the result inside and the residual, with factors of channels for both of its parts.
+
+    .. math:: \alpha P (N - R \operatorname{diag}(a)) + G \operatorname{diag}(b)
+
+    ``inside`` is :math:`a`, ``outside`` is :math:`b`, and ``scales`` are :math:`\alpha`.
+    """
+    result = given.result
+    inside, outside = in_dtype_of(inside, result), in_dtype_of(outside, result)
+    mixed = torch._foreach_addcmul(result, given.projected, inside, value=-1.0)
+    low = [each.to(out.dtype) for each, out in zip(mixed, result, strict=True)]
+    return [Terms(*each) for each in zip(low, scales, outside, strict=True)]
 
 
 def has_signs(terms: Terms) -> bool:
@@ -168,12 +199,7 @@ def is_factor(factor: float | Tensor) -> bool:
     return isinstance(factor, Tensor) or factor != 1
 
 
-def norms(tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
-    """Returns norms along dimensions, which are kept with length 1, in float32 or wider."""
-    return [_norm(tensor, dim) for tensor, dim in zip(_wide(tensors), dims, strict=True)]
-
-
-def _norm(tensor: Tensor, dim: int) -> Tensor:
+def _norm(tensor: Tensor, dim: int | tuple[int, int]) -> Tensor:
     if dim == -2 and tensor.is_cpu:
         # Along columns, torch.linalg.vector_norm takes six times as long.
         parts = tensor.abs() if tensor.is_complex() else tensor
@@ -186,20 +212,10 @@ def matrix_norms(tensors: list[Tensor]) -> Tensor:
     """Returns the norm of each matrix, concatenated over batches, as a vector."""
     matrices = [
         matrix
-        for tensor in _wide(tensors)
+        for tensor in map(wide, tensors)
         for matrix in (tensor.flatten(0, -3).unbind() if tensor.ndim > 2 else (tensor,))
     ]
     return torch.stack(torch._foreach_norm(matrices))
-
-
-def norms_of(tensor: Tensor) -> Tensor:
-    """Returns the norm of a matrix, or of each matrix of a batch, as a vector."""
-    (tensor,) = _wide([tensor])
-    if tensor.ndim == 2 and tensor.is_contiguous() and not tensor.is_complex():
-        flat = tensor.view(-1)
-        return torch.dot(flat, flat).sqrt_().view(1)  # the fastest for large matrices on a CPU
-    norms: Tensor = torch.linalg.vector_norm(tensor, dim=(-2, -1))
-    return norms.view(-1)
 
 
 def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
@@ -207,23 +223,8 @@ def quotients(above: list[Tensor], below: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_div(above, torch._foreach_add(below, TINY)))
 
 
-def grown(now: Tensor, gamma: float, previous: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Returns factors for matrices so that their norms grow by at most `gamma`.
-
-    ``now`` is the norm of each matrix, ``previous`` the last norms, of each matrix or batch; a last
-    norm of zero does not limit. Also returns the norms after multiplication.
-    """
-    before = torch.cat([norm.view(-1) for norm in previous])
-    allowed = functional.threshold(before, 0.0, math.inf).add_(TINY).mul_(gamma)
-    shrink = (allowed / now).clamp_(max=1.0)
-    # Each with separate memory.
-    return shrink, list(torch._foreach_mul(split_like(now, previous), split_like(shrink, previous)))
-
-
 def split_like(numbers: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """Splits a vector with a number for each matrix into shapes that broadcast with tensors."""
-    if all(tensor.ndim == 2 for tensor in tensors):
-        return list(numbers.view(-1, 1, 1).unbind())
     shapes = [(*tensor.shape[:-2], 1, 1) for tensor in tensors]
     counts = [math.prod(shape) for shape in shapes]
     parts = numbers.split(counts)
@@ -236,9 +237,3 @@ def in_dtype_of(factors: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
     if dtype in (torch.float16, factors[0].dtype):
         return factors
     return [factor.to(dtype) for factor in factors]
-
-
-def _wide(tensors: list[Tensor]) -> list[Tensor]:
-    """Returns tensors, which share a dtype, in float32 or wider."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return tensors if tensors[0].dtype == dtype else [tensor.to(dtype) for tensor in tensors]

@@ -7,16 +7,7 @@ from torch import Tensor
 
 from projcore import Node, require
 from projcore_lowrank._batches import apart, pick, stacked
-from projcore_lowrank.combine import (
-    TINY,
-    Given,
-    Limited,
-    Terms,
-    in_dtype_of,
-    matrix_norms,
-    norms,
-    split_like,
-)
+from projcore_lowrank.combine import TINY, Given, Limited, Terms, with_residuals
 
 
 class Compensation(Limited):
@@ -73,17 +64,17 @@ class Compensation(Limited):
         super().__init__(scale, limit)
         self.defaults["residual_scale"] = residual_scale
 
-    def begin(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
         channels = list(shape)
         channels[dim] = 1
         wide = torch.promote_types(tensor.dtype, torch.float32).to_real()
         energies = tensor.new_zeros(channels, dtype=wide)
-        return {"energies": energies, **super().begin(shape, dim, tensor)}
+        return {"energies": energies, **super().init(shape, dim, tensor)}
 
     def terms(self, given: Given) -> list[Terms]:
-        projected, result = given.projected, given.result
-        factors, channels = [], []
-        parts = zip(given.batches, given.outside, norms(projected, given.dims), strict=True)
+        projected = given.projected
+        factors, sizes = [], []
+        parts = zip(given.batches, given.outside, self.norms(projected, given.dims), strict=True)
         for k, (batch, whole, inside) in enumerate(parts):
             rest = (whole.square() - inside.square()).clamp_(min=0)
             states, dim = pick(given.states, batch.places), given.dims[k]
@@ -95,13 +86,8 @@ class Compensation(Limited):
             rounding = whole.square() * torch.finfo(whole.dtype).eps
             divisor = torch.maximum(energies, rounding).sqrt() + TINY
             factors.append(missing**0.5 / divisor)
-            channels.append(rest.sqrt() * factors[-1])
-        if self.limit is not None:
-            shrink = self.limited(matrix_norms(channels), given)
-            factors = list(torch._foreach_mul(factors, split_like(shrink, result)))
+            sizes.append(rest.sqrt() * factors[-1])
+        factors = self.limited(factors, sizes, given)
         shares = list(torch._foreach_mul(factors, given.setting("residual_scale")))
-        mixed = torch._foreach_addcmul(result, projected, in_dtype_of(shares, result), value=-1.0)
-        low = [each.to(out.dtype) for each, out in zip(mixed, result, strict=True)]
         scales = given.setting("scale")
-        outside = in_dtype_of(list(torch._foreach_mul(shares, scales)), result)
-        return [Terms(*each) for each in zip(low, scales, outside, strict=True)]
+        return with_residuals(given, shares, list(torch._foreach_mul(shares, scales)), scales)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from projcore import Node, Settings
-from projcore.errors import ArgumentError
+from projcore.ops import require_choice
 from projcore_lowrank.basis import End, Nonfinite, Source, ends_of
 from projcore_lowrank.coordinates import Chosen, largest
 
@@ -63,11 +63,7 @@ class Cosines(Chosen):
         source: Source = "update",
         nonfinite: Nonfinite = "raise",
     ) -> None:
-        if norm not in (1, 2):
-            raise ArgumentError(
-                f"Cosines(norm={norm!r}) is not valid. Frequencies are selected by the sum of "
-                "absolute values, norm=1, or of squares, norm=2."
-            )
+        require_choice(self, "norm", norm, Norm)
         self.norm = norm
         super().__init__(period, stagger, source, nonfinite)
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from projcore_lowrank.combine import (
-    Given,
-    Limited,
-    Terms,
-    in_dtype_of,
-    matrix_norms,
-    norms,
-    quotients,
-    split_like,
-)
+from projcore_lowrank.combine import Given, Limited, Terms, quotients, with_residuals
 
 
 class Fira(Limited):
@@ -48,19 +39,14 @@ class Fira(Limited):
     measures = True
 
     def terms(self, given: Given) -> list[Terms]:
-        projected, result, scales = given.projected, given.result, given.setting("scale")
-        inside = norms(projected, given.dims)
-        factors = quotients(norms(result, given.dims), inside)
+        scales = given.setting("scale")
+        inside = self.norms(given.projected, given.dims)
+        factors = quotients(self.norms(given.result, given.dims), inside)
         rest = torch._foreach_mul(inside, inside)
         torch._foreach_mul_(rest, [scale**2 - 2 * scale for scale in scales])
         torch._foreach_addcmul_(rest, given.outside, given.outside)
         rest = torch._foreach_clamp_min(rest, 0.0)
         torch._foreach_sqrt_(rest)
-        channels = list(torch._foreach_mul(rest, factors))
-        if self.limit is not None:
-            shrink = self.limited(matrix_norms(channels), given)
-            factors = list(torch._foreach_mul(factors, split_like(shrink, result)))
-        factors = in_dtype_of(factors, result)
-        mixed = torch._foreach_addcmul(result, projected, factors, value=-1.0)
-        low = [each.to(out.dtype) for each, out in zip(mixed, result, strict=True)]
-        return [Terms(*each) for each in zip(low, scales, factors, strict=True)]
+        sizes = list(torch._foreach_mul(rest, factors))
+        factors = self.limited(factors, sizes, given)
+        return with_residuals(given, factors, factors, scales)

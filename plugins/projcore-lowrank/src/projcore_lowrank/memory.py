@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Memory(Choice):
     one_sided: ClassVar[bool] = False
 
     def __init__(self, second: Second = "squared") -> None:
-        require_choice(self, "second", second, get_args(Second))
+        require_choice(self, "second", second, Second)
         self.second = second
         super().__init__()
 

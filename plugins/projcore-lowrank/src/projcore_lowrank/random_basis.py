@@ -93,7 +93,8 @@ class RandomBasis(Basis):
         self.seed = seed
         self.chain = chain
         self.store = store
-        self.traceable = store or kind != "srht"  # "srht" draws in every product
+        self.transforms = kind == "srht" and not store  # tensors, without forming a matrix
+        self.traceable = not self.transforms  # it draws in every product
         super().__init__(period, stagger)
 
     def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
@@ -128,11 +129,6 @@ class RandomBasis(Basis):
 
     def rank_of(self, state: Node) -> int:
         return int(state[ends_of(state)[0]].shape[1])
-
-    @property
-    def transforms(self) -> bool:
-        """Whether tensors are transformed without forming a matrix."""
-        return self.kind == "srht" and not self.store
 
     def materialize(self, states: list[Node]) -> list[Node]:
         if self.store or self.transforms:

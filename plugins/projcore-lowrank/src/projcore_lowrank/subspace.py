@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from operator import is_
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,6 +146,8 @@ class Subspace(ProjectionBase):
         self.error_feedback = error_feedback
         self.folding = folding
         self.compute_dtype = as_dtype(self, compute_dtype)
+        # Updates are then checked for Inf and NaN before they are added to the errors.
+        self._checks_received = error_feedback and self.basis.nonfinite == "raise"
         self.products = Products(self.basis, self.compute_dtype)
         self.on_refresh = self.memory_rule.on_refresh
         self.traceable = self.basis.traceable
@@ -162,7 +164,7 @@ class Subspace(ProjectionBase):
 
     def _check_choices(self, side: Side) -> None:
         """Raises an error if choices are incompatible."""
-        require_choice(self, "side", side, get_args(Side))
+        require_choice(self, "side", side, Side)
         basis, rule, memory = self.choices
         sides = f"combine={rule}, memory={memory}, side={side!r}"
         columns = "Use a basis that has them, such as random_basis(kind='orthonormal')"
@@ -223,7 +225,7 @@ class Subspace(ProjectionBase):
             node.update(self.basis.begin(end, length, rank, shape[:-2], tensor))
         if self.error_feedback:
             node["error"] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        return {**node, **self.rule.begin(shape, channel(node), tensor)}
+        return {**node, **self.rule.init(shape, channel(node), tensor)}
 
     def receive(
         self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
@@ -300,11 +302,6 @@ class Subspace(ProjectionBase):
             return False
         every_step = settings["period"] == 1 and not state["pending"]
         return is_alone(tensor) or self.basis.nonfinite == "skip" or not every_step
-
-    @property
-    def _checks_received(self) -> bool:
-        """Whether updates are checked for Inf and NaN before they are added to the errors."""
-        return self.error_feedback and self.basis.nonfinite == "raise"
 
     def _usable(
         self,
@@ -513,10 +510,9 @@ class Subspace(ProjectionBase):
         full, made = self._updates(tensors, projected, result, *facts)
         updates: list[Any] = [None] * len(full)
         for update in made:
-            batch = update.batch
-            several = len(batch.places) > 1
-            given = torch.stack(pick(full, batch.places)) if several else batch.gather(full)
-            batch.spread(update.of(given, owned=several), updates)
+            places = update.batch.places
+            for i, each in zip(places, update.of(pick(full, places)), strict=True):
+                updates[i] = each
         return [each.reshape(like.shape) for each, like in zip(updates, tensors, strict=True)]
 
     def writer(self, targets: list[Tensor]) -> Callable[..., list[Write]] | str:

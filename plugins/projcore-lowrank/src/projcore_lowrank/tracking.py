@@ -89,6 +89,7 @@ class Tracking(Basis):
         self.inner_betas = None if inner_betas is None else as_betas(self, inner_betas)
         self.first = SVD(1)
         super().__init__(period=1, stagger=False)
+        self.follows_momentum = True
 
     def check(self, owner: object, settings: Settings) -> None:
         require(owner, "period", settings["period"], minimum=1, maximum=1)
@@ -105,10 +106,6 @@ class Tracking(Basis):
         seed = mix(count, end == "right")
         basis = turned(state[end], matrix, moment, weights, rank, seed)
         return {end: basis.to(matrix.dtype).contiguous()}
-
-    @property
-    def follows_momentum(self) -> bool:
-        return True
 
     def learn_ends(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
         node = super().learn_ends(matrix, state, rank, settings)
