@@ -153,9 +153,10 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         ``needs = {"grads"}``. Arguments may be left out: a method that names neither ``tensors``
         nor ``grads`` learns from no data, and is called for tensors without a gradient, too.
 
-        New states are a change of the map, which state inside follows by `on_refresh`. What changes
-        without that, such as a count or a running mean, is put into ``states``: a new value in the
-        place of the old, which a step that fails leaves alone.
+        New states are a change of the map, which state inside follows by `on_refresh`; an entry
+        ``modules={}`` reinitializes that of its tensor. What changes without that, such as a count
+        or a running mean, is put into ``states``: a new value in the place of the old, which a step
+        that fails leaves alone.
         """
         return None
 
