@@ -24,10 +24,12 @@ def test_a_gradient_enters_kl_statistics_as_theirs(shape: tuple[int, int]) -> No
         bases.append(torch.linalg.qr(columns).Q)
         eigenvalues = 0.1 + torch.rand(side, dtype=torch.float64, generator=draw)
         averages.append(bases[k] @ eigenvalues.diag() @ bases[k].T)
-        state |= {f"basis{k}": bases[k], f"eigenvalues{k}": eigenvalues, f"average{k}": averages[k]}
+        state |= {f"basis{k}": bases[k], f"average{k}": averages[k]}
+        state |= {f"root{k}": eigenvalues.rsqrt(), f"inverse{k}": eigenvalues.reciprocal()}
     theirs = [average.clone()[None] for average in averages]
     utils.update_ggt_kl(grad[None], theirs, [basis[None] for basis in bases], 100, False, BETA, 0.0)
     rows, _ = whitened(grad, state)
     for k, average in enumerate(averages):
-        ours = BETA * average + (1 - BETA) * rows[k] @ rows[k].T / rows[k].shape[1]
+        (row,) = rows[k]
+        ours = BETA * average + (1 - BETA) * row @ row.T / row.shape[1]
         torch.testing.assert_close(ours, theirs[k][0], rtol=0, atol=1e-14)

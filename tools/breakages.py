@@ -1159,9 +1159,20 @@ ENGINE_BREAKAGES = [
         "inside-apart-reads",
         "Modules in a cast that read the parameters which they write are given zeros.",
         ENGINE + "inside.py",
-        before='or "params" in projection.chain.total_needs',
-        after="or False",
+        before='if "params" in projection.chain.total_needs:',
+        after="if False:",
         tests=("tests/kernel/test_chains_and_nodes.py::test_a_chain_becomes_these_nodes",),
+    ),
+    Breakage(
+        "transport-anew",
+        "State inside that a projection reinitializes goes on.",
+        ENGINE + "transport.py",
+        before="for i in range(crossing.count) if wide_inside else anew:",
+        after="for i in []:",
+        tests=(
+            "tests/kernel_projection/test_change_of_map.py"
+            "::test_state_inside_of_one_tensor_is_reinitialized",
+        ),
     ),
     Breakage(
         "inside-copies",
@@ -1767,17 +1778,17 @@ PLUGINS = [
         "soap-own-gradient",
         "SOAP's bases are made with the gradient that they then rotate.",
         LOWRANK + "src/projcore_lowrank/soap_rotation.py",
-        before="        made = iter(new_bases([states[i] for i in due]))\n",
-        after="        self._learn(tensors, states, settings)\n"
-        "        made = iter(new_bases([states[i] for i in due]))\n",
+        before="        new: list[Node | None] = [None] * len(states)\n",
+        after="        self._learn(tensors, states, settings, [None] * len(states))\n"
+        "        new: list[Node | None] = [None] * len(states)\n",
         tests=(LOWRANK + "tests/test_soap_rotation.py::test_250_steps_of_the_published_method",),
     ),
     Breakage(
         "kl-unwhitened",
         "KL-SOAP's eigenvalues are of gradients that are not whitened by the other sides.",
         LOWRANK + "src/projcore_lowrank/soap_rotation.py",
-        before="part, power = part * root, power * root",
-        after="part, power = part * root, power",
+        before='weights[j] = state[f"inverse{j}"].unsqueeze(-2)',
+        after='weights[j] = torch.ones_like(state[f"inverse{j}"]).unsqueeze(-2)',
         tests=(LOWRANK + "tests/test_soap_rotation.py::test_250_steps_of_kl_soap",),
     ),
     Breakage(
@@ -1785,7 +1796,7 @@ PLUGINS = [
         "KL-SOAP whitens a gradient in the bases of the step before.",
         LOWRANK + "src/projcore_lowrank/soap_rotation.py",
         before="        self._learn(tensors, states, settings, new)\n",
-        after="        self._learn(tensors, states, settings)\n",
+        after="        self._learn(tensors, states, settings, [None] * len(states))\n",
         tests=(LOWRANK + "tests/test_soap_rotation.py::test_250_steps_of_kl_soap",),
     ),
     Breakage(
@@ -1802,7 +1813,7 @@ PLUGINS = [
     Breakage(
         "tucker-variances",
         "Second moments follow new Tucker bases as first ones do.",
-        LOWRANK + "src/projcore_lowrank/tucker.py",
+        LOWRANK + "src/projcore_lowrank/_modes.py",
         before='carry = multiply if kind == "first" else multiply_squares',
         after="carry = multiply",
         tests=(LOWRANK + "tests/test_tucker.py::test_adam_inside_follows_the_policy",),
@@ -1916,8 +1927,8 @@ PLUGINS = [
         "racs-factors",
         "RACS divides its row factors by the norm of the column factors, not by its square.",
         ADAPTIVE + "src/projcore_adaptive/racs.py",
-        before="(unit * (s @ s.mT)).clamp_(min=tiny)",
-        after="(unit * (s @ s.mT)).sqrt().clamp_(min=tiny)",
+        before="(s @ s.mT).clamp_(min=tiny)",
+        after="(s @ s.mT).sqrt().clamp_(min=tiny)",
         tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
     ),
     Breakage(

@@ -153,9 +153,10 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         ``needs = {"grads"}``. Arguments may be left out: a method that names neither ``tensors``
         nor ``grads`` depends on no data, and is also called for tensors without a gradient.
 
-        New states mean a new map, to which state inside is adapted by `on_refresh`. Assign entries
-        that change without that, such as a count or a running mean, into ``states``, as new
-        values: do not write in place, so that a step that fails leaves them as they were.
+        New states mean a new map, to which state inside is adapted by `on_refresh`; an entry
+        ``modules={}`` reinitializes that of its tensor. Assign entries that change without that,
+        such as a count or a running mean, into ``states``, as new values: do not write in place,
+        so that a step that fails leaves them as they were.
         """
         return None
 

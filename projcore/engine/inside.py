@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -77,6 +78,7 @@ class Inside(Node):
         self._shapes: Shapes = []
         self._writes_through: bool | None = None
         self._apart: bool | None = None
+        self._waits = False  # whether all but `_learn` may be done, and done again, when written
         self._writer: Callable[..., list[Write]] | str | None = None
         hooks = ("init", "refresh", "receive", "combine", "targets", "writer")
         self._keeps = any(map(projection.overrides, hooks))
@@ -114,6 +116,7 @@ class Inside(Node):
         self.region = self._plan_inside(self, tensors)
         self._shapes = _shapes(tensors)
         self._writes_through = self._apart = None
+        self._waits = False
 
     def prepare(self) -> None:
         """Plans what runs inside, if that can be known before there are values."""
@@ -159,7 +162,7 @@ class Inside(Node):
     def fits_blocks(self) -> bool:
         # Linear projections take matrices of one shape together, and what goes to another device
         # and back does so with one wait.
-        together = self.projection.geometry == "linear" or self._moves
+        together = (self.projection.geometry == "linear" and not self._apart) or self._moves
         return not together and super().fits_blocks
 
     def bind(self, trees: Sequence[Entries]) -> None:
@@ -221,6 +224,11 @@ class Inside(Node):
 
     @property
     def repeatable(self) -> bool:
+        return self._repeats and not self.begins
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether what is inside may be done again until the result has run."""
         region = self.region
         if region is None or region.ending.nodes or region.ending.blocks:
             return False
@@ -312,16 +320,16 @@ class Inside(Node):
     ) -> list[Write | Later]:
         some, how = [targets[i] for i in self.where], [blends[i] for i in self.where]
         crossing, update = self._learn(frame)
+        if self._waits:
+            return [partial(self._write_apart, crossing, update, some, how)]
         inner, projected = self._enter(crossing, update)
         region = self._region(projected)
         through = self.targets_inside(crossing, some)
         if through is not None:
             made = region.writes(Frame(list(projected), inner), through, how)
             return [*made, *crossing.copies(some, through)]
-        if self._apart is not False:
-            zeros = [torch.empty_like(tensor) for tensor in projected]
-            if self.writes_apart(zeros):
-                return self._write_apart(Frame(list(projected), inner), crossing, some, how, zeros)
+        if self.writes_apart(projected):
+            return self._write_apart(crossing, update, some, how)
         result = region.run(list(projected), inner)
         writer = self.writer(some)
         if isinstance(writer, str):
@@ -354,7 +362,7 @@ class Inside(Node):
     @property
     def _can_write_apart(self) -> bool:
         projection, ending = self.projection, self._ending
-        if projection.geometry == "linear" or "params" in projection.chain.total_needs:
+        if "params" in projection.chain.total_needs:
             return False
         if projection.overrides("combine") and not projection.overrides("targets"):
             return False
@@ -367,15 +375,17 @@ class Inside(Node):
 
     def _write_apart(
         self,
-        frame: Frame,
         crossing: Crossing,
+        update: list[Tensor],
         targets: list[Tensor],
         blends: list[Blend],
-        zeros: list[Tensor],
     ) -> list[Write | Later]:
-        assert self.region is not None
+        inner, projected = self._enter(crossing, update)
+        zeros = [torch.empty_like(tensor) for tensor in projected]
         torch._foreach_zero_(zeros)
-        made = self.region.writes(frame, zeros, [Blend(blend.scale) for blend in blends])
+        frame = Frame(list(projected), inner)
+        made = self._region(projected).writes(frame, zeros, [Blend(each.scale) for each in blends])
+        self._waits = self._repeats
         takes = [Blend(-1.0, blend.decay) for blend in blends]
         together = self._alike(range(len(targets)))
 
@@ -389,8 +399,9 @@ class Inside(Node):
         projection = self.projection
         if projection.scope == "all" or self.site.space.batch_dims:
             return False
-        views = projection.geometry != "linear" and not projection.overrides("combine")
-        return views or projection.overrides("targets") or projection.overrides("writer")
+        return not projection.overrides("combine") or any(
+            map(projection.overrides, ("targets", "writer"))
+        )
 
     def targets_inside(self, crossing: Crossing, targets: list[Tensor]) -> list[Tensor] | None:
         """Returns tensors inside that are written in place of the parameters, if there are such."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from projcore._trees import SHARED
 from projcore.core.module import Kind
 from projcore.core.objective import Objective
-from projcore.core.projection import ProjectionBase
+from projcore.core.projection import INNER, ProjectionBase
 from projcore.core.state import Node as Entries
 from projcore.ops import as_given, as_real, by_kind
 
@@ -32,6 +32,12 @@ def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Entries |
     node, projection = crossing.node, crossing.projection
     region = node.region
     wide_inside = is_wide(projection, region)
+    anew = [i for i, entries in zip(crossing.applied, new, strict=True) if INNER in (entries or {})]
+    if anew and region is not None:
+        for i in range(crossing.count) if wide_inside else anew:
+            clear_inside(crossing.state.nodes[i])
+        region.bind(crossing.state.trees)  # its nodes know what state they have
+    new = [None if entries is None else own_entries(entries) for entries in new]
     wide = wide_inside or projection.scope == "all"
     triples = list(zip(crossing.applied, crossing.states, new, strict=True))
     # A tensor without a map has no state inside to transport.

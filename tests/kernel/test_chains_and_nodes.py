@@ -143,6 +143,18 @@ route({'ndim==2': adam(), '*': None}); lr(0.1)
     write adam on 0 by torch's fused Adam; folded: lr
     write the update on 1; folded: lr
 
+# In a rotated space.
+
+soap_rotation([adam()]); weight_decay(0.1); lr(0.1)
+    write soap_rotation from zeros on 0; folded: weight_decay, lr
+      write adam by torch's fused Adam
+    write adam on 1 by torch's fused Adam; folded: weight_decay, lr
+
+soap_rotation([adamw()]); lr(0.1)
+    write soap_rotation on 0 by its update (project makes copies); folded: lr
+      run adamw
+    write adamw on 1 by torch's fused Adam; folded: lr
+
 # In a subspace.
 
 low_rank([adam()], rank=1); lr(0.1)

@@ -76,6 +76,31 @@ def test_reset():
     close(params[1], bare[1])
 
 
+class Beginning(Subspace):
+    """Reinitializes state inside of the first tensor in the third step, by a new map or not."""
+
+    def refresh(self, tensors, params, grads, loss, states, settings):
+        new = super().refresh(tensors, params, grads, loss, states, settings)
+        if states[0]["step"] == 3:
+            new = [{**((new and new[0]) or {}), "modules": {}}, *[None] * (len(states) - 1)]
+        return new
+
+
+@pytest.mark.parametrize("last", [NEW, None])
+@pytest.mark.parametrize("policy", ["keep", "reset", "transport"])
+def test_state_inside_of_one_tensor_is_reinitialized(policy, last):
+    """Whatever the policy, and where a kernel has it in lists, as Adam's."""
+    shapes = ((4, 3), (4, 2))
+    params, optimizer = run(
+        [Beginning(["adam()", "lr(0.1)"], given(OLD, None, last), policy)], 4, shapes
+    )
+    first, second = memory(params, optimizer)
+    assert [int(first["step"]), int(second["step"])] == [2, 4]
+    basis = OLD if last is None else NEW
+    grads = [draw(4, 3, seed=100 * step) for step in (2, 3)]
+    close(first["exp_avg"], basis.T @ (0.09 * grads[0] + 0.1 * grads[1]))
+
+
 def test_transport_by_kind():
     names = ("first", "second")
     params, optimizer = run([Subspace([Remember(*names)], given(OLD, NEW), "transport")], 2)

@@ -18,8 +18,8 @@ from projcore.errors import ArgumentError, StepError
 from projcore.modules import LR, Adam, HeavyBall
 from projcore.projections import Stack
 from projcore.testing import Subject, parametrize_with_checks
-from projcore_lowrank._modes import multiply, unfold
-from projcore_lowrank.tucker import Tucker, hooi, hosvd, multiply_squares
+from projcore_lowrank._modes import multiply, multiply_squares, unfold
+from projcore_lowrank.tucker import Tucker, hooi, hosvd
 
 DOUBLE = {"dtype": torch.float64}
 SHAPE, RANK = (4, 3, 5), (2, 2, 3)

@@ -162,7 +162,7 @@ class RMSNormalize(Transform):
             given = matrix_norms(lengths)
             clamp_positive_(given)
             torch._foreach_div_(factors, given)
-        else:
+        elif self.rms is not None:
             sizes = [self.rms * math.sqrt(math.prod(each.shape[-2:])) for each in lengths]
             torch._foreach_div_(factors, sizes)
         torch._foreach_mul_(divisors, factors)

@@ -1,10 +1,13 @@
-"""Products of tensors with matrices along their dimensions, and their unfoldings."""
+"""Products of tensors with matrices along their dimensions, and projections made of these."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
+
+from projcore import Current, Kind, Node, ProjectionBase, Settings
 
 
 def multiply(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
@@ -40,3 +43,115 @@ def multiply(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
 def unfold(x: Tensor, dim: int) -> Tensor:
     """Returns a tensor as a matrix whose rows are its slices along a dimension."""
     return x.movedim(dim, 0).reshape(x.shape[dim], -1)
+
+
+class ModeProjection(ProjectionBase):
+    r"""Multiplies a tensor along each dimension by the adjoint of a basis, or by none.
+
+    :math:`G` is projected to :math:`G \times_1 U_1^H \cdots \times_d U_d^H`, and back by
+    :math:`U_k`. The columns of :math:`U_k`, the entry ``basis{k}`` of the state, are orthonormal;
+    a dimension without such an entry, or with an empty one, is not multiplied.
+
+    State is transported by :math:`C_k = U_k^{new\,H} U_k^{old}` along each dimension, second
+    moments by the squares of these weights.
+    """
+
+    scope = "tensor"
+
+    def project(
+        self,
+        tensors: list[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            self.through(tensor, adjoints(bases(state, tensor.ndim)), state)
+            for tensor, state in zip(tensors, states, strict=True)
+        ]
+
+    def unproject(
+        self,
+        projected_tensors: Iterable[Tensor],
+        params: list[Tensor],
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+        current: Current,
+    ) -> list[Tensor]:
+        return [
+            self.through(tensor, bases(state, tensor.ndim), state)
+            for tensor, state in zip(projected_tensors, states, strict=True)
+        ]
+
+    def through(self, tensor: Tensor, matrices: Sequence[Tensor | None], state: Node) -> Tensor:
+        """Returns a tensor multiplied by bases or their adjoints; it may be overridden."""
+        return multiply(tensor, matrices)
+
+    def transport(
+        self,
+        tensors: list[Tensor],
+        kind: Kind,
+        params: list[Tensor],
+        old_states: list[Node],
+        new_states: list[Node],
+        settings: list[Settings],
+    ) -> list[Tensor] | None:
+        if kind not in ("first", "second"):
+            return None
+        carry = multiply if kind == "first" else multiply_squares
+        return [
+            carry(tensor, changes(bases(old, tensor.ndim), bases(new, tensor.ndim)))
+            for tensor, old, new in zip(tensors, old_states, new_states, strict=True)
+        ]
+
+
+def bases(state: Node, ndim: int) -> list[Tensor | None]:
+    """Returns the basis of each dimension, None for one that is not multiplied."""
+    found = (state.get(f"basis{k}") for k in range(ndim))
+    return [basis if basis is not None and basis.numel() else None for basis in found]
+
+
+def adjoints(matrices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Returns the adjoint of each matrix, None for None."""
+    return [None if matrix is None else matrix.mH for matrix in matrices]
+
+
+def changes(old: Sequence[Tensor | None], new: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Returns the change of basis along each dimension, None for those that are not multiplied."""
+    made = []
+    for before, after in zip(old, new, strict=True):
+        if before is None or after is None:
+            made.append(before if after is None else after.mH)
+        else:
+            made.append(after.mH @ before)
+    return made
+
+
+def multiply_squares(tensor: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    """Multiplies each dimension by the squares of its matrix, as variances transform.
+
+    Variances of real and imaginary parts are the parts of a complex number.
+    """
+    if not tensor.is_complex():
+        return multiply(tensor, [None if each is None else each.square() for each in matrices])
+    for k, each in enumerate(matrices):
+        if each is None:
+            continue
+        along = [
+            [None] * k + [part.square()] + [None] * (tensor.ndim - k - 1)
+            for part in (each.real, each.imag)
+        ]
+        same, other = (
+            torch.view_as_complex(
+                torch.stack([multiply(part, squares) for part in (tensor.real, tensor.imag)], -1)
+            )
+            for squares in along
+        )
+        swapped = torch.complex(other.imag, other.real)
+        tensor = same + swapped
+    return tensor

@@ -16,8 +16,6 @@ Costs are state elements for a matrix with sides ``s <= l``, for which Adam has 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from projcore import Optimizer
 from projcore.recipe import LINEAR, Params, Project, Way, routed
@@ -30,7 +28,7 @@ from projcore_lowrank.published import Refresh
 from projcore_lowrank.random_basis import SeedChain
 from projcore_lowrank.recipes_moving import alice, grassjump, grasswalk, subtrack
 from projcore_lowrank.singular import Randomized
-from projcore_lowrank.soap_rotation import SOAPRotation
+from projcore_lowrank.soap_rotation import SOAPRotation, Statistics
 from projcore_lowrank.subspace import Subspace
 from projcore_lowrank.unproject import Residual
 
@@ -396,7 +394,17 @@ def sumo(
     return beside("sumo", params, project, *ways, lr, weight_decay, rank)
 
 
-@recipe(eps=UNCORRECTED)
+SOAP = {
+    "betas": "The betas of Adam; the second is also the decay of the preconditioner's averages.",
+    "eps": UNCORRECTED,
+    "period": "Steps between refreshes of the bases.",
+    "max_side": "The length of the longest dimension to rotate.",
+    "project": "The parameters to rotate; by default, all with two dimensions or more. Parameters\n"
+    "        that a rule excludes use Adam alone, from the first step on.",
+}
+
+
+@recipe({}, **SOAP)
 def soap(
     params: Params,
     lr: float = 3e-3,
@@ -412,23 +420,15 @@ def soap(
     Differs from the authors' code: weight decay is also applied in the first step, which has no
     other update.
 
-    Args:
-        betas: The betas of Adam; the second is also the decay of the preconditioner's averages.
-        period: Steps between refreshes of the bases.
-        max_side: The length of the longest dimension to rotate.
-        project: The parameters to rotate; by default, all with two dimensions or more. Parameters
-            that a rule excludes use Adam alone, from the first step on.
-
     Cost: ``2 m n + 2 m^2 + 2 n^2`` for a matrix of shape ``(m, n)``, and ``m + n`` indices.
 
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
     """
-    rotation = {"period": period, "max_side": max_side}
-    return _soap("soap", params, project, betas, eps, rotation, lr, weight_decay)
+    return _soap("soap", "shampoo", params, lr, betas, eps, weight_decay, period, max_side, project)
 
 
-@recipe(eps=UNCORRECTED)
+@recipe({}, **SOAP)
 def kl_soap(
     params: Params,
     lr: float = 3e-3,
@@ -444,33 +444,30 @@ def kl_soap(
     Differs from the authors' code: defaults are SOAP's; Adam has bias correction, as in SOAP; and
     weight decay is also applied in the first step, which has no other update.
 
-    Args:
-        betas: The betas of Adam; the second is also the decay of the preconditioner's averages.
-        period: Steps between refreshes of the bases.
-        max_side: The length of the longest dimension to rotate.
-        project: See `soap`.
-
     Cost: ``2 m n + 2 m^2 + 2 n^2`` for a matrix of shape ``(m, n)``, and ``m + n`` eigenvalues.
 
     References:
         Lin et al., 2025, https://arxiv.org/abs/2509.03378. See `SOAPRotation` for the formulas.
     """
-    rotation = {"period": period, "max_side": max_side, "statistics": "kl"}
-    return _soap("kl_soap", params, project, betas, eps, rotation, lr, weight_decay)
+    return _soap("kl_soap", "kl", params, lr, betas, eps, weight_decay, period, max_side, project)
 
 
 def _soap(
     name: str,
+    statistics: Statistics,
     params: Params,
-    project: Project,
+    lr: float,
     betas: Betas,
     eps: float,
-    rotation: Mapping[str, Any],
-    lr: float,
     weight_decay: float,
+    period: int,
+    max_side: int,
+    project: Project,
 ) -> Optimizer:
     adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    inside = SOAPRotation([adam], beta=betas[1], skip_first=True, **rotation)
+    inside = SOAPRotation(
+        [adam], period, betas[1], max_side, skip_first=True, statistics=statistics
+    )
     # Vectors are not rotated, but also skip the first step.
     ways = inside, inside if project == "*" else adam
     return beside(name, params, project, *ways, lr, weight_decay, default=LINEAR)

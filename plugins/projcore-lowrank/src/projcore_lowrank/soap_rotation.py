@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from projcore import (
-    Current,
-    Kind,
-    Node,
-    Objective,
-    Planner,
-    ProjectionBase,
-    Settings,
-    Space,
-    State,
-    require,
+from projcore import Kind, Node, Settings, require
+from projcore.errors import NonFiniteError, StepError
+from projcore.ops import by_kind, require_choice, wide
+from projcore_lowrank._batches import (
+    all_finite,
+    apart,
+    batches,
+    is_alone,
+    pick,
+    same_kind,
+    stacked,
 )
-from projcore.errors import ArgumentError, NonFiniteError, StepError
-from projcore.ops import require_choice
-from projcore_lowrank._batches import is_alone, same_kind
-from projcore_lowrank._modes import multiply, unfold
+from projcore_lowrank._modes import (
+    ModeProjection,
+    adjoints,
+    bases,
+    changes,
+    multiply,
+    multiply_squares,
+    unfold,
+)
 
 Second = Literal["permute", "rotate"]
 Nonfinite = Literal["raise", "skip"]
 Folding = Literal["sides", "last2"]
 Statistics = Literal["shampoo", "kl"]
 
-# Elements of matrices that are decomposed together: a bound on the memory of a refresh.
-TOGETHER = 1 << 26
 # The initial eigenvalues of KL statistics, and bounds of the length whose inverse bounds their
 # roots from below, as in the authors' code.
 FIRST_EIGENVALUE = 0.1
 LEAST_SIDE, MOST_SIDE = 10, 4000
 # The entries of the state that accumulate gradients.
 AVERAGES = ("average", "eigenvalues")
+INSIDE = "modules"  # the entry of a state that is of modules inside
 
 
-class SOAPRotation(ProjectionBase):
+class SOAPRotation(ModeProjection):
     r"""Runs modules on tensors rotated to the eigenbases of their gradients' covariances.
 
     A tensor :math:`G` of shape :math:`(n_1, \dots, n_d)`, :math:`d \ge 2`, is projected to
@@ -141,7 +144,6 @@ class SOAPRotation(ProjectionBase):
         and their bound are from https://github.com/yorkerlin/KL-Methods)
     """
 
-    scope = "tensor"
     on_refresh = "transport"
 
     def __init__(
@@ -160,19 +162,12 @@ class SOAPRotation(ProjectionBase):
         folding: Folding = "sides",
         statistics: Statistics = "shampoo",
     ) -> None:
+        require_choice(self, "second", second, Second)
+        require_choice(self, "nonfinite", nonfinite, Nonfinite)
         require_choice(self, "statistics", statistics, Statistics)
-        if second not in get_args(Second):
-            raise ArgumentError(
-                f"SOAPRotation(second={second!r}) is unknown. Pass one of "
-                f"{', '.join(map(repr, get_args(Second)))}."
-            )
-        if nonfinite not in get_args(Nonfinite):
-            raise ArgumentError(
-                f"SOAPRotation(nonfinite={nonfinite!r}) is unknown. Pass 'raise' or 'skip'."
-            )
         self.second = second
-        self.statistics = statistics
         self.nonfinite = nonfinite
+        self.statistics = statistics
         self.skip_first = skip_first
         defaults = {
             "period": period,
@@ -195,81 +190,18 @@ class SOAPRotation(ProjectionBase):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
         memory: dict[str, Any] = {"step": 0}
         dtype = torch.promote_types(tensor.dtype, torch.float32)  # no bfloat16 in decompositions
+        leading = tensor.shape[:-2] if is_batch(tensor, settings) else ()
         for k in rotated(tensor, settings):
             side = tensor.shape[k]
-            basis = torch.eye(side, dtype=dtype, device=tensor.device)
-            order = torch.arange(side, device=tensor.device)
-            if is_batch(tensor, settings):
-                batch = tensor.shape[:-2]
-                basis = basis.expand(*batch, side, side).contiguous()
-                order = order.expand(*batch, side).contiguous()
+            basis = torch.eye(side, dtype=dtype, device=tensor.device).repeat(*leading, 1, 1)
             memory[f"basis{k}"] = basis
             memory[f"average{k}"] = torch.zeros_like(basis)
             if self.statistics == "kl":
                 memory[f"eigenvalues{k}"] = torch.full_like(basis[..., 0], FIRST_EIGENVALUE)
             else:
-                memory[f"order{k}"] = order
+                order = torch.arange(side, device=tensor.device)
+                memory[f"order{k}"] = order.repeat(*leading, 1) if leading else order
         return memory
-
-    def plan(self, planner: Planner, space: Space) -> None:
-        if self.skip_first and not space.batch_dims:
-            planner.step(self, space, runs=[super().plan])
-        else:
-            super().plan(planner, space)
-
-    def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        active = range(len(update)) if objective.active is None else objective.active
-        new = [i for i in active if not state.nodes[i].get("step")]
-        if not new:
-            return objective.run(super().plan, update, state)
-        settings = objective.settings(state.path)
-        for i in new:
-            state.nodes[i].update(self.init(objective.template[i], settings[i]))
-        self._learn(
-            [update[i] for i in new],
-            [state.nodes[i] for i in new],
-            [settings[i] for i in new],
-        )
-        result = [torch.zeros_like(tensor) for tensor in update]
-        known = sorted(set(active) - set(new))
-        if known:
-            part = [update[i] for i in known]
-            done = objective.select(known).run(super().plan, part, state.select(known))
-            for i, tensor in zip(known, done, strict=True):
-                result[i] = tensor
-        return result
-
-    def project(
-        self,
-        tensors: list[Tensor],
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
-        current: Current,
-    ) -> list[Tensor]:
-        return [
-            multiply(
-                tensor, [None if basis is None else basis.mT for basis in bases(state, tensor)]
-            )
-            for tensor, state in zip(tensors, states, strict=True)
-        ]
-
-    def unproject(
-        self,
-        projected_tensors: Iterable[Tensor],
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
-        current: Current,
-    ) -> list[Tensor]:
-        return [
-            multiply(tensor, bases(state, tensor))
-            for tensor, state in zip(projected_tensors, states, strict=True)
-        ]
 
     def refresh(
         self,
@@ -287,17 +219,41 @@ class SOAPRotation(ProjectionBase):
             if state["step"] > 0 and (state["step"] - 1) % values["period"] == 0
         ]
         self._check_averages([tensors[i] for i in due], [states[i] for i in due])
-        made = iter(new_bases([states[i] for i in due]))
-        new = [(next(made) or None) if i in due else None for i in range(len(states))]
+        new: list[Node | None] = [None] * len(states)
+        for i, made in zip(due, new_bases([states[i] for i in due]), strict=True):
+            if self._skips(states[i]):
+                made[INSIDE] = {}  # state of a step that was left out
+            new[i] = made or None
         self._learn(tensors, states, settings, new)
         return new if any(new) else None
+
+    def _skips(self, state: Node) -> bool:
+        """Whether the step is left out, after the first gradient has entered the averages."""
+        return self.skip_first and bool(state["step"] == 1)
+
+    def materialize(
+        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    ) -> list[Node]:
+        if not self.skip_first:
+            return [{} for _ in states]
+        return [  # one graph for all steps
+            {"skips": torch.full((), self._skips(state), device=tensor.device)}
+            for tensor, state in zip(tensors, states, strict=True)
+        ]
+
+    def through(self, tensor: Tensor, matrices: Sequence[Tensor | None], state: Node) -> Tensor:
+        skips = state.get("skips")
+        if skips is None and self._skips(state):
+            return torch.zeros_like(tensor)
+        result = super().through(tensor, matrices, state)
+        return result if skips is None else torch.where(skips, 0, result)
 
     def _learn(
         self,
         tensors: Sequence[Tensor],
         states: Sequence[Node],
         settings: Sequence[Settings],
-        changed: Sequence[Node | None] | None = None,
+        changed: Sequence[Node | None],
     ) -> None:
         """Adds gradients to the running averages, and counts them.
 
@@ -309,54 +265,68 @@ class SOAPRotation(ProjectionBase):
             settings: The settings of each.
             changed: The new bases of tensors that are refreshed in this step.
         """
-        made: list[Node] = []
-        for i, (tensor, state, values) in enumerate(zip(tensors, states, settings, strict=True)):
-            if any((state[f"basis{k}"].ndim > 2) != is_batch(tensor, values) for k in sides(state)):
-                raise StepError(
-                    f"SOAPRotation has state for a tensor of shape {tuple(tensor.shape)} with "
-                    "another folding, and its group now has "
-                    f"folding={values['folding']!r}. Folding cannot change once there is state. "
-                    "Set it back, or build a new optimizer."
-                )
-            used = state if changed is None else {**state, **(changed[i] or {})}
-            made.append(self._learnt(tensor, used, values["beta"]))
-        asked = [self._asks(tensor) for tensor in tensors]
-        if not all_finite([new for new, asks in zip(made, asked, strict=True) if asks]):
-            made = [
-                self._finite(new, tensor) if asks else new
-                for new, tensor, asks in zip(made, tensors, asked, strict=True)
-            ]
+        for each in zip(tensors, states, settings, strict=True):
+            check_folding(*each)
+        used = [{**state, **(new or {})} for state, new in zip(states, changed, strict=True)]
+        betas = [values["beta"] for values in settings]
+        if self.statistics == "kl":
+            made = self._with_whitened(tensors, used, betas)
+        else:
+            made = list(map(self._with_rows, tensors, used, map(slices, tensors, used), betas))
+        asked = [i for i, tensor in enumerate(tensors) if self._asks(tensor)]
+        finite = self._finite([made[i] for i in asked], [tensors[i] for i in asked])
+        for i, is_finite in zip(asked, finite, strict=True):
+            if not is_finite:
+                made[i] = {}
         for state, new in zip(states, made, strict=True):
             state.update(new)
             state["step"] += 1
 
-    def _learnt(self, tensor: Tensor, state: Node, beta: float) -> Node:
-        """Adds a gradient to averages in place, or returns new ones where it must not."""
-        in_place = not self._asks(tensor)
+    def _with_whitened(
+        self, tensors: Sequence[Tensor], states: Sequence[Node], betas: Sequence[float]
+    ) -> list[Node]:
+        """Returns the averages and eigenvalues after gradients, which are whitened first."""
+        places = [(i, k) for i, state in enumerate(states) if state["step"] for k in sides(state)]
+        eigenvalues = [states[i][f"eigenvalues{k}"] for i, k in places]
+        for name, function in (
+            ("root", torch._foreach_rsqrt),
+            ("inverse", torch._foreach_reciprocal),
+        ):
+            for (i, k), values in zip(places, by_kind(function, eigenvalues), strict=True):
+                states[i][f"{name}{k}"] = values
+        made: list[Node] = []
+        sums: list[Tensor] = []
+        counts: list[int] = []
+        for tensor, state, beta in zip(tensors, states, betas, strict=True):
+            rows, squares = (
+                whitened(tensor, state) if state["step"] else (slices(tensor, state), {})
+            )
+            made.append(self._with_rows(tensor, state, rows, beta))
+            sums += squares.values()
+            counts += [rows[k].shape[-1] for k in squares]
+        for some in same_kind(eigenvalues):
+            means = torch._foreach_div(pick(sums, some), pick(counts, some))
+            weights = [1 - betas[i] for i, _ in pick(places, some)]
+            found = torch._foreach_lerp(pick(eigenvalues, some), means, weights)
+            torch._foreach_clamp_min_(found, [least_eigenvalue(each.shape[-1]) for each in found])
+            for (i, k), each in zip(pick(places, some), found, strict=True):
+                made[i][f"eigenvalues{k}"] = each
+        return made
+
+    def _with_rows(
+        self, tensor: Tensor, state: Node, rows: Mapping[int, Tensor], beta: float
+    ) -> Node:
+        """Adds products of rows to averages in place, or returns new ones where it must not."""
         new: Node = {}
-        rows: dict[int, Tensor] = {}
-        powers: dict[int, Tensor] = {}
-        if self.statistics == "kl":
-            rows, powers = whitened(tensor, state)
-        for k in sides(state):
+        for k, row in rows.items():
             average = state[f"average{k}"]
-            if k not in rows:
-                # Contiguous: rounding errors of products depend on strides, and determine the
-                # columns that the gradients do not span.
-                rows[k] = as_rows(tensor.to(average.dtype).contiguous(), k, average)
-            weight = 1 - beta
-            if self.statistics == "kl":
-                weight /= rows[k].shape[-1]
-            if in_place and average.ndim == 2:
-                average.addmm_(rows[k], rows[k].mT, beta=beta, alpha=weight)
+            batch = average.view(row.shape[0], *average.shape[-2:])
+            weight = (1 - beta) / (row.shape[-1] if self.statistics == "kl" else 1)
+            if self._asks(tensor):
+                made = torch.baddbmm(batch, row, row.mT, beta=beta, alpha=weight)
+                new[f"average{k}"] = made.view(average.shape)
             else:
-                product = rows[k] @ rows[k].mT
-                if self.statistics == "kl":
-                    product /= rows[k].shape[-1]
-                new[f"average{k}"] = torch.lerp(average, product, 1 - beta)
-            if k in powers:
-                name, least = f"eigenvalues{k}", least_eigenvalue(average.shape[-1])
-                new[name] = torch.lerp(state[name], powers[k], 1 - beta).clamp_min_(least)
+                batch.baddbmm_(row, row.mT, beta=beta, alpha=weight)
         return new
 
     def _asks(self, tensor: Tensor) -> bool:
@@ -364,27 +334,25 @@ class SOAPRotation(ProjectionBase):
         return is_alone(tensor) or self.nonfinite == "skip"
 
     def _check_averages(self, tensors: list[Tensor], states: list[Node]) -> None:
-        """Raises an error if averages for new bases contain Inf or NaN."""
-        kept = [
-            ({name: state[name] for name in state if name.startswith(AVERAGES)}, tensor)
-            for tensor, state in zip(tensors, states, strict=True)
-            if not self._asks(tensor)
+        """Raises an error if averages for new bases, not checked before, contain Inf or NaN."""
+        unasked = [i for i, tensor in enumerate(tensors) if not self._asks(tensor)]
+        averages = [
+            {name: value for name, value in states[i].items() if name.startswith(AVERAGES)}
+            for i in unasked
         ]
-        if not all_finite([averages for averages, _ in kept]):
-            for averages, tensor in kept:
-                self._finite(averages, tensor)
+        self._finite(averages, [tensors[i] for i in unasked])
 
-    def _finite(self, new: Node, tensor: Tensor) -> Node:
-        """Returns averages if they are finite, or nothing."""
-        if all_finite([new]):
-            return new
-        if self.nonfinite == "skip":
-            return {}
-        raise NonFiniteError(
-            f"SOAPRotation was given an update of shape {tuple(tensor.shape)} that contains Inf or "
-            "NaN, or whose squares overflow. Its running averages must stay finite. Skip this "
-            "step, or pass nonfinite='skip' to keep the averages."
-        )
+    def _finite(self, nodes: list[Node], tensors: list[Tensor]) -> list[bool]:
+        """Returns which averages are finite; raises if some are not and none are skipped."""
+        found = finite_nodes(nodes)
+        if self.nonfinite == "raise" and not all(found):
+            shape = tuple(tensors[found.index(False)].shape)
+            raise NonFiniteError(
+                f"SOAPRotation was given an update of shape {shape} that contains Inf or NaN, or "
+                "whose squares overflow. Its running averages must stay finite. Skip this step, or "
+                "pass nonfinite='skip' to keep the averages."
+            )
+        return found
 
     def transport(
         self,
@@ -394,23 +362,30 @@ class SOAPRotation(ProjectionBase):
         old_states: list[Node],
         new_states: list[Node],
         settings: list[Settings],
-    ) -> Iterable[Tensor] | None:
-        if kind != "second":
+    ) -> list[Tensor] | None:
+        if kind != "second" or self.second == "rotate":
             return super().transport(tensors, kind, params, old_states, new_states, settings)
         moved = []
         for tensor, old, new in zip(tensors, old_states, new_states, strict=True):
-            first = old["step"] == 2  # the second gradient is counted: these are the first bases
-            if self.second == "permute" and not first:
-                for k in sides(new) if self.statistics == "shampoo" else ():
+            if old["step"] == 2:  # the second gradient is counted: these are the first bases
+                turns = changes(bases(old, tensor.ndim), bases(new, tensor.ndim))
+                tensor = multiply_squares(tensor, turns)
+            elif self.statistics == "shampoo":
+                for k in sides(new):
                     tensor = sort(tensor, k, new[f"order{k}"])
-            else:
-                turns = [
-                    None if basis is None else (new[f"basis{k}"].mT @ basis).square()
-                    for k, basis in enumerate(bases(old, tensor))
-                ]
-                tensor = multiply(tensor, turns)
             moved.append(tensor)
         return moved
+
+
+def check_folding(tensor: Tensor, state: Node, settings: Settings) -> None:
+    """Raises an error if the bases of a tensor are of another folding."""
+    batched = is_batch(tensor, settings)
+    if any((state[f"basis{k}"].ndim > 2) != batched for k in sides(state)):
+        raise StepError(
+            f"SOAPRotation has memory of a tensor of shape {tuple(tensor.shape)} as it was folded "
+            f"before, and its group now has folding={settings['folding']!r}. Folding does not "
+            "change once there is memory. Set it back, or build a new optimizer."
+        )
 
 
 def rotated(tensor: Tensor, settings: Settings) -> list[int]:
@@ -430,122 +405,16 @@ def is_batch(tensor: Tensor, settings: Settings) -> bool:
     return bool(settings["folding"] == "last2" and tensor.ndim > 2)
 
 
+def sides(state: Node) -> list[int]:
+    """Returns the dimensions that have a basis, ascending."""
+    return [int(name.removeprefix("basis")) for name in state if name.startswith("basis")]
+
+
 def sort(tensor: Tensor, side: int, order: Tensor) -> Tensor:
     """Returns a tensor permuted along a dimension, by one order or by one for each matrix."""
     if order.ndim == 1:
         return tensor.index_select(side, order)
-    order = order.unsqueeze(-1 if side == tensor.ndim - 2 else -2)
-    return tensor.gather(side, order.expand_as(tensor))
-
-
-def sides(state: Node) -> Iterator[int]:
-    """Yields the dimensions that have a basis, ascending."""
-    for name in state:
-        if name.startswith("basis"):
-            yield int(name.removeprefix("basis"))
-
-
-def bases(state: Node, tensor: Tensor) -> list[Tensor | None]:
-    """Returns the basis of each dimension, None for one that is not rotated."""
-    return [state.get(f"basis{k}") for k in range(tensor.ndim)]
-
-
-def new_bases(states: Sequence[Node]) -> list[Node]:
-    """Returns new bases, and the order of their columns, for each of some states."""
-    new: list[Node] = [{} for _ in states]
-    alike: dict[object, list[tuple[int, int]]] = {}
-    for i, state in enumerate(states):
-        for k in sides(state):
-            average = state[f"average{k}"]
-            key = (state["step"] == 1, average.shape[-1], average.dtype, average.device)
-            alike.setdefault(key, []).append((i, k))
-    for places in alike.values():
-        i, k = places[0]
-        first = states[i]["step"] == 1
-        count = max(1, TOGETHER // states[i][f"average{k}"].numel())
-        for start in range(0, len(places), count):
-            part = places[start : start + count]
-            averages = together([states[i][f"average{k}"] for i, k in part])  # (b, n, n)
-            made: Node = {}
-            if first:
-                made["basis"] = torch.linalg.eigh(averages).eigenvectors.flip(-1)
-            else:
-                old = together([states[i][f"basis{k}"] for i, k in part])
-                made["basis"], order = iterate(averages, old, sorts=f"order{k}" in states[i])
-                if order is not None:
-                    made["order"] = order
-            counts = [states[i][f"average{k}"].shape[:-2].numel() for i, k in part]
-            for name, found in made.items():
-                # Copies: a view would keep the whole batch alive.
-                pieces = torch._foreach_mul(found.split(counts), 1)
-                for (i, k), piece in zip(part, pieces, strict=True):
-                    new[i][f"{name}{k}"] = piece.reshape(states[i][f"{name}{k}"].shape)
-    return new
-
-
-def together(matrices: Sequence[Tensor]) -> Tensor:
-    """Returns square matrices of one size, and batches of them, as one batch."""
-    return torch.cat([matrix.reshape(-1, *matrix.shape[-2:]) for matrix in matrices])
-
-
-def iterate(averages: Tensor, old: Tensor, sorts: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Returns bases after one step of orthogonal iteration, and the order of the old columns.
-
-    Without sorting, the order is None.
-    """
-    product = averages @ old
-    order = None
-    if sorts:
-        estimates = (old * product).sum(-2)  # the diagonal of old^T average old
-        order = estimates.argsort(dim=-1, descending=True, stable=True)  # (b, n)
-        product = product.gather(-1, order.unsqueeze(-2).expand_as(product))
-    columns: Tensor = torch.linalg.qr(product).Q
-    return columns, order
-
-
-def as_rows(tensor: Tensor, side: int, average: Tensor) -> Tensor:
-    """Returns a tensor as a matrix whose rows are its slices; a batch, if averages are a batch."""
-    if average.ndim == 2:
-        return unfold(tensor, side)
-    return tensor if side == tensor.ndim - 2 else tensor.mT
-
-
-def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    r"""Returns a gradient whitened along all dimensions but one, and mean squares.
-
-    For a matrix, :math:`G Q_2 \mathrm{diag}(\lambda_2)^{-1/2}` for the first dimension, and the
-    mean squares of the rows of :math:`Q_1^\top` times it. The first gradient is not whitened, and
-    has no mean squares.
-
-    Args:
-        tensor: The gradient.
-        state: The bases and the eigenvalues of the dimensions.
-
-    Returns:
-        For each dimension that has a basis: the rows, and the mean squares, one for each column.
-    """
-    if state["step"] == 0:
-        return {}, {}
-    turns = [None if basis is None else basis.mT for basis in bases(state, tensor)]
-    roots: dict[int, Tensor] = {}
-    parts: dict[int, Tensor] = {}  # in the bases of all other dimensions
-    for k in sides(state):
-        wide = tensor.to(state[f"basis{k}"].dtype)
-        roots[k] = as_slices(state[f"eigenvalues{k}"].rsqrt(), k, tensor.ndim)
-        parts[k] = multiply(wide, [None if j == k else turn for j, turn in enumerate(turns)])
-    rows: dict[int, Tensor] = {}
-    squares: dict[int, Tensor] = {}
-    rotated: Tensor | None = None
-    for k, part in parts.items():
-        if rotated is None:
-            rotated = multiply(part, [turn if j == k else None for j, turn in enumerate(turns)])
-        power, average = rotated, state[f"average{k}"]
-        for j, root in roots.items():
-            if j != k:
-                part, power = part * root, power * root
-        rows[k] = as_rows(part, k, average)
-        squares[k] = as_rows(power, k, average).square().mean(-1)
-    return rows, squares
+    return tensor.gather(side, as_slices(order, side, tensor.ndim).expand_as(tensor))
 
 
 def as_slices(values: Tensor, side: int, ndim: int) -> Tensor:
@@ -555,18 +424,108 @@ def as_slices(values: Tensor, side: int, ndim: int) -> Tensor:
     return values.reshape(-1, *[1] * (ndim - 1 - side))
 
 
+def as_rows(tensor: Tensor, side: int, average: Tensor) -> Tensor:
+    """Returns a batch of matrices whose rows are a tensor's slices; of one, or as the averages."""
+    if average.ndim == 2:
+        return unfold(tensor, side).unsqueeze(0)
+    return (tensor if side == tensor.ndim - 2 else tensor.mT).flatten(0, -3)
+
+
+def slices(tensor: Tensor, state: Node) -> dict[int, Tensor]:
+    """Returns the rows of a gradient for each dimension that has a basis."""
+    # Contiguous: rounding errors of products depend on strides, and determine the columns that the
+    # gradients do not span.
+    full = wide(tensor).contiguous()
+    return {k: as_rows(full, k, state[f"average{k}"]) for k in sides(state)}
+
+
+def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    r"""Returns a gradient whitened along all dimensions but one, and sums of squares.
+
+    For a matrix, :math:`G Q_2 \mathrm{diag}(\lambda_2)^{-1/2}` for the first dimension, and the
+    sums of the squares of the rows of :math:`Q_1^\top` times it.
+
+    Args:
+        tensor: The gradient.
+        state: The averages and bases of the dimensions, and their :math:`\lambda^{-1/2}` and
+            :math:`\lambda^{-1}`, as ``root{k}`` and ``inverse{k}``.
+
+    Returns:
+        For each dimension that has a basis: the rows, and the sums, one for each column.
+    """
+    turns = adjoints(bases(state, tensor.ndim))
+    full = wide(tensor)
+    rows: dict[int, Tensor] = {}
+    sums: dict[int, Tensor] = {}
+    squares: Tensor | None = None  # in the bases of all dimensions
+    for k in sides(state):
+        average = state[f"average{k}"]
+        part = multiply(full, [None if j == k else turn for j, turn in enumerate(turns)])
+        if squares is None:
+            turned = multiply(part, [turn if j == k else None for j, turn in enumerate(turns)])
+            squares = turned.square_()
+        weights: list[Tensor | None] = [None] * tensor.ndim
+        for j in sides(state):
+            if j != k:
+                part = part * as_slices(state[f"root{j}"], j, tensor.ndim)
+                weights[j] = state[f"inverse{j}"].unsqueeze(-2)
+        rows[k] = as_rows(part, k, average)
+        found = as_rows(multiply(squares, weights), k, average)
+        found = found if found.shape[-1] == 1 else found.sum(-1)
+        sums[k] = found.reshape(average.shape[:-1])
+    return rows, sums
+
+
 def least_eigenvalue(side: int) -> float:
     """Returns the lower bound of the eigenvalues of KL statistics."""
     return 1 / max(LEAST_SIDE, min(side, MOST_SIDE)) ** 2
 
 
-def all_finite(nodes: Sequence[Node]) -> bool:
-    """Whether all tensors of some states are finite; synchronizes once."""
-    tensors = [value for node in nodes for value in node.values()]
-    if not tensors or tensors[0].is_meta:
-        return True
-    sums = [tensor.sum() for tensor in tensors]
-    return all(
-        math.isfinite(torch.stack([sums[i] for i in places]).double().sum())
-        for places in same_kind(sums)
-    )
+def new_bases(states: Sequence[Node]) -> list[Node]:
+    """Returns new bases, and the order of their columns, for each of some states."""
+    new: list[Node] = [{} for _ in states]
+    places = [(i, k) for i, state in enumerate(states) for k in sides(state)]
+    averages = [states[i][f"average{k}"] for i, k in places]
+    for run in batches(averages, [states[i]["step"] == 1 for i, _ in places]):
+        chosen = pick(places, run)
+        average = stacked(pick(averages, run))
+        state = states[chosen[0][0]]
+        if state["step"] == 1:
+            made = {"basis": torch.linalg.eigh(average).eigenvectors.flip(-1)}
+        else:
+            old = stacked([states[i][f"basis{k}"] for i, k in chosen])
+            made = iterate(average, old, sorts=f"order{chosen[0][1]}" in state)
+        for name, found in made.items():
+            for (i, k), piece in zip(chosen, apart(found, len(chosen)), strict=True):
+                new[i][f"{name}{k}"] = piece
+    return new
+
+
+def iterate(averages: Tensor, old: Tensor, sorts: bool = True) -> dict[str, Tensor]:
+    """Returns the bases after one step of orthogonal iteration, and the order of the columns.
+
+    Without sorting, there is no order.
+    """
+    product = averages @ old
+    made: dict[str, Tensor] = {}
+    if sorts:
+        estimates = (old * product).sum(-2)  # the diagonal of old^T average old
+        order = estimates.argsort(dim=-1, descending=True, stable=True)  # (..., n)
+        product = product.gather(-1, order.unsqueeze(-2).expand_as(product))
+        made["order"] = order
+    made["basis"] = torch.linalg.qr(product).Q
+    return made
+
+
+def finite_nodes(nodes: Sequence[Node]) -> list[bool]:
+    """Returns of which states all tensors are finite; synchronizes once for each dtype."""
+    found = [True] * len(nodes)
+    values = [
+        (i, value) for i, node in enumerate(nodes) for value in node.values() if not value.is_meta
+    ]
+    for some in same_kind([value for _, value in values]):
+        chosen = pick(values, some)
+        flags = all_finite([value for _, value in chosen])
+        for (i, _), is_finite in zip(chosen, flags, strict=True):
+            found[i] &= is_finite
+    return found

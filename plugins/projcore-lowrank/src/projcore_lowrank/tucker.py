@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from projcore import Current, Kind, Node, OnRefresh, ProjectionBase, Settings, require
+from projcore import Node, OnRefresh, Settings, require
 from projcore.errors import ArgumentError, NonFiniteError
 from projcore.ops import require_choice, wide
 from projcore_lowrank._matrices import Rank
-from projcore_lowrank._modes import multiply, unfold
+from projcore_lowrank._modes import ModeProjection, adjoints, bases, multiply, unfold
 from projcore_lowrank._subspace import dominant
 from projcore_lowrank.basis import Nonfinite
 from projcore_lowrank.combine import is_factor
@@ -21,7 +21,7 @@ Refresh = Literal["hosvd", "hooi"]
 Source = Literal["update", "gradient"]
 
 
-class Tucker(ProjectionBase):
+class Tucker(ModeProjection):
     r"""Runs modules on the Tucker core of each tensor of the update, such as a convolution's.
 
     A tensor :math:`G` of shape :math:`(n_1, \dots, n_d)` is projected to the core
@@ -90,7 +90,6 @@ class Tucker(ProjectionBase):
         https://doi.org/10.1137/S0895479898346995 (HOOI, section 4)
     """
 
-    scope = "tensor"
     kinds = {"step": "scalar", "pending": "scalar"}
 
     def __init__(
@@ -148,36 +147,6 @@ class Tucker(ProjectionBase):
         ]
         return {"step": 0, "pending": 1, **kept(first, tensor)}
 
-    def project(
-        self,
-        tensors: list[Tensor],
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
-        current: Current,
-    ) -> list[Tensor]:
-        return [
-            multiply(tensor, adjoints(factors(state)))
-            for tensor, state in zip(tensors, states, strict=True)
-        ]
-
-    def unproject(
-        self,
-        projected_tensors: Iterable[Tensor],
-        params: list[Tensor],
-        grads: list[Tensor] | None,
-        loss: Tensor | None,
-        states: list[Node],
-        settings: list[Settings],
-        current: Current,
-    ) -> list[Tensor]:
-        return [
-            multiply(tensor, factors(state))
-            for tensor, state in zip(projected_tensors, states, strict=True)
-        ]
-
     def combine(
         self,
         tensors: list[Tensor],
@@ -222,7 +191,7 @@ class Tucker(ProjectionBase):
     def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
         if state["pending"] or state["step"] % settings["period"] == 0:
             return True
-        ranks = [None if factor is None else factor.shape[1] for factor in factors(state)]
+        ranks = [None if each is None else each.shape[1] for each in bases(state, tensor.ndim)]
         return ranks != core(tensor, settings["rank"])
 
     def _usable(self, tensor: Tensor) -> bool:
@@ -244,20 +213,6 @@ class Tucker(ProjectionBase):
         for _ in range(self.iterations):
             found = hooi(full, found)
         return kept(found, tensor)
-
-    def transport(
-        self,
-        tensors: list[Tensor],
-        kind: Kind,
-        params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
-        settings: list[Settings],
-    ) -> list[Tensor] | None:
-        if kind not in ("first", "second"):
-            return None
-        carry = multiply if kind == "first" else multiply_squares
-        return list(map(carry, tensors, map(changes, old_states, new_states)))
 
 
 def core(tensor: Tensor, rank: Rank | Sequence[Rank]) -> list[int | None]:
@@ -320,52 +275,3 @@ def kept(bases: Sequence[Tensor | None], tensor: Tensor) -> Node:
     """Returns bases as stored: that of an uncompressed dimension is empty."""
     empty = tensor.new_empty(0)
     return {f"basis{k}": empty if basis is None else basis for k, basis in enumerate(bases)}
-
-
-def factors(state: Node) -> list[Tensor | None]:
-    """Returns the basis of each dimension, None if it is uncompressed."""
-    found: list[Tensor | None] = []
-    while (name := f"basis{len(found)}") in state:
-        found.append(state[name] if state[name].numel() else None)
-    return found
-
-
-def adjoints(matrices: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Returns the adjoint of each matrix, None for None."""
-    return [None if matrix is None else matrix.mH for matrix in matrices]
-
-
-def changes(old: Node, new: Node) -> list[Tensor | None]:
-    """Returns the change of basis along each dimension, None for uncompressed ones."""
-    made = []
-    for before, after in zip(factors(old), factors(new), strict=True):
-        if before is None or after is None:
-            made.append(before if after is None else after.mH)
-        else:
-            made.append(after.mH @ before)
-    return made
-
-
-def multiply_squares(tensor: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
-    """Multiplies each dimension by the squares of its matrix, as variances transform.
-
-    Variances of real and imaginary parts are the parts of a complex number.
-    """
-    if not tensor.is_complex():
-        return multiply(tensor, [None if each is None else each.square() for each in matrices])
-    for k, each in enumerate(matrices):
-        if each is None:
-            continue
-        along = [
-            [None] * k + [part.square()] + [None] * (tensor.ndim - k - 1)
-            for part in (each.real, each.imag)
-        ]
-        same, other = (
-            torch.view_as_complex(
-                torch.stack([multiply(part, squares) for part in (tensor.real, tensor.imag)], -1)
-            )
-            for squares in along
-        )
-        swapped = torch.complex(other.imag, other.real)
-        tensor = same + swapped
-    return tensor
