@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from projcore.core.module import Module
+from projcore.core.module import Module, Need, Planner
 from projcore.core.projection import Current, ProjectionBase
 from projcore.core.settings import Settings
 from projcore.core.space import Space
@@ -158,18 +159,17 @@ class Gather(ProjectionBase):
     What modules inside need beside the update comes with it.
 
     Args:
-        module: What runs inside.
+        needs: What they need.
         transfer: The way of the tensors.
     """
 
     geometry = "layout"
     traceable = False
 
-    def __init__(self, module: Module, transfer: Transfer) -> None:
+    def __init__(self, needs: frozenset[Need], transfer: Transfer) -> None:
         self.defaults, self.children, self.project_update = {}, {}, True
-        self.module = module
         self.transfer = transfer
-        self.needs = module.total_needs & {"params", "grads"}
+        self.needs = needs & {"params", "grads"}
 
     @property
     def sent(self) -> tuple[int, int]:
@@ -182,7 +182,7 @@ class Gather(ProjectionBase):
 
     def part(self, chosen: Sequence[int]) -> Gather:
         """Returns the same for some of the tensors."""
-        return Gather(self.module, self.transfer.part(chosen))
+        return Gather(self.needs, self.transfer.part(chosen))
 
     def origins(self, *_: Any, **__: Any) -> list[list[int]]:
         return [[i] for i in self.transfer.own]
@@ -221,13 +221,34 @@ class Gather(ProjectionBase):
         return list(map(as_part, parts, params))
 
 
+class Visit(NamedTuple):
+    """A module that owners run.
+
+    Attributes:
+        module: The module.
+        space: The tensors, sharded.
+    """
+
+    module: Module
+    space: Space
+
+
 class Gathered(Inside):
     """Runs modules that need tensors unsharded, on those that this process owns.
 
     The state of a tensor is where it is without shards.
+
+    Attributes:
+        visits: The modules, one after the other, and what they run on: the same tensors.
     """
 
     projection: Gather
+    visits: tuple[Visit, ...]
+
+    @property
+    def paths(self) -> list[str]:
+        """The positions of the modules."""
+        return [visit.space.path for visit in self.visits]
 
     @property
     def transfer(self) -> Transfer:
@@ -243,6 +264,7 @@ class Gathered(Inside):
         site = self.site.part(index)
         projection = self.projection.part(chosen)
         node = Gathered(projection, site.space, site.whole, self._plan_inside)
+        node.visits = self.visits
         node.origins = projection.origins()
         node.region = region
         node._shapes = [self._shapes[j] for j in own]
@@ -251,6 +273,19 @@ class Gathered(Inside):
     @property
     def fits_blocks(self) -> bool:
         return False  # each block would have collectives of its own
+
+
+def plan_visits(visits: Sequence[Visit], planner: Planner, space: Space) -> None:
+    """Plans what owners run, on the full tensors of this process."""
+    for visit in visits:
+        numbers = {source: i for i, source in enumerate(visit.space.sources)}
+        state = visit.space.state.select([numbers[source] for source in space.sources])
+        visit.module.plan(planner, replace(space, state=state.over(space.state.trees)))
+
+
+def total_needs(visits: Sequence[Visit]) -> frozenset[Need]:
+    """Returns what any of these modules needs."""
+    return frozenset[Need]().union(*(visit.module.total_needs for visit in visits))
 
 
 def gathered(region: Any) -> Iterator[Gathered]:

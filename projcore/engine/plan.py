@@ -17,7 +17,15 @@ from projcore.core.space import Space
 from projcore.core.state import Node as Entries
 from projcore.core.state import State
 from projcore.engine.flat import flatten
-from projcore.engine.gather import Gather, Gathered, Weight, weight_of
+from projcore.engine.gather import (
+    Gather,
+    Gathered,
+    Visit,
+    Weight,
+    plan_visits,
+    total_needs,
+    weight_of,
+)
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
 from projcore.engine.local import Local, OnParts
@@ -166,12 +174,26 @@ class Builder(Planner):
                 owners.assign(some, mesh, partial(self._weigh, module, some)),
                 owners.team(mesh),
             )
-            gather = Gather(module, transfer)
-            self._inside(gather, some, "", space.path, module.plan, beside, Gathered)
+            self._visit(Visit(module, some), transfer, beside)
         if not meshes:
             return space
         sharded = {i for indices in meshes.values() for i in indices}
         return space.select([i for i in range(len(space)) if i not in sharded])
+
+    def _visit(self, visit: Visit, transfer: Transfer, beside: Space | None) -> None:
+        """Has owners run a module, together with what they run just before on the same tensors."""
+        visits = (visit,)
+        last = self.nodes[-1] if self.nodes else None
+        same = isinstance(last, Gathered) and last.space.sources == visit.space.sources
+        if isinstance(last, Gathered) and same and beside is None:
+            visits, beside = (*last.visits, visit), last.beside
+            self.nodes.pop()
+        first = visits[0].space
+        gather = Gather(total_needs(visits), transfer)
+        self._inside(gather, first, "", first.path, partial(plan_visits, visits), beside, Gathered)
+        node = self.nodes[-1]
+        assert isinstance(node, Gathered)
+        node.visits = visits
 
     def _weigh(self, module: Module, space: Space, indices: Sequence[int]) -> list[Weight]:
         """Returns the weight of each of some sharded tensors for the process that owns it."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from projcore.engine.flat import module_path
 from projcore.engine.gather import Gathered, gathered
-from projcore.engine.inside import Inside
 from projcore.engine.local import OnParts
 from projcore.engine.region import Region
 from projcore.engine.shards import Shards, Transfer
@@ -77,24 +76,24 @@ def announce(region: Region, state: Mapping[Tensor, Entries], parameters: Sequen
             (place, key)
             for place in (places[i] for i in node.transfer.own)
             for key in state[parameters[place]]
-            if _is_of(key, node)
+            if _is_of(key, node.paths)
         ]
         for found in node.transfer.team.gathered(own):
             for place, key in found:
                 state[parameters[place]].setdefault(key, NOTHING)
 
 
-def _is_of(key: str, node: Inside) -> bool:
-    """Whether an entry of that name is of what runs inside a node."""
+def _is_of(key: str, paths: Sequence[str]) -> bool:
+    """Whether an entry of that name is of the modules at some positions, or of what is inside."""
     path = module_path(key)
-    return path == node.space.path or path.startswith(f"{node.space.path}/")
+    return any(path == each or path.startswith(f"{each}/") for each in paths)
 
 
 def _wrap(node: OnParts, state: dict[int, Entries]) -> None:
     """Has entries of which each process keeps a part be those parts."""
     for template, (place,) in zip(node.space.template, node.space.sources, strict=True):
         entries = state.get(place, {})
-        for key in [key for key in entries if _is_of(key, node)]:
+        for key in [key for key in entries if _is_of(key, [node.space.path])]:
             value = entries[key]
             lead = _lead(value, local(template))
             if lead is not None:
@@ -130,7 +129,7 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
     facts = []
     for tensor in node.transfer.own:
         (place,) = node.space.sources[tensor]
-        for key in sorted(key for key in state.get(place, ()) if _is_of(key, node)):
+        for key in sorted(key for key in state.get(place, ()) if _is_of(key, node.paths)):
             value = state[place][key]
             if isinstance(value, Tensor) and value.ndim:
                 order = tuple(sorted(range(value.ndim), key=lambda d: -value.stride()[d]))
@@ -141,7 +140,7 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
     every = [(k, fact) for k, found in enumerate(team.gathered(facts)) for fact in found]
     for (place,) in node.space.sources:  # empty tensors, which `announce` put there, go
         entries = state.setdefault(place, {})
-        for key in [key for key in entries if _is_of(key, node)]:
+        for key in [key for key in entries if _is_of(key, node.paths)]:
             del entries[key]
     for _, fact in every:
         if fact.shape is None:
@@ -186,7 +185,7 @@ def settle(region: Region, state: Sequence[Entries], expected: Sequence[Mapping[
     }
     for place, entries in enumerate(state):
         for key in sorted(entries):
-            found = [(node, i) for node, i in keepers.get(place, ()) if _is_of(key, node)]
+            found = [(node, i) for node, i in keepers.get(place, ()) if _is_of(key, node.paths)]
             template = parts.get((place, module_path(key)))
             if template is not None:
                 entries[key] = _part(entries[key], template)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from projcore.core.module import Module
+from projcore.core.module import Module, Need
 from projcore.engine.flat import module_path
 from projcore.engine.gather import NO_WEIGHT, Gather, balance, weight_of
 from projcore.engine.making import Plan, all_parameters
@@ -61,7 +62,7 @@ def estimate(optimizer: Optimizer, ranks: int) -> Sharding:
     sent, paths = [0] * ranks, list(_paths(plan.region))
     loads = [NO_WEIGHT] * ranks
     expected = plan.expected(len(parameters))
-    for path, module, places in paths:
+    for path, _, places in paths:
         new = [place for place in places if owners[place] is None]
         weights = [
             weight_of(
@@ -73,6 +74,7 @@ def estimate(optimizer: Optimizer, ranks: int) -> Sharding:
         found = balance([parameters[place].shape for place in new], weights, loads)
         for place, owner in zip(new, found, strict=True):
             owners[place] = owner
+    for needs, places in _visits(plan.region):
         mine = [owners[place] for place in places]
         for rank in range(ranks):
             way = Transfer(
@@ -81,7 +83,7 @@ def estimate(optimizer: Optimizer, ranks: int) -> Sharding:
                 mine,  # type: ignore[arg-type]
                 _Team(rank, ranks),  # type: ignore[arg-type]
             )
-            sent[rank] += sum(Gather(module, way).sent)
+            sent[rank] += sum(Gather(needs, way).sent)
     state = _state(plan, shards, owners, paths, ranks)
     return Sharding(tuple(state), tuple(sent), tuple(owners))
 
@@ -97,6 +99,34 @@ def _paths(region: Region) -> Iterator[tuple[str, Module, list[int]]]:
                 yield from _paths(inner)
         else:
             yield space.path, node.module, sorted({i for source in space.sources for i in source})
+
+
+def _visits(region: Region) -> Iterator[tuple[frozenset[Need], list[int]]]:
+    """Yields parameters that owners get at once, with what modules there need; see `Gathered`."""
+    found: list[tuple[str, frozenset[Need], list[int]]] = []
+    for node in region.nodes:
+        if isinstance(node.module, Rate):
+            continue
+        if takes_shards(node.module):
+            yield from _joined(found)
+            found = []
+            for inner in node.regions():
+                yield from _visits(inner)
+            continue
+        space = node.site.space
+        places = sorted({i for source in space.sources for i in source})
+        if found and found[-1][0] == space.path:  # of another group
+            places = sorted({*found.pop()[2], *places})
+        found.append((space.path, node.module.total_needs, places))
+    yield from _joined(found)
+
+
+def _joined(
+    found: Sequence[tuple[str, frozenset[Need], list[int]]],
+) -> Iterator[tuple[frozenset[Need], list[int]]]:
+    for _, same in itertools.groupby(found, key=lambda each: each[2]):
+        several = list(same)
+        yield frozenset[Need]().union(*(needs for _, needs, _ in several)), several[0][2]
 
 
 def _state(

@@ -103,8 +103,20 @@ def test_checkpoints_go_on_with_other_processes(tasks: Tasks) -> None:
                     torch.testing.assert_close(one, other, rtol=0, atol=1e-12, msg=key)
 
 
-# Sums over processes: of means and norms of Adafactor; of gradients and parameters on a plane.
-SUMS = {"flora": 2, "intrinsic_dimension": 1}
+# Sums over processes: means and norms of Adafactor, those of vectors by themselves; norms; and
+# gradients on a plane.
+SUMS = {
+    "adam_h": 1,
+    "flora": 3,
+    "galore_adafactor": 1,
+    "intrinsic_dimension": 1,
+    "muon_h": 1,
+    "racs_adamw": 1,
+    "soap_h": 1,
+}
+# What is between two modules runs on shards, or they run on other parameters.
+VISITS = {"intrinsic_dimension": 0, "muon_h": 2, "scale_adamw": 2, "soap_h": 2}
+READS_PARAMS = {"adam_h", "muon_h", "soap_h", "muon"}
 
 
 def test_collectives_of_a_step(tasks: Tasks) -> None:
@@ -115,6 +127,9 @@ def test_collectives_of_a_step(tasks: Tasks) -> None:
             counts = [count for kind, count in found["found"] if kind == "all_to_all_single"]
             assert len(sums) == SUMS.get(name, 0), name
             assert found["every"] == len(found["found"]) == len(sums) + len(counts), name
+            visits = VISITS.get(name, 1)
+            assert len(found["told"]) == visits, name
+            assert len(counts) == 2 * visits + (name in READS_PARAMS), name
             assert found["groups"] == 0, name  # they would outlive `destroy_process_group`
             assert found["on paper"] == [found["state"], sum(counts)], name
             assert sum(counts) == sum(map(sum, found["told"])), name
