@@ -85,7 +85,7 @@ def announce(region: Region, state: Mapping[Tensor, Entries], parameters: Sequen
 
 
 def _is_of(key: str, node: Inside) -> bool:
-    """Whether an entry of that name belongs to a module that runs inside a node."""
+    """Whether an entry of that name is of what runs inside a node."""
     path = module_path(key)
     return path == node.space.path or path.startswith(f"{node.space.path}/")
 
