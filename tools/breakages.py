@@ -204,7 +204,7 @@ KERNEL = [
             "        return crossing, update\n\n"
             "    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor])"
             " -> None:\n"
-            '        """Runs the region inside, and puts its unprojected result into the update."""\n'
+            '        """Runs the region inside, and unprojects its result into the update."""\n'
             "        inner, projected = self._enter(crossing, update)\n"
         ),
         after=(

@@ -277,7 +277,7 @@ class Inside(Node):
         return crossing, update
 
     def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor]) -> None:
-        """Runs the region inside, and puts its unprojected result into the update."""
+        """Runs the region inside, and unprojects its result into the update."""
         inner, projected = self._enter(crossing, update)
         result = self._region(projected).run(projected, inner, frame.whole)
         if not self.projection.overrides("combine"):  # nobody reads what was projected any more

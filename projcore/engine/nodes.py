@@ -114,10 +114,10 @@ class Node(ABC):
         return False
 
     def part(self, index: Mapping[int, int]) -> Node | None:
-        """Returns the node for some of the tensors of the region, or None if it cannot be split.
+        """Returns the same for some of the tensors of the region, if it can be split.
 
         Args:
-            index: Maps the index of each of these in the region to its new index.
+            index: Of each of these, by its place in the region, the place among them.
         """
         return None
 

@@ -49,7 +49,7 @@ class Region:
         self._runs = 0
 
     def part(self, places: Sequence[int]) -> Region | None:
-        """Returns the region of some of the tensors; None if a node needs all of them at once."""
+        """Returns the same for some of the tensors; None if a node needs all of them at once."""
         index = {place: k for k, place in enumerate(places)}
         parts = [node.part(index) for node in self.nodes]
         if None in parts:
