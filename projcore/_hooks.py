@@ -73,7 +73,8 @@ class ProjectionHooks(Hooks):
     """Properties that follow from the `refresh` and the `combine` of a projection.
 
     Attributes:
-        asks_inside: Whether it asks `keeper_inside` for settings; then it is told live ones.
+        asks_inside: Whether it reads settings by `keeper_inside`, which must then be those of the
+            step.
     """
 
     asks_inside: bool = False

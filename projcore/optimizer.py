@@ -166,8 +166,8 @@ class Optimizer(torch.optim.Optimizer):
         self.bucket_bytes = bucket_bytes
         if nonfinite not in get_args(Nonfinite):
             raise ArgumentError(
-                f"Optimizer(nonfinite={nonfinite!r}) is not known. It is one of "
-                f" {', '.join(map(repr, get_args(Nonfinite)))}."
+                f"Optimizer(nonfinite={nonfinite!r}) is not known. It must be one of "
+                f"{', '.join(map(repr, get_args(Nonfinite)))}."
             )
         self.nonfinite: Nonfinite = nonfinite
         if average_loss is not None and not self.module.total_needs & {"loss", "closure"}:

@@ -236,7 +236,7 @@ KERNEL = [
             "        return crossing, update\n\n"
             "    def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor])"
             " -> None:\n"
-            '        """Runs what is inside."""\n'
+            '        """Runs the region inside, and unprojects its result into the update."""\n'
             "        inner, projected = self._enter(crossing, update)\n"
         ),
         after=(

@@ -1,4 +1,4 @@
-"""Writing parameters: by subtracting a scaled update, or by kernels that make the update, too."""
+"""Writing parameters: by subtracting a scaled update, or by kernels that also compute it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 class Blend(NamedTuple):
-    """How a parameter `p` takes an update `u`: it becomes ``p - scale * u - decay * p``."""
+    """The factors of an update `u`: a parameter `p` becomes ``p - scale * u - decay * p``."""
 
     scale: float = 1.0
     decay: float = 0.0
 
 
 class Write(NamedTuple):
-    """One operation in place on parameters.
+    """One in-place operation on parameters.
 
     Attributes:
         target: A parameter that it writes, or a view of it.
-        run: Does it. What it computes before may fail; what it writes, it writes at once, last.
-        written: Whether it has written. None where the version of the target tells, as it does
-            after every operation in place of torch but the fused optimizers.
+        run: Runs it. It may fail before it writes; all writes are in one operation, the last.
+        written: Whether it has written. None if the version of the target shows that, as after
+            all in-place operations of torch except the fused optimizers.
     """
 
     target: Tensor
@@ -32,17 +32,17 @@ class Write(NamedTuple):
 
 
 class Writer(ABC):
-    """Writes the parameters of a transform itself, in place of `Transform.apply`.
+    """Writes the parameters of a transform, in place of `Transform.apply`.
 
-    It is made once, for the tensors that a plan has it write, and called in every step. So what is
-    known before there are values (kernel, dtype, layout) is decided when it is made, and what it
-    would look up in every step it may keep: `states` is the same list of the same dicts as long as
-    it is used, while `targets` may be other views of the same memory. It writes into the tensors
-    of the state, and replaces them in its first call only.
+    It is made once, for the tensors that it is to write, and called in every step. So it decides
+    when it is made what is known before tensors have values (kernel, dtype, layout), and may cache
+    lookups: `states` is the same list of the same dicts as long as it is used, while `targets` may
+    be other views of the same storage. It writes into the tensors of the state in place, and
+    replaces them only in its first call.
 
     Attributes:
-        kernel: What `Optimizer.describe` calls it.
-        repeatable: Whether it may be called again until the operations that it returned have run.
+        kernel: Its name in `Optimizer.describe`.
+        repeatable: Whether it may be called again before the operations that it returned have run.
     """
 
     kernel: ClassVar[str]
@@ -60,9 +60,8 @@ class Writer(ABC):
         states: list[dict[str, Any]],
         settings: list[Any],
     ) -> list[Write]:
-        """Returns operations that write the parameters; it writes none itself.
+        """Returns operations that write the parameters, without writing any itself.
 
-        With ``u`` what `apply` would return, they make each of `targets`, ``p``, to
-        ``p - scale * u - decay * p``, by its `Blend`. `tensors` and what follows are as for
-        `apply`.
+        For ``u``, the result of `apply`, they turn each ``p`` of `targets` into
+        ``p - scale * u - decay * p``, by its `Blend`. The other arguments are those of `apply`.
         """

@@ -1,4 +1,4 @@
-"""Writing parameters by subtracting a scaled update, which may be of any dtype that fits."""
+"""Writes parameters by subtracting a scaled update, whose dtype may differ from theirs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from projcore.ops import local
 
 
 def alike(space: Space, indices: Iterable[int]) -> list[list[int]]:
-    """Splits tensors of a space, given by index, into those that torch takes in one list."""
+    """Splits the indices of tensors of a space into groups that torch takes in one list."""
     found: dict[Hashable, list[int]] = {}
     for i in indices:
         found.setdefault((space.formats[i], space.template[i].dtype), []).append(i)
@@ -28,13 +28,14 @@ def blended(
     blends: Sequence[Blend],
     together: Sequence[Sequence[int]] | None = None,
 ) -> list[Write]:
-    """Returns the operations by which parameters take an update, one for those that are alike.
+    """Returns the operations that apply an update to parameters, one for each list of torch's.
 
     Args:
         targets: The parameters.
         update: The update.
-        blends: How each takes it.
-        together: Which of them take it, in the lists that torch takes; by default all, in one.
+        blends: The factors of each.
+        together: The indices to write, in groups that torch takes in one list; by default one
+            group of all.
     """
     if together is None:
         together = [range(len(targets))] if targets else []
@@ -46,7 +47,7 @@ def blended(
 
 def _blended(targets: list[Tensor], update: list[Tensor], blends: list[Blend]) -> Write:
     check_writable(targets, update)
-    # Elementwise, so parts are enough; torch takes long over each operation on sharded tensors.
+    # It is elementwise, so local shards suffice; operations on sharded tensors are slow in torch.
     targets, update = list(map(local, targets)), list(map(local, update))
     alpha = 1.0
     same_scale = len({blend.scale for blend in blends}) == 1
@@ -54,7 +55,7 @@ def _blended(targets: list[Tensor], update: list[Tensor], blends: list[Blend]) -
     if same_scale and not decays:
         alpha = blends[0].scale
     elif same_scale and all(u.dtype is t.dtype for u, t in zip(update, targets, strict=True)):
-        # In one list of new memory; below it is three.
+        # This allocates one list of temporaries; the general case below allocates three.
         given, update = update, list(torch._foreach_mul(targets, [b.decay for b in blends]))
         torch._foreach_add_(update, given, alpha=blends[0].scale)
     else:

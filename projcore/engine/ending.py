@@ -1,4 +1,4 @@
-"""How a region ends where its tensors are the parameters: what runs, and then what writes."""
+"""The end of a region that writes the parameters: the nodes that run, and those that write."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from projcore.ops import times
 
 @dataclass(frozen=True)
 class Ending:
-    """How a region ends where its tensors are the parameters: what runs, and then what writes.
+    """The end of a region that writes the parameters: the nodes that run, and those that write.
 
     Attributes:
         space: The tensors.
-        nodes: What runs first.
-        folded: Affine calls, which become the numbers by which the rest is subtracted.
+        nodes: The nodes that run first.
+        folded: Affine calls, whose coefficients become factors of the subtraction.
         writers: Nodes that write the parameters of their tensors themselves.
-        observers: What looks at the parameters when they are written.
+        observers: Nodes that read the parameters after they are written.
         factor: A call by whose factor the update is multiplied in the blocks.
-        blocks: The same for some tensors after the other, in place of writers.
-        later: Whether all that is left to do, as a block, may be done when it is its turn.
+        blocks: Endings of a few tensors each, which run one after the other in place of `writers`.
+        later: Whether this block may run completely when it is its turn to write.
     """
 
     space: Space
@@ -43,12 +43,12 @@ class Ending:
     def writes(
         self, frame: Frame, targets: list[Tensor], outer: Sequence[Blend] | None = None
     ) -> list[Write | Later]:
-        """Runs all but what writes, and returns that.
+        """Runs everything but the writes of the parameters, which it returns.
 
         Args:
             frame: The update, and the facts.
             targets: The tensors that are written.
-            outer: By what numbers the result is subtracted; as it is by default.
+            outer: The factors with which the result is subtracted; by default, 1.
         """
         for node in self.nodes:
             node.run(frame)
@@ -72,7 +72,7 @@ class Ending:
         blends: Sequence[Blend],
         factor: Tensor | None,
     ) -> list[Write | Later]:
-        """Returns what writes some of the tensors of a frame."""
+        """Returns the writes of some of the tensors of a frame."""
         places = self.space.places
         update = [frame.update[i] for i in places]
         if factor is not None:
@@ -85,7 +85,7 @@ class Ending:
 
     @cached_property
     def rest(self) -> Sequence[int]:
-        """The tensors that no writer writes."""
+        """The indices of the tensors that no writer writes."""
         active = self.space.active
         left = set(range(len(self.space)) if active is None else active)
         for node in self.writers:

@@ -1,4 +1,4 @@
-"""The node of a projection: tensors enter its space, a region runs there, and the update leaves."""
+"""The node of a projection: projects the update, runs a region, and unprojects the result."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Inside(Node):
         projection: The projection.
         space: The tensors.
         whole: Whether these are all tensors of the region.
-        plan_inside: Plans what runs inside, on tensors of the shapes there.
-        beside: Tensors that pass the projection, and run outside of it.
+        plan_inside: Plans the region inside, given tensors with the shapes there.
+        beside: Tensors that are not projected, and whose modules run outside.
 
     Attributes:
-        beside: As given.
-        applied: The tensors that are projected, by their indices in `space`.
-        passing: The others, which enter as they are.
-        origins: Of each tensor inside, the tensors outside that it is made from.
-        region: What runs inside; None as long as the shapes there are not known, because they
-            depend on values.
+        beside: See the argument.
+        applied: The indices in `space` of the tensors that are projected.
+        passing: The indices of the others, which enter unchanged.
+        origins: For each inner tensor, the indices of the outer tensors that it is made from.
+        region: The region inside; None while the shapes there are unknown, because they depend on
+            values.
     """
 
     def __init__(
@@ -112,23 +112,23 @@ class Inside(Node):
         )
 
     def plan(self, tensors: Sequence[Tensor]) -> None:
-        """Plans what runs inside, on tensors of these shapes."""
+        """Plans the region inside, for tensors of these shapes."""
         self.region = self._plan_inside(self, tensors)
         self._shapes = _shapes(tensors)
         self._writes_through = self._apart = None
         self._waits = False
 
     def prepare(self) -> None:
-        """Plans what runs inside, if that can be known before there are values."""
+        """Plans the region inside, if the shapes there are known before tensors have values."""
         projected = self.try_out()
         if projected is not None:
             self.plan(projected)
 
     def try_out(self) -> list[Tensor] | None:
-        """Has the projection learn and project tensors without storage, which it may reject.
+        """Runs the projection on tensors without storage, which it may reject.
 
         Returns:
-            The tensors inside; None if they depend on values.
+            The inner tensors; None if their shapes depend on values.
         """
         template = list(self.space.template)
         crossing = Crossing(self, Sketch(self.space))
@@ -249,9 +249,9 @@ class Inside(Node):
     def sides(
         self, old: Objective, new: Objective, places: Sequence[int]
     ) -> tuple[Crossing, Crossing, list[int]]:
-        """Returns the ways in from two spaces outside, of the tensors at some places there.
+        """Returns its crossings from an old and a new outer space, of some tensors of the region.
 
-        With it come the indices of these among the places.
+        The third result are the positions of these in `places`.
         """
         index = {place: k for k, place in enumerate(places)}
         chosen = [i for i, place in enumerate(self.space.places) if place in index]
@@ -263,10 +263,10 @@ class Inside(Node):
     def remember(self, objective: Objective) -> None:
         crossing = Crossing(self, self.site.select(objective))
         if self.region is None or (self.projection.learns and not crossing.is_meta):
-            return  # what is inside is made of gradients
+            return  # the inner tensors depend on gradients
         template: Sequence[Tensor] = self.region.space.template
         if crossing.is_meta:
-            crossing.refresh(list(crossing.objective.template))  # what it keeps for its map
+            crossing.refresh(list(crossing.objective.template))  # creates the state of its map
         else:
             template = crossing.down(crossing.objective.template, "update")
         self.region.remember(ProjectedObjective(crossing, list(template), self.region.space))
@@ -275,7 +275,7 @@ class Inside(Node):
         self._cross(frame, *self._learn(frame))
 
     def _learn(self, frame: Frame) -> tuple[Crossing, list[Tensor]]:
-        """Receives the update, and has the projection learn its map, by which it then crosses."""
+        """Receives the update and refreshes the map; returns the crossing and the update."""
         objective = self.site.select(frame.objective)
         objective.context.changed |= self._keeps
         crossing = Crossing(self, objective)
@@ -285,7 +285,7 @@ class Inside(Node):
         return crossing, update
 
     def _cross(self, frame: Frame, crossing: Crossing, update: list[Tensor]) -> None:
-        """Runs what is inside."""
+        """Runs the region inside, and unprojects its result into the update."""
         inner, projected = self._enter(crossing, update)
         result = self._region(projected).run(projected, inner, frame.whole)
         if not self.projection.overrides("combine"):  # nobody reads what was projected any more
@@ -299,7 +299,7 @@ class Inside(Node):
     def _enter(
         self, crossing: Crossing, update: list[Tensor]
     ) -> tuple[ProjectedObjective, list[Tensor]]:
-        """Takes the update in: returns it as it is inside, with the facts there."""
+        """Returns the facts inside, and the projected update."""
         if self.projection.project_update:
             projected = crossing.down(update, "update")
         else:
@@ -309,7 +309,7 @@ class Inside(Node):
         return ProjectedObjective(crossing, projected, region.space), projected
 
     def _region(self, projected: list[Tensor]) -> Region:
-        """Returns what runs inside; planned again if shapes there are not as planned."""
+        """Returns the region inside, planned again if the shapes there have changed."""
         if self.region is None or _shapes(projected) != self._shapes:
             self.plan(projected)
         assert self.region is not None
@@ -342,7 +342,7 @@ class Inside(Node):
         ]
 
     def _alike(self, indices: Sequence[int]) -> list[list[int]]:
-        """Returns which of some tensors have a gradient, in lists that torch takes together."""
+        """Returns the indices that have a gradient, in groups that torch takes in one list."""
         return alike(self.space, with_gradient(indices, self.space.active))
 
     def writes_apart(self, inside: list[Tensor]) -> bool:
@@ -423,7 +423,7 @@ def _shapes(tensors: Sequence[Tensor]) -> Shapes:
 
 
 def _merged(groups: Sequence[Any], origin: Sequence[int]) -> Any:
-    """The group of a tensor made from several others: theirs, if they share it, else all."""
+    """Returns the group of a tensor that is made from others: a tuple if it has several."""
     if len(origin) == 1:
         return groups[origin[0]]
     several = (groups[i] if isinstance(groups[i], tuple) else (groups[i],) for i in origin)
@@ -431,7 +431,7 @@ def _merged(groups: Sequence[Any], origin: Sequence[int]) -> Any:
 
 
 def _active(active: Sequence[int] | None, origins: Sequence[Sequence[int]]) -> list[int] | None:
-    """The tensors inside that are made from one that has a gradient; None for all."""
+    """Returns the indices of inner tensors made from one with a gradient; None for all."""
     if active is None:
         return None
     chosen = set(active)

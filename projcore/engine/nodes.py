@@ -1,4 +1,4 @@
-"""The nodes of a plan: what one step does, one after the other."""
+"""The nodes of a plan: the operations of a step, in order."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from projcore.errors import ContractError
 
 
 class Frame(NamedTuple):
-    """A run of a region: the update so far, which nodes replace tensor by tensor, and the facts.
+    """The data of one run of a region: the update, which nodes replace, and the facts.
 
     Attributes:
         update: The update.
         objective: The facts.
-        whole: Whether regions inside are part of a run that is traced, and have none of their own.
+        whole: Whether a traced run includes the regions inside, so that they have none themselves.
     """
 
     update: list[Tensor]
@@ -41,11 +41,11 @@ class Frame(NamedTuple):
 
 
 class Node(ABC):
-    """Something that a plan does to some of the tensors of a region.
+    """An operation of a plan on some of the tensors of a region.
 
     Attributes:
-        module: What does it.
-        where: The tensors that it does it to, by their places in the region.
+        module: The module that it runs.
+        where: The indices of its tensors in the region.
     """
 
     module: Module
@@ -58,7 +58,7 @@ class Node(ABC):
 
     @property
     def untraceable(self) -> str:
-        """Why it runs in Python in compiled steps; empty if it can be traced."""
+        """The reason why it runs in Python in compiled steps; empty if it can be traced."""
         return ""
 
     @property
@@ -67,23 +67,23 @@ class Node(ABC):
         return False
 
     def begin(self, frame: Frame) -> None:  # noqa: B027 (most nodes have nothing to do)
-        """Does what comes first in `run`, and is not traced."""
+        """Runs the first part of `run`, which is not traced."""
 
     def finish(self, frame: Frame) -> None:
-        """Does the rest of `run`."""
+        """Runs the rest of `run`."""
         self.run(frame)
 
     @property
     def is_settled(self) -> bool:
-        """Whether there is all state that `finish` needs."""
+        """Whether all state that `finish` needs exists."""
         return self.site.is_settled
 
     def remember(self, objective: Objective) -> None:
-        """Creates state where there is none yet; `objective` is of the whole region."""
+        """Creates state that does not exist yet; `objective` is that of the whole region."""
         self.site.remember(objective)
 
     def bind(self, trees: Sequence[Entries]) -> None:
-        """Has it work on the state at the same places of other trees."""
+        """Binds it to the state at the same positions in other trees."""
         self.site.bind(trees)
         for region in self.regions():
             region.bind(trees)
@@ -91,27 +91,27 @@ class Node(ABC):
     def writes(
         self, frame: Frame, targets: Sequence[Tensor], blends: Sequence[Blend]
     ) -> list[Write | Later]:
-        """Returns what writes the parameters, in place of `run`; for nodes that can."""
+        """Returns the writes of the parameters, in place of `run`, if `can_write`."""
         raise NotImplementedError
 
     @property
     def can_write(self) -> bool:
-        """Whether it may write parameters, as far as is known before there are values."""
+        """Whether it may write parameters, as far as is known before tensors have values."""
         return False
 
     @property
     def repeatable(self) -> bool:
-        """Whether `writes` or `coefficients` may be called again until the result has run."""
+        """Whether `writes` or `coefficients` may be called again before the result has run."""
         return False
 
     @property
     def writes_directly(self) -> bool:
-        """Whether, as is known after a step, `writes` makes no update."""
+        """Whether `writes` makes no update, which is known after a step."""
         return False
 
     @property
     def owns(self) -> bool:
-        """Whether what it writes are tensors of its own, which are the parameters."""
+        """Whether it writes tensors of its own, which are then copied into the parameters."""
         return False
 
     def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
@@ -126,7 +126,7 @@ class Node(ABC):
 
     @property
     def fits_blocks(self) -> bool:
-        """Whether it can be split, and loses nothing by having few tensors at a time."""
+        """Whether it can be split, and does not become slower with few tensors at a time."""
         return self.part({}) is not None
 
     def regions(self) -> Iterator[Any]:
@@ -135,11 +135,11 @@ class Node(ABC):
 
     @property
     def comes_last(self) -> bool:
-        """Whether its result must reach the parameters as it is."""
+        """Whether its result must reach the parameters unchanged."""
         return any(node.comes_last for region in self.regions() for node in region.nodes)
 
     def sides(self, old: Objective, new: Objective, places: Sequence[int]) -> Any:
-        """Returns the ways in from two spaces outside; None if it is the same space inside."""
+        """Returns its crossings from an old and a new outer space; None without an inner space."""
         return None
 
 
@@ -150,7 +150,7 @@ class Site:
         self.module = module
         self.space = space
         self.whole = whole  # whether these are all tensors of the region
-        # Whether the module has state of its own; it may be made by others than `init`.
+        # Whether the module has state of its own, which methods other than `init` may create.
         self.keeps = type(module).init is not Module.init or bool(module.kinds)
         self.state = space.state
         self.ready = False
@@ -160,7 +160,7 @@ class Site:
         self.ready = False
 
     def select(self, objective: Objective) -> Objective:
-        """Returns the objective, which is of the region, for the tensors of this space."""
+        """Returns the objective of this space, given that of the region."""
         return objective if self.whole else objective.select(self.space.places, self.space)
 
     @property
@@ -172,7 +172,7 @@ class Site:
         return self.ready
 
     def remember(self, objective: Objective) -> None:
-        """Creates state where there is none yet."""
+        """Creates state that does not exist yet."""
         if self.ready and (all(self.state.nodes) or not self.keeps):
             return
         chosen = self.select(objective)
@@ -182,9 +182,9 @@ class Site:
         objective.context.changed = True
 
     def parts(self) -> Iterable[tuple[Hashable | None, list[int]]]:
-        """Yields which tensors go into one call: those with a gradient, of one group and format.
+        """Returns the groups of calls, and the indices of the tensors of each call.
 
-        A module of scope ``"all"`` gets all in one call.
+        One call has tensors with a gradient, of one group and format; for scope ``"all"``, all.
         """
         space = self.space
         active = range(len(space)) if space.active is None else space.active
@@ -197,7 +197,7 @@ class Site:
         return pairs or [(0, [])]
 
     def part(self, index: Mapping[int, int]) -> Site:
-        """Returns the module on some of the tensors; see `Node.part`."""
+        """Returns the site of some of the tensors; see `Node.part`."""
         chosen = [k for k, place in enumerate(self.space.places) if place in index]
         space = self.space.select(chosen)
         space = replace(space, places=[index[place] for place in space.places])
@@ -206,16 +206,16 @@ class Site:
     def with_members(
         self, where: Sequence[int], index: Mapping[int, int]
     ) -> tuple[Site, list[int]]:
-        """Returns the same, and which of its tensors are at some places of the region."""
+        """Returns that, and the indices of its tensors that are at some indices of the region."""
         site = self.part(index)
         own = {index[place] for place in where if place in index}
         return site, [k for k, place in enumerate(site.space.places) if place in own]
 
 
 def _follow_devices(nodes: Sequence[Entries], template: Sequence[Tensor]) -> None:
-    """Moves state to its tensors, as that of an offloaded parameter, which was loaded elsewhere.
+    """Moves state to the devices of its tensors; counts stay on the CPU.
 
-    Counts stay on the CPU.
+    State of an offloaded parameter may have been loaded to another device.
     """
     for node, tensor in zip(nodes, template, strict=True):
         for key, value in node.items():
@@ -276,7 +276,7 @@ class Call(Node):
         return isinstance(self._writer, Writer)
 
     def factor(self, frame: Frame) -> Tensor | None:
-        """Returns the number by which the module multiplies all elements; see `has_factor`."""
+        """Returns the factor by which the module multiplies all elements; see `has_factor`."""
         update, *others = self.arguments(frame)
         if has_half(update):
             update = [tensor.float() for tensor in update]
@@ -318,7 +318,7 @@ class Call(Node):
         )
 
     def pick(self, tensors: Sequence[Any]) -> list[Any]:
-        """Returns those of a region's tensors that it works on, as a new list."""
+        """Returns a new list of those of a region's tensors that it processes."""
         return list(tensors) if self.every else [tensors[i] for i in self.where]
 
     def run(self, frame: Frame) -> None:
@@ -334,7 +334,7 @@ class Call(Node):
             update[i] = tensor
 
     def result(self, arguments: tuple[Any, ...]) -> list[Tensor]:
-        """Returns what `apply` does; for float16 it is still in float32."""
+        """Returns the result of `apply`, which for float16 is still in float32."""
         apply = self.module.apply
         if has_half(arguments[0]):
             result = in_float32(apply, *arguments, **self.extra)
@@ -344,7 +344,7 @@ class Call(Node):
         return result
 
     def coefficients(self, frame: Frame) -> list[tuple[float, float]]:
-        """Does the step of an affine module without an update."""
+        """Returns the coefficients of an affine module, and updates its state."""
         self.site.remember(frame.objective)
         if not self.where:
             return []
@@ -361,7 +361,7 @@ class Call(Node):
             return []
         some, how = self.pick(targets), self.pick(blends)
         if self._writer is None:
-            frame.objective.context.changed = True  # it may have put its state together
+            frame.objective.context.changed = True  # a new writer may replace its state
         writer = self.writer(some)
         if isinstance(writer, str):
             frame.objective.context.changed = True
@@ -369,7 +369,7 @@ class Call(Node):
         return [*writer(some, how, *arguments)]
 
     def writer(self, targets: list[Tensor]) -> Writer | str:
-        """Returns what writes parameters; asked for once."""
+        """Returns the writer, or the reason why there is none; determined once."""
         if self._writer is None and has_half(targets):
             self._writer = "float16 is computed in float32"
         elif self._writer is None:
@@ -378,14 +378,14 @@ class Call(Node):
 
 
 def why_untraceable(module: Module) -> str:
-    """Why a module, beside those that it runs, is not traced; empty if it can be."""
+    """The reason why a module, apart from its children, is not traced; empty if it can be."""
     if "closure" in module.needs:
         return "it evaluates the loss"
     return "" if module.traceable else "it declares traceable = False"
 
 
 def has_factor(module: Module) -> bool:
-    """Whether a module multiplies all elements by one number; see `Transform.common_factor`."""
+    """Whether a module multiplies all elements by one factor; see `Transform.common_factor`."""
     if not isinstance(module, Transform) or module.scope != "all":
         return False
     if (
@@ -407,9 +407,9 @@ def separates(module: Module) -> bool:
 
 
 def _as_given(module: Module, given: Tensor, tensor: Tensor) -> Tensor:
-    """Returns a result in the dtype that the update had.
+    """Returns a result in the dtype of the update.
 
-    A 0-d tensor times a 0-d setting of more bits has more bits than the tensor had.
+    By type promotion, a 0-d tensor times a 0-d setting of a wider dtype has that dtype.
     """
     if tensor.is_complex() and not given.is_complex():
         raise ContractError(
@@ -420,11 +420,11 @@ def _as_given(module: Module, given: Tensor, tensor: Tensor) -> Tensor:
 
 
 class Step(Node):
-    """``update[where] = module.step(update[where], objective, state)``: the general way.
+    """``update[where] = module.step(update[where], objective, state)``: the general case.
 
     Args:
-        module: What is run.
-        space: On what.
+        module: The module.
+        space: Its tensors.
         whole: Whether these are all tensors of the region.
         inside: The regions of children that it runs on the same tensors.
     """
@@ -479,7 +479,7 @@ class Step(Node):
 
 
 class Observe(Node):
-    """``module.observe(params)``, once they are written; of one group."""
+    """``module.observe(params)`` after the parameters, of one group, are written."""
 
     def __init__(self, site: Site, members: Sequence[int], group: Hashable) -> None:
         assert isinstance(site.module, Observer)
@@ -501,7 +501,7 @@ class Observe(Node):
         return "it looks at the parameters"
 
     def run(self, frame: Frame) -> None:
-        """Looks at the point that the update leads to, where the parameters are not at hand."""
+        """Observes the point that the update leads to, as there are no parameters to write."""
         params = frame.objective.params
         points = torch._foreach_sub(
             [params[i] for i in self.where], [frame.update[i] for i in self.where]
@@ -509,7 +509,7 @@ class Observe(Node):
         self.prepared(frame, list(points))()
 
     def prepared(self, frame: Frame, points: list[Tensor]) -> partial[None]:
-        """Returns what looks at points; all that may fail before they are there has happened."""
+        """Returns a function that observes points; what may fail earlier has run already."""
         self.site.remember(frame.objective)
         frame.objective.context.changed = True
         settings = frame.objective.context.settings(self.site.space.path, self.group)

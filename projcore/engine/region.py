@@ -29,8 +29,8 @@ class Region:
 
     Attributes:
         space: The tensors.
-        nodes: What runs, in order.
-        passes: The names of the passes that may rewrite how it ends.
+        nodes: The nodes, in order.
+        passes: The names of the passes that may rewrite its ending.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Region:
 
     @property
     def ending(self) -> Ending:
-        """What runs and what writes, where the tensors of the region are the parameters."""
+        """The end of the region if its tensors are the parameters; rewritten by the passes."""
         if self._ending is None:
             observers = [node for node in self.nodes if isinstance(node, Observe)]
             others = [node for node in self.nodes if not isinstance(node, Observe)]
@@ -72,7 +72,7 @@ class Region:
 
     @cached_property
     def runs(self) -> Sequence[Node]:
-        """The nodes, those that can be traced in runs if the step is compiled."""
+        """The nodes to run; in compiled steps, traceable ones are merged into `Traced` nodes."""
         return traced(self.nodes) if "trace" in self.passes else self.nodes
 
     def run(self, update: list[Tensor], objective: Objective, whole: bool = False) -> list[Tensor]:
@@ -85,20 +85,20 @@ class Region:
     def writes(
         self, frame: Frame, targets: list[Tensor], outer: Sequence[Blend] | None = None
     ) -> list[Write | Later]:
-        """Runs all nodes up to the writing of the parameters; see `Ending.writes`."""
+        """Runs all nodes and returns the writes of the parameters; see `Ending.writes`."""
         self._runs += 1
-        if self._runs == 2 and "split" in self.passes:  # what writes, and how, is known by now
+        if self._runs == 2 and "split" in self.passes:  # after a step, the writers are known
             self._ending = split(self.ending, targets)
             self._bind_blocks()
         return self.ending.writes(frame, targets, outer)
 
     def remember(self, objective: Objective) -> None:
-        """Creates the state of all nodes where there is none yet."""
+        """Creates the state of all nodes that does not exist yet."""
         for node in self.nodes:
             node.remember(objective)
 
     def bind(self, trees: Sequence[Entries]) -> None:
-        """Has all nodes work on the state at the same places of other trees."""
+        """Binds all nodes to the state at the same positions in other trees."""
         self._trees = trees
         for node in self.nodes:
             node.bind(trees)
@@ -111,13 +111,13 @@ class Region:
                 node.bind(self._trees)
 
     def renote(self) -> None:
-        """Puts state that follows from the plan where it was removed."""
+        """Restores entries of `Planner.note` that were removed."""
         for state, name, values in self._notes:
             for node, value in zip(state.over(self._trees).nodes, values, strict=True):
                 node[name] = value
 
     def walk(self) -> Iterator[Node]:
-        """Yields all nodes, of the regions inside too."""
+        """Yields all nodes, including those of the regions inside."""
         for node in self.nodes:
             yield node
             for region in node.regions():

@@ -1,4 +1,4 @@
-"""State of sharded parameters in checkpoints: sharded too, whatever the processes keep of it."""
+"""The state of sharded parameters in checkpoints, which is sharded even if one process owns it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ NOTHING = torch.empty(0, device="cpu")
 
 
 class Fact(NamedTuple):
-    """What others must know of an entry that one process keeps.
+    """The facts about a state entry of one process that the others need.
 
     Attributes:
-        tensor: Of which tensor of the node it is.
-        place: The place of that parameter in the optimizer.
+        tensor: The index of its tensor in the node.
+        place: The index of its parameter in the optimizer.
         key: Its name.
-        shape: Its shape; None of a number, or a 0-d tensor.
-        value: Its dtype; of a number or a 0-d tensor, that.
-        order: In which order its dimensions lie in memory, the largest stride first. Products of
-            matrices in another order are rounded otherwise.
+        shape: Its shape; None for a number or a 0-d tensor.
+        value: Its dtype; for a number or a 0-d tensor, the value.
+        order: Its dimensions, from the largest stride to the smallest. Products of matrices in
+            another order are rounded differently.
     """
 
     tensor: int
@@ -42,14 +42,14 @@ class Fact(NamedTuple):
 
 
 def share(region: Region, state: Mapping[int, Entries]) -> dict[int, Entries]:
-    """Returns the state in which each process has a part of what owners keep: some of its rows.
+    """Returns the state with entries of owners sharded by rows over the processes.
 
-    Numbers and 0-d tensors are then in all processes. All of them must call it, and have the same
-    entries in the same order, in which torch puts them together.
+    Numbers and 0-d tensors are then in all processes. All processes must call it, and then have the
+    same entries in the same order, which torch needs to gather them.
 
     Args:
-        region: What runs on the parameters.
-        state: The state of each parameter, by its place, as this process has it.
+        region: The region of the parameters.
+        state: The state of each parameter in this process, by its index.
     """
     shared = {place: dict(entries) for place, entries in state.items()}
     for node in region.walk():
@@ -61,14 +61,14 @@ def share(region: Region, state: Mapping[int, Entries]) -> dict[int, Entries]:
 
 
 def announce(region: Region, state: Mapping[Tensor, Entries], parameters: Sequence[Tensor]) -> None:
-    """Puts empty tensors where other processes keep entries, whose names torch looks for.
+    """Adds empty tensors for entries of other processes, as torch expects their names.
 
-    So does `torch.distributed.checkpoint`, to read state that was saved under flat names.
+    `torch.distributed.checkpoint` does so to read state that was saved under flat names.
 
     Args:
-        region: What runs on the parameters.
-        state: What this process keeps.
-        parameters: The parameters, by their places.
+        region: The region of the parameters.
+        state: The state in this process.
+        parameters: The parameters, by their indices.
     """
     for node in gathered(region):
         places = [place for (place,) in node.space.sources]
@@ -90,7 +90,7 @@ def _is_of(key: str, paths: Sequence[str]) -> bool:
 
 
 def _wrap(node: OnParts, state: dict[int, Entries]) -> None:
-    """Has entries of which each process keeps a part be those parts."""
+    """Wraps entries of which each process has a local shard into sharded tensors."""
     for template, (place,) in zip(node.space.template, node.space.sources, strict=True):
         entries = state.get(place, {})
         for key in [key for key in entries if _is_of(key, [node.space.path])]:
@@ -101,14 +101,14 @@ def _wrap(node: OnParts, state: dict[int, Entries]) -> None:
 
 
 def _lead(value: Any, template: Tensor) -> int | None:
-    """How many dimensions an entry has in front of those of its tensor; None if it has not."""
+    """The number of dimensions of an entry before those of its tensor; None if shapes differ."""
     if not isinstance(value, Tensor) or value.shape[value.ndim - template.ndim :] != template.shape:
         return None
     return value.ndim - template.ndim
 
 
 def _shards(template: Tensor, lead: Sequence[int]) -> Shards:
-    """Returns how an entry lies that has some dimensions in front of those of its tensor."""
+    """Returns the sharding of an entry with some dimensions before those of its tensor."""
     shards = Shards.of(template)
     placements = [
         each if each.is_replicate() or not lead else _moved(each, len(lead))
@@ -118,7 +118,7 @@ def _shards(template: Tensor, lead: Sequence[int]) -> Shards:
 
 
 def _moved(placement: Any, lead: int) -> Any:
-    """Returns the placement that shards the same dimension behind others."""
+    """Returns the placement that shards the same dimension after `lead` others."""
     extra = {key: getattr(placement, key) for key in ("split_factor",) if hasattr(placement, key)}
     return type(placement)(placement.dim + lead, **extra)
 
@@ -166,12 +166,12 @@ def _inverse(order: Sequence[int]) -> list[int]:
 
 
 def settle(region: Region, state: Sequence[Entries], expected: Sequence[Mapping[str, Any]]) -> None:
-    """Takes what was saved, by any number of processes, to where it is kept here.
+    """Moves state that any number of processes saved to the processes that use it here.
 
     Args:
-        region: What runs on the parameters.
-        state: What was saved of each parameter, full or sharded; it is replaced.
-        expected: What is kept of each here, as tensors without storage.
+        region: The region of the parameters.
+        state: The saved state of each parameter, full or sharded; it is replaced.
+        expected: The state of each here, as tensors without storage.
     """
     keepers: dict[int, list[tuple[Gathered, int]]] = {}
     for node in gathered(region):
@@ -198,7 +198,7 @@ def settle(region: Region, state: Sequence[Entries], expected: Sequence[Mapping[
 
 
 def _full(value: Any) -> Any:
-    """Returns a tensor put together, its dimensions in the same order in memory."""
+    """Returns an unsharded tensor, with the same strides."""
     full = unsharded(value)
     if not isinstance(value, Tensor) or full.stride() == value.stride():
         return full
@@ -208,20 +208,20 @@ def _full(value: Any) -> Any:
 
 
 def _part(value: Any, template: Tensor) -> Any:
-    """Returns the part of an entry in this process, full or sharded, as its tensor has it."""
+    """Returns this process's shard of an entry, full or sharded, by the sharding of its tensor."""
     lead = _lead(value, template)
     return value if lead is None else local(_lying(value, _shards(template, value.shape[:lead])))
 
 
 def _as_expected(value: Any, expected: Any) -> Any:
-    """Returns an entry sharded as is expected, or unsharded."""
+    """Returns an entry with the expected sharding, or unsharded."""
     if expected is None or not is_sharded(expected):
         return value if expected is None else unsharded(value)
     return _lying(value, Shards.of(expected)) if value.shape == expected.shape else value
 
 
 def _lying(value: Tensor, shards: Shards) -> Tensor:
-    """Returns a tensor, full or sharded, as it is to lie."""
+    """Returns a tensor, full or sharded, with that sharding."""
     if is_sharded(value) and Shards.of(value) == shards:
         return value
     part = shards.part(shards.mesh.get_coordinate())

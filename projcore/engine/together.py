@@ -1,7 +1,7 @@
-"""What all processes do at the same time: where one fails, the others say which.
+"""Operations that all processes run together: if one fails, the errors of the others name it.
 
-A process that fails leaves word in torch's store, which all share. The others wait for it in a
-collective, at most as long as the timeout of its group; then they look there.
+A process that fails writes its error into torch's store, which all processes share. The others wait
+for it in a collective, at most for the timeout of its group; then they read the store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.distributed import get_rank, get_world_size, is_available, is_initial
 from projcore.errors import ProjcoreError, StepError
 
 KEY = "projcore/failed"
-COUNT = itertools.count()  # of optimizers, which all processes make in the same order
+COUNT = itertools.count()  # numbers optimizers, which all processes make in the same order
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,18 +27,18 @@ class Together:
     """Whether other processes take the same steps, and which of them have failed.
 
     Attributes:
-        wanted: Whether they do, and each waits for the others.
+        wanted: Whether they take the same steps, and wait for each other.
     """
 
     def __init__(self) -> None:
         self.wanted = False
-        self._turn = 0  # the number of this step, so that word of another is told apart
+        self._turn = 0  # the number of this step, which identifies errors of other steps
         self._number: int | None = None
         self._running = False
 
     @contextmanager
     def acting(self, *, ends: bool = False) -> Iterator[None]:
-        """Runs something that all processes run; an error of one of them names it in all.
+        """Runs an operation that all processes run; an error in one of them is named in all.
 
         Args:
             ends: Whether it ends a step.
@@ -47,7 +47,7 @@ class Together:
             StepError: If a collective failed because another process did.
         """
         several = is_available() and is_initialized() and get_world_size() > 1
-        if self._running or not several:  # what is inside belongs to what is around it
+        if self._running or not several:  # nested calls belong to the outermost
             yield
             return
         if self._number is None:
@@ -71,14 +71,14 @@ class Together:
             self._turn += ends
 
     def _tell(self, text: str) -> None:
-        """Leaves word for the others that this process has failed."""
+        """Tells the others that this process has failed."""
         try:
             _store().set(f"{KEY}/{self._number}/{get_rank()}", f"{self._turn} {text}")
-        except RuntimeError:  # the process that keeps the store is gone
+        except RuntimeError:  # the process that hosts the store has ended
             return
 
     def _told(self, own: str) -> str:
-        """Returns the word that others have left since this step began, unless it is the same."""
+        """Returns the errors of other processes since this step began, unless they are the same."""
         found = []
         try:
             store = _store()
@@ -94,7 +94,7 @@ class Together:
 
 
 def together(ends: bool) -> Callable[[Function], Function]:
-    """Has a method of an optimizer run as all processes run it; see `Together.acting`."""
+    """Decorates a method of an optimizer that all processes call; see `Together.acting`."""
 
     def decorate(method: Function) -> Function:
         @wraps(method)
@@ -110,14 +110,14 @@ def together(ends: bool) -> Callable[[Function], Function]:
 
 
 def _is_of_torch(error: Exception) -> bool:
-    """Whether an error may be that of a collective; of gloo's, it is a bare RuntimeError."""
+    """Whether an error may come from a collective; gloo raises a bare RuntimeError."""
     if isinstance(error, ProjcoreError):
         return False
     return type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
 
 
 def _is_of_waiting(error: Exception) -> bool:
-    """Whether an error tells of another process, which may have ended without a word."""
+    """Whether an error is about another process, which may have ended without telling."""
     of_gloo = any(each in str(error) for each in ("/gloo/", "caused pair closure"))
     return _is_of_torch(error) and (of_gloo or isinstance(error, torch.distributed.DistError))
 

@@ -181,14 +181,14 @@ def _count(part: Part) -> int:
 
 @dataclass(frozen=True)
 class _Line:
-    """A mesh of one dimension, on paper."""
+    """The facts of a mesh of one dimension that `Shards` reads."""
 
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Team:
-    """Its processes, as one of them sees them."""
+    """The facts of its processes that `Transfer` reads."""
 
     me: int
     count: int

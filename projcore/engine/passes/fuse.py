@@ -1,4 +1,4 @@
-"""Nodes that are last for their tensors, and can write parameters themselves, do."""
+"""Lets nodes that are last for their tensors, and have a writer, write the parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from projcore.engine.passes.last import is_last
 
 
 def fuse(ending: Ending) -> Ending:
-    """Takes nodes that can write out of those that run first."""
+    """Moves such nodes from the nodes that run first to the writers."""
     nodes, writers = list(ending.nodes), list(ending.writers)
     for k in reversed(range(len(nodes))):
         if nodes[k].can_write and is_last([*nodes, *writers], k):
