@@ -1682,8 +1682,8 @@ PLUGINS = [
         "sara-uniform",
         "SARA draws all singular vectors with the same probability.",
         LOWRANK + "src/projcore_lowrank/sara.py",
-        before="scores = values.log() - log_waits(",
-        after="scores = (values > 0).log() - log_waits(",
+        before="scores = sample_scores(mix(self.seed, seed), values)",
+        after="scores = sample_scores(mix(self.seed, seed), (values > 0).to(values))",
         tests=(
             LOWRANK + "tests/test_sara.py"
             "::test_frequencies_are_those_of_drawing_without_replacement",
@@ -1701,8 +1701,8 @@ PLUGINS = [
         "subtrack-uphill",
         "SubTrack++ turns its basis away from the gradient's subspace.",
         LOWRANK + "src/projcore_lowrank/grassmann.py",
-        before="tangent = wide @ inside.mH - basis @ (inside @ inside.mH)",
-        after="tangent = basis @ (inside @ inside.mH) - wide @ inside.mH",
+        before="tangent = g @ inside.mH - basis @ (inside @ inside.mH)",
+        after="tangent = basis @ (inside @ inside.mH) - g @ inside.mH",
         tests=(LOWRANK + "tests/test_grassmann.py",),
     ),
     Breakage(

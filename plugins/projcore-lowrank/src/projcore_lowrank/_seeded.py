@@ -219,10 +219,15 @@ def choices(keys: Sequence[int], count: int, length: int, device: Device = "cpu"
     return drawn.topk(count, sorted=False).indices.sort(-1).values
 
 
-def log_waits(seed: int, count: int, like: Tensor) -> Tensor:
-    """Returns logarithms of exponential numbers, in the dtype and on the device of a tensor."""
-    waits = gaussian(seed, (count,), torch.complex64, like.device).abs().square()
-    return waits.clamp_(min=torch.finfo(waits.dtype).tiny).log().to(like.dtype)
+def sample_scores(seed: int, weights: Tensor) -> Tensor:
+    """Returns scores whose largest are a sample without replacement, by probabilities like weights.
+
+    The weights of a batch, ``(..., n)``, share the random numbers: exponential ones with rates like
+    the weights, of which the smallest are sampled. Those with a weight of zero come last.
+    """
+    waits = gaussian(seed, weights.shape[-1:], torch.complex64, weights.device).abs().square()
+    waits = waits.clamp_(min=torch.finfo(waits.dtype).tiny)
+    return weights.log() - waits.log().to(weights.dtype)
 
 
 def permutation(seed: int, n: int, device: Device = "cpu") -> Tensor:

@@ -12,7 +12,7 @@ from projcore import Node, Settings
 from projcore.ops import require_choice, wide
 from projcore_lowrank._batches import batches
 from projcore_lowrank._matrices import Folding, resolved_rank
-from projcore_lowrank._seeded import choices, log_waits, mix
+from projcore_lowrank._seeded import choices, mix, sample_scores
 from projcore_lowrank.basis import Basis, End, Nonfinite, Source, dim_of, ends_of
 from projcore_lowrank.random_basis import require_seed
 
@@ -170,8 +170,7 @@ class Coordinates(Chosen):
         else:
             scores = norms_of(matrix)
             if self.select == "norm":
-                # The smallest of exponential numbers whose rates are the norms.
-                scores = scores.log() - log_waits(self._key(state), length, scores)
+                scores = sample_scores(self._key(state), scores)
             indices = largest(scores, rank)
         return {end: indices, "refreshes": refreshes + 1}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projcore.ops import wide
-from projcore_lowrank._seeded import log_waits, mix
+from projcore_lowrank._seeded import mix, sample_scores
 from projcore_lowrank.basis import Basis, Nonfinite, Source
 from projcore_lowrank.random_basis import require_seed
 from projcore_lowrank.singular import with_fixed_phases
@@ -60,7 +60,6 @@ class SARA(Basis):
 
     def columns(self, matrix: Tensor, rank: int, start: Tensor | None, seed: int) -> Tensor:
         u, values, _ = torch.linalg.svd(wide(matrix), full_matrices=False)
-        # The smallest of exponential numbers whose rates are the singular values.
-        scores = values.log() - log_waits(mix(self.seed, seed), values.shape[-1], values)
+        scores = sample_scores(mix(self.seed, seed), values)
         chosen = scores.topk(rank, dim=-1).indices.sort(dim=-1).values.unsqueeze(-2)
         return with_fixed_phases(u.gather(-1, chosen.expand(*u.shape[:-1], rank)))

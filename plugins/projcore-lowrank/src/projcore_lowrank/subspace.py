@@ -252,7 +252,8 @@ class Subspace(ProjectionBase):
     ) -> list[Node | None] | None:
         source = tensors if grads is None or self.basis.source != "gradient" else grads
         due = self._due(source, states, settings)
-        usable = due if self._checks_received else self._usable(source, due, states, settings)
+        checked = self._checks_received and source is tensors
+        usable = due if checked else self._usable(source, due, states, settings)
         new: list[Node | None] = [None] * len(states)
         if usable:
             learnt = self._learn(pick(source, usable), pick(states, usable), pick(settings, usable))
