@@ -72,7 +72,7 @@ KERNEL = [
         "route-of-frozen-forgotten",
         "A rule that is given by its number for frozen parameters only is an error.",
         STRUCTURAL + "src/projcore_structural/_parts.py",
-        before="followed=[route for route in others if route is not None],",
+        before="followed=followed,",
         after="followed=[],",
         tests=("tests/kernel/test_recipes_frozen.py",),
     ),

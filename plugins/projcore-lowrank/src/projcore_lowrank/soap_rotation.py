@@ -382,9 +382,9 @@ def check_folding(tensor: Tensor, state: Node, settings: Settings) -> None:
     batched = is_batch(tensor, settings)
     if any((state[f"basis{k}"].ndim > 2) != batched for k in sides(state)):
         raise StepError(
-            f"SOAPRotation has memory of a tensor of shape {tuple(tensor.shape)} as it was folded "
-            f"before, and its group now has folding={settings['folding']!r}. Folding does not "
-            "change once there is memory. Set it back, or build a new optimizer."
+            f"SOAPRotation has state for a tensor of shape {tuple(tensor.shape)} with another "
+            f"folding, and its group now has folding={settings['folding']!r}. Folding cannot "
+            "change once there is state. Set it back, or build a new optimizer."
         )
 
 

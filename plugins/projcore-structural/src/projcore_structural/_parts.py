@@ -57,8 +57,10 @@ def choose(planner: Planner, rules: Rules, space: Space, setting: str | None = N
     if not planner.building:
         return rules.choose(space.names, tensors, groups=space.groups, given=given)
     absent = space.absent or ()
-    groups = {group for *_, group in absent} if setting else set()
-    others = [space.context.settings(space.path, group)[setting] for group in groups]
+    followed = []
+    if setting:
+        settings = [space.context.settings(space.path, group) for *_, group in absent]
+        followed = [each[setting] for each in settings if each[setting] is not None]
     return rules.choose(
         space.names,
         tensors,
@@ -66,7 +68,7 @@ def choose(planner: Planner, rules: Rules, space: Space, setting: str | None = N
         complete=space.absent is not None,
         given=given,
         absent=absent,
-        followed=[route for route in others if route is not None],
+        followed=followed,
     )
 
 
