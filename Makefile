@@ -110,6 +110,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py $(ARGS)
 	$(BIN)/python benchmarks/chains.py
 	$(BIN)/python -m benchmarks.floors
+	$(BIN)/python -m benchmarks.experts
 	$(BIN)/python benchmarks/switches.py
 	$(BIN)/python benchmarks/lowrank.py
 	$(BIN)/python benchmarks/refresh.py

@@ -34,7 +34,14 @@ from projcore.engine.average import LossAverage
 from projcore.engine.backward import InBackward, check_scope
 from projcore.engine.commit import Store, make_buckets, run_writes, same
 from projcore.engine.compiler import COMPILED, Compiler, as_compiler
-from projcore.engine.facts import LiveSettings, RootObjective, as_loss, copy_views, fill_zeros
+from projcore.engine.facts import (
+    LiveSettings,
+    RootObjective,
+    as_loss,
+    copy_views,
+    detached,
+    fill_zeros,
+)
 from projcore.engine.finite import first_nonfinite, located
 from projcore.engine.gather import Owners
 from projcore.engine.making import Plan, all_parameters, make_plan, parameter_names
@@ -551,10 +558,12 @@ class Optimizer(torch.optim.Optimizer):
             check_gradients(parameters, self._called)
         if active is not None and not active:
             return
-        grads = fill_zeros(parameters, given if closure is None else copy_views(given))
+        if closure is not None:
+            given = copy_views(given)
+        in_parts = active is not None and self._runs_in_parts()
+        grads: Any = detached(given) if in_parts else fill_zeros(parameters, given)
         if self.nonfinite != "allow":
             self._check_finite(grads, loss)
-        in_parts = active is not None and self._runs_in_parts()
         plan, store = self._prepare(parameters, None if in_parts else active)
         try:
             if in_parts or (self.bucket_bytes is not None and self._warm):
@@ -622,15 +631,17 @@ class Optimizer(torch.optim.Optimizer):
         ]
         return None if len(found) == len(grads) else found
 
-    def _check_finite(self, grads: list[Tensor], loss: Tensor | None) -> None:
+    def _check_finite(self, grads: Sequence[Tensor | None], loss: Tensor | None) -> None:
         """Raises if the loss or a gradient has Inf or NaN."""
-        bad = first_nonfinite(grads if loss is None else [*grads, loss])
+        indices = [i for i, grad in enumerate(grads) if grad is not None]
+        present = [grad for grad in grads if grad is not None]
+        bad = first_nonfinite(present if loss is None else [*present, loss])
         if bad is None:
             return
         given = "The loss"
-        if bad < len(grads):
-            shape = tuple(grads[bad].shape)
-            given = f"The gradient of parameter {self._called(bad)}, of shape {shape},"
+        if bad < len(present):
+            name, shape = self._called(indices[bad]), tuple(present[bad].shape)
+            given = f"The gradient of parameter {name}, of shape {shape},"
         raise NonFiniteError(
             f"{given} has Inf or NaN, and the optimizer was built with nonfinite='raise'. Nothing "
             "has changed. Find out where it comes from, for example with "
@@ -681,7 +692,7 @@ class Optimizer(torch.optim.Optimizer):
         plan: Plan,
         active: list[int] | None,
         parameters: list[Tensor],
-        grads: list[Tensor],
+        grads: Sequence[Any],
         loss: Tensor | None,
     ) -> None:
         some = range(len(parameters)) if active is None else active
