@@ -227,9 +227,9 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
 
         For scope ``"element"`` or ``"tensor"``. Modules that come last step these, which are then
         copied into the parameters, of the same shapes. Override it where the parameters inside are
-        kept, as master copies are, and `combine`, for where the step is not written. Without them,
-        unless the map is linear and no more, ``project(params)`` is written where it is views of
-        the parameters, and else zeros are, of which `unproject` is added to the parameters.
+        kept, as master copies are, and `combine`, for where the step is not written. Without them
+        and `combine`, ``project(params)`` is written where it is views of the parameters, by a map
+        that is not linear, and else zeros are, of which `unproject` is added to the parameters.
         """
         return None
 
