@@ -1803,7 +1803,7 @@ PLUGINS = [
         "soap-unasked",
         "On an accelerator, SOAP's bases are made of averages that are not finite.",
         LOWRANK + "src/projcore_lowrank/soap_rotation.py",
-        before="self._check_averages([tensors[i] for i in due], [states[i] for i in due])",
+        before="self._finite([averages_of(states[i]) for i in due], [tensors[i] for i in due])",
         after="pass",
         tests=(
             LOWRANK + "tests/test_soap_rotation.py"

@@ -228,8 +228,8 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         For scope ``"element"`` or ``"tensor"``. The inner update is subtracted from these, which
         are then copied into the parameters, of the same shapes. Override it if inner parameters are
         stored, such as master copies, and `combine`, for steps that are not written. By default,
-        unless the geometry is ``"linear"``, ``project(params)`` is written if it returns views of
-        the parameters; else zeros are, and their `unproject` is added to the parameters.
+        ``project(params)`` is written if it returns views of the parameters and the geometry is not
+        ``"linear"``; else zeros are, and their `unproject` is added to the parameters.
         """
         return None
 

@@ -108,9 +108,9 @@ CHAINS: dict[str, tuple[Callable[[], list[Any]], bool]] = {
 SEVERAL_WRITES = {
     "master",
     "adam, master",
-    "observed",
     "projection",
     "rotated",
+    "several",
     "to",
     "transformed",
 }
@@ -205,7 +205,7 @@ def test_a_fault_at_every_operation_of_every_module(
     chain: list[Module] = [build(spec) if spec.startswith("route") else VectorProjection([spec])]
     if not comes_last(*chain):
         chain.append(LR(1e-3))  # the loss is steep
-    it = "observed" if spec.startswith("polyak") else "it"
+    it = "several" if spec.startswith(("polyak", "lion")) else "it"
     monkeypatch.setitem(CHAINS, it, (lambda: chain, False))
     count, inexact = count_inexact(it, 2, snapshot, same)
     print(f"{spec}: {count} operations, {inexact} retries differ")

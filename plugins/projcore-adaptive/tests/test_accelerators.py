@@ -44,7 +44,7 @@ GROWTH = {
     TrustRatio(): 0,
     AdamMini(): 1,
     RACS(): 0,
-    RMSNormalize(): 3,
+    RMSNormalize(): 1,
     AdEMAMix(): 0,
     MARS(): 0,
     Adamax(): 0,

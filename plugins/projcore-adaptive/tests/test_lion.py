@@ -64,3 +64,26 @@ def test_momentum_that_is_lost_shows(compile: bool) -> None:
         optimizer.step()
     expected = torch.tensor([-1.5, math.nan, math.nan, math.nan, 1.5])
     torch.testing.assert_close(weight.detach(), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.bfloat16], ids=str)
+def test_written_by_itself_it_is_the_update(dtype: torch.dtype, monkeypatch: Any) -> None:
+    """Bitwise, in blocks of one parameter, with a decay for some of them."""
+    monkeypatch.setattr("projcore_adaptive.lion.CPU_BLOCK", 1)
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator).to(dtype) for shape in [(4, 3), (5,), ()]]
+    ends = []
+    for passes in (frozenset({"fold"}), frozenset({"fold", "fuse"})):
+        params = [torch.nn.Parameter(start.clone()) for start in starts]
+        groups = [{"params": params[:1], "weight_decay": 0.0}, {"params": params[1:]}]
+        optimizer = Optimizer(groups, Lion(), WeightDecay(0.1), LR(0.01))
+        optimizer._use_passes(passes)
+        assert ("by Lion, some" in optimizer.describe()) == ("fuse" in passes)
+        noise = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=noise).to(dtype)
+            optimizer.step()
+        moments = [optimizer.state[param]["0/exp_avg"] for param in params]
+        ends.append([*(param.detach() for param in params), *moments])
+    assert all(map(torch.equal, *ends))

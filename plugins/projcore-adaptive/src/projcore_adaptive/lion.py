@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, scalar
-from projcore.ops import as_given, as_real, lerp_
+from projcore import Blend, Node, Settings, Transform, Write, Writer, blended, scalar
+from projcore.ops import as_given, as_real, lerp_, signs
 from projcore_adaptive._betas import require_betas
+from projcore_adaptive._matrices import batches
+
+# Elements of parameters that are written together, or one parameter: so many fit a cache of a CPU;
+# elsewhere, this bounds the memory of a step.
+CPU_BLOCK = 1 << 18
+BLOCK = 1 << 27
 
 
 def lion_update(
@@ -49,7 +57,8 @@ class Lion(Transform):
     Raises:
         ArgumentError: If ``betas`` are out of range.
 
-    Cost: one state tensor per parameter. Eager, 6 passes; compiled, one pass.
+    Cost: one state tensor per parameter. Eager, 6 passes; compiled, one pass. Where it writes the
+    parameters itself, their update is never in memory as a whole.
 
     Example:
         >>> from projcore import Optimizer
@@ -90,3 +99,49 @@ class Lion(Transform):
             scalar(beta2),
         )
         return as_given(result, tensors)
+
+    def writer(self, targets: list[Tensor]) -> Writer:
+        return LionWriter()
+
+
+class LionWriter(Writer):
+    """Writes some parameters after the other, and then their momentum."""
+
+    kernel = "Lion, some parameters after the other"
+
+    def __call__(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Node],
+        settings: list[Settings],
+    ) -> list[Write]:
+        beta1, beta2 = map(scalar, settings[0]["betas"])
+        lists = as_real(targets), as_real(tensors), as_real([each["exp_avg"] for each in states])
+        most = CPU_BLOCK if targets[0].device.type == "cpu" else BLOCK
+        writes = []
+        for places in batches(targets, [None] * len(targets), most):
+            some, update, exp_avgs = ([each[i] for i in places] for each in lists)
+            how = [blends[i] for i in places]
+            write = partial(write_lion_, some, update, exp_avgs, beta1, how)
+            writes.append(Write(some[0], write))
+            writes.append(Write(exp_avgs[0], partial(lerp_, exp_avgs, update, 1 - beta2)))
+        return writes
+
+
+def write_lion_(
+    targets: list[Tensor],
+    tensors: list[Tensor],
+    exp_avgs: list[Tensor],
+    beta1: float,
+    blends: list[Blend],
+) -> None:
+    """Writes parameters by the update of `lion_update`; the momentum is unchanged."""
+    mixed = list(torch._foreach_mul(exp_avgs, beta1))
+    torch._foreach_add_(mixed, tensors, alpha=1 - beta1)
+    for write in blended(targets, signs(mixed), blends):
+        write.run()

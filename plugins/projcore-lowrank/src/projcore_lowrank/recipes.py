@@ -16,6 +16,7 @@ Costs are state elements for a matrix with sides ``s <= l``, for which Adam has 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from projcore import Optimizer
 from projcore.recipe import LINEAR, Params, Project, Way, routed
@@ -399,6 +400,7 @@ SOAP = {
     "eps": UNCORRECTED,
     "period": "Steps between refreshes of the bases.",
     "max_side": "The length of the longest dimension to rotate.",
+    "statistics": "The averages of the preconditioner, see `SOAPRotation`.",
     "project": "The parameters to rotate; by default, all with two dimensions or more. Parameters\n"
     "        that a rule excludes use Adam alone, from the first step on.",
 }
@@ -414,6 +416,7 @@ def soap(
     period: int = 10,
     max_side: int = 10_000,
     project: Project = "*",
+    statistics: Statistics = "shampoo",
 ) -> Optimizer:
     """SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
@@ -425,7 +428,13 @@ def soap(
     References:
         Vyas et al., 2024, https://arxiv.org/abs/2409.11321 (algorithm 3).
     """
-    return _soap("soap", "shampoo", params, lr, betas, eps, weight_decay, period, max_side, project)
+    adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
+    how: dict[str, Any] = {"max_side": max_side, "skip_first": True, "statistics": statistics}
+    inside = SOAPRotation([adam], period, betas[1], **how)
+    # Vectors are not rotated, but also skip the first step.
+    ways = inside, inside if project == "*" else adam
+    name = "soap" if statistics == "shampoo" else "kl_soap"
+    return beside(name, params, project, *ways, lr, weight_decay, default=LINEAR)
 
 
 @recipe({}, **SOAP)
@@ -449,28 +458,7 @@ def kl_soap(
     References:
         Lin et al., 2025, https://arxiv.org/abs/2509.03378. See `SOAPRotation` for the formulas.
     """
-    return _soap("kl_soap", "kl", params, lr, betas, eps, weight_decay, period, max_side, project)
-
-
-def _soap(
-    name: str,
-    statistics: Statistics,
-    params: Params,
-    lr: float,
-    betas: Betas,
-    eps: float,
-    weight_decay: float,
-    period: int,
-    max_side: int,
-    project: Project,
-) -> Optimizer:
-    adam = {"adam": {"betas": betas, "eps": eps, "eps_mode": "hat"}}
-    inside = SOAPRotation(
-        [adam], period, betas[1], max_side, skip_first=True, statistics=statistics
-    )
-    # Vectors are not rotated, but also skip the first step.
-    ways = inside, inside if project == "*" else adam
-    return beside(name, params, project, *ways, lr, weight_decay, default=LINEAR)
+    return soap(params, lr, betas, eps, weight_decay, period, max_side, project, "kl")
 
 
 @recipe()

@@ -39,7 +39,6 @@ Statistics = Literal["shampoo", "kl"]
 # roots from below, as in the authors' code.
 FIRST_EIGENVALUE = 0.1
 LEAST_SIDE, MOST_SIDE = 10, 4000
-# The entries of the state that accumulate gradients.
 AVERAGES = ("average", "eigenvalues")
 INSIDE = "modules"  # the entry of a state that is of modules inside
 
@@ -218,7 +217,7 @@ class SOAPRotation(ModeProjection):
             for i, (state, values) in enumerate(zip(states, settings, strict=True))
             if state["step"] > 0 and (state["step"] - 1) % values["period"] == 0
         ]
-        self._check_averages([tensors[i] for i in due], [states[i] for i in due])
+        self._finite([averages_of(states[i]) for i in due], [tensors[i] for i in due])
         new: list[Node | None] = [None] * len(states)
         for i, made in zip(due, new_bases([states[i] for i in due]), strict=True):
             if self._skips(states[i]):
@@ -283,24 +282,20 @@ class SOAPRotation(ModeProjection):
             state["step"] += 1
 
     def _with_whitened(
-        self, tensors: Sequence[Tensor], states: Sequence[Node], betas: Sequence[float]
+        self, tensors: Sequence[Tensor], states: list[Node], betas: Sequence[float]
     ) -> list[Node]:
         """Returns the averages and eigenvalues after gradients, which are whitened first."""
         places = [(i, k) for i, state in enumerate(states) if state["step"] for k in sides(state)]
         eigenvalues = [states[i][f"eigenvalues{k}"] for i, k in places]
-        for name, function in (
-            ("root", torch._foreach_rsqrt),
-            ("inverse", torch._foreach_reciprocal),
-        ):
-            for (i, k), values in zip(places, by_kind(function, eigenvalues), strict=True):
-                states[i][f"{name}{k}"] = values
+        roots = by_kind(torch._foreach_rsqrt, eigenvalues)
+        inverses = by_kind(torch._foreach_reciprocal, eigenvalues)
+        for (i, k), root, inverse in zip(places, roots, inverses, strict=True):
+            states[i] |= {f"root{k}": root, f"inverse{k}": inverse}
         made: list[Node] = []
         sums: list[Tensor] = []
         counts: list[int] = []
         for tensor, state, beta in zip(tensors, states, betas, strict=True):
-            rows, squares = (
-                whitened(tensor, state) if state["step"] else (slices(tensor, state), {})
-            )
+            rows, squares = whitened(tensor, state)
             made.append(self._with_rows(tensor, state, rows, beta))
             sums += squares.values()
             counts += [rows[k].shape[-1] for k in squares]
@@ -332,15 +327,6 @@ class SOAPRotation(ModeProjection):
     def _asks(self, tensor: Tensor) -> bool:
         """Whether to check averages for Inf and NaN in every step, which synchronizes."""
         return is_alone(tensor) or self.nonfinite == "skip"
-
-    def _check_averages(self, tensors: list[Tensor], states: list[Node]) -> None:
-        """Raises an error if averages for new bases, not checked before, contain Inf or NaN."""
-        unasked = [i for i, tensor in enumerate(tensors) if not self._asks(tensor)]
-        averages = [
-            {name: value for name, value in states[i].items() if name.startswith(AVERAGES)}
-            for i in unasked
-        ]
-        self._finite(averages, [tensors[i] for i in unasked])
 
     def _finite(self, nodes: list[Node], tensors: list[Tensor]) -> list[bool]:
         """Returns which averages are finite; raises if some are not and none are skipped."""
@@ -410,6 +396,11 @@ def sides(state: Node) -> list[int]:
     return [int(name.removeprefix("basis")) for name in state if name.startswith("basis")]
 
 
+def averages_of(state: Node) -> Node:
+    """Returns the entries of a state that accumulate gradients."""
+    return {name: value for name, value in state.items() if name.startswith(AVERAGES)}
+
+
 def sort(tensor: Tensor, side: int, order: Tensor) -> Tensor:
     """Returns a tensor permuted along a dimension, by one order or by one for each matrix."""
     if order.ndim == 1:
@@ -443,7 +434,8 @@ def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, 
     r"""Returns a gradient whitened along all dimensions but one, and sums of squares.
 
     For a matrix, :math:`G Q_2 \mathrm{diag}(\lambda_2)^{-1/2}` for the first dimension, and the
-    sums of the squares of the rows of :math:`Q_1^\top` times it.
+    sums of the squares of the rows of :math:`Q_1^\top` times it. The first gradient is not
+    whitened, and has no sums.
 
     Args:
         tensor: The gradient.
@@ -453,6 +445,8 @@ def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, 
     Returns:
         For each dimension that has a basis: the rows, and the sums, one for each column.
     """
+    if not state["step"]:
+        return slices(tensor, state), {}
     turns = adjoints(bases(state, tensor.ndim))
     full = wide(tensor)
     rows: dict[int, Tensor] = {}
