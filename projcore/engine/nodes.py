@@ -115,10 +115,10 @@ class Node(ABC):
         return False
 
     def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
-        """Returns the same for some of the tensors of the region, if it can be split.
+        """Returns the node for some of the tensors of the region, or None if it cannot be split.
 
         Args:
-            index: Of each of these, by its place in the region, the place among them.
+            index: Maps the index of each of these in the region to its index among them.
             alone: Whether no other tensor takes part in the step, so that modules that need all
                 tensors need these.
         """

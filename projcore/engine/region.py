@@ -49,7 +49,7 @@ class Region:
         self._runs = 0
 
     def part(self, places: Sequence[int], alone: bool = False) -> Region | None:
-        """Returns the same for some of the tensors; None if a node needs all of them at once."""
+        """Returns the region for some of the tensors, or None if a node cannot be split."""
         index = {place: k for k, place in enumerate(places)}
         parts = [node.part(index, alone) for node in self.nodes]
         if None in parts:
