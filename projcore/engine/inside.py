@@ -156,6 +156,7 @@ class Inside(Node):
         node.region = region
         node._shapes = [self._shapes[k] for k in chosen] if region is not None else []
         node._owns = self._owns
+        node._apart, node._waits = self._apart, self._waits
         return node
 
     @property
@@ -224,7 +225,8 @@ class Inside(Node):
 
     @property
     def repeatable(self) -> bool:
-        return self._repeats and not self.begins
+        once = self.projection.learns or self.projection.overrides("receive")
+        return self._repeats and not once
 
     @property
     def _repeats(self) -> bool:
