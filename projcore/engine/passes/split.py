@@ -18,7 +18,7 @@ from projcore.engine.nodes import Call, Node, has_factor
 
 # The largest number of elements in a block of several tensors, so that a few lists of them fit into
 # a cache (measured: benchmarks/).
-BLOCK = 1 << 20
+BLOCK = 1 << 21
 # On accelerators blocks only save memory, and more blocks cost more launches.
 LARGE_BLOCK = 1 << 27
 
