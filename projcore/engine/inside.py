@@ -78,7 +78,8 @@ class Inside(Node):
         self._shapes: Shapes = []
         self._writes_through: bool | None = None
         self._apart: bool | None = None
-        self._waits = False  # whether all but `_learn` may be done, and done again, when written
+        # Whether what follows `_learn` may run, and run again, while parameters are written.
+        self._waits = False
         self._writer: Callable[..., list[Write]] | str | None = None
         hooks = ("init", "refresh", "receive", "combine", "targets", "writer")
         self._keeps = any(map(projection.overrides, hooks))
