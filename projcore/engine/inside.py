@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -324,7 +323,7 @@ class Inside(Node):
         some, how = [targets[i] for i in self.where], [blends[i] for i in self.where]
         crossing, update = self._learn(frame)
         if self._waits:
-            return [partial(self._write_apart, crossing, update, some, how)]
+            return [lambda: self._write_apart(crossing, *self._enter(crossing, update), some, how)]
         inner, projected = self._enter(crossing, update)
         region = self._region(projected)
         through = self.targets_inside(crossing, some)
@@ -332,7 +331,7 @@ class Inside(Node):
             made = region.writes(Frame(list(projected), inner), through, how)
             return [*made, *crossing.copies(some, through)]
         if self.writes_apart(projected):
-            return self._write_apart(crossing, update, some, how)
+            return self._write_apart(crossing, inner, projected, some, how)
         result = region.run(list(projected), inner)
         writer = self.writer(some)
         if isinstance(writer, str):
@@ -379,11 +378,11 @@ class Inside(Node):
     def _write_apart(
         self,
         crossing: Crossing,
-        update: list[Tensor],
+        inner: ProjectedObjective,
+        projected: list[Tensor],
         targets: list[Tensor],
         blends: list[Blend],
     ) -> list[Write | Later]:
-        inner, projected = self._enter(crossing, update)
         zeros = [torch.empty_like(tensor) for tensor in projected]
         torch._foreach_zero_(zeros)
         frame = Frame(list(projected), inner)

@@ -22,15 +22,15 @@ def hyperball_update(
     torch._foreach_copy_(
         radii, at_once(lambda old, new: torch.where(old < 0, new, old), radii, lengths)
     )
-    ahead = list(torch._foreach_sub(tensors, params))
+    ahead = list(torch._foreach_sub(params, tensors))
     torch._foreach_mul_(ahead, at_once(_factor, radii, norms(ahead, batch_dims)))
     torch._foreach_add_(ahead, params)
     return ahead
 
 
 def _factor(radius: Tensor, length: Tensor) -> Tensor:
-    """Returns the factor for each point: 1 for one at zero, or whose radius is zero."""
-    return torch.where((radius > 0) & (length > 0), radius / length, 1.0)
+    """Returns the negated factor for each point: -1 for one at zero, or whose radius is zero."""
+    return torch.where(torch.minimum(radius, length) > 0, -radius / length, -1.0)
 
 
 class Hyperball(Transform):
