@@ -2346,8 +2346,8 @@ PLUGINS = [
         "missing-gradients-copied",
         "In a step with a closure, a missing gradient is zeros of the size of its parameter.",
         "projcore/optimizer.py",
-        before="fill_zeros(parameters, given if closure is None else copy_views(given))",
-        after="copy_views(fill_zeros(parameters, given))",
+        before="given = copy_views(given)",
+        after="given = copy_views(fill_zeros(parameters, given))",
         tests=(
             CLOSURE + "tests/test_gradient_free.py::test_spsa_takes_one_copy_of_the_parameters",
         ),

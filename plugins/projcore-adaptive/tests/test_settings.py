@@ -82,7 +82,7 @@ def test_betas_that_are_no_pair(cls: Any, betas: Any) -> None:
 
 
 def test_other_tuples_of_another_length() -> None:
-    with pytest.raises(ArgumentTypeError, match="betas are 3 numbers"):
+    with pytest.raises(ArgumentTypeError, match="It must be 3 numbers"):
         Adan(betas=(0.9, 0.99))  # type: ignore[arg-type]
     for name in ("etas", "step_sizes"):
         with pytest.raises(ArgumentTypeError, match=f"{name} must be a pair of numbers"):
