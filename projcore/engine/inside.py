@@ -141,17 +141,21 @@ class Inside(Node):
 
     def part(self, index: Mapping[int, int]) -> Node | None:
         projection = self.projection
-        if projection.scope == "all":
+        several = projection.scope == "all"
+        if several and (self.region is None or projection.total_scope == "all"):
             return None
         chosen = [k for k, place in enumerate(self.where) if place in index]
-        region = None if self.region is None else self.region.part(chosen)
+        numbers = {k: i for i, k in enumerate(chosen)}
+        origins = self.origins if several else [[k] for k in range(len(self.where))]
+        inside = [j for j, origin in enumerate(origins) if numbers.keys() >= set(origin)]
+        region = None if self.region is None else self.region.part(inside)
         if region is None and (self.region is not None or projection.total_scope == "all"):
             return None
         site = self.site.part(index)
         node = Inside(projection, site.space, site.whole, self._plan_inside)
-        node.origins = [[k] for k in range(len(chosen))]
+        node.origins = [[numbers[k] for k in origins[j]] for j in inside]
         node.region = region
-        node._shapes = [self._shapes[k] for k in chosen] if region is not None else []
+        node._shapes = [self._shapes[j] for j in inside] if region is not None else []
         node._owns = self._owns
         return node
 
