@@ -161,10 +161,10 @@ class Inside(Node):
 
     @property
     def fits_blocks(self) -> bool:
-        # Linear projections take matrices of one shape together, and what goes to another device
-        # and back does so with one wait.
-        together = self.projection.geometry == "linear" or self._moves
-        return not together and super().fits_blocks
+        # Linear projections and parts take matrices of one shape together, and what goes to
+        # another device and back does so with one wait.
+        together = self.projection.geometry == "linear" or self.projection.scope == "all"
+        return not (together or self._moves) and super().fits_blocks
 
     def bind(self, trees: Sequence[Entries]) -> None:
         if self.beside is not None:
