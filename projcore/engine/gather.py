@@ -136,9 +136,9 @@ def _exchange(owners: list[int], weights: Sequence[Weight], loads: list[Weight])
                 best, chosen = peak, (other, kept[most][given], kept[other][taken], after, change)
     if chosen is None:
         return False
-    other, i, j, loads[most], change = chosen
+    other, given_place, taken_place, loads[most], change = chosen
     loads[other] = _sum(loads[other], change)
-    for place, owner in ((i, other), (j, most)):
+    for place, owner in ((given_place, other), (taken_place, most)):
         if place is not None:
             owners[place] = owner
     return True

@@ -144,26 +144,31 @@ class Inside(Node):
 
     def part(self, index: Mapping[int, int], alone: bool = False) -> Node | None:
         projection = self.projection
-        if projection.scope == "all":
+        several = projection.scope == "all"
+        if several and (self.region is None or projection.total_scope == "all"):
             return None
         chosen = [k for k, place in enumerate(self.where) if place in index]
-        region = None if self.region is None else self.region.part(chosen, alone)
+        numbers = {k: i for i, k in enumerate(chosen)}
+        origins = self.origins if several else [[k] for k in range(len(self.where))]
+        inside = [j for j, origin in enumerate(origins) if numbers.keys() >= set(origin)]
+        region = None if self.region is None else self.region.part(inside, alone)
         if region is None and (self.region is not None or projection.total_scope == "all"):
             return None
         site = self.site.part(index)
         node = Inside(projection, site.space, site.whole, self._plan_inside)
-        node.origins = [[k] for k in range(len(chosen))]
+        node.origins = [[numbers[k] for k in origins[j]] for j in inside]
         node.region = region
-        node._shapes = [self._shapes[k] for k in chosen] if region is not None else []
+        node._shapes = [self._shapes[j] for j in inside] if region is not None else []
         node._owns = self._owns
         node._apart, node._waits = self._apart, self._waits
         return node
 
     @property
     def fits_blocks(self) -> bool:
-        # Linear projections take matrices of one shape together, and what goes to another device
-        # and back does so with one wait.
-        together = (self.projection.geometry == "linear" and not self._apart) or self._moves
+        # Linear projections and parts take matrices of one shape together, and what goes to another
+        # device and back does so with one wait.
+        linear = self.projection.geometry == "linear" and not self._apart
+        together = linear or self.projection.scope == "all" or self._moves
         return not together and super().fits_blocks
 
     def bind(self, trees: Sequence[Entries]) -> None:

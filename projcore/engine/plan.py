@@ -182,7 +182,7 @@ class Builder(Planner):
 
     def _visit(self, visit: Visit, transfer: Transfer, beside: Space | None) -> None:
         """Has owners run a module, together with what they run just before on the same tensors."""
-        visits = (visit,)
+        visits: tuple[Visit, ...] = (visit,)
         last = self.nodes[-1] if self.nodes else None
         same = isinstance(last, Gathered) and last.space.sources == visit.space.sources
         if isinstance(last, Gathered) and same and beside is None:

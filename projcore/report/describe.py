@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from projcore.engine.gather import gathered
 from projcore.engine.making import Plan, Row, parameter_names, rows
+from projcore.ops import is_sharded
 from projcore.report.nodes import step_lines
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def describe(optimizer: Optimizer) -> str:
                     _routes(module_rows, index),
                     _inside(module_rows, index),
                     "" if present[index] or is_lazy(parameter) else "no, frozen",
-                    owners.get(index, ""),
+                    owners.get(index, "all, in parts" if is_sharded(parameter) else ""),
                     f"{count_bytes(entries):,}",
                     note,
                 )

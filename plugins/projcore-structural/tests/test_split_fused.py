@@ -104,6 +104,25 @@ def test_without_where_all_that_fit_are_split() -> None:
     assert all(map(torch.equal, one, other))
 
 
+@pytest.mark.parametrize("switch", [{"in_backward": True}, {"bucket_bytes": 100}])
+def test_parameters_are_stepped_one_by_one(switch: dict[str, Any]) -> None:
+    """Each part is of one parameter, so others need not be there."""
+    found = []
+    for options in ({}, switch):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 6)).double()
+        inner = SplitFused([Momentum(), UnitNorm()], 3, where=["0.weight", "2.weight"])
+        optimizer = Optimizer(model.named_parameters(), inner, Scale(0.1))
+        for name, value in options.items():
+            setattr(optimizer, name, value)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 8).double()).square().mean().backward()
+            optimizer.step()
+        found.append([param.detach() for param in model.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
 def test_groups_act_on_their_own_parts() -> None:
     """A part is made from one parameter, so its group is known inside, and its name."""
     model = Fused()
