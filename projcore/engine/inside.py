@@ -369,7 +369,7 @@ class Inside(Node):
     @property
     def _can_write_apart(self) -> bool:
         projection, ending = self.projection, self._ending
-        if "params" in projection.chain.total_needs:
+        if "params" in projection.chain.total_needs or projection.overrides("writer"):
             return False
         if projection.overrides("combine") and not projection.overrides("targets"):
             return False

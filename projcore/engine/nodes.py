@@ -403,7 +403,8 @@ def separates(module: Module) -> bool:
     """
     if isinstance(module, ProjectionBase):
         return "all" not in (module.scope, module.total_scope)
-    return module.scope != "all" or has_factor(module)
+    stateless = type(module).init is Module.init and not module.kinds
+    return module.scope != "all" or (isinstance(module, Transform) and stateless)
 
 
 def _as_given(module: Module, given: Tensor, tensor: Tensor) -> Tensor:

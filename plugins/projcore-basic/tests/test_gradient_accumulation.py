@@ -146,7 +146,9 @@ def test_projections_inside_see_the_mean(inner: Any, dtype: torch.dtype) -> None
             optimizer.step()
         full.grad = pair[0] / 2
         reference.step()
-        torch.testing.assert_close(accumulated, full, rtol=0, atol=0)
+        # Where a map comes last, it is applied to the scaled update, which rounds differently.
+        rounding = 0.0 if dtype is torch.bfloat16 else 1e-14
+        torch.testing.assert_close(accumulated, full, rtol=rounding, atol=rounding)
     assert not accumulated.equal(torch.ones(2, dtype=dtype))
 
 

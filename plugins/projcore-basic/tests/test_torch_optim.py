@@ -314,7 +314,7 @@ def test_memory_that_depends_on_values_is_not_estimated() -> None:
     (module,) = optimizer.memory().unknown
     assert module.startswith("torch_optim(")
     assert module.endswith("at 0")
-    assert f"What {module} is known only after" in optimizer.memory().notes[0]
+    assert f"The state of {module} is known only after" in optimizer.memory().notes[0]
     weight.grad = torch.ones(2, 3)
     optimizer.step()
     assert optimizer.memory().unknown == ()
