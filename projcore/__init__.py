@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from projcore.core.projection import Current, OnRefresh, ProjectionBase
     from projcore.core.settings import Settings
     from projcore.core.space import Space
-    from projcore.core.state import Node, State
+    from projcore.core.state import Entries, State
     from projcore.core.writer import Blend, Write, Writer
     from projcore.create import create_optimizer
     from projcore.engine.adopt import adopt_state
@@ -37,11 +37,11 @@ __all__ = [
     "Chain",
     "Choice",
     "Current",
+    "Entries",
     "Kind",
     "Memory",
     "Module",
     "Need",
-    "Node",
     "Objective",
     "Observer",
     "OnRefresh",
@@ -84,7 +84,7 @@ _HOMES = {
     "Memory": "report.memory",
     "Module": "core.module",
     "Need": "core.module",
-    "Node": "core.state",
+    "Entries": "core.state",
     "Objective": "core.objective",
     "Observer": "core.module",
     "OnRefresh": "core.projection",

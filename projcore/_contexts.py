@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from projcore.core.objective import Objective, Planned
+    from projcore.core.objective import Objective, PlanMethod
     from projcore.core.settings import Settings
     from projcore.core.state import State
     from projcore.engine.compiler import Compiler
     from projcore.engine.gather import Owners
 
 
-class Context(ABC):
+class SpaceContext(ABC):
     """Facts about the optimizer that a plan is made for.
 
     Attributes:
         parameter_names: The name of each of the optimizer's parameters, None for one without.
-        absent: See `Space.absent`.
+        frozen: See `Space.frozen`.
         owners: Which process owns each sharded parameter.
     """
 
     parameter_names: Sequence[str | None]
-    absent: Sequence[tuple[str | None, Tensor, int]] | None = ()
+    frozen: Sequence[tuple[str | None, Tensor, int]] | None = ()
     owners: Owners
 
     @abstractmethod
@@ -51,7 +51,7 @@ class StepContext(ABC):
 
     @abstractmethod
     def run(
-        self, plan: Planned, update: list[Tensor], objective: Objective, state: State
+        self, plan: PlanMethod, update: list[Tensor], objective: Objective, state: State
     ) -> list[Tensor]:
         """Runs a part of a plan; see `Objective.run`."""
 

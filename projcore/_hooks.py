@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 RENAMED = {  # former names of class attributes and methods, and their replacements
     "affine": "coefficients, which returns a list and not None",
     "final": "targets, or Observer",
+    "memory_inside": "entry_inside",
     "observes": "Observer, and its method observe",
     "policy": "on_refresh",
     "prepare": "plan(planner, space)",
+    "receive": "adjust_update",
+    "remember": "create_state",
     "single_pass": "writer(targets)",
     "spends": "nothing, as the plan decides it",
     "writes": "writer(targets)",
@@ -28,7 +31,7 @@ HOOKS = (
     "refresh",
     "project",
     "combine",
-    "receive",
+    "adjust_update",
     "targets",
     "writer",
     "materialize",
@@ -52,12 +55,13 @@ class Hooks:
         cls._named = {
             hook: frozenset(inspect.signature(getattr(cls, hook)).parameters) for hook in hooks
         }
-        if "index" in cls._named.get("init", ()):
-            raise ContractError(
-                f"{cls.__name__}.init names the argument 'index', which it is not given any more. "
-                "In its place there is 'key', a number that follows from the name of the parameter "
-                "(Space.keys). Rename it."
-            )
+        for name in ("index", "key"):
+            if name in cls._named.get("init", ()):
+                raise ContractError(
+                    f"{cls.__name__}.init names the argument {name!r}, which it is not given any "
+                    "more. In its place there is 'tensor_id', a number that follows from the name "
+                    "of the parameter (Space.tensor_ids). Rename it."
+                )
         cls._overridden = frozenset(hook for hook in hooks if _is_overridden(cls, hook))
 
     def named(self, hook: str, **extras: Any) -> dict[str, Any]:

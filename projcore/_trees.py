@@ -29,7 +29,7 @@ class Trees:
         path: Position of the module in the tree, for example ``"1/modules/0"``.
     """
 
-    __slots__ = ("_locations", "_shared_location", "nodes", "path", "trees")
+    __slots__ = ("_locations", "_shared_location", "entries", "path", "trees")
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Trees:
         self.trees = trees
         self._locations = [(i, ()) for i in range(len(trees))] if locations is None else locations
         self._shared_location = shared_location
-        self.nodes = [find_node(trees, location) for location in self._locations]
+        self.entries = [find_node(trees, location) for location in self._locations]
 
     def inside(self, name: str, origins: Sequence[Sequence[int]], path: str) -> Self:
         """Returns the state of a space whose tensor `j` is made from the tensors ``origins[j]``.
@@ -66,9 +66,9 @@ class Trees:
         """Returns the state at the same locations in other trees."""
         return type(self)(trees, self._locations, self._shared_location, self.path)
 
-    def entries(self) -> Iterator[tuple[int, str, Tree]]:
+    def located(self) -> Iterator[tuple[int, str, Tree]]:
         """Yields each tensor's tree, the prefix of its keys when flat, and its dict."""
-        for (tree, keys), node in zip(self._locations, self.nodes, strict=True):
+        for (tree, keys), node in zip(self._locations, self.entries, strict=True):
             yield tree, "".join(f"{key}/" for key in keys), node
 
 

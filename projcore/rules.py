@@ -232,7 +232,7 @@ class Rules:
         types: Sequence[tuple[str, ...] | None] | None = None,
         groups: Sequence[Hashable] | None = None,
         complete: bool = False,
-        absent: Sequence[tuple[str | None, Tensor, int]] = (),
+        frozen: Sequence[tuple[str | None, Tensor, int]] = (),
         roles: Sequence[str] | None = None,
         given: Sequence[int | None] | None = None,
         followed: Collection[int] = (),
@@ -248,10 +248,10 @@ class Rules:
                 an error, except for ``"*"``.
             roles: The role of each, if known.
             given: For each, the index of a rule that takes precedence, or None.
-            absent: Parameters beside them, as `Objective.absent` has it. They need no rule, but a
-                rule that one of them follows is no error.
+            frozen: Frozen parameters, as `Space.frozen` has them. They need no rule, but a rule
+                that one of them follows is no error.
             followed: Indices of more rules that are no error, because their index was given for a
-                parameter that is absent.
+                parameter that is frozen.
 
         Raises:
             ArgumentError: If a parameter matches no rule, or a rule tests an unknown fact.
@@ -278,7 +278,7 @@ class Rules:
                 )
             chosen.append(index)
         if complete:
-            others = [Candidate(name, tensor, None, group) for name, tensor, group in absent]
+            others = [Candidate(name, tensor, None, group) for name, tensor, group in frozen]
             used = set(chosen).union(followed, *(self._could_follow(other) for other in others))
             for i in sorted(set(range(len(self.rules))) - used):
                 if not self.rules[i].catches_all:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from projcore._arguments import Constructed, check_settings
 from projcore._hooks import Hooks
-from projcore.core.objective import Objective, Planned
+from projcore.core.objective import Objective, PlanMethod
 from projcore.core.settings import Settings
 from projcore.core.space import Space
-from projcore.core.state import Node, State
+from projcore.core.state import Entries, State
 from projcore.core.writer import Writer
 from projcore.spec import expression, to_spec
 from projcore.values import plain
@@ -37,7 +37,7 @@ class Planner(ABC):
     building: bool = False
 
     @abstractmethod
-    def step(self, module: Module, space: Space, runs: Sequence[Planned] = ()) -> None:
+    def add_step(self, module: Module, space: Space, runs: Sequence[PlanMethod] = ()) -> None:
         """Adds a node that calls the `apply` of a `Transform`, or the `step` of another module.
 
         `runs` are the plans that this `step` passes to `Objective.run`. Given here, their state is
@@ -45,11 +45,11 @@ class Planner(ABC):
         """
 
     @abstractmethod
-    def enter(self, projection: ProjectionBase, space: Space) -> None:
+    def add_projection(self, projection: ProjectionBase, space: Space) -> None:
         """Adds a node that runs the modules inside a projection in its space."""
 
     @abstractmethod
-    def note(self, space: Space, name: str, values: Sequence[float], labels: Any = ()) -> None:
+    def add_entry(self, space: Space, name: str, values: Sequence[float], labels: Any = ()) -> None:
         """Adds a state entry that holds, for each tensor, a number that follows from the space.
 
         The entry is of kind ``"fixed"``: a checkpoint with other numbers is rejected. `labels` are
@@ -105,7 +105,7 @@ class Module(Constructed, Hooks, ABC):
         Modules that only run others override this alone: a chain plans its children one after the
         other, ``child.plan(planner, space.child(name))``.
         """
-        planner.step(self, space)
+        planner.add_step(self, space)
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
         """Returns the new update: as many tensors, of the same shapes.
@@ -119,24 +119,24 @@ class Module(Constructed, Hooks, ABC):
         """Returns the initial state, for a tensor of this shape, dtype and device.
 
         It may name two more arguments: ``batch_dims``, the number of leading dimensions that index
-        independent tensors; and ``key``, a number that identifies the tensor (`Space.keys`).
+        independent tensors; and ``tensor_id``, a number that identifies it (`Space.tensor_ids`).
 
         Make a count a 0-d int64 tensor: torch.compile drops in-place writes to 0-d tensors of
         float64 on the CPU (seen with torch 2.13).
         """
         return {}
 
-    def remember(self, objective: Objective, state: State) -> list[Settings]:
+    def create_state(self, objective: Objective, state: State) -> list[Settings]:
         """Creates state that does not exist yet, and returns the settings of each tensor.
 
         Called before each step; override it if state is not created tensor by tensor.
         """
-        settings, keys = objective.settings(state.path), objective.space.keys
-        facts = zip(state.nodes, objective.template, settings, keys, strict=True)
-        for node, tensor, values, key in facts:
-            if all(isinstance(value, dict) for value in node.values()):  # no entry of its own
-                extra = self.named("init", batch_dims=objective.batch_dims, key=key)
-                node.update(self.init(tensor, values, **extra))
+        settings, ids = objective.settings_at(state.path), objective.space.tensor_ids
+        facts = zip(state.entries, objective.template, settings, ids, strict=True)
+        for entries, tensor, values, tensor_id in facts:
+            if all(isinstance(value, dict) for value in entries.values()):  # no entry of its own
+                extra = self.named("init", batch_dims=objective.batch_dims, tensor_id=tensor_id)
+                entries.update(self.init(tensor, values, **extra))
         return settings
 
     @property
@@ -181,7 +181,7 @@ class Transform(Module):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> Iterable[Tensor]:
         """Returns the new update.
@@ -195,7 +195,7 @@ class Transform(Module):
         """
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]] | None:
         """Returns `a` and `b` for each tensor if it maps an update `u` to ``a * u + b * p``.
 
@@ -211,7 +211,7 @@ class Transform(Module):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> Tensor | None:
         """Returns the factor by which `apply` would multiply all elements, as a 0-d tensor.
@@ -245,5 +245,7 @@ class Observer(Module):
     needs = frozenset({"params"})
 
     @abstractmethod
-    def observe(self, params: list[Tensor], states: list[Node], settings: list[Settings]) -> None:
+    def observe(
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings]
+    ) -> None:
         """Updates `states` from the parameters, all of one group, after they were written."""

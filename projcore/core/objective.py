@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from projcore.core.module import Planner
 
 Evaluation = tuple[Tensor, "list[Tensor] | None"]
-Planned = Callable[["Planner", Space], None]
+PlanMethod = Callable[["Planner", Space], None]
 
 
 class Objective(ABC):
@@ -73,7 +73,7 @@ class Objective(ABC):
         iterator, each tensor is taken after the one before was copied.
         """
 
-    def settings(self, path: str) -> list[Settings]:
+    def settings_at(self, path: str) -> list[Settings]:
         """Returns the settings of the module at that position, for each tensor of the space."""
         return [self.context.settings(path, group) for group in self.groups]
 
@@ -85,7 +85,7 @@ class Objective(ABC):
         """Returns the objective with other gradients, and with other tensors that have one."""
         return _View(self, range(len(self.template)), replace(self.space, active=active), grads)
 
-    def run(self, plan: Planned, update: list[Tensor], state: State) -> list[Tensor]:
+    def run(self, plan: PlanMethod, update: list[Tensor], state: State) -> list[Tensor]:
         """Runs other modules on an update, as for a module that chooses them in its `step`.
 
         `plan` is the `plan` of the module to run, and `state` the state of that module.

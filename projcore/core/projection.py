@@ -16,7 +16,7 @@ from projcore.core.chain import as_chain
 from projcore.core.module import Kind, Module, Need, Planner, Scope
 from projcore.core.settings import Settings
 from projcore.core.space import Space
-from projcore.core.state import Node
+from projcore.core.state import Entries
 from projcore.core.writer import Write
 from projcore.ops import as_given, as_real
 
@@ -64,7 +64,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
             ``x0`` that the map cannot represent; for the others it is at ``unproject(z)``.
         batch_dims: How many leading dimensions of each tensor that `project` returns index
             independent tensors. For scope ``"all"``.
-        traceable: As for every module, but not about `refresh` and `receive`: these run in Python.
+        traceable: As for every module; `refresh` and `adjust_update` always run in Python.
         on_refresh: The treatment of state inside when `refresh` changes the map: ``"keep"``,
             ``"reset"``, or ``"transport"``.
         chain: The modules inside.
@@ -99,7 +99,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> Iterable[Tensor]:
@@ -118,7 +118,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> Iterable[Tensor]:
@@ -129,7 +129,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         return True
 
     def origins(
-        self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings], projected: int
     ) -> list[list[int]]:
         """Returns, for each of the `projected` tensors, the indices of those it is made from.
 
@@ -143,9 +143,9 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> Sequence[Node | None] | None:
+    ) -> Sequence[Entries | None] | None:
         """Recomputes the map: returns new states (None for unchanged ones), or None if none change.
 
         Called once a step, before any tensor is projected, so that parameters, gradients and update
@@ -165,8 +165,8 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         tensors: list[Tensor],
         kind: Kind,
         params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> Iterable[Tensor] | None:
         r"""Returns state of that kind in the new basis, or None if it cannot be carried over.
@@ -192,7 +192,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> Iterable[Tensor]:
         """Returns the full update, made from the given one, its projection, and the inner result.
@@ -201,8 +201,8 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         """
         return self.unproject(result, params, grads, loss, states, settings, "update")
 
-    def receive(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    def adjust_update(
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
     ) -> list[Tensor]:
         """Returns the update to use in place of the given one; called first, once a step.
 
@@ -211,8 +211,8 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         return tensors
 
     def materialize(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
-    ) -> Sequence[Node]:
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
+    ) -> Sequence[Entries]:
         """Returns entries that ``states`` have while a compiled graph runs; they are not saved.
 
         For values that a graph cannot compute, such as random numbers; without these entries,
@@ -221,7 +221,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         return [{} for _ in states]
 
     def targets(
-        self, params: list[Tensor], states: list[Node], settings: list[Settings]
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings]
     ) -> list[Tensor] | None:
         """Returns the inner tensors that are written instead of the parameters, or None.
 
@@ -244,7 +244,7 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         """
         return "it has none"
 
-    def memory_inside(self, state: Node, kind: Kind) -> Tensor | None:
+    def entry_inside(self, state: Entries, kind: Kind) -> Tensor | None:
         """Returns the first entry of that kind in the state of the modules inside, or None.
 
         For scope ``"tensor"``; ``state`` is the projection's own of one tensor.
@@ -263,4 +263,4 @@ class ProjectionBase(Module, ProjectionHooks, AnyProjection):
         return needs if self.project_update else needs | {"grads"}
 
     def plan(self, planner: Planner, space: Space) -> None:
-        planner.enter(self, space)
+        planner.add_projection(self, space)

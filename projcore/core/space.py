@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from projcore._contexts import Context
+from projcore._contexts import SpaceContext
 from projcore._views import among
 from projcore.core.settings import Settings
 from projcore.core.state import State
@@ -20,31 +20,31 @@ class Space:
     Attributes:
         template: Tensors on the device ``meta`` that have the shapes and dtypes.
         groups: The parameter group of each tensor; a tuple if it is made from several groups.
-        sources: For each tensor, the indices of the optimizer's parameters that it is made from.
-        keys: A number that identifies each tensor, for example as a seed, whatever the others are:
-            made from its parameter's name, or without one from its index in the optimizer.
-        formats: Device and mesh of each; torch takes tensors in one list if theirs are equal.
+        parameter_indices: The optimizer's parameters that each tensor is made from.
+        tensor_ids: A number that identifies each tensor, for example as a seed: made from its
+            parameter's name, or without one from its index in the optimizer.
+        devices: Device and mesh of each; torch takes tensors in one list if theirs are equal.
         state: The module's state for these tensors.
         context: The facts about the optimizer.
         batch_dims: How many leading dimensions of each tensor index independent tensors.
         active: Indices of the tensors that have a gradient, or None if all have.
-        places: The index of each tensor in the region that is planned, of which these may be some.
+        region_indices: The index of each tensor in the region that is planned.
     """
 
     template: Sequence[Tensor]
     groups: Sequence[Hashable]
-    sources: Sequence[tuple[int, ...]]
-    keys: Sequence[int]
-    formats: Sequence[Hashable]
+    parameter_indices: Sequence[tuple[int, ...]]
+    tensor_ids: Sequence[int]
+    devices: Sequence[Hashable]
     state: State
-    context: Context = field(repr=False)
+    context: SpaceContext = field(repr=False)
     batch_dims: int = 0
     active: Sequence[int] | None = None
-    places: Sequence[int] = ()
+    region_indices: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if not self.places:
-            object.__setattr__(self, "places", range(len(self.template)))
+        if not self.region_indices:
+            object.__setattr__(self, "region_indices", range(len(self.template)))
 
     def __len__(self) -> int:
         return len(self.template)
@@ -58,15 +58,15 @@ class Space:
     def names(self) -> list[str | None]:
         """The name of each tensor's parameter; None if that has none, or there are several."""
         names = self.context.parameter_names
-        return [names[source[0]] if len(source) == 1 else None for source in self.sources]
+        return [names[source[0]] if len(source) == 1 else None for source in self.parameter_indices]
 
     @property
-    def absent(self) -> Sequence[tuple[str | None, Tensor, int]] | None:
+    def frozen(self) -> Sequence[tuple[str | None, Tensor, int]] | None:
         """Name, template and group of each frozen parameter, which is therefore in no space.
 
         None if there are lazy parameters, whose shapes are not known yet.
         """
-        return self.context.absent
+        return self.context.frozen
 
     def settings(self) -> list[Settings]:
         """Returns the settings of the module, for each tensor.
@@ -85,10 +85,10 @@ class Space:
             self,
             template=[self.template[i] for i in indices],
             groups=[self.groups[i] for i in indices],
-            sources=[self.sources[i] for i in indices],
-            keys=[self.keys[i] for i in indices],
-            formats=[self.formats[i] for i in indices],
+            parameter_indices=[self.parameter_indices[i] for i in indices],
+            tensor_ids=[self.tensor_ids[i] for i in indices],
+            devices=[self.devices[i] for i in indices],
             state=self.state.select(indices),
             active=among(self.active, indices),
-            places=[self.places[i] for i in indices],
+            region_indices=[self.region_indices[i] for i in indices],
         )

@@ -7,27 +7,27 @@ from typing import Any
 
 from projcore._trees import SHARED, Trees, below, find_node
 
-Node = dict[str, Any]
+Entries = dict[str, Any]
 
 
 class State(Trees):
     """State of one module in one space: a dict for each tensor, and one for the space as a whole.
 
-    The entries of tensor `i` are in ``nodes[i]``; those that belong to no single tensor are in
+    The entries of tensor `i` are in ``entries[i]``; those that belong to no single tensor are in
     ``shared``. Values are tensors and plain numbers. Children of the module have a state of their
     own, which `child` returns by name.
 
     Attributes:
-        nodes: One dict for each tensor of the space.
+        entries: One dict for each tensor of the space.
         path: Position of the module in the tree, for example ``"1/modules/0"``.
     """
 
     __slots__ = ()
-    nodes: list[Node]
+    entries: list[Entries]
     path: str
 
     @property
-    def shared(self) -> Node:
+    def shared(self) -> Entries:
         """The entries that belong to no single tensor, saved with the first of the space."""
         return find_node(self.trees, below(self._shared_location, SHARED))
 

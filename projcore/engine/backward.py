@@ -121,7 +121,7 @@ class InBackward:
             grads = fill_zeros(partial.parameters, missing)
             region = partial.plan.region
             live = LiveSettings(optimizer._names, optimizer.param_groups, found={})
-            region.remember(RootObjective(region.space, live, partial.parameters, grads))
+            region.create_state(RootObjective(region.space, live, partial.parameters, grads))
             partial.store.save()
         partial.store.settle()
         optimizer._end_first(partial.plan)

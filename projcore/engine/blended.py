@@ -18,7 +18,7 @@ def alike(space: Space, indices: Iterable[int]) -> list[list[int]]:
     """Splits the indices of tensors of a space into groups that torch takes in one list."""
     found: dict[Hashable, list[int]] = {}
     for i in indices:
-        found.setdefault((space.formats[i], space.template[i].dtype), []).append(i)
+        found.setdefault((space.devices[i], space.template[i].dtype), []).append(i)
     return list(found.values())
 
 

@@ -219,7 +219,9 @@ def _reorder(
     Raises:
         CheckpointError: If parameters were merged, so that state depends on their order.
     """
-    merging = {row.path for row in lines if any(len(source) > 1 for source in row.sources)}
+    merging = {
+        row.path for row in lines if any(len(source) > 1 for source in row.parameter_indices)
+    }
     merging |= {row.path for row in lines if not row.shapes}  # not known before the first step
     for i, entries in enumerate(found):
         for key in list(entries):

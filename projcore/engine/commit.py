@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore.core.state import Node
+from projcore.core.state import Entries
 from projcore.core.writer import Write
 from projcore.engine.flat import flatten, unflatten
 from projcore.errors import StepError
@@ -41,7 +41,7 @@ class Store:
         copied: Callable[[str], bool] | None = None,
     ) -> None:
         self.key = key
-        self.trees: list[Node] = []
+        self.trees: list[Entries] = []
         self._saved = saved
         self._parameters = parameters
         self._flat = [saved.get(parameter) for parameter in parameters]

@@ -13,7 +13,7 @@ from projcore.core.objective import Evaluation, Objective
 from projcore.core.projection import Current
 from projcore.core.settings import Settings
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
+from projcore.core.state import Entries
 from projcore.core.writer import Blend, Write
 from projcore.engine.nodes import facts
 from projcore.engine.transport import (
@@ -47,8 +47,8 @@ class Crossing:
             self.applied = [k for k, i in enumerate(selected) if i in applied]
             self.passing = [k for k, i in enumerate(selected) if i not in applied]
         self.state = state
-        settings = objective.settings(state.path)
-        self.states = [state.nodes[i] for i in self.applied]
+        settings = objective.settings_at(state.path)
+        self.states = [state.entries[i] for i in self.applied]
         self.settings: list[Settings] = [settings[i] for i in self.applied]
         self.scratch: dict[str, Any] = {}
         if not torch.compiler.is_compiling():  # in a graph all state exists: `Inside.is_settled`
@@ -88,9 +88,9 @@ class Crossing:
         created: dict[int, Entries] = {}
         for i, node, values in zip(self.applied, self.states, self.settings, strict=True):
             if not own_entries(node):
-                extra = self.projection.named("init", key=self.objective.space.keys[i])
+                extra = self.projection.named("init", tensor_id=self.objective.space.tensor_ids[i])
                 created[i] = self.projection.init(self.objective.template[i], values, **extra)
-        nodes = self.state.nodes
+        nodes = self.state.entries
         switched = [i for i, entries in created.items() if entries and has_inside(nodes[i])]
         switched += [i for i in self.passing if own_entries(nodes[i])]
         if switched:
@@ -114,11 +114,11 @@ class Crossing:
         """Returns those of the outer tensors that are projected."""
         return [tensors[i] for i in self.applied]
 
-    def receive(self, update: list[Tensor]) -> list[Tensor]:
-        """Returns the update with the tensors that the projection's `receive` returns."""
-        if not self.applied or not self.projection.overrides("receive"):
+    def adjust_update(self, update: list[Tensor]) -> list[Tensor]:
+        """Returns the update with the tensors that the projection's `adjust_update` returns."""
+        if not self.applied or not self.projection.overrides("adjust_update"):
             return update
-        received = self.projection.receive(self._applied(update), self.states, self.settings)
+        received = self.projection.adjust_update(self._applied(update), self.states, self.settings)
         result = list(update)
         for i, tensor in zip(self.applied, received, strict=True):
             result[i] = tensor

@@ -73,7 +73,7 @@ class Ending:
         factor: Tensor | None,
     ) -> list[Write | Later]:
         """Returns the writes of some of the tensors of a frame."""
-        places = self.space.places
+        places = self.space.region_indices
         update = [frame.update[i] for i in places]
         if factor is not None:
             update = times(update, factor)
@@ -123,7 +123,7 @@ def _uniform(pairs: Sequence[tuple[float, float]]) -> bool:
 
 def _observation(node: Observe, frame: Frame, targets: Sequence[Tensor]) -> Write:
     look = node.prepared(frame, [targets[i] for i in node.where])
-    states = [node.site.state.nodes[i] for i in node.members]
+    states = [node.site.state.entries[i] for i in node.members]
     seen = [value for each in states for value in each.values() if isinstance(value, Tensor)]
     versions = [tensor._version for tensor in seen]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore._contexts import Context, StepContext
-from projcore.core.objective import Evaluation, Objective, Planned
+from projcore._contexts import SpaceContext, StepContext
+from projcore.core.objective import Evaluation, Objective, PlanMethod
 from projcore.core.settings import Settings
 from projcore.core.space import Space
-from projcore.core.state import Node, State
+from projcore.core.state import Entries, State
 from projcore.engine.compiler import COMPILED, Compiler
 from projcore.engine.gather import Owners
 from projcore.engine.names import SettingNames
@@ -76,17 +76,17 @@ class LiveSettings(StepContext):
         return {name: values[key] for name, key in self._names.keys.get(path, {}).items()}
 
     def run(
-        self, plan: Planned, update: list[Tensor], objective: Objective, state: State
+        self, plan: PlanMethod, update: list[Tensor], objective: Objective, state: State
     ) -> list[Tensor]:
         space = objective.space
         active = None if space.active is None else tuple(space.active)
         shapes = tuple(tensor.shape for tensor in objective.template)
-        key = (state.path, tuple(space.sources), tuple(space.keys), active, shapes)
+        key = (state.path, tuple(space.parameter_indices), tuple(space.tensor_ids), active, shapes)
         region = self._parts.get(key)
         if region is None:
             if len(self._parts) >= PARTS:  # as when other gradients are missing in every step
                 self._parts.clear()
-            scratch: list[Node] = [{} for _ in state.trees]
+            scratch: list[Entries] = [{} for _ in state.trees]
             template = [torch.empty_like(tensor, device="meta") for tensor in objective.template]
             space = replace(space, template=template, state=state.over(scratch))
             passes = self._passes - {"trace"} if len(self._parts) >= COMPILED else self._passes
@@ -106,7 +106,7 @@ class LiveSettings(StepContext):
         return LiveSettings(self._names, self._numbers)
 
 
-class PlanContext(Context):
+class PlanContext(SpaceContext):
     """The facts about an optimizer that a plan may use; it records the settings that are read.
 
     Attributes:
@@ -118,11 +118,11 @@ class PlanContext(Context):
         names: SettingNames,
         groups: Groups,
         parameter_names: Sequence[str | None],
-        absent: Sequence[tuple[str | None, Tensor, int]] | None,
+        frozen: Sequence[tuple[str | None, Tensor, int]] | None,
         owners: Owners,
     ) -> None:
         self.parameter_names = parameter_names
-        self.absent = absent
+        self.frozen = frozen
         self.owners = owners
         self.reads: set[str] = set()
         self._names = names

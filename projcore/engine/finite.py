@@ -40,7 +40,7 @@ def located(error: NonFiniteError, objective: Objective) -> NonFiniteError:
     i = first_nonfinite(objective.grads)
     if i is None:
         return error
-    (source,), name = objective.space.sources[i], objective.space.names[i]
+    (source,), name = objective.space.parameter_indices[i], objective.space.names[i]
     which = str(source) if name is None else f"{name!r}"
     shape = tuple(objective.template[i].shape)
     text = f"{error} The gradient of parameter {which}, of shape {shape}, has Inf or NaN."

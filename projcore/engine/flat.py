@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from projcore._trees import SHARED
-from projcore.core.state import Node
+from projcore.core.state import Entries
 
 
-def unflatten(flat: Mapping[str, Any]) -> Node:
+def unflatten(flat: Mapping[str, Any]) -> Entries:
     """Turns ``{"1/modules/0/exp_avg": x}`` into ``{"1": {"modules": {"0": {"exp_avg": x}}}}``."""
-    tree: Node = {}
+    tree: Entries = {}
     branches = {"": tree}
     for key, value in flat.items():
         above, _, name = key.rpartition("/")
@@ -24,14 +24,14 @@ def unflatten(flat: Mapping[str, Any]) -> Node:
     return tree
 
 
-def flatten(tree: Node) -> dict[str, Any]:
+def flatten(tree: Entries) -> dict[str, Any]:
     """The inverse of `unflatten`; empty dicts are dropped."""
     flat: dict[str, Any] = {}
     _flatten(tree, "", flat)
     return flat
 
 
-def _flatten(tree: Node, prefix: str, flat: dict[str, Any]) -> None:
+def _flatten(tree: Entries, prefix: str, flat: dict[str, Any]) -> None:
     for name, value in tree.items():
         if isinstance(value, dict):
             _flatten(value, f"{prefix}{name}/", flat)

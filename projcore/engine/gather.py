@@ -20,7 +20,7 @@ from projcore.core.module import Module, Need, Planner
 from projcore.core.projection import Current, ProjectionBase
 from projcore.core.settings import Settings
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
+from projcore.core.state import Entries
 from projcore.engine.inside import Inside
 from projcore.engine.nodes import Node
 from projcore.engine.shards import Team, Transfer
@@ -77,7 +77,7 @@ class Owners:
             weigh: Returns the weight of some of the tensors, given by their indices; called for
                 those that have no owner.
         """
-        places = [place for (place,) in space.sources]
+        places = [place for (place,) in space.parameter_indices]
         new = [i for i, place in enumerate(places) if place not in self._owners]
         if new:
             ranks = tuple(self.team(mesh).ranks)
@@ -278,8 +278,8 @@ class Gathered(Inside):
 def plan_visits(visits: Sequence[Visit], planner: Planner, space: Space) -> None:
     """Plans what owners run, on the full tensors of this process."""
     for visit in visits:
-        numbers = {source: i for i, source in enumerate(visit.space.sources)}
-        state = visit.space.state.select([numbers[source] for source in space.sources])
+        numbers = {source: i for i, source in enumerate(visit.space.parameter_indices)}
+        state = visit.space.state.select([numbers[source] for source in space.parameter_indices])
         visit.module.plan(planner, replace(space, state=state.over(space.state.trees)))
 
 

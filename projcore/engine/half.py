@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from projcore.core.settings import Settings
-from projcore.core.state import Node
+from projcore.core.state import Entries
 
 
 def has_half(tensors: Sequence[Tensor]) -> bool:
@@ -28,7 +28,7 @@ def in_float32(
     params: list[Tensor] | None,
     grads: list[Tensor] | None,
     loss: Tensor | None,
-    states: list[Node],
+    states: list[Entries],
     settings: list[Settings],
     **extra: Any,
 ) -> list[Tensor]:

@@ -13,16 +13,16 @@ from projcore._checks import check_result
 from projcore.core.objective import Objective
 from projcore.core.projection import ProjectionBase
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
+from projcore.core.state import Entries
 from projcore.core.writer import Blend, Write
 from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
 from projcore.engine.crossing import Crossing, ProjectedObjective, with_gradient
 from projcore.engine.ending import Ending
-from projcore.engine.keys import keys_inside
 from projcore.engine.nodes import Call, Frame, Node, Site, why_untraceable
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
+from projcore.engine.tensor_ids import tensor_ids_inside
 from projcore.engine.transport import forget
 from projcore.errors import ProjcoreError
 from projcore.ops import local
@@ -61,7 +61,7 @@ class Inside(Node):
         self.projection = projection
         self.site = Site(projection, space, whole)
         self.space = space
-        self.where = space.places
+        self.where = space.region_indices
         self._plan_inside = plan_inside
         self.beside = beside
         settings = space.settings()
@@ -80,7 +80,7 @@ class Inside(Node):
         # Whether what follows `_learn` may run, and run again, while parameters are written.
         self._waits = False
         self._writer: Callable[..., list[Write]] | str | None = None
-        hooks = ("init", "refresh", "receive", "combine", "targets", "writer")
+        hooks = ("init", "refresh", "adjust_update", "combine", "targets", "writer")
         self._keeps = any(map(projection.overrides, hooks))
         self._owns = False
         self._moves = False  # whether tensors inside are on another device, as a step has seen
@@ -99,12 +99,12 @@ class Inside(Node):
         return Space(
             template=[torch.empty_like(tensor, device="meta") for tensor in template],
             groups=[_merged(outer.groups, origin) for origin in origins],
-            sources=[
-                tuple(sorted({source for i in origin for source in outer.sources[i]}))
+            parameter_indices=[
+                tuple(sorted({source for i in origin for source in outer.parameter_indices[i]}))
                 for origin in origins
             ],
-            keys=keys_inside(outer.keys, origins),
-            formats=[outer.formats[origin[0]] for origin in origins],
+            tensor_ids=tensor_ids_inside(outer.tensor_ids, origins),
+            devices=[outer.devices[origin[0]] for origin in origins],
             state=self.site.state.inside(name, origins, path),
             context=outer.context,
             batch_dims=self.batch_dims,
@@ -173,7 +173,7 @@ class Inside(Node):
 
     def bind(self, trees: Sequence[Entries]) -> None:
         if self.beside is not None:
-            for node in self.beside.state.over(trees).nodes:
+            for node in self.beside.state.over(trees).entries:
                 forget(node)
         super().bind(trees)
 
@@ -189,7 +189,7 @@ class Inside(Node):
 
     @property
     def begins(self) -> bool:
-        return self.projection.overrides("refresh") or self.projection.overrides("receive")
+        return self.projection.overrides("refresh") or self.projection.overrides("adjust_update")
 
     def begin(self, frame: Frame) -> None:
         if self.site.ready and not self.begins:
@@ -230,7 +230,7 @@ class Inside(Node):
 
     @property
     def repeatable(self) -> bool:
-        once = self.projection.learns or self.projection.overrides("receive")
+        once = self.projection.learns or self.projection.overrides("adjust_update")
         return self._repeats and not once
 
     @property
@@ -261,13 +261,13 @@ class Inside(Node):
         The third result are the positions of these in `places`.
         """
         index = {place: k for k, place in enumerate(places)}
-        chosen = [i for i, place in enumerate(self.space.places) if place in index]
-        where = [index[self.space.places[i]] for i in chosen]
+        chosen = [i for i, place in enumerate(self.space.region_indices) if place in index]
+        where = [index[self.space.region_indices[i]] for i in chosen]
         selected = None if len(chosen) == len(self.space) else chosen
         before = Crossing(self, old.select(where), selected)
         return before, Crossing(self, new.select(where), selected), where
 
-    def remember(self, objective: Objective) -> None:
+    def create_state(self, objective: Objective) -> None:
         crossing = Crossing(self, self.site.select(objective))
         if self.region is None or (self.projection.learns and not crossing.is_meta):
             return  # the inner tensors depend on gradients
@@ -276,7 +276,7 @@ class Inside(Node):
             crossing.refresh(list(crossing.objective.template))  # creates the state of its map
         else:
             template = crossing.down(crossing.objective.template, "update")
-        self.region.remember(ProjectedObjective(crossing, list(template), self.region.space))
+        self.region.create_state(ProjectedObjective(crossing, list(template), self.region.space))
 
     def run(self, frame: Frame) -> None:
         self._cross(frame, *self._learn(frame))
@@ -287,7 +287,7 @@ class Inside(Node):
         objective.context.changed |= self._keeps
         crossing = Crossing(self, objective)
         self.site.ready = True
-        update = crossing.receive([frame.update[i] for i in self.where])
+        update = crossing.adjust_update([frame.update[i] for i in self.where])
         crossing.refresh(update)
         return crossing, update
 

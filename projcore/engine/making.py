@@ -13,8 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from projcore.core.module import Module, Planner
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
-from projcore.core.state import State
+from projcore.core.state import Entries, State
 from projcore.engine.commit import Store
 from projcore.engine.compiler import Compiler
 from projcore.engine.facts import LiveSettings, PlanContext
@@ -22,13 +21,13 @@ from projcore.engine.flat import flatten
 from projcore.engine.gather import Gather, Owners, gathered
 from projcore.engine.inside import Inside
 from projcore.engine.items import Items
-from projcore.engine.keys import key_of
 from projcore.engine.local import Local
 from projcore.engine.names import SettingNames
 from projcore.engine.nodes import Call, Node
 from projcore.engine.plan import Builder, Rate, add_rate
 from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
+from projcore.engine.tensor_ids import tensor_id_of
 
 # How often a parameter is, on average, in regions of some parameters that a plan keeps.
 KEPT = 8
@@ -155,22 +154,22 @@ def make_plan(
     without_storage = {
         i: torch.empty_like(p, device="meta") for i, p in enumerate(parameters) if not is_lazy(p)
     }
-    absent = sorted(without_storage.keys() - set(members))
+    frozen = sorted(without_storage.keys() - set(members))
     complete = len(without_storage) == len(parameters)
     context = PlanContext(
         names,
         groups,
         named,
-        [(named[i], without_storage[i], group_indices[i]) for i in absent] if complete else None,
+        [(named[i], without_storage[i], group_indices[i]) for i in frozen] if complete else None,
         owners,
     )
     trees: list[Entries] = [{} for _ in members]
     space = Space(
         template=[without_storage[i] for i in members],
         groups=[group_indices[i] for i in members],
-        sources=[(i,) for i in members],
-        keys=[key_of(i, named[i]) for i in members],
-        formats=[
+        parameter_indices=[(i,) for i in members],
+        tensor_ids=[tensor_id_of(i, named[i]) for i in members],
+        devices=[
             (parameters[i].device, getattr(parameters[i], "device_mesh", None)) for i in members
         ],
         state=State(trees),
@@ -187,7 +186,7 @@ def make_plan(
     with torch.no_grad():
         region = builder.region(space, plan)
         if active is None:
-            region.remember(Sketch(region.space, LiveSettings(names, groups, found={})))
+            region.create_state(Sketch(region.space, LiveSettings(names, groups, found={})))
     reads = [
         (i, key, group[key])
         for i, group in enumerate(groups)
@@ -203,14 +202,14 @@ class Row(NamedTuple):
         path: The position.
         module: The module.
         shapes: The shapes of its tensors; for a projection, of those inside.
-        sources: For each tensor, the indices of the parameters that it is made from.
+        parameter_indices: For each tensor, the indices of the parameters that it is made from.
         routes: The child that processes each tensor, if the module routes them to different ones.
     """
 
     path: str
     module: Module
     shapes: Sequence[tuple[int, ...]] = ()
-    sources: Sequence[tuple[int, ...]] = ()
+    parameter_indices: Sequence[tuple[int, ...]] = ()
     routes: Sequence[str] = ()
 
 
@@ -234,20 +233,24 @@ def rows(plan: Plan, modules: Mapping[str, Module]) -> list[Row]:
         every = [
             each
             for space in several.values()
-            for each in zip(space.template, space.sources, strict=True)
+            for each in zip(space.template, space.parameter_indices, strict=True)
         ]
         shapes = [tuple(tensor.shape) for tensor, _ in every]
-        found[path] = found[path]._replace(shapes=shapes, sources=[each for _, each in every])
+        found[path] = found[path]._replace(
+            shapes=shapes, parameter_indices=[each for _, each in every]
+        )
     for space, labels in plan.labels:
         shapes = [tuple(tensor.shape) for tensor in space.template]
-        found[space.path] = Row(space.path, modules[space.path], shapes, space.sources, labels)
+        found[space.path] = Row(
+            space.path, modules[space.path], shapes, space.parameter_indices, labels
+        )
     order = {path: i for i, path in enumerate(modules)}
     return sorted(found.values(), key=lambda row: order[row.path])
 
 
 def _is_unknown(node: Node) -> bool:
     """Whether a module has state that is known only after the first step."""
-    nodes = node.site.state.nodes
+    nodes = node.site.state.entries
     return isinstance(node, Call) and node.site.keeps and not all(nodes)
 
 

@@ -17,7 +17,7 @@ from projcore.core.objective import Objective
 from projcore.core.projection import ProjectionBase
 from projcore.core.settings import Settings
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
+from projcore.core.state import Entries
 from projcore.core.writer import Blend, Write, Writer
 from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
@@ -78,9 +78,9 @@ class Node(ABC):
         """Whether all state that `finish` needs exists."""
         return self.site.is_settled
 
-    def remember(self, objective: Objective) -> None:
+    def create_state(self, objective: Objective) -> None:
         """Creates state that does not exist yet; `objective` is that of the whole region."""
-        self.site.remember(objective)
+        self.site.create_state(objective)
 
     def bind(self, trees: Sequence[Entries]) -> None:
         """Binds it to the state at the same positions in other trees."""
@@ -161,23 +161,23 @@ class Site:
 
     def select(self, objective: Objective) -> Objective:
         """Returns the objective of this space, given that of the region."""
-        return objective if self.whole else objective.select(self.space.places, self.space)
+        return objective if self.whole else objective.select(self.space.region_indices, self.space)
 
     @property
     def is_settled(self) -> bool:
-        """Whether `remember` has nothing to do."""
-        if self.keeps and not all(self.state.nodes):
+        """Whether `create_state` has nothing to do."""
+        if self.keeps and not all(self.state.entries):
             return False
-        self.ready = self.ready or type(self.module).remember is Module.remember
+        self.ready = self.ready or type(self.module).create_state is Module.create_state
         return self.ready
 
-    def remember(self, objective: Objective) -> None:
+    def create_state(self, objective: Objective) -> None:
         """Creates state that does not exist yet."""
-        if self.ready and (all(self.state.nodes) or not self.keeps):
+        if self.ready and (all(self.state.entries) or not self.keeps):
             return
         chosen = self.select(objective)
-        self.module.remember(chosen, self.state)
-        _follow_devices(self.state.nodes, chosen.template)
+        self.module.create_state(chosen, self.state)
+        _follow_devices(self.state.entries, chosen.template)
         self.ready = True
         objective.context.changed = True
 
@@ -198,9 +198,9 @@ class Site:
 
     def part(self, index: Mapping[int, int]) -> Site:
         """Returns the site of some of the tensors; see `Node.part`."""
-        chosen = [k for k, place in enumerate(self.space.places) if place in index]
+        chosen = [k for k, place in enumerate(self.space.region_indices) if place in index]
         space = self.space.select(chosen)
-        space = replace(space, places=[index[place] for place in space.places])
+        space = replace(space, region_indices=[index[place] for place in space.region_indices])
         return Site(self.module, space, whole=len(chosen) == len(index))
 
     def with_members(
@@ -209,7 +209,7 @@ class Site:
         """Returns that, and the indices of its tensors that are at some indices of the region."""
         site = self.part(index)
         own = {index[place] for place in where if place in index}
-        return site, [k for k, place in enumerate(site.space.places) if place in own]
+        return site, [k for k, place in enumerate(site.space.region_indices) if place in own]
 
 
 def _follow_devices(nodes: Sequence[Entries], template: Sequence[Tensor]) -> None:
@@ -250,10 +250,10 @@ class Call(Node):
         self.path = site.space.path if path is None else path
         self.members = members  # of the site's space, those that have a gradient
         self.group = group  # None if they may be of several
-        self.where = [site.space.places[i] for i in members]
+        self.where = [site.space.region_indices[i] for i in members]
         self.groups = [site.space.groups[i] for i in members]
         self.extra = self.module.named("apply", batch_dims=site.space.batch_dims)
-        self.states = [site.state.nodes[i] for i in members]
+        self.states = [site.state.entries[i] for i in members]
         self.every = site.whole and len(self.where) == len(site.space)
         self._writer: Writer | str | None = None
 
@@ -293,7 +293,7 @@ class Call(Node):
 
     def bind(self, trees: Sequence[Entries]) -> None:
         super().bind(trees)
-        self.states = [self.site.state.nodes[i] for i in self.members]
+        self.states = [self.site.state.entries[i] for i in self.members]
         self._writer = None
 
     def settings(self, objective: Objective) -> list[Settings]:
@@ -306,7 +306,7 @@ class Call(Node):
     def arguments(self, frame: Frame) -> tuple[Any, ...]:
         """Returns the arguments of `apply`."""
         objective = frame.objective
-        self.site.remember(objective)
+        self.site.create_state(objective)
         params, grads, loss = facts(self.module.needs, objective)
         return (
             self.pick(frame.update),
@@ -345,7 +345,7 @@ class Call(Node):
 
     def coefficients(self, frame: Frame) -> list[tuple[float, float]]:
         """Returns the coefficients of an affine module, and updates its state."""
-        self.site.remember(frame.objective)
+        self.site.create_state(frame.objective)
         if not self.where:
             return []
         frame.objective.context.changed |= self.site.keeps
@@ -435,7 +435,7 @@ class Step(Node):
     ) -> None:
         self.module = module
         self.site = Site(module, space, whole)
-        self.where = space.places
+        self.where = space.region_indices
         self._inside = inside
 
     @property
@@ -461,16 +461,16 @@ class Step(Node):
     def regions(self) -> Iterator[Any]:
         yield from self._inside
 
-    def remember(self, objective: Objective) -> None:
+    def create_state(self, objective: Objective) -> None:
         chosen = self.site.select(objective)
-        self.module.remember(chosen, self.site.state)
+        self.module.create_state(chosen, self.site.state)
         for region in self._inside:
-            region.remember(chosen)
+            region.create_state(chosen)
 
     def run(self, frame: Frame) -> None:
         update = frame.update
         frame.objective.context.changed = True
-        self.remember(frame.objective)
+        self.create_state(frame.objective)
         part = [update[i] for i in self.where]
         objective = self.site.select(frame.objective)
         result = self.module.step(part, objective, self.site.state)
@@ -488,7 +488,7 @@ class Observe(Node):
         self.site = site
         self.members = members
         self.group = group
-        self.where = [site.space.places[i] for i in members]
+        self.where = [site.space.region_indices[i] for i in members]
 
     @property
     def comes_last(self) -> bool:
@@ -511,8 +511,8 @@ class Observe(Node):
 
     def prepared(self, frame: Frame, points: list[Tensor]) -> partial[None]:
         """Returns a function that observes points; what may fail earlier has run already."""
-        self.site.remember(frame.objective)
+        self.site.create_state(frame.objective)
         frame.objective.context.changed = True
         settings = frame.objective.context.settings(self.site.space.path, self.group)
-        states = [self.site.state.nodes[i] for i in self.members]
+        states = [self.site.state.entries[i] for i in self.members]
         return partial(self.module.observe, points, states, [settings] * len(points))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from projcore.core.module import Module, Observer, Planner, Transform
+from projcore.core.objective import PlanMethod
 from projcore.core.projection import INNER, ProjectionBase
 from projcore.core.settings import Settings
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
-from projcore.core.state import State
+from projcore.core.state import Entries, State
 from projcore.engine.flat import flatten
 from projcore.engine.gather import (
     Gather,
@@ -41,8 +41,6 @@ from projcore.values import common, scalar
 RATE = "lr"
 PASSES = frozenset({"hoist", "fold", "fuse", "split"})
 
-Planned = Callable[[Planner, Space], None]
-
 
 class Builder(Planner):
     """Builds a region from the nodes that modules add.
@@ -67,15 +65,15 @@ class Builder(Planner):
         self.labels: list[tuple[Space, Sequence[str]]] = []
         self._size: int | None = None
 
-    def region(self, space: Space, plan: Planned) -> Region:
+    def region(self, space: Space, plan: PlanMethod) -> Region:
         """Returns the region of the nodes that `plan` adds for a space."""
-        space = replace(space, places=range(len(space)))
+        space = replace(space, region_indices=range(len(space)))
         self._size = len(space)
         plan(self, space)
         self._check_order()
         return Region(space, self.nodes, self.notes, self.passes)
 
-    def step(self, module: Module, space: Space, runs: Sequence[Planned] = ()) -> None:
+    def add_step(self, module: Module, space: Space, runs: Sequence[PlanMethod] = ()) -> None:
         space = self._plan_sharded(module, space)
         if not len(space):
             return
@@ -114,7 +112,7 @@ class Builder(Planner):
         for group, members in site.parts():
             self.nodes.append(Observe(site, members, group))
 
-    def enter(self, projection: ProjectionBase, space: Space) -> None:
+    def add_projection(self, projection: ProjectionBase, space: Space) -> None:
         if space.batch_dims and projection.scope == "tensor":
             self._by_item(projection.plan, space)
             return
@@ -184,7 +182,10 @@ class Builder(Planner):
         """Has owners run a module, together with what they run just before on the same tensors."""
         visits: tuple[Visit, ...] = (visit,)
         last = self.nodes[-1] if self.nodes else None
-        same = isinstance(last, Gathered) and last.space.sources == visit.space.sources
+        same = (
+            isinstance(last, Gathered)
+            and last.space.parameter_indices == visit.space.parameter_indices
+        )
         if isinstance(last, Gathered) and same and beside is None:
             visits, beside = (*last.visits, visit), last.beside
             self.nodes.pop()
@@ -204,10 +205,10 @@ class Builder(Planner):
         some = space.select(list(first.values()))
         full = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype, _ in first]
         state = some.state.over([{} for _ in some.state.trees])
-        some = replace(some, template=full, formats=[None] * len(full), state=state)
+        some = replace(some, template=full, devices=[None] * len(full), state=state)
         region = Builder(self.passes, self.around).region(some, module.plan)
-        region.remember(Sketch(region.space))
-        entries = (flatten(node).values() for node in state.nodes)
+        region.create_state(Sketch(region.space))
+        entries = (flatten(node).values() for node in state.entries)
         weights = dict(zip(first, map(weight_of, full, entries), strict=True))
         return [weights[kind] for kind in kinds]
 
@@ -230,7 +231,7 @@ class Builder(Planner):
         ]
         return passing if "hoist" in self.passes and len(passing) < len(space) else []
 
-    def _by_item(self, plan: Planned, space: Space) -> None:
+    def _by_item(self, plan: PlanMethod, space: Space) -> None:
         """Plans a module that does not support batches on each item."""
         self._inside(Items(space), space, "items", space.path, plan)
 
@@ -240,7 +241,7 @@ class Builder(Planner):
         space: Space,
         name: str,
         path: str,
-        plan: Planned,
+        plan: PlanMethod,
         beside: Space | None = None,
         kind: type[Inside] = Inside,
     ) -> None:
@@ -268,8 +269,8 @@ class Builder(Planner):
             )
         self.nodes.append(node)
 
-    def note(self, space: Space, name: str, values: Sequence[float], labels: Any = ()) -> None:
-        for node, value in zip(space.state.nodes, values, strict=True):
+    def add_entry(self, space: Space, name: str, values: Sequence[float], labels: Any = ()) -> None:
+        for node, value in zip(space.state.entries, values, strict=True):
             node[name] = value
         self.notes.append((space.state, name, values))
         if labels:
@@ -298,9 +299,9 @@ def _unplanned(node: Inside, tensors: Sequence[Tensor]) -> Region:
 
 def check_applies(projection: ProjectionBase, space: Space) -> None:
     """Raises if a projection applies to no tensor at all, nor to a parameter that is frozen."""
-    if space.absent is None or any(map(projection.applies, space.template, space.settings())):
+    if space.frozen is None or any(map(projection.applies, space.template, space.settings())):
         return
-    for _, tensor, group in space.absent:
+    for _, tensor, group in space.frozen:
         if projection.applies(tensor, space.context.settings(space.path, group)):
             return
     shapes = [tuple(tensor.shape) for tensor in space.template]
@@ -339,7 +340,7 @@ def segments(projection: ProjectionBase) -> list[tuple[bool, list[str]]]:
     return found
 
 
-def _plan_of(projection: ProjectionBase, names: Sequence[str]) -> Planned:
+def _plan_of(projection: ProjectionBase, names: Sequence[str]) -> PlanMethod:
     """Returns a function that plans some of the modules inside."""
 
     def plan(planner: Planner, space: Space) -> None:

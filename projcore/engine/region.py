@@ -10,8 +10,7 @@ from torch import Tensor
 
 from projcore.core.objective import Objective
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
-from projcore.core.state import State
+from projcore.core.state import Entries, State
 from projcore.core.writer import Blend, Write
 from projcore.engine.commit import Later
 from projcore.engine.ending import Ending
@@ -55,7 +54,7 @@ class Region:
         if None in parts:
             return None
         nodes = [node for node in parts if node is not None and node.where]
-        return Region(replace(self.space.select(places), places=()), nodes, [], self.passes)
+        return Region(replace(self.space.select(places), region_indices=()), nodes, [], self.passes)
 
     @property
     def ending(self) -> Ending:
@@ -92,10 +91,10 @@ class Region:
             self._bind_blocks()
         return self.ending.writes(frame, targets, outer)
 
-    def remember(self, objective: Objective) -> None:
+    def create_state(self, objective: Objective) -> None:
         """Creates the state of all nodes that does not exist yet."""
         for node in self.nodes:
-            node.remember(objective)
+            node.create_state(objective)
 
     def bind(self, trees: Sequence[Entries]) -> None:
         """Binds all nodes to the state at the same positions in other trees."""
@@ -113,7 +112,7 @@ class Region:
     def renote(self) -> None:
         """Restores entries of `Planner.note` that were removed."""
         for state, name, values in self._notes:
-            for node, value in zip(state.over(self._trees).nodes, values, strict=True):
+            for node, value in zip(state.over(self._trees).entries, values, strict=True):
                 node[name] = value
 
     def walk(self) -> Iterator[Node]:

@@ -71,7 +71,7 @@ def announce(region: Region, state: Mapping[Tensor, Entries], parameters: Sequen
         parameters: The parameters, by their indices.
     """
     for node in gathered(region):
-        places = [place for (place,) in node.space.sources]
+        places = [place for (place,) in node.space.parameter_indices]
         own = [
             (place, key)
             for place in (places[i] for i in node.transfer.own)
@@ -91,7 +91,7 @@ def _is_of(key: str, paths: Sequence[str]) -> bool:
 
 def _wrap(node: OnParts, state: dict[int, Entries]) -> None:
     """Wraps entries of which each process has a local shard into sharded tensors."""
-    for template, (place,) in zip(node.space.template, node.space.sources, strict=True):
+    for template, (place,) in zip(node.space.template, node.space.parameter_indices, strict=True):
         entries = state.get(place, {})
         for key in [key for key in entries if _is_of(key, [node.space.path])]:
             value = entries[key]
@@ -128,7 +128,7 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
     own: dict[tuple[int, str], Any] = {}
     facts = []
     for tensor in node.transfer.own:
-        (place,) = node.space.sources[tensor]
+        (place,) = node.space.parameter_indices[tensor]
         for key in sorted(key for key in state.get(place, ()) if _is_of(key, node.paths)):
             value = state[place][key]
             if isinstance(value, Tensor) and value.ndim:
@@ -138,7 +138,7 @@ def _share(node: Gathered, state: dict[int, Entries]) -> None:
             else:
                 facts.append(Fact(tensor, place, key, None, value))
     every = [(k, fact) for k, found in enumerate(team.gathered(facts)) for fact in found]
-    for (place,) in node.space.sources:  # empty tensors, which `announce` put there, go
+    for (place,) in node.space.parameter_indices:  # empty tensors, which `announce` put there, go
         entries = state.setdefault(place, {})
         for key in [key for key in entries if _is_of(key, node.paths)]:
             del entries[key]
@@ -175,13 +175,15 @@ def settle(region: Region, state: Sequence[Entries], expected: Sequence[Mapping[
     """
     keepers: dict[int, list[tuple[Gathered, int]]] = {}
     for node in gathered(region):
-        for tensor, (place,) in enumerate(node.space.sources):
+        for tensor, (place,) in enumerate(node.space.parameter_indices):
             keepers.setdefault(place, []).append((node, tensor))
     parts = {
         (place, node.space.path): template
         for node in region.walk()
         if isinstance(node, OnParts)
-        for template, (place,) in zip(node.space.template, node.space.sources, strict=True)
+        for template, (place,) in zip(
+            node.space.template, node.space.parameter_indices, strict=True
+        )
     }
     for place, entries in enumerate(state):
         for key in sorted(entries):

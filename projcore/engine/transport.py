@@ -14,7 +14,7 @@ from projcore._trees import SHARED
 from projcore.core.module import Kind
 from projcore.core.objective import Objective
 from projcore.core.projection import INNER, ProjectionBase
-from projcore.core.state import Node as Entries
+from projcore.core.state import Entries
 from projcore.ops import as_given, as_real, by_kind
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Entries |
     anew = [i for i, entries in zip(crossing.applied, new, strict=True) if INNER in (entries or {})]
     if anew and region is not None:
         for i in range(crossing.count) if wide_inside else anew:
-            clear_inside(crossing.state.nodes[i])
+            clear_inside(crossing.state.entries[i])
         region.bind(crossing.state.trees)  # its nodes know what state they have
     new = [None if entries is None else own_entries(entries) for entries in new]
     wide = wide_inside or projection.scope == "all"
@@ -51,12 +51,12 @@ def change_map(crossing: Crossing, update: list[Tensor], new: Sequence[Entries |
     if policy == "keep":  # which is impossible where the shape inside changes
         policy = "transport"
         changed = [i for i, own, entries in triples if i in changed and _resized(own, entries)]
-    has_state = any(has_inside(each) for each in crossing.state.nodes)
+    has_state = any(has_inside(each) for each in crossing.state.entries)
     if not changed or not has_state or region is None:
         _write(crossing, new)
     elif policy == "reset" or (wide and without_map):
         for i in range(crossing.count) if wide_inside else changed:
-            clear_inside(crossing.state.nodes[i])
+            clear_inside(crossing.state.entries[i])
         _write(crossing, new)
         region.bind(crossing.state.trees)  # its nodes refer to the removed state
     else:
@@ -135,7 +135,7 @@ def _transport_region(region: Region, old: _InnerSpace, new: _InnerSpace, move: 
 
 def _nodes_of(site: Site, indices: Sequence[int]) -> list[Entries | None]:
     """Returns a module's state for tensors of the region; None for those of other modules."""
-    found = dict(zip(site.space.places, site.state.nodes, strict=True))
+    found = dict(zip(site.space.region_indices, site.state.entries, strict=True))
     return [found.get(i) for i in indices]
 
 

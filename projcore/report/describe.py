@@ -82,7 +82,7 @@ def _routes(module_rows: Sequence[Row], index: int) -> str:
     texts = [
         f"{row.path}: {route}"
         for row in module_rows
-        for source, route in zip(row.sources, row.routes, strict=False)
+        for source, route in zip(row.parameter_indices, row.routes, strict=False)
         if index in source
     ]
     return ", ".join(dict.fromkeys(texts))
@@ -93,7 +93,7 @@ def _inside(module_rows: Sequence[Row], index: int) -> str:
     shapes: list[tuple[int, ...]] = []
     for row in module_rows:
         if "modules" in row.module.children:
-            pairs = zip(row.shapes, row.sources, strict=False)
+            pairs = zip(row.shapes, row.parameter_indices, strict=False)
             shapes = [shape for shape, source in pairs if index in source] or shapes
     return _shapes(shapes) if shapes else ""
 
@@ -103,7 +103,7 @@ def _owners(plan: Plan) -> dict[int, str]:
     return {
         index: f"{owner} of {len(node.transfer.team)}"
         for node in gathered(plan.region)
-        for (index,), owner in zip(node.space.sources, node.transfer.owners, strict=True)
+        for (index,), owner in zip(node.space.parameter_indices, node.transfer.owners, strict=True)
     }
 
 

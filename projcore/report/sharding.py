@@ -98,7 +98,11 @@ def _paths(region: Region) -> Iterator[tuple[str, Module, list[int]]]:
             for inner in node.regions():
                 yield from _paths(inner)
         else:
-            yield space.path, node.module, sorted({i for source in space.sources for i in source})
+            yield (
+                space.path,
+                node.module,
+                sorted({i for source in space.parameter_indices for i in source}),
+            )
 
 
 def _visits(region: Region) -> Iterator[tuple[frozenset[Need], list[int]]]:
@@ -114,7 +118,7 @@ def _visits(region: Region) -> Iterator[tuple[frozenset[Need], list[int]]]:
                 yield from _visits(inner)
             continue
         space = node.site.space
-        places = sorted({i for source in space.sources for i in source})
+        places = sorted({i for source in space.parameter_indices for i in source})
         if found and found[-1][0] == space.path:  # of another group
             places = sorted({*found.pop()[2], *places})
         found.append((space.path, node.module.total_needs, places))

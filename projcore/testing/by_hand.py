@@ -86,7 +86,7 @@ def train_by_hand(
             if len(maps) == i:
                 maps.append(Map(projection, inner_params, keys))
             maps[i].learn(inner_grads, inner_params, inner_grads, loss)
-            keys = maps[i].keys_inside()
+            keys = maps[i].tensor_ids_inside()
             matrix = matrix @ maps[i].matrix()
             inner_params = maps[i].project(inner_params, "params")
             inner_grads = maps[i].project(inner_grads, "grads")

@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from projcore import Current, Node, ProjectionBase, Settings
-from projcore.engine.keys import keys_inside
+from projcore import Current, Entries, ProjectionBase, Settings
+from projcore.engine.tensor_ids import tensor_ids_inside
 from projcore.testing.law import NotApplicable
 from projcore.testing.problem import flat, shaped
 
@@ -28,7 +28,7 @@ class Map:
     Args:
         projection: The projection.
         like: Tensors of the shapes and dtypes of the space outside.
-        keys: The number by which each is told apart; by default its place.
+        tensor_ids: The number that identifies each; by default its index.
 
     Attributes:
         states: The projection's memory, one dict for each tensor that it applies to.
@@ -39,18 +39,18 @@ class Map:
         self,
         projection: ProjectionBase,
         like: Sequence[Tensor],
-        keys: Sequence[int] | None = None,
+        tensor_ids: Sequence[int] | None = None,
     ) -> None:
         self.scratch: dict[str, Any] = {}
         self.projection = projection
         self.like = list(like)
-        self.keys = list(range(len(like))) if keys is None else list(keys)
+        self.tensor_ids = list(range(len(like))) if tensor_ids is None else list(tensor_ids)
         defaults: Settings = projection.defaults
         self.applied = [i for i, t in enumerate(like) if projection.applies(t, defaults)]
         if not self.applied:
             raise NotApplicable("it applies to none of the tensors of this check")
         self.settings: list[Settings] = [defaults] * len(self.applied)
-        self.states: list[Node] = [
+        self.states: list[Entries] = [
             dict(projection.init(like[i], defaults, **self._keyed(i))) for i in self.applied
         ]
         self.facts: tuple[list[Tensor], list[Tensor] | None, Tensor | None]
@@ -59,17 +59,17 @@ class Map:
 
     def _keyed(self, i: int) -> dict[str, int]:
         """The keyword ``key`` of an `init` that takes it."""
-        return self.projection.named("init", key=self.keys[i])
+        return self.projection.named("init", tensor_id=self.tensor_ids[i])
 
-    def keys_inside(self) -> list[int]:
+    def tensor_ids_inside(self) -> list[int]:
         """Returns the numbers by which the tensors inside are told apart."""
         if self.projection.scope != "all":
-            return self.keys
+            return self.tensor_ids
         count = len(self.inside) - len(self.like) + len(self.applied)
         origins = self.projection.origins(self.pick(self.like), self.states, self.settings, count)
-        chosen = [self.keys[i] for i in self.applied]
-        passing = [key for i, key in enumerate(self.keys) if i not in self.applied]
-        return keys_inside(chosen, origins) + passing
+        chosen = [self.tensor_ids[i] for i in self.applied]
+        passing = [number for i, number in enumerate(self.tensor_ids) if i not in self.applied]
+        return tensor_ids_inside(chosen, origins) + passing
 
     def learn(
         self,
@@ -167,7 +167,7 @@ class Map:
             return self._columns()
         known = _FIXED.setdefault(self.projection, {})
         space = tuple((tensor.shape, tensor.dtype) for tensor in self.like)
-        given = (space, tuple(self.keys))
+        given = (space, tuple(self.tensor_ids))
         if given not in known:
             known[given] = self._columns()
         return known[given]

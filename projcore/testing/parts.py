@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from projcore import (
+    Entries,
     Module,
-    Node,
     Objective,
     ProjectionBase,
     Settings,
@@ -40,7 +40,7 @@ class Scale(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         return list(torch._foreach_mul(tensors, settings[0]["lr"]))
@@ -50,7 +50,7 @@ class FoldedScale(Scale):
     """The same, as numbers by which the parameters take the update, where nothing follows."""
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         return [(scalar(settings[0]["lr"]), 0.0)] * len(states)
 
@@ -70,7 +70,7 @@ class Factor(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         return [tensor * self.factor for tensor in tensors]
@@ -97,7 +97,7 @@ class Momentum(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         buffers = [state["momentum_buffer"] for state in states]
@@ -131,7 +131,7 @@ class Moments(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         beta1, beta2 = settings[0]["betas"]
@@ -159,7 +159,7 @@ class UnitNorm(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
@@ -295,7 +295,7 @@ class Mix(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: str,
     ) -> list[Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from projcore import Blend, Node, Optimizer, ProjectionBase, Settings, Transform, Write, Writer
+from projcore import Blend, Entries, Optimizer, ProjectionBase, Settings, Transform, Write, Writer
 from projcore.engine.commit import Store
 from projcore.engine.passes import split as splitting
 from projcore.engine.plan import PASSES
@@ -65,7 +65,7 @@ class Counted(Transform):
         return {"count": 0}
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         for state in states:
             state["count"] += 1
@@ -87,7 +87,7 @@ class Sized(Transform):
         return {"size": 1 + tensor.numel()}
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         return [(1 / state["size"], 0.0) for state in states]
 
@@ -742,7 +742,7 @@ class Growing(ProjectionBase):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Any]:
         return {"count": 1}
 
-    def refresh(self, states: list[Node]) -> list[Node | None]:  # type: ignore[override]
+    def refresh(self, states: list[Entries]) -> list[Entries | None]:  # type: ignore[override]
         return [{"count": state["count"] + 1} for state in states]
 
     def project(self, tensors: list[Tensor], *rest: Any) -> list[Tensor]:

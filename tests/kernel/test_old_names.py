@@ -12,9 +12,12 @@ from projcore.errors import ContractError
 NEW = {
     "affine": "coefficients",
     "final": "targets, or Observer",
+    "memory_inside": "entry_inside",
     "observes": "Observer",
     "policy": "on_refresh",
     "prepare": r"plan\(planner, space\)",
+    "receive": "adjust_update",
+    "remember": "create_state",
     "single_pass": r"writer\(targets\)",
     "spends": "nothing, as the plan decides it",
     "writes": r"writer\(targets\)",
@@ -32,11 +35,15 @@ def test_the_error_names_the_new_one(base: Any, name: str) -> None:
 
 @pytest.mark.parametrize("base", [Transform, ProjectionBase])
 def test_an_old_argument_is_rejected_too(base: Any) -> None:
-    def init(self: Any, tensor: Any, settings: Any, index: int = 0) -> dict[str, Any]:
+    def by_index(self: Any, tensor: Any, settings: Any, index: int = 0) -> dict[str, Any]:
         return {"seed": index}
 
-    with pytest.raises(ContractError, match=r"Old\.init names the argument 'index'.*'key'"):
-        type("Old", (base,), {"init": init})
+    def by_key(self: Any, tensor: Any, settings: Any, key: int = 0) -> dict[str, Any]:
+        return {"seed": key}
+
+    for name, init in {"index": by_index, "key": by_key}.items():
+        with pytest.raises(ContractError, match=rf"init names the argument '{name}'.*'tensor_id'"):
+            type("Old", (base,), {"init": init})
 
 
 def test_attributes_of_objects_are_their_own() -> None:

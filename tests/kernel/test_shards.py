@@ -112,7 +112,7 @@ def test_owners_are_chosen_by_their_state() -> None:
 
 def space(*shapes: tuple[int, ...], begin: int = 0) -> Any:
     return SimpleNamespace(
-        sources=[(begin + i,) for i in range(len(shapes))],
+        parameter_indices=[(begin + i,) for i in range(len(shapes))],
         template=[torch.empty(shape, device="meta") for shape in shapes],
     )
 

@@ -120,13 +120,13 @@ class Remember(Module):
         return {name: torch.full_like(tensor, torch.nan) for name in self.names} | {"age": 0}
 
     def step(self, update, objective, state):
-        self.remember(objective, state)
-        for node, tensor in zip(state.nodes, update, strict=True):
-            if node["age"] == 0:
+        self.create_state(objective, state)
+        for entries, tensor in zip(state.entries, update, strict=True):
+            if entries["age"] == 0:
                 for name in self.names:
                     rows = [tensor, 2 * tensor] if name == "history" else [tensor]
-                    node[name] = torch.stack(rows) if name == "history" else tensor.clone()
-            node["age"] += 1
+                    entries[name] = torch.stack(rows) if name == "history" else tensor.clone()
+            entries["age"] += 1
         return list(update)
 
     @property

@@ -153,10 +153,10 @@ def test_a_wide_module_inside_sees_gradients_come_and_go():
             return {"sum": torch.zeros_like(tensor)}
 
         def step(self, update, objective, state):
-            self.remember(objective, state)
-            for node, tensor in zip(state.nodes, update, strict=True):
-                node["sum"] = node["sum"] + tensor
-            return [node["sum"] for node in state.nodes]
+            self.create_state(objective, state)
+            for entries, tensor in zip(state.entries, update, strict=True):
+                entries["sum"] = entries["sum"] + tensor
+            return [entries["sum"] for entries in state.entries]
 
     for layout in (lambda m: [Subspace(m, given(draw(4, 2)))], lambda m: m):
         params = start((4, 3), (4, 3))

@@ -157,9 +157,9 @@ class ByPlace(Momentum):
 
     kinds = {**Momentum.kinds, "place": "scalar"}
 
-    def remember(self, objective, state):
-        settings = super().remember(objective, state)
-        for place, node in enumerate(state.nodes):
+    def create_state(self, objective, state):
+        settings = super().create_state(objective, state)
+        for place, node in enumerate(state.entries):
             node.setdefault("place", place)
         return settings
 

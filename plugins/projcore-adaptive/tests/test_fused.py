@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from projcore import Node, Optimizer, Settings, Transform
+from projcore import Entries, Optimizer, Settings, Transform
 from projcore.modules import LAMB, LR, Adam, AdamW, BiasCorrection, Route, WeightDecay
 from projcore.projections import ScalarProjection, VectorProjection
 from projcore_adaptive import _fused, adam
@@ -27,7 +27,7 @@ class Shift(Transform):
         return [0.1 * param for param in params]
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         return [(0.0, 0.1)] * len(states)
 

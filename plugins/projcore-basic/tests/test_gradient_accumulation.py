@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from projcore import Module, Node, Optimizer, ProjectionBase, Settings, Transform
+from projcore import Entries, Module, Optimizer, ProjectionBase, Settings, Transform
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import (
     EMA,
@@ -107,10 +107,10 @@ class Turned(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node | None]:
-        new: list[Node | None] = []
+    ) -> list[Entries | None]:
+        new: list[Entries | None] = []
         for tensor, state in zip(tensors, states, strict=True):
             x, y = tensor / tensor.norm()
             turn = torch.stack([torch.stack([x, -y]), torch.stack([y, x])])
@@ -289,7 +289,7 @@ class Fault(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         if self.armed:

@@ -50,7 +50,7 @@ def split(ending: Ending, targets: Sequence[Tensor]) -> Ending:
     for indices in blocks:
         index = {i: k for k, i in enumerate(indices)}
         block = Ending(
-            replace(ending.space.select(indices), places=indices),
+            replace(ending.space.select(indices), region_indices=indices),
             nodes=_parts(tail, index),
             writers=_parts(ending.writers, index),
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from projcore._contexts import StepContext
 from projcore.core.objective import Objective
 from projcore.core.space import Space
-from projcore.core.state import Node as Entries
+from projcore.core.state import Entries
 from projcore.core.writer import Blend, Write
 from projcore.engine.blended import alike, blended
 from projcore.engine.commit import Later
@@ -77,9 +77,9 @@ class Traced(Node):
         for node in self.nodes:
             node.bind(trees)
 
-    def remember(self, objective: Objective) -> None:
+    def create_state(self, objective: Objective) -> None:
         for node in self.nodes:
-            node.remember(objective)
+            node.create_state(objective)
 
     def run(self, frame: Frame) -> None:
         if self._begin(frame):

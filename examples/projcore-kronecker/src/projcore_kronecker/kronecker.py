@@ -10,8 +10,8 @@ from torch import Tensor
 
 from projcore import (
     Current,
+    Entries,
     Kind,
-    Node,
     ProjectionBase,
     Settings,
     first_nonfinite,
@@ -104,7 +104,7 @@ class Kronecker(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -119,7 +119,7 @@ class Kronecker(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -134,15 +134,15 @@ class Kronecker(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node | None] | None:
+    ) -> list[Entries | None] | None:
         if first_nonfinite(tensors) is not None:
             raise NonFiniteError(
                 "Kronecker was to learn from an update in which there is Inf or NaN. A basis is "
                 "made of finite numbers. Leave this step out."
             )
-        new: list[Node | None] = []
+        new: list[Entries | None] = []
         for tensor, state, values in zip(tensors, states, settings, strict=True):
             due = state["step"] > 0 and state["step"] % values["period"] == 0
             new.append(eigenbases(state) if due else None)
@@ -160,8 +160,8 @@ class Kronecker(ProjectionBase):
         tensors: list[Tensor],
         kind: Kind,
         params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> Iterable[Tensor] | None:
         if kind != "second":
@@ -181,7 +181,7 @@ def times(left: Tensor, tensor: Tensor, right: Tensor) -> Tensor:
     return (left @ tensor.to(left.dtype) @ right).to(tensor.dtype)
 
 
-def eigenbases(state: Node) -> Node:
+def eigenbases(state: Entries) -> Entries:
     """Returns the eigenvectors of the averages, as columns."""
     return {
         "left": torch.linalg.eigh(state["left_average"]).eigenvectors,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
 from projcore.ops import (
     by_parts,
@@ -211,7 +211,7 @@ class Adafactor(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

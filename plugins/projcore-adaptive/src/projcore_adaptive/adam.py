@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Blend, Node, Settings, Transform, Write, Writer, blended, require, scalar
+from projcore import Blend, Entries, Settings, Transform, Write, Writer, blended, require, scalar
 from projcore.ops import add_squares_, as_given, as_real, lerp_, once, require_choice
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._fused import (
@@ -186,7 +186,7 @@ class Adam(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         return adam_direction(tensors, states, settings[0], self.eps_mode, self.bias_correction)
@@ -255,7 +255,7 @@ class AdamW(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         assert params is not None
@@ -281,7 +281,7 @@ def init_moments(tensor: Tensor, amsgrad: bool = False) -> dict[str, Tensor | fl
 
 def adam_direction(
     tensors: list[Tensor],
-    states: list[Node],
+    states: list[Entries],
     settings: Settings,
     eps_mode: EpsMode = "corrected",
     bias_correction: bool = True,
@@ -331,7 +331,7 @@ class AdamWriter(Writer):
         self.eps_mode: EpsMode = eps_mode
         self.bias_correction = bias_correction
         self.decoupled = decoupled
-        self._states: list[Node] | None = None
+        self._states: list[Entries] | None = None
         self._bound: list[Bound] = []
         self._others: list[int] = []
         self._complex = False
@@ -344,7 +344,7 @@ class AdamWriter(Writer):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Write]:
         if self._states is not states:
@@ -378,7 +378,7 @@ class AdamWriter(Writer):
             made += blended([targets[i] for i in others], update, [blends[i] for i in others])
         return made
 
-    def _bind(self, targets: list[Tensor], states: list[Node]) -> None:
+    def _bind(self, targets: list[Tensor], states: list[Entries]) -> None:
         """Finds the tensors that the kernel supports, and builds their lists."""
         p = as_real(targets)
         m = as_real([state["exp_avg"] for state in states])

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.ops import by_parts, lerp_, refuse_complex, require_choice, zeros_over
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._norms import mean_squares
@@ -98,7 +98,7 @@ class AdamMini(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

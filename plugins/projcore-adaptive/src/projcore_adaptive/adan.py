@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.ops import add_squares_, as_given, as_real, copy_, fill_where, lerp_, once
 from projcore_adaptive._betas import require_betas
 
@@ -117,7 +117,7 @@ class Adan(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         beta1, beta2, beta3 = settings[0]["betas"]

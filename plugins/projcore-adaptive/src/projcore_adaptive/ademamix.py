@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
 from projcore.ops import add_squares_, as_given, as_real, lerp_, once
 from projcore_adaptive._betas import require_betas
@@ -155,7 +155,7 @@ class AdEMAMix(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         values = settings[0]

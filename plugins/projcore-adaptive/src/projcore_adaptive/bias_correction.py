@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, scalar
+from projcore import Entries, Settings, Transform, scalar
 from projcore.ops import once
 from projcore_adaptive._betas import require_betas
 
@@ -58,7 +58,7 @@ class BiasCorrection(Transform):
         return {"step": torch.zeros((), dtype=torch.int64, device="cpu")}
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         if states:
             torch._foreach_add_([state["step"] for state in states], 1)
@@ -72,7 +72,7 @@ class BiasCorrection(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         factors = [factor for factor, _ in self.coefficients(states, settings)]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.ops import require_choice
 from projcore_adaptive._matrices import Folding, as_matrices, batches, matrix_shape
 from projcore_adaptive.muon import AdjustLR, adjustment
@@ -134,7 +134,7 @@ class Dion2(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform
+from projcore import Entries, Settings, Transform
 from projcore.ops import at_once, norms
 
 FIRST = -1.0  # marks a radius that is not known yet
@@ -92,7 +92,7 @@ class Hyperball(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

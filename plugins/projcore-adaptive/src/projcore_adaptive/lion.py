@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from projcore import Blend, Node, Settings, Transform, Write, Writer, blended, scalar
+from projcore import Blend, Entries, Settings, Transform, Write, Writer, blended, scalar
 from projcore.ops import as_given, as_real, lerp_, signs
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._matrices import batches
@@ -88,7 +88,7 @@ class Lion(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         beta1, beta2 = settings[0]["betas"]
@@ -117,7 +117,7 @@ class LionWriter(Writer):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Write]:
         beta1, beta2 = map(scalar, settings[0]["betas"])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Blend, Node, Settings, Transform, Write, Writer, require, scalar
+from projcore import Blend, Entries, Settings, Transform, Write, Writer, require, scalar
 from projcore.ops import lerp, lerp_, require_choice
 from projcore_adaptive._matrices import Folding
 from projcore_adaptive.adam import decay_
@@ -132,7 +132,7 @@ class Muon(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
@@ -192,7 +192,7 @@ class MuonWriter(Writer):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Write]:
         values = settings[0]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require
+from projcore import Entries, Settings, Transform, require
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import norms, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, matrix_shape
@@ -351,7 +351,7 @@ class Orthogonalize(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.ops import add_squares_, as_given, as_real, fill_where, lerp_, once
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive.adam import init_moments
@@ -110,7 +110,7 @@ class RAdam(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         beta1, beta2 = settings[0]["betas"]

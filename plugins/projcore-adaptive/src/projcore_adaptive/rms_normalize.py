@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
 from projcore.ops import norms, norms_over, refuse_complex, require_choice
 from projcore_adaptive._matrices import Folding, as_matrices, matrix_shape
@@ -124,7 +124,7 @@ class RMSNormalize(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

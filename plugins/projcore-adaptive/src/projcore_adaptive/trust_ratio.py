@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.ops import at_once
 from projcore_adaptive._betas import require_betas
 from projcore_adaptive._norms import both_norms
@@ -61,7 +61,7 @@ class TrustRatio(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
@@ -130,7 +130,7 @@ class LAMB(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
@@ -189,7 +189,7 @@ class LARS(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform
+from projcore import Entries, Settings, Transform
 from projcore.ops import as_given, as_real
 
 
@@ -55,7 +55,7 @@ class Cautious(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

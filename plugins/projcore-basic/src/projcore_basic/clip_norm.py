@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, common, require
+from projcore import Entries, Settings, Transform, common, require
 from projcore.ops import norms, require_choice, times
 from projcore_basic._norms import (
     Nonfinite,
@@ -92,7 +92,7 @@ class ClipNorm(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> Tensor | None:
         if self.scope == "tensor":
@@ -110,7 +110,7 @@ class ClipNorm(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

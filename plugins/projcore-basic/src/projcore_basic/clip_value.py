@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Scope, Settings, Transform, common, require, scalar
+from projcore import Entries, Scope, Settings, Transform, common, require, scalar
 from projcore.ops import as_given, as_real, require_choice
 from projcore_basic._norms import Nonfinite, refuse_nonfinite
 
@@ -75,7 +75,7 @@ class ClipValue(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         refuse_nonfinite(self, tensors, self.nonfinite)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore_basic.averaging import Averaging
 
 
@@ -85,7 +85,7 @@ class EMANesterov(Transform, Averaging):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         lookahead, beta = scalar(settings[0]["lookahead"]), scalar(settings[0]["beta"])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from projcore import (
     Chain,
+    Entries,
     Module,
-    Node,
     Objective,
     Planner,
     Settings,
@@ -101,23 +101,23 @@ class GradientAccumulation(Module):
         return memory
 
     def plan(self, planner: Planner, space: Space) -> None:
-        planner.step(self, space, runs=[self._inside])
+        planner.add_step(self, space, runs=[self._inside])
 
     def _inside(self, planner: Planner, space: Space) -> None:
         self.children[INNER].plan(planner, space.child(INNER))
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        nodes = state.nodes
-        settings = objective.settings(state.path)
+        states = state.entries
+        settings = objective.settings_at(state.path)
         active = objective.active if objective.active is not None else range(len(update))
-        due = [i for i in active if nodes[i]["count"] + 1 >= settings[i]["period"]]
+        due = [i for i in active if states[i]["count"] + 1 >= settings[i]["period"]]
         sources = {"total": update}
         if "grads" in self.total_needs:
             sources["total_grad"] = objective.grads
         result = _zeros(update)
         if due:
             full = {
-                name: self._full(name, tensors, due, nodes) for name, tensors in sources.items()
+                name: self._full(name, tensors, due, states) for name, tensors in sources.items()
             }
             grads = full.get("total_grad", full["total"])  # if no module reads them, any will do
             inside = objective.replace(grads, due if len(due) < len(update) else None)
@@ -129,22 +129,22 @@ class GradientAccumulation(Module):
         waiting = [i for i in active if i not in ready]
         for name, tensors in sources.items():
             if due:
-                torch._foreach_zero_([nodes[i][name] for i in due])
+                torch._foreach_zero_([states[i][name] for i in due])
             if waiting:
                 torch._foreach_add_(
-                    [nodes[i][name] for i in waiting], [tensors[i] for i in waiting]
+                    [states[i][name] for i in waiting], [tensors[i] for i in waiting]
                 )
         for i in active:
-            nodes[i]["count"] = 0 if i in ready else nodes[i]["count"] + 1
+            states[i]["count"] = 0 if i in ready else states[i]["count"] + 1
         return result
 
     def _full(
-        self, name: str, tensors: Sequence[Tensor], due: list[int], nodes: list[Node]
+        self, name: str, tensors: Sequence[Tensor], due: list[int], states: list[Entries]
     ) -> list[Tensor]:
         """Returns the mean or sum of the updates for tensors that are due; zeros for others."""
-        totals = torch._foreach_add([nodes[i][name] for i in due], [tensors[i] for i in due])
+        totals = torch._foreach_add([states[i][name] for i in due], [tensors[i] for i in due])
         if self.mean:
-            torch._foreach_div_(totals, [float(nodes[i]["count"] + 1) for i in due])
+            torch._foreach_div_(totals, [float(states[i]["count"] + 1) for i in due])
         result = _zeros(tensors)
         for i, total in zip(due, totals, strict=True):
             result[i] = total

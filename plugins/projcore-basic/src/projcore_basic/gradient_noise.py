@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from projcore import Node, Objective, Settings, State, Transform, require
+from projcore import Entries, Objective, Settings, State, Transform, require
 from projcore.errors import ArgumentTypeError
 from projcore.ops import as_given, as_real
 
@@ -69,11 +69,11 @@ class GradientNoise(Transform):
     def init(self, tensor: Tensor, settings: Settings) -> dict[str, Tensor | float]:
         return {"step": 0}
 
-    def remember(self, objective: Objective, state: State) -> list[Settings]:
-        settings = super().remember(objective, state)
-        for node, key in zip(state.nodes, objective.space.keys, strict=True):
-            if "stream" not in node:
-                node["stream"] = hashed(self.seed, state.path, key)
+    def create_state(self, objective: Objective, state: State) -> list[Settings]:
+        settings = super().create_state(objective, state)
+        for entries, tensor_id in zip(state.entries, objective.space.tensor_ids, strict=True):
+            if "stream" not in entries:
+                entries["stream"] = hashed(self.seed, state.path, tensor_id)
         return settings
 
     def apply(
@@ -82,7 +82,7 @@ class GradientNoise(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

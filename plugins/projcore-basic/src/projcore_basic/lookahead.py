@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.errors import ArgumentTypeError
 from projcore_basic.averaging import Averaging
 
@@ -83,7 +83,7 @@ class Lookahead(Transform, Averaging):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         assert params is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 
 
 class LR(Transform):
@@ -35,7 +35,7 @@ class LR(Transform):
         require(self, "lr", settings["lr"], minimum=0)
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         return [(scalar(settings[0]["lr"]), 0.0)] * len(states)
 
@@ -45,7 +45,7 @@ class LR(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         return list(torch._foreach_mul(tensors, settings[0]["lr"]))

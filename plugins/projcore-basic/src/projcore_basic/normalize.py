@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, common, require
+from projcore import Entries, Settings, Transform, common, require
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import by_kind, by_parts, norms, norms_over, require_choice
 from projcore_basic._norms import (
@@ -129,7 +129,7 @@ class Normalize(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:

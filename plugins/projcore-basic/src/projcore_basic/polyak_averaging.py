@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Observer, Settings, require, scalar
+from projcore import Entries, Observer, Settings, require, scalar
 from projcore.ops import lerp_, once
 from projcore_basic.averaging import Averaging
 
@@ -90,7 +90,9 @@ class PolyakAveraging(Observer, Averaging):
             "step": torch.zeros((), dtype=torch.int64, device="cpu"),
         }
 
-    def observe(self, params: list[Tensor], states: list[Node], settings: list[Settings]) -> None:
+    def observe(
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings]
+    ) -> None:
         counts = torch._foreach_add([state["step"] for state in states], 1)
         averages = [state["average"] for state in states]
         average_(averages, params, list(counts), scalar(settings[0]["beta"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 
 
 class Scale(Transform):
@@ -40,7 +40,7 @@ class Scale(Transform):
         require(self, "factor", settings["factor"], minimum=-largest, maximum=largest)
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]]:
         return [(scalar(settings[0]["factor"]), 0.0)] * len(states)
 
@@ -50,7 +50,7 @@ class Scale(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         return list(torch._foreach_mul(tensors, settings[0]["factor"]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.ops import as_given, as_real, once
 from projcore_basic.averaging import Averaging
 from projcore_basic.ema_nesterov import as_number
@@ -126,7 +126,7 @@ class ScheduleFree(Transform, Averaging):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         assert params is not None
@@ -152,7 +152,7 @@ class ScheduleFree(Transform, Averaging):
             for each, tensor in zip(as_given(result, points), tensors, strict=True)
         ]
 
-    def weight(self, state: Node, lr: Any) -> Any:
+    def weight(self, state: Entries, lr: Any) -> Any:
         """Returns the weight of the next iterate in the average, and adds it to the sum."""
         largest: Any = scalar(state["lr_max"])
         total: Any = scalar(state["weight_sum"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from projcore import Node, Settings, Transform
+from projcore import Entries, Settings, Transform
 from projcore.ops import as_given, as_real, signs
 
 
@@ -42,7 +42,7 @@ class Sign(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         return as_given(signs(as_real(tensors)), tensors)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from projcore import Node, Optimizer, Settings, Transform, require, scalar
+from projcore import Entries, Optimizer, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError, ArgumentTypeError, ContractError, ProjcoreError, suggest
 
 # The scope of torch's own optimizers; "all" is safe for every other.
@@ -147,7 +147,7 @@ class TorchOptim(Transform):
                 "or put it inside ViewAsReal."
             )
         zeros = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        nodes: list[Node] = [{}]
+        nodes: list[Entries] = [{}]
         devices = [tensor.device] if tensor.is_cuda else []
         with torch.random.fork_rng(devices):
             self._step([zeros], [zeros], nodes, [settings])
@@ -161,7 +161,7 @@ class TorchOptim(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         assert params is not None
@@ -172,7 +172,7 @@ class TorchOptim(Transform):
         self,
         tensors: Sequence[Tensor],
         params: Sequence[Tensor],
-        states: Sequence[Node],
+        states: Sequence[Entries],
         settings: Sequence[Settings],
     ) -> list[Tensor]:
         leaves = []
@@ -307,7 +307,7 @@ def _as_number(value: Any) -> Any:
 
 
 def _groups(
-    leaves: Sequence[Tensor], states: Sequence[Node], settings: Sequence[Settings]
+    leaves: Sequence[Tensor], states: Sequence[Entries], settings: Sequence[Settings]
 ) -> list[dict[str, Any]]:
     """Returns parameter groups for torch, one for all tensors of equal settings."""
     members: dict[tuple[Any, ...], list[int]] = {}

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform, require, scalar
+from projcore import Entries, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
 from projcore.ops import add_scaled, as_given, as_real
 
@@ -93,7 +93,7 @@ class WeightDecay(Transform):
         require(self, "weight_decay", settings["weight_decay"], minimum=0)
 
     def coefficients(
-        self, states: list[Node], settings: list[Settings]
+        self, states: list[Entries], settings: list[Settings]
     ) -> list[tuple[float, float]] | None:
         if self.norm != 2 or self.cautious:
             return None
@@ -105,7 +105,7 @@ class WeightDecay(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         assert params is not None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Module, Node, ProjectionBase, Settings, as_module
+from projcore import Entries, Module, ProjectionBase, Settings, as_module
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.ops import alike, as_real
 from projcore_cast._convert import convert, format_of, shards
@@ -93,7 +93,7 @@ class To(ProjectionBase):
         return {"master": torch.full_like(cast, torch.nan)}
 
     def refresh(  # type: ignore[override]  # it learns from no data
-        self, params: list[Tensor], states: list[Node]
+        self, params: list[Tensor], states: list[Entries]
     ) -> None:
         """Copies parameters that are not the rounding of their masters to the masters."""
         if not self.master:
@@ -102,7 +102,7 @@ class To(ProjectionBase):
         take_over_([state["master"] for state in states], params)
 
     def targets(
-        self, params: list[Tensor], states: list[Node], settings: list[Settings]
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings]
     ) -> list[Tensor] | None:
         return [state["master"] for state in states] if self.master else None
 
@@ -112,7 +112,7 @@ class To(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: str,
     ) -> list[Tensor]:
@@ -144,7 +144,7 @@ class To(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         if not self.master:

@@ -25,13 +25,13 @@ class Evaluating(Module):
     ) -> list[Tensor]:
         """Returns the new update; all tensors have a gradient."""
 
-    def remember(self, objective: Objective, state: State) -> list[Settings]:
-        settings = super().remember(objective, state)
+    def create_state(self, objective: Objective, state: State) -> list[Settings]:
+        settings = super().create_state(objective, state)
         common(self, settings)
         return settings
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        settings = common(self, self.remember(objective, state))
+        settings = common(self, self.create_state(objective, state))
         active = objective.active
         if active is None:
             return self.find(update, objective, state, settings)

@@ -165,27 +165,29 @@ class LBFGS(Module):
             "pairs": torch.zeros((), dtype=torch.int64, device="cpu"),
         }
 
-    def remember(self, objective: Objective, state: State) -> list[Settings]:
-        settings = super().remember(objective, state)
+    def create_state(self, objective: Objective, state: State) -> list[Settings]:
+        settings = super().create_state(objective, state)
         common(self, settings)
         if not self._fits(objective, state, settings):
-            for node in state.nodes:
-                node.clear()
-            super().remember(objective, state)
+            for entries in state.entries:
+                entries.clear()
+            super().create_state(objective, state)
         return settings
 
     def _fits(self, objective: Objective, state: State, settings: list[Settings]) -> bool:
         """Whether the state matches these tensors, with the same number of pairs for all."""
-        counts = {int(node["pairs"]) for node in state.nodes}
+        counts = {int(entries["pairs"]) for entries in state.entries}
         return len(counts) < 2 and all(
-            node["steps"].shape == (values["history_size"] + 1, *tensor.shape)
-            and node["steps"].dtype == tensor.dtype
-            and node["steps"].device == tensor.device
-            for node, tensor, values in zip(state.nodes, objective.template, settings, strict=True)
+            entries["steps"].shape == (values["history_size"] + 1, *tensor.shape)
+            and entries["steps"].dtype == tensor.dtype
+            and entries["steps"].device == tensor.device
+            for entries, tensor, values in zip(
+                state.entries, objective.template, settings, strict=True
+            )
         )
 
     def step(self, update: list[Tensor], objective: Objective, state: State) -> list[Tensor]:
-        settings = common(self, self.remember(objective, state))
+        settings = common(self, self.create_state(objective, state))
         min_curvature = float(settings["min_curvature"])
         pairs = self._pairs(state)
         newest, scale = newest_upward(pairs, objective.params)
@@ -213,35 +215,35 @@ class LBFGS(Module):
         Entries are replaced, and only the spare row is written in place, so the state is unchanged
         if the step fails later.
         """
-        nodes, params, grads = state.nodes, objective.params, objective.grads
-        last_params = [node["last_params"] for node in nodes]
-        last_grads = [node["last_grads"] for node in nodes]
+        states, params, grads = state.entries, objective.params, objective.grads
+        last_params = [entries["last_params"] for entries in states]
+        last_grads = [entries["last_grads"] for entries in states]
         # It differs at the first step, and if the last point was transported to another basis: the
         # components lost there would appear in s and y.
         check = sum(peaks(last_params + last_grads))
-        if all(float(node["last_check"]) == check for node in nodes):
+        if all(float(entries["last_check"]) == check for entries in states):
             s, y = plus(params, last_params, -1.0), plus(grads, last_grads, -1.0)
             curvature = dot(y, s)
             if 0 < curvature < math.inf and curvature >= least and dot(y, y) < math.inf:
-                for node, step, change in zip(nodes, s, y, strict=True):
-                    row = int(node["pairs"]) % len(node["steps"])
-                    node["steps"][row].copy_(step)
-                    node["changes"][row].copy_(change)
-                    node["pairs"] = node["pairs"] + 1
-                pairs = [(s, y), *pairs][: len(nodes[0]["steps"]) - 1]
+                for entries, step, change in zip(states, s, y, strict=True):
+                    row = int(entries["pairs"]) % len(entries["steps"])
+                    entries["steps"][row].copy_(step)
+                    entries["changes"][row].copy_(change)
+                    entries["pairs"] = entries["pairs"] + 1
+                pairs = [(s, y), *pairs][: len(states[0]["steps"]) - 1]
         check = sum(peaks(params + grads))
-        for node, param, grad in zip(nodes, params, grads, strict=True):
-            node["last_params"], node["last_grads"] = param.clone(), grad.clone()
-            node["last_check"] = torch.full_like(node["last_check"], check)
+        for entries, param, grad in zip(states, params, grads, strict=True):
+            entries["last_params"], entries["last_grads"] = param.clone(), grad.clone()
+            entries["last_check"] = torch.full_like(entries["last_check"], check)
         return pairs
 
     def _pairs(self, state: State) -> list[Pair]:
         """Returns the stored pairs, the newest first."""
-        if not state.nodes:
+        if not state.entries:
             return []
-        steps = [node["steps"].unbind(0) for node in state.nodes]
-        changes = [node["changes"].unbind(0) for node in state.nodes]
-        rows, count = len(steps[0]), int(state.nodes[0]["pairs"])
+        steps = [entries["steps"].unbind(0) for entries in state.entries]
+        changes = [entries["changes"].unbind(0) for entries in state.entries]
+        rows, count = len(steps[0]), int(state.entries[0]["pairs"])
         return [
             ([step[k % rows] for step in steps], [change[k % rows] for change in changes])
             for k in range(count - 1, max(count - rows, -1), -1)

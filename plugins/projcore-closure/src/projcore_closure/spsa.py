@@ -151,9 +151,9 @@ class SPSA(Evaluating):
                 "deviation needs at least two. Pass for example samples=8, or normalize=False."
             )
 
-    def remember(self, objective: Objective, state: State) -> list[Settings]:
+    def create_state(self, objective: Objective, state: State) -> list[Settings]:
         state.shared.setdefault("step", torch.zeros((), dtype=torch.int64, device="cpu"))
-        return super().remember(objective, state)
+        return super().create_state(objective, state)
 
     def find(
         self, update: list[Tensor], objective: Objective, state: State, settings: Settings

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from projcore import Node
+from projcore import Entries
 from projcore.ops import alike, stack
 
 ENDS: tuple[Literal["left", "right"], ...] = ("left", "right")
@@ -29,11 +29,11 @@ class Batch(NamedTuple):
     """
 
     places: list[int]
-    states: list[Node]
-    made: Node | None = None
+    states: list[Entries]
+    made: Entries | None = None
 
     @property
-    def state(self) -> Node:
+    def state(self) -> Entries:
         """The bases that products read, stacked for several tensors."""
         return stacked_bases(self.states) if self.made is None else self.made
 
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
         count = len(self.places)
         if count == 1:
             return [self]
-        made: list[Node | None] = [None] * count
+        made: list[Entries | None] = [None] * count
         if self.made is not None:
             stacks = {end: self.made[end] for end in ENDS if end in self.made}
             made = [
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
         ]
 
 
-def stacked_bases(states: list[Node]) -> Node:
+def stacked_bases(states: list[Entries]) -> Entries:
     """Returns a state with the stacked bases of all, and the other entries of the first."""
     if len(states) == 1:
         return states[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from projcore import Current, Kind, Node, ProjectionBase, Settings
+from projcore import Current, Entries, Kind, ProjectionBase, Settings
 
 
 def multiply(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
@@ -64,7 +64,7 @@ class ModeProjection(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -79,7 +79,7 @@ class ModeProjection(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -88,7 +88,7 @@ class ModeProjection(ProjectionBase):
             for tensor, state in zip(projected_tensors, states, strict=True)
         ]
 
-    def through(self, tensor: Tensor, matrices: Sequence[Tensor | None], state: Node) -> Tensor:
+    def through(self, tensor: Tensor, matrices: Sequence[Tensor | None], state: Entries) -> Tensor:
         """Returns a tensor multiplied by bases or their adjoints; it may be overridden."""
         return multiply(tensor, matrices)
 
@@ -97,8 +97,8 @@ class ModeProjection(ProjectionBase):
         tensors: list[Tensor],
         kind: Kind,
         params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor] | None:
         if kind not in ("first", "second"):
@@ -110,7 +110,7 @@ class ModeProjection(ProjectionBase):
         ]
 
 
-def bases(state: Node, ndim: int) -> list[Tensor | None]:
+def bases(state: Entries, ndim: int) -> list[Tensor | None]:
     """Returns the basis of each dimension, None for one that is not multiplied."""
     found = (state.get(f"basis{k}") for k in range(ndim))
     return [basis if basis is not None and basis.numel() else None for basis in found]

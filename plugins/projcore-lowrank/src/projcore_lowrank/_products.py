@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from projcore import Node
+from projcore import Entries
 from projcore.errors import ArgumentTypeError
 from projcore.ops import wide
 from projcore_lowrank.basis import Basis, End, dim_of, ends_of
@@ -25,37 +25,37 @@ class Products(NamedTuple):
     basis: Basis
     dtype: torch.dtype | None
 
-    def down(self, x: Tensor, state: Node) -> Tensor:
+    def down(self, x: Tensor, state: Entries) -> Tensor:
         """Returns the projection of a matrix."""
         return self._through(self.basis.down, x, state)
 
-    def up(self, z: Tensor, state: Node) -> Tensor:
+    def up(self, z: Tensor, state: Entries) -> Tensor:
         """Returns the unprojection of a projected matrix."""
         return self._through(self.basis.up, z, state)
 
     def _through(
-        self, product: Callable[[Tensor, Node, End], Tensor], x: Tensor, state: Node
+        self, product: Callable[[Tensor, Entries, End], Tensor], x: Tensor, state: Entries
     ) -> Tensor:
         made = x if self.dtype is None else x.to(self.dtype)
         for end in ends_of(state):
             made = product(made, state, end)
         return made if made.dtype == x.dtype else made.to(x.dtype)
 
-    def coordinates(self, x: Tensor, state: Node) -> Tensor:
+    def coordinates(self, x: Tensor, state: Entries) -> Tensor:
         """Returns the projected point whose unprojection is nearest to `x`."""
         z = wide(x)
         for end in ends_of(state):
             z = self.basis.coordinates(z, state, end)
         return z.to(x.dtype)
 
-    def add_up_(self, target: Tensor, z: Tensor, state: Node, beta: float, alpha: float) -> None:
+    def add_up_(self, target: Tensor, z: Tensor, state: Entries, beta: float, alpha: float) -> None:
         """Sets a target to ``beta * target + alpha * up(z)``."""
         *others, last = ends_of(state)
         for end in others:
             z = self.basis.up(z, state, end)
         self.basis.add_up_(target, z, state, last, beta, alpha)
 
-    def leave_residual_(self, full: Tensor, low: Tensor, state: Node) -> None:
+    def leave_residual_(self, full: Tensor, low: Tensor, state: Entries) -> None:
         """Replaces a matrix by its residual in place."""
         if self.basis.selects:
             (end,) = ends_of(state)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from projcore import Choice, Node, Settings, require
+from projcore import Choice, Entries, Settings, require
 from projcore.errors import ContractError
 from projcore.ops import require_choice
 from projcore_lowrank._batches import ENDS, stacked_bases
@@ -25,7 +25,7 @@ class Basis(Choice):
 
     A matrix, shape ``(m, n)``, is compressed from an *end*: from the ``"left"`` as :math:`P^H G`,
     with a basis :math:`P` of shape ``(m, r)``, or from the ``"right"`` as :math:`G P`, with one of
-    shape ``(n, r)``. The state of a basis is part of the state of the `Subspace`, one node for each
+    shape ``(n, r)``. The state of a basis is part of the state of the `Subspace`, a dict for each
     tensor, with an entry named after each end that is compressed.
 
     Args:
@@ -103,7 +103,9 @@ class Basis(Choice):
             "calls it."
         )
 
-    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+    def begin(
+        self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor
+    ) -> Entries:
         """Returns the entries of an end before the first refresh.
 
         ``length`` is that of the columns, ``batch`` the shape of a batch of matrices.
@@ -111,54 +113,56 @@ class Basis(Choice):
         eye = torch.eye(length, rank, dtype=like.dtype, device=like.device)
         return {end: eye.expand(*batch, length, rank).contiguous() if batch else eye}
 
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+    def learn(
+        self, end: End, rank: int, matrix: Tensor, state: Entries, settings: Settings
+    ) -> Entries:
         """Returns the entries of an end with a new basis for the columns of ``matrix``."""
         start = None if state["pending"] else state[end]
         made = self.columns(matrix, rank, start, mix(state["step"], end == "right"))
         return {end: made.to(matrix.dtype)}
 
-    def learn_ends(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
+    def learn_ends(self, matrix: Tensor, state: Entries, rank: int, settings: Settings) -> Entries:
         """Returns the entries with new bases of all ends.
 
         Entries that are not in the state are for this step only: `pass_on` handles them.
         """
-        node: Node = {}
+        entries: Entries = {}
         for end in ends_of(state):
             seen = matrix.mH if end == "right" and matrix.ndim > 1 else matrix
-            node.update(self.learn(end, rank, seen, state, settings))
-        return node
+            entries.update(self.learn(end, rank, seen, state, settings))
+        return entries
 
     def learn_all(
         self,
         matrices: list[Tensor],
         ranks: list[int],
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node] | None:
+    ) -> list[Entries] | None:
         """Returns the results of `learn_ends` for all tensors; None to run batch by batch."""
         return None
 
-    def track(self, projected: Tensor, states: list[Node]) -> None:
+    def track(self, projected: Tensor, states: list[Entries]) -> None:
         """Receives a projected tensor, or a stack of one for each state, in every step.
 
         For running means of these; changed entries of the states are replaced by new tensors.
         """
 
-    def pass_on(self, node: Node, state: Node) -> None:
-        """Moves entries for this step only from the new node to the place where they are read."""
+    def pass_on(self, entries: Entries, state: Entries) -> None:
+        """Moves entries that are for this step only to where they are read."""
 
-    def forgotten(self, state: Node, end: End) -> tuple[Tensor, Tensor] | None:
+    def forgotten(self, state: Entries, end: End) -> tuple[Tensor, Tensor] | None:
         """Returns two factors of the momentum lost by the refresh, for error feedback."""
         return None
 
     # Properties.
 
-    def matrix(self, state: Node, end: End, like: Tensor) -> Tensor:
+    def matrix(self, state: Entries, end: End, like: Tensor) -> Tensor:
         """Returns the basis, ``(..., length, rank)``, with the dtype and device of a tensor."""
         basis: Tensor = state[end]
         return basis if basis.dtype == like.dtype else basis.to(like.dtype)
 
-    def rank_of(self, state: Node) -> int:
+    def rank_of(self, state: Entries) -> int:
         """Returns its rank."""
         return int(state[ends_of(state)[0]].shape[-1])
 
@@ -172,22 +176,22 @@ class Basis(Choice):
 
     # Products.
 
-    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
+    def down(self, x: Tensor, state: Entries, end: End) -> Tensor:
         r"""Returns :math:`P^H x` from the left, :math:`x P` from the right."""
         basis = self.matrix(state, end, x)
         return basis.mH @ x if end == "left" else x @ basis
 
-    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
+    def up(self, z: Tensor, state: Entries, end: End) -> Tensor:
         r"""Returns :math:`P z` to the left, :math:`z P^H` to the right."""
         basis = self.matrix(state, end, z)
         return basis @ z if end == "left" else z @ basis.mH
 
-    def coordinates(self, x: Tensor, state: Node, end: End) -> Tensor:
+    def coordinates(self, x: Tensor, state: Entries, end: End) -> Tensor:
         """Returns the projected point whose unprojection is nearest to ``x``."""
         return self.down(x, state, end)
 
     def add_up_(
-        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
+        self, target: Tensor, z: Tensor, state: Entries, end: End, beta: float, alpha: float
     ) -> None:
         """Sets a target to ``beta * target + alpha * up(z)``, in one operation."""
         basis = self.matrix(state, end, z)
@@ -202,46 +206,46 @@ class Basis(Choice):
             ]
             target.baddbmm_(*batches, beta=beta, alpha=alpha)
 
-    def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
+    def carry(self, tensor: Tensor, old: Entries, new: Entries, end: End, squared: bool) -> Tensor:
         r"""Returns state in a new basis, by :math:`C = P_{new}^H P_{old}` or :math:`|C_{ij}|^2`."""
         change = self.change(old, new, end, tensor)
         if squared:
             change = (change * change.conj()).real.to(tensor.dtype)
         return change @ tensor if end == "left" else tensor @ change.mH
 
-    def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
+    def change(self, old: Entries, new: Entries, end: End, like: Tensor) -> Tensor:
         r"""Returns :math:`C = P_{new}^H P_{old}`."""
         return self.matrix(new, end, like).mH @ self.matrix(old, end, like)
 
     # Batches.
 
-    def alike(self, tensor: Tensor, state: Node) -> Hashable:
+    def alike(self, tensor: Tensor, state: Entries) -> Hashable:
         """Returns a key: tensors with equal keys may be multiplied by their bases as a stack."""
         if tensor.ndim != 2:
             return id(state)
         return tuple((end, state[end].shape) for end in ends_of(state))
 
-    def together(self, states: list[Node]) -> Node:
+    def together(self, states: list[Entries]) -> Entries:
         """Returns one state for several tensors, with stacked bases."""
         return stacked_bases(states)
 
-    def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
+    def both(self, old_states: list[Entries], new_states: list[Entries]) -> tuple[Entries, Entries]:
         """Returns the states of several tensors before and after a change of bases."""
         return self.together(old_states), self.together(new_states)
 
-    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
+    def read(self, batches: list[list[Entries]], like: list[Tensor]) -> Sequence[Entries | None]:
         """Returns the stacked bases of each batch, if they are computed from the state.
 
         Batches are of tensors like the ones given. None if the state holds the bases.
         """
         return [None] * len(batches)
 
-    def materialize(self, states: list[Node]) -> list[Node]:
+    def materialize(self, states: list[Entries]) -> list[Entries]:
         """Returns entries for a graph: see `ProjectionBase.materialize`."""
         return [{} for _ in states]
 
 
-def ends_of(state: Node) -> list[End]:
+def ends_of(state: Entries) -> list[End]:
     """Returns the ends from which a tensor with this state is multiplied."""
     return [end for end in ENDS if end in state]
 

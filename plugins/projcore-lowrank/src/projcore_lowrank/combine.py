@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projcore import Choice, Node, Settings, require
+from projcore import Choice, Entries, Settings, require
 from projcore.errors import ContractError
 from projcore.ops import wide
 from projcore_lowrank._batches import Batch
@@ -55,7 +55,7 @@ class Given:
     shapes: list[torch.Size]
     dims: list[int]
     settings: Sequence[Settings]
-    states: Sequence[Node]
+    states: Sequence[Entries]
 
     @property
     def members(self) -> list[int]:
@@ -101,7 +101,7 @@ class Combine(Choice):
         if "residual_scale" in settings:
             require(owner, "residual_scale", settings["residual_scale"], minimum=0)
 
-    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Entries:
         """Returns the entries of a tensor's state.
 
         ``shape`` is that of the tensor as a matrix, in which channels lie along ``dim``.
@@ -138,7 +138,7 @@ class Limited(Combine):
         self.limit = limit
         super().__init__(scale)
 
-    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Entries:
         if self.limit is None:
             return {}
         dtype = torch.promote_types(tensor.dtype, torch.float32).to_real()

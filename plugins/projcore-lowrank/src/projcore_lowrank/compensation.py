@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, require
+from projcore import Entries, require
 from projcore_lowrank._batches import apart, pick, stacked
 from projcore_lowrank.combine import TINY, Given, Limited, Terms, with_residuals
 
@@ -64,7 +64,7 @@ class Compensation(Limited):
         super().__init__(scale, limit)
         self.defaults["residual_scale"] = residual_scale
 
-    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Node:
+    def init(self, shape: tuple[int, ...], dim: int, tensor: Tensor) -> Entries:
         channels = list(shape)
         channels[dim] = 1
         wide = torch.promote_types(tensor.dtype, torch.float32).to_real()

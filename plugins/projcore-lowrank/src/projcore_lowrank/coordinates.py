@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings
+from projcore import Entries, Settings
 from projcore.ops import require_choice, wide
 from projcore_lowrank._batches import batches
 from projcore_lowrank._matrices import Folding, resolved_rank
@@ -31,13 +31,15 @@ class Chosen(Basis):
     share them.
     """
 
-    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+    def begin(
+        self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor
+    ) -> Entries:
         return {end: torch.arange(rank, device=like.device), f"{end}_length": length}
 
-    def rank_of(self, state: Node) -> int:
+    def rank_of(self, state: Entries) -> int:
         return len(state[ends_of(state)[0]])
 
-    def carry(self, tensor: Tensor, old: Node, new: Node, end: End, squared: bool) -> Tensor:
+    def carry(self, tensor: Tensor, old: Entries, new: Entries, end: End, squared: bool) -> Tensor:
         """Returns state that is kept for retained vectors, and zero for new ones."""
         before, now = old[end], new[end]
         places = torch.searchsorted(before, now).clamp_(max=before.shape[-1] - 1)
@@ -131,20 +133,22 @@ class Coordinates(Chosen):
     def resolve(self, rank: int | float, shape: tuple[int, ...]) -> int:
         return resolved_rank(rank, (shape[-2] if self.axis == "rows" else shape[-1],))
 
-    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+    def begin(
+        self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor
+    ) -> Entries:
         made = super().begin(end, length, rank, batch, like)
         return {**made, "seed": self.seed, "refreshes": 0}
 
-    def alike(self, tensor: Tensor, state: Node) -> Hashable:
+    def alike(self, tensor: Tensor, state: Entries) -> Hashable:
         return id(state)  # the selection is copied matrix by matrix
 
     def learn_all(
         self,
         matrices: list[Tensor],
         ranks: list[int],
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node] | None:
+    ) -> list[Entries] | None:
         if self.select != "random":
             return None
         (end,) = ends_of(states[0])
@@ -158,10 +162,12 @@ class Coordinates(Chosen):
                 new[i] = {end: indices.clone(), "refreshes": states[i]["refreshes"] + 1}
         return new
 
-    def _key(self, state: Node) -> int:
+    def _key(self, state: Entries) -> int:
         return mix(self.seed, state["index"], state["refreshes"])
 
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+    def learn(
+        self, end: End, rank: int, matrix: Tensor, state: Entries, settings: Settings
+    ) -> Entries:
         refreshes = state["refreshes"]
         length = state[f"{end}_length"]
         if self.select == "cyclic":
@@ -174,23 +180,23 @@ class Coordinates(Chosen):
             indices = largest(scores, rank)
         return {end: indices, "refreshes": refreshes + 1}
 
-    def matrix(self, state: Node, end: End, like: Tensor) -> Tensor:
+    def matrix(self, state: Entries, end: End, like: Tensor) -> Tensor:
         chosen: Tensor = state[end]
         basis = like.new_zeros(state[f"{end}_length"], len(chosen))
         basis[chosen, torch.arange(len(chosen), device=like.device)] = 1
         return basis
 
-    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
+    def down(self, x: Tensor, state: Entries, end: End) -> Tensor:
         return x.index_select(dim_of(end), state[end])
 
-    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
+    def up(self, z: Tensor, state: Entries, end: End) -> Tensor:
         dim = dim_of(end)
         shape = list(z.shape)
         shape[dim] = state[f"{end}_length"]
         return z.new_zeros(shape).index_copy_(dim, state[end], z)
 
     def add_up_(
-        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
+        self, target: Tensor, z: Tensor, state: Entries, end: End, beta: float, alpha: float
     ) -> None:
         assert beta == 1  # the decay of all elements is a separate operation
         dim, chosen = dim_of(end), state[end]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings
+from projcore import Entries, Settings
 from projcore.ops import require_choice
 from projcore_lowrank.basis import End, Nonfinite, Source, ends_of
 from projcore_lowrank.coordinates import Chosen, largest
@@ -67,7 +67,9 @@ class Cosines(Chosen):
         self.norm = norm
         super().__init__(period, stagger, source, nonfinite)
 
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+    def learn(
+        self, end: End, rank: int, matrix: Tensor, state: Entries, settings: Settings
+    ) -> Entries:
         rows = matrix.movedim(-2, -1)  # usually contiguous along the transformed dimension
         count = max(1, WORKSPACE * rows.shape[-2] // max(1, rows.nbytes))
         scores = torch.stack([self._scores(part) for part in rows.split(count, -2)]).sum(0)
@@ -83,13 +85,13 @@ class Cosines(Chosen):
             sizes = cosines_of(rows).abs_()
         return (sizes.square_() if self.norm == 2 else sizes).sum(-2)
 
-    def read(self, batches: list[list[Node]], like: list[Tensor]) -> list[Node]:
+    def read(self, batches: list[list[Entries]], like: list[Tensor]) -> list[Entries]:
         return [
             {end: self.matrix(state, end, tensor) for end in ends_of(state)}
             for state, tensor in zip(map(self.together, batches), like, strict=True)
         ]
 
-    def matrix(self, state: Node, end: End, like: Tensor) -> Tensor:
+    def matrix(self, state: Entries, end: End, like: Tensor) -> Tensor:
         chosen = state[end]
         if chosen.is_floating_point() or chosen.is_complex():  # it was made by `read`
             made: Tensor = chosen.to(like.dtype)

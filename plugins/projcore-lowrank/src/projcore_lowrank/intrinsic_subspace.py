@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from projcore import Current, Node, ProjectionBase, Settings, require
+from projcore import Current, Entries, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError, StepError
 from projcore.ops import linear_in_parts, local, require_choice, sharded_as, wide
 from projcore_lowrank._seeded import mix, stream
@@ -115,8 +115,8 @@ class IntrinsicSubspace(ProjectionBase):
         return {"seed": self.seed, "plane": plane, "dimension": self.dimension, "elements": 0}
 
     def refresh(  # type: ignore[override]  # it needs the number of elements only
-        self, params: list[Tensor], states: list[Node]
-    ) -> list[Node | None] | None:
+        self, params: list[Tensor], states: list[Entries]
+    ) -> list[Entries | None] | None:
         count = sum(tensor.numel() for tensor in params)
         if count < self.dimension:
             raise ArgumentError(
@@ -134,7 +134,7 @@ class IntrinsicSubspace(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -153,7 +153,7 @@ class IntrinsicSubspace(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:

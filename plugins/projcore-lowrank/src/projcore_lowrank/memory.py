@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from projcore import Choice, Kind, Node, OnRefresh, Settings
+from projcore import Choice, Entries, Kind, OnRefresh, Settings
 from projcore.ops import require_choice
 from projcore_lowrank._batches import apart, batches, pick, stacked
 from projcore_lowrank.basis import Basis, ends_of
@@ -49,8 +49,8 @@ class Memory(Choice):
         basis: Basis,
         tensors: list[Tensor],
         kind: Kind,
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor] | None:
         """Returns state of a kind in the new bases, or None if it cannot be transported."""
@@ -87,8 +87,8 @@ class Memory(Choice):
         basis: Basis,
         kind: Kind,
         tensors: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> Tensor:
         """Returns state of a kind in new bases, stacked for several tensors."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, require
+from projcore import Entries, Settings, require
 from projcore.ops import require_choice
 from projcore_lowrank._seeded import gaussians, mix, rademacher, stream, uniform_columns
 from projcore_lowrank._transforms import srht_down, srht_up
@@ -97,11 +97,15 @@ class RandomBasis(Basis):
         self.traceable = not self.transforms  # it draws in every product
         super().__init__(period, stagger)
 
-    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
+    def begin(
+        self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor
+    ) -> Entries:
         shape = (length, rank) if self.store else (length, rank, 0)
         return {end: like.new_zeros(shape), "seed": self.seed, "key": 0, "refreshes": 0}
 
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+    def learn(
+        self, end: End, rank: int, matrix: Tensor, state: Entries, settings: Settings
+    ) -> Entries:
         refreshes = state["refreshes"] + 1
         if self.chain == "mixed":
             key = mix(self.seed, state["index"], refreshes)
@@ -117,48 +121,50 @@ class RandomBasis(Basis):
         self,
         matrices: list[Tensor],
         ranks: list[int],
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node]:
+    ) -> list[Entries]:
         each = zip(matrices, states, ranks, settings, strict=True)
         new = [self.learn_ends(*values) for values in each]
         if self.store:
-            for node, drawn in zip(new, self._drawn([[node] for node in new]), strict=True):
-                node.update((end, drawn[end].contiguous()) for end in ends_of(node))
+            for entries, drawn in zip(
+                new, self._drawn([[entries] for entries in new]), strict=True
+            ):
+                entries.update((end, drawn[end].contiguous()) for end in ends_of(entries))
         return new
 
-    def rank_of(self, state: Node) -> int:
+    def rank_of(self, state: Entries) -> int:
         return int(state[ends_of(state)[0]].shape[1])
 
-    def materialize(self, states: list[Node]) -> list[Node]:
+    def materialize(self, states: list[Entries]) -> list[Entries]:
         if self.store or self.transforms:
             return [{} for _ in states]
         drawn = self._drawn([[state] for state in states])
         return [{f"{DRAWN}{end}": basis for end, basis in each.items()} for each in drawn]
 
-    def alike(self, tensor: Tensor, state: Node) -> Hashable:
+    def alike(self, tensor: Tensor, state: Entries) -> Hashable:
         return id(state) if self.transforms else super().alike(tensor, state)
 
-    def read(self, batches: list[list[Node]], like: list[Tensor]) -> Sequence[Node | None]:
+    def read(self, batches: list[list[Entries]], like: list[Tensor]) -> Sequence[Entries | None]:
         return [None] * len(batches) if self.store or self.transforms else self._drawn(batches)
 
-    def together(self, states: list[Node]) -> Node:
+    def together(self, states: list[Entries]) -> Entries:
         if self.store or self.transforms:
             return super().together(states)
         return {**states[0], **self._drawn([states])[0]}
 
-    def matrix(self, state: Node, end: End, like: Tensor) -> Tensor:
+    def matrix(self, state: Entries, end: End, like: Tensor) -> Tensor:
         basis: Tensor = state[end]
         if not basis.shape[-1]:
             (drawn,) = self._drawn([[state]])
             basis = drawn[end]
         return basis if basis.dtype == like.dtype else basis.to(like.dtype)
 
-    def _drawn(self, batches: list[list[Node]]) -> list[Node]:
+    def _drawn(self, batches: list[list[Entries]]) -> list[Entries]:
         """Returns the matrices of some states, those of each batch stacked."""
         if f"{DRAWN}{ends_of(batches[0][0])[0]}" in batches[0][0]:  # for a graph
             return [self._stacked(states) for states in batches]
-        drawn: list[Node] = [{} for _ in batches]
+        drawn: list[Entries] = [{} for _ in batches]
         alike: dict[Any, list[tuple[int, End, list[int], torch.Size]]] = {}
         for i, states in enumerate(batches):
             for end in ends_of(states[0]):
@@ -175,7 +181,7 @@ class RandomBasis(Basis):
                 drawn[i][end] = matrix if len(keys) > 1 else matrix[0]
         return drawn
 
-    def _stacked(self, states: list[Node]) -> Node:
+    def _stacked(self, states: list[Entries]) -> Entries:
         """Returns the matrices of a batch that `materialize` made."""
         found = {end: [state[f"{DRAWN}{end}"] for state in states] for end in ends_of(states[0])}
         return {end: torch.stack(each) if len(each) > 1 else each[0] for end, each in found.items()}
@@ -218,19 +224,19 @@ class RandomBasis(Basis):
         drawn = [each if each.dtype == dtype else each.to(dtype) for each in drawn]
         return [each if end == "left" else each.mT for each, end in zip(drawn, ends, strict=True)]
 
-    def _key(self, state: Node, end: End) -> int:
+    def _key(self, state: Entries, end: End) -> int:
         """Returns the seed of a matrix; the second of two has another."""
         key: int = state["key"]
         return mix(key) if end != ends_of(state)[0] else key
 
-    def down(self, x: Tensor, state: Node, end: End) -> Tensor:
+    def down(self, x: Tensor, state: Entries, end: End) -> Tensor:
         if not self.transforms:
             return super().down(x, state, end)
         dim = dim_of(end)
         z = srht_down(x.movedim(dim, 0), self._key(state, end), self.rank_of(state))
         return z.movedim(0, dim).contiguous()
 
-    def up(self, z: Tensor, state: Node, end: End) -> Tensor:
+    def up(self, z: Tensor, state: Entries, end: End) -> Tensor:
         if not self.transforms:
             return super().up(z, state, end)
         dim = dim_of(end)
@@ -238,7 +244,7 @@ class RandomBasis(Basis):
         return x.movedim(0, dim).contiguous()
 
     def add_up_(
-        self, target: Tensor, z: Tensor, state: Node, end: End, beta: float, alpha: float
+        self, target: Tensor, z: Tensor, state: Entries, end: End, beta: float, alpha: float
     ) -> None:
         if not self.transforms:
             super().add_up_(target, z, state, end, beta, alpha)
@@ -249,7 +255,7 @@ class RandomBasis(Basis):
         else:
             target.copy_(update.mul_(alpha).add_(target, alpha=beta))
 
-    def coordinates(self, x: Tensor, state: Node, end: End) -> Tensor:
+    def coordinates(self, x: Tensor, state: Entries, end: End) -> Tensor:
         if self.orthonormal:
             return super().coordinates(x, state, end)
         basis = self.matrix(state, end, x).to(x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings
+from projcore import Entries, Settings
 from projcore.ops import wide
 from projcore_lowrank._subspace import Method, dominant
 from projcore_lowrank.basis import Basis, End, Nonfinite, Source
@@ -36,7 +36,9 @@ class SVD(Basis):
         Zhao et al., 2024, https://arxiv.org/abs/2403.03507 (algorithm 2).
     """
 
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+    def learn(
+        self, end: End, rank: int, matrix: Tensor, state: Entries, settings: Settings
+    ) -> Entries:
         if end == "left":
             return super().learn(end, rank, matrix, state, settings)
         # Not of the transpose: its vectors have other signs than those of the authors' code, and

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Kind, Node, Settings, require
+from projcore import Entries, Kind, Settings, require
 from projcore.errors import NonFiniteError, StepError
 from projcore.ops import by_kind, require_choice, wide
 from projcore_lowrank._batches import (
@@ -208,9 +208,9 @@ class SOAPRotation(ModeProjection):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node | None] | None:
+    ) -> list[Entries | None] | None:
         # The basis of this step depends on previous gradients; this one enters afterwards.
         due = [
             i
@@ -218,7 +218,7 @@ class SOAPRotation(ModeProjection):
             if state["step"] > 0 and (state["step"] - 1) % values["period"] == 0
         ]
         self._finite([averages_of(states[i]) for i in due], [tensors[i] for i in due])
-        new: list[Node | None] = [None] * len(states)
+        new: list[Entries | None] = [None] * len(states)
         for i, made in zip(due, new_bases([states[i] for i in due]), strict=True):
             if self._skips(states[i]):
                 made[INSIDE] = {}  # state of a step that was left out
@@ -226,13 +226,13 @@ class SOAPRotation(ModeProjection):
         self._learn(tensors, states, settings, new)
         return new if any(new) else None
 
-    def _skips(self, state: Node) -> bool:
+    def _skips(self, state: Entries) -> bool:
         """Whether the step is left out, after the first gradient has entered the averages."""
         return self.skip_first and bool(state["step"] == 1)
 
     def materialize(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
-    ) -> list[Node]:
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
+    ) -> list[Entries]:
         if not self.skip_first:
             return [{} for _ in states]
         return [  # one graph for all steps
@@ -240,7 +240,7 @@ class SOAPRotation(ModeProjection):
             for tensor, state in zip(tensors, states, strict=True)
         ]
 
-    def through(self, tensor: Tensor, matrices: Sequence[Tensor | None], state: Node) -> Tensor:
+    def through(self, tensor: Tensor, matrices: Sequence[Tensor | None], state: Entries) -> Tensor:
         skips = state.get("skips")
         if skips is None and self._skips(state):
             return torch.zeros_like(tensor)
@@ -250,9 +250,9 @@ class SOAPRotation(ModeProjection):
     def _learn(
         self,
         tensors: Sequence[Tensor],
-        states: Sequence[Node],
+        states: Sequence[Entries],
         settings: Sequence[Settings],
-        changed: Sequence[Node | None],
+        changed: Sequence[Entries | None],
     ) -> None:
         """Adds gradients to the running averages, and counts them.
 
@@ -282,8 +282,8 @@ class SOAPRotation(ModeProjection):
             state["step"] += 1
 
     def _with_whitened(
-        self, tensors: Sequence[Tensor], states: list[Node], betas: Sequence[float]
-    ) -> list[Node]:
+        self, tensors: Sequence[Tensor], states: list[Entries], betas: Sequence[float]
+    ) -> list[Entries]:
         """Returns the averages and eigenvalues after gradients, which are whitened first."""
         places = [(i, k) for i, state in enumerate(states) if state["step"] for k in sides(state)]
         eigenvalues = [states[i][f"eigenvalues{k}"] for i, k in places]
@@ -291,7 +291,7 @@ class SOAPRotation(ModeProjection):
         inverses = by_kind(torch._foreach_reciprocal, eigenvalues)
         for (i, k), root, inverse in zip(places, roots, inverses, strict=True):
             states[i] |= {f"root{k}": root, f"inverse{k}": inverse}
-        made: list[Node] = []
+        made: list[Entries] = []
         sums: list[Tensor] = []
         counts: list[int] = []
         for tensor, state, beta in zip(tensors, states, betas, strict=True):
@@ -309,10 +309,10 @@ class SOAPRotation(ModeProjection):
         return made
 
     def _with_rows(
-        self, tensor: Tensor, state: Node, rows: Mapping[int, Tensor], beta: float
-    ) -> Node:
+        self, tensor: Tensor, state: Entries, rows: Mapping[int, Tensor], beta: float
+    ) -> Entries:
         """Adds products of rows to averages in place, or returns new ones where it must not."""
-        new: Node = {}
+        new: Entries = {}
         for k, row in rows.items():
             average = state[f"average{k}"]
             batch = average.view(row.shape[0], *average.shape[-2:])
@@ -328,7 +328,7 @@ class SOAPRotation(ModeProjection):
         """Whether to check averages for Inf and NaN in every step, which synchronizes."""
         return is_alone(tensor) or self.nonfinite == "skip"
 
-    def _finite(self, nodes: list[Node], tensors: list[Tensor]) -> list[bool]:
+    def _finite(self, nodes: list[Entries], tensors: list[Tensor]) -> list[bool]:
         """Returns which averages are finite; raises if some are not and none are skipped."""
         found = finite_nodes(nodes)
         if self.nonfinite == "raise" and not all(found):
@@ -345,8 +345,8 @@ class SOAPRotation(ModeProjection):
         tensors: list[Tensor],
         kind: Kind,
         params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor] | None:
         if kind != "second" or self.second == "rotate":
@@ -363,7 +363,7 @@ class SOAPRotation(ModeProjection):
         return moved
 
 
-def check_folding(tensor: Tensor, state: Node, settings: Settings) -> None:
+def check_folding(tensor: Tensor, state: Entries, settings: Settings) -> None:
     """Raises an error if the bases of a tensor are of another folding."""
     batched = is_batch(tensor, settings)
     if any((state[f"basis{k}"].ndim > 2) != batched for k in sides(state)):
@@ -391,12 +391,12 @@ def is_batch(tensor: Tensor, settings: Settings) -> bool:
     return bool(settings["folding"] == "last2" and tensor.ndim > 2)
 
 
-def sides(state: Node) -> list[int]:
+def sides(state: Entries) -> list[int]:
     """Returns the dimensions that have a basis, ascending."""
     return [int(name.removeprefix("basis")) for name in state if name.startswith("basis")]
 
 
-def averages_of(state: Node) -> Node:
+def averages_of(state: Entries) -> Entries:
     """Returns the entries of a state that accumulate gradients."""
     return {name: value for name, value in state.items() if name.startswith(AVERAGES)}
 
@@ -422,7 +422,7 @@ def as_rows(tensor: Tensor, side: int, average: Tensor) -> Tensor:
     return (tensor if side == tensor.ndim - 2 else tensor.mT).flatten(0, -3)
 
 
-def slices(tensor: Tensor, state: Node) -> dict[int, Tensor]:
+def slices(tensor: Tensor, state: Entries) -> dict[int, Tensor]:
     """Returns the rows of a gradient for each dimension that has a basis."""
     # Contiguous: rounding errors of products depend on strides, and determine the columns that the
     # gradients do not span.
@@ -430,7 +430,7 @@ def slices(tensor: Tensor, state: Node) -> dict[int, Tensor]:
     return {k: as_rows(full, k, state[f"average{k}"]) for k in sides(state)}
 
 
-def whitened(tensor: Tensor, state: Node) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+def whitened(tensor: Tensor, state: Entries) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     r"""Returns a gradient whitened along all dimensions but one, and sums of squares.
 
     For a matrix, :math:`G Q_2 \mathrm{diag}(\lambda_2)^{-1/2}` for the first dimension, and the
@@ -475,9 +475,9 @@ def least_eigenvalue(side: int) -> float:
     return 1 / max(LEAST_SIDE, min(side, MOST_SIDE)) ** 2
 
 
-def new_bases(states: Sequence[Node]) -> list[Node]:
+def new_bases(states: Sequence[Entries]) -> list[Entries]:
     """Returns new bases, and the order of their columns, for each of some states."""
-    new: list[Node] = [{} for _ in states]
+    new: list[Entries] = [{} for _ in states]
     places = [(i, k) for i, state in enumerate(states) for k in sides(state)]
     averages = [states[i][f"average{k}"] for i, k in places]
     for run in batches(averages, [states[i]["step"] == 1 for i, _ in places]):
@@ -511,7 +511,7 @@ def iterate(averages: Tensor, old: Tensor, sorts: bool = True) -> dict[str, Tens
     return made
 
 
-def finite_nodes(nodes: Sequence[Node]) -> list[bool]:
+def finite_nodes(nodes: Sequence[Entries]) -> list[bool]:
     """Returns of which states all tensors are finite; synchronizes once for each dtype."""
     found = [True] * len(nodes)
     values = [

@@ -12,8 +12,8 @@ from torch import Tensor
 from projcore import (
     Blend,
     Current,
+    Entries,
     Kind,
-    Node,
     ProjectionBase,
     Settings,
     Write,
@@ -214,21 +214,21 @@ class Subspace(ProjectionBase):
         shape = self.basis.shape(tensor.shape, settings["folding"])
         return shape is not None and settings["rank"] is not None
 
-    def init(self, tensor: Tensor, settings: Settings, key: int = 0) -> dict[str, Any]:
+    def init(self, tensor: Tensor, settings: Settings, tensor_id: int = 0) -> dict[str, Any]:
         shape = self._shape(tensor, settings)
         rank = self.basis.resolve(settings["rank"], shape)
-        node: dict[str, Any] = {"step": 0, "index": key, "pending": 1}
+        entries: dict[str, Any] = {"step": 0, "index": tensor_id, "pending": 1}
         if self._refolded(settings):
-            node["refolded"] = 1
+            entries["refolded"] = 1
         for end in compressed(shape, self.side):
             length = shape[-2] if end == "left" else shape[-1]
-            node.update(self.basis.begin(end, length, rank, shape[:-2], tensor))
+            entries.update(self.basis.begin(end, length, rank, shape[:-2], tensor))
         if self.error_feedback:
-            node["error"] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        return {**node, **self.rule.init(shape, channel(node), tensor)}
+            entries["error"] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        return {**entries, **self.rule.init(shape, channel(entries), tensor)}
 
-    def receive(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+    def adjust_update(
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
     ) -> list[Tensor]:
         """Adds the update to the errors, and returns these, of which `combine` leaves residuals."""
         if not self.error_feedback:
@@ -247,18 +247,18 @@ class Subspace(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node | None] | None:
+    ) -> list[Entries | None] | None:
         source = tensors if grads is None or self.basis.source != "gradient" else grads
         due = self._due(source, states, settings)
         checked = self._checks_received and source is tensors
         usable = due if checked else self._usable(source, due, states, settings)
-        new: list[Node | None] = [None] * len(states)
+        new: list[Entries | None] = [None] * len(states)
         if usable:
             learnt = self._learn(pick(source, usable), pick(states, usable), pick(settings, usable))
-            for i, node in zip(usable, learnt, strict=True):
-                new[i] = node
+            for i, entries in zip(usable, learnt, strict=True):
+                new[i] = entries
         for i, state in enumerate(states):
             state["pending"] = int(i in due and i not in usable)
             state["step"] += 1
@@ -268,7 +268,7 @@ class Subspace(ProjectionBase):
         """Whether a group overrides the module's folding, which its state then records."""
         return bool(settings["folding"] != self.folding)
 
-    def _check_folding(self, tensor: Tensor, state: Node, settings: Settings) -> None:
+    def _check_folding(self, tensor: Tensor, state: Entries, settings: Settings) -> None:
         if self._refolded(settings) != ("refolded" in state):
             raise StepError(
                 f"{type(self).__name__} has state for a tensor of shape {tuple(tensor.shape)} with "
@@ -278,7 +278,7 @@ class Subspace(ProjectionBase):
             )
 
     def _due(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
     ) -> list[int]:
         """Returns which tensors need a new basis."""
         every = list(zip(tensors, states, settings, strict=True))
@@ -286,7 +286,7 @@ class Subspace(ProjectionBase):
             self._check_folding(*each)
         return [i for i, each in enumerate(every) if not each[0].is_meta and self._is_due(*each)]
 
-    def _is_due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
+    def _is_due(self, tensor: Tensor, state: Entries, settings: Settings) -> bool:
         offset = spread(state["index"], settings["period"]) if self.basis.stagger else 0
         periodic = (state["step"] + offset) % settings["period"] == 0
         if state["pending"] or (self.basis.periodic and periodic):
@@ -294,7 +294,7 @@ class Subspace(ProjectionBase):
         wanted = self.basis.resolve(settings["rank"], self._shape(tensor, settings))
         return self.basis.rank_of(state) != wanted
 
-    def _asks(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
+    def _asks(self, tensor: Tensor, state: Entries, settings: Settings) -> bool:
         """Whether to check a tensor for Inf and NaN, which synchronizes with the device.
 
         If bases are computed in every step, non-finite values show up in the parameters.
@@ -308,7 +308,7 @@ class Subspace(ProjectionBase):
         self,
         tensors: list[Tensor],
         due: list[int],
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[int]:
         """Returns from which of some tensors a basis can be computed; synchronizes once."""
@@ -328,8 +328,8 @@ class Subspace(ProjectionBase):
         return [i for i in due if i not in bad]
 
     def _learn(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
-    ) -> list[Node]:
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
+    ) -> list[Entries]:
         """Returns the entries of new bases; equal shapes are decomposed as one batch."""
         matrices = self._matrices(tensors, settings)
         ranks = [
@@ -349,22 +349,22 @@ class Subspace(ProjectionBase):
             first = places[0]
             some, members = pick(matrices, places), pick(states, places)
             learnt = self._learn_batch(some, members, settings[first], ranks[first], betas[first])
-            for i, node in zip(places, learnt, strict=True):
-                new[i] = node
+            for i, entries in zip(places, learnt, strict=True):
+                new[i] = entries
         return new
 
     def _learn_batch(
         self,
         matrices: list[Tensor],
-        states: list[Node],
+        states: list[Entries],
         settings: Settings,
         rank: int,
         betas: tuple[float, float] | None,
-    ) -> list[Node]:
+    ) -> list[Entries]:
         count = len(states)
         state, matrix = dict(self.basis.together(states)), stacked(matrices)
         if self.basis.follows_momentum:
-            moments = [self.memory_inside(each, "first") for each in states]
+            moments = [self.entry_inside(each, "first") for each in states]
             known = [moment for moment in moments if moment is not None]
             if len(known) == count:
                 state["moment"], state["betas"] = stacked(known), betas
@@ -372,17 +372,17 @@ class Subspace(ProjectionBase):
                     moment = self.products.up(state["moment"], state).to(matrix.dtype)
                     matrix = torch.lerp(matrix, moment, 0.5)
         learnt = self.basis.learn_ends(matrix, state, rank, settings)
-        nodes: list[Node] = [{} for _ in states]
+        new: list[Entries] = [{} for _ in states]
         for name, value in learnt.items():
             # Entries for this step only may be views.
             pieces = apart(value, count) if name in states[0] else parted(value, count)
-            for node, piece in zip(nodes, pieces, strict=True):
-                node[name] = piece
-        for node, old in zip(nodes, states, strict=True):
-            self.basis.pass_on(node, old)
-        return nodes
+            for entries, piece in zip(new, pieces, strict=True):
+                entries[name] = piece
+        for entries, old in zip(new, states, strict=True):
+            self.basis.pass_on(entries, old)
+        return new
 
-    def betas_inside(self, state: Node, settings: Settings) -> tuple[float, float] | None:
+    def betas_inside(self, state: Entries, settings: Settings) -> tuple[float, float] | None:
         """Returns the current betas of the module inside that keeps a first moment.
 
         Zeros if the module has none; None unless a choice requires them.
@@ -394,8 +394,8 @@ class Subspace(ProjectionBase):
         return (0.0, 0.0) if betas is None else (float(betas[0]), float(betas[1]))
 
     def materialize(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
-    ) -> list[Node]:
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
+    ) -> list[Entries]:
         return self.basis.materialize(states)
 
     def transport(
@@ -403,8 +403,8 @@ class Subspace(ProjectionBase):
         tensors: list[Tensor],
         kind: Kind,
         params: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor] | None:
         states = old_states, new_states
@@ -418,7 +418,7 @@ class Subspace(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
         scratch: dict[str, Any] | None = None,
@@ -457,7 +457,7 @@ class Subspace(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -468,7 +468,7 @@ class Subspace(ProjectionBase):
         return [each.reshape(param.shape) for each, param in zip(full, params, strict=True)]
 
     def _batches(
-        self, tensors: list[Tensor], states: list[Node], settings: list[Settings]
+        self, tensors: list[Tensor], states: list[Entries], settings: list[Settings]
     ) -> list[Batch]:
         """Returns the batches in which full or projected tensors are multiplied by bases."""
         keys = [
@@ -503,7 +503,7 @@ class Subspace(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         scratch: dict[str, Any] | None = None,
     ) -> list[Tensor]:
@@ -533,7 +533,7 @@ class Subspace(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         scratch: dict[str, Any] | None = None,
     ) -> tuple[list[Tensor], list[Update]]:
@@ -565,7 +565,7 @@ class Subspace(ProjectionBase):
         found: Projected,
         projected: list[Tensor],
         result: list[Tensor],
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Update]:
         if self.rule.stacked:
@@ -608,13 +608,13 @@ class Subspace(ProjectionBase):
                 self.basis.add_up_(error, moment, {end: columns}, end, 1, 1)
 
 
-def _errors(states: list[Node]) -> list[Tensor]:
+def _errors(states: list[Entries]) -> list[Tensor]:
     for state in states:
         state["error"] = state["error"].contiguous()  # as products need it, unlike older files
     return [state["error"] for state in states]
 
 
-def channel(state: Node) -> int:
+def channel(state: Entries) -> int:
     """Returns the dimension along which a channel lies."""
     return -2 if "left" in state else -1
 

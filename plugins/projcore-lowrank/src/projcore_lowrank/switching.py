@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, require
+from projcore import Entries, Settings, require
 from projcore.ops import wide
 from projcore_lowrank._batches import apart, stacked
 from projcore_lowrank._seeded import mix
@@ -84,14 +84,16 @@ class Switching(Basis):
         self.seed = seed
         super().__init__(period, stagger, source, nonfinite)
 
-    def begin(self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor) -> Node:
-        node = super().begin(end, length, rank, batch, like)
+    def begin(
+        self, end: End, length: int, rank: int, batch: tuple[int, ...], like: Tensor
+    ) -> Entries:
+        entries = super().begin(end, length, rank, batch, like)
         if self.beta:
             wide = torch.promote_types(like.dtype, torch.float32)
-            node[TRACKED] = like.new_zeros((*batch, rank, rank), dtype=wide)
-        return node
+            entries[TRACKED] = like.new_zeros((*batch, rank, rank), dtype=wide)
+        return entries
 
-    def track(self, projected: Tensor, states: list[Node]) -> None:
+    def track(self, projected: Tensor, states: list[Entries]) -> None:
         if not self.beta:
             return
         (end,) = ends_of(states[0])
@@ -101,13 +103,15 @@ class Switching(Basis):
         for state, each in zip(states, apart(mean, len(states)), strict=True):
             state[TRACKED] = each
 
-    def together(self, states: list[Node]) -> Node:
-        node = super().together(states)
+    def together(self, states: list[Entries]) -> Entries:
+        entries = super().together(states)
         if self.beta and len(states) > 1:
-            node[TRACKED] = torch.stack([state[TRACKED] for state in states])
-        return node
+            entries[TRACKED] = torch.stack([state[TRACKED] for state in states])
+        return entries
 
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+    def learn(
+        self, end: End, rank: int, matrix: Tensor, state: Entries, settings: Settings
+    ) -> Entries:
         g = wide(matrix)
         before = wide(state[end])
         tracked = state.get(TRACKED)
@@ -118,11 +122,11 @@ class Switching(Basis):
         else:
             found = eigenvectors(g, before, tracked, self.beta)[..., :kept]
         basis = resized(with_fixed_phases(found), rank, mix(self.seed, state["step"]))
-        node: Node = {end: basis.to(matrix.dtype).contiguous()}
+        entries: Entries = {end: basis.to(matrix.dtype).contiguous()}
         if tracked is not None:
             change = basis.mH @ before
-            node[TRACKED] = change @ tracked @ change.mH
-        return node
+            entries[TRACKED] = change @ tracked @ change.mH
+        return entries
 
 
 def eigenvectors(g: Tensor, basis: Tensor, tracked: Tensor | None, beta: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from projcore import Kind, Node, Settings, require
+from projcore import Entries, Kind, Settings, require
 from projcore.errors import ArgumentTypeError
 from projcore.ops import wide
 from projcore_lowrank._batches import stacked
@@ -94,7 +94,9 @@ class Tracking(Basis):
     def check(self, owner: object, settings: Settings) -> None:
         require(owner, "period", settings["period"], minimum=1, maximum=1)
 
-    def learn(self, end: End, rank: int, matrix: Tensor, state: Node, settings: Settings) -> Node:
+    def learn(
+        self, end: End, rank: int, matrix: Tensor, state: Entries, settings: Settings
+    ) -> Entries:
         count = state["step"]
         if count == 0:
             return self.first.learn(end, rank, matrix, state, settings)
@@ -107,39 +109,39 @@ class Tracking(Basis):
         basis = turned(state[end], matrix, moment, weights, rank, seed)
         return {end: basis.to(matrix.dtype).contiguous()}
 
-    def learn_ends(self, matrix: Tensor, state: Node, rank: int, settings: Settings) -> Node:
-        node = super().learn_ends(matrix, state, rank, settings)
+    def learn_ends(self, matrix: Tensor, state: Entries, rank: int, settings: Settings) -> Entries:
+        entries = super().learn_ends(matrix, state, rank, settings)
         moment = state.get("moment")
         kept = "error" in state and moment is not None and state["step"] > 0
         if kept and (beta := self._beta(state)):
-            (end,) = ends_of(node)
-            before, now = self.matrix(state, end, matrix), self.matrix(node, end, matrix)
+            (end,) = ends_of(entries)
+            before, now = self.matrix(state, end, matrix), self.matrix(entries, end, matrix)
             change = wide(now).mH @ wide(before)
             columns = (before - now @ change.to(now.dtype)).mul_(beta / (1 - beta))
-            node.update(columns=columns, moment=moment, change=change)
-        return node
+            entries.update(columns=columns, moment=moment, change=change)
+        return entries
 
-    def _beta(self, state: Node) -> float:
+    def _beta(self, state: Entries) -> float:
         """Returns the decay of the first moment inside."""
         beta: float = (state["betas"] if self.inner_betas is None else self.inner_betas)[0]
         return beta
 
-    def pass_on(self, node: Node, state: Node) -> None:
-        if "change" in node:  # until `forgotten` takes it
-            state["turn"] = Turn(*(node.pop(name) for name in Turn._fields))
+    def pass_on(self, entries: Entries, state: Entries) -> None:
+        if "change" in entries:  # until `forgotten` takes it
+            state["turn"] = Turn(*(entries.pop(name) for name in Turn._fields))
 
-    def forgotten(self, state: Node, end: End) -> tuple[Tensor, Tensor] | None:
+    def forgotten(self, state: Entries, end: End) -> tuple[Tensor, Tensor] | None:
         turn: Turn | None = state.pop("turn", None)
         return None if turn is None else (turn.columns, turn.moment)
 
-    def both(self, old_states: list[Node], new_states: list[Node]) -> tuple[Node, Node]:
+    def both(self, old_states: list[Entries], new_states: list[Entries]) -> tuple[Entries, Entries]:
         turns = [state["turn"] for state in new_states if "turn" in state]
         if len(turns) < len(new_states):
             return super().both(old_states, new_states)
         turn = turns[0]._replace(change=stacked([each.change for each in turns]))
         return {}, {**new_states[0], "turn": turn}  # nothing else is read of the old bases
 
-    def change(self, old: Node, new: Node, end: End, like: Tensor) -> Tensor:
+    def change(self, old: Entries, new: Entries, end: End, like: Tensor) -> Tensor:
         turn: Turn | None = new.get("turn")
         return super().change(old, new, end, like) if turn is None else turn.change.to(like.dtype)
 
@@ -182,8 +184,8 @@ class Variances(Transport):
         basis: Basis,
         kind: Kind,
         tensors: list[Tensor],
-        old_states: list[Node],
-        new_states: list[Node],
+        old_states: list[Entries],
+        new_states: list[Entries],
         settings: list[Settings],
     ) -> Tensor:
         """Returns state in new bases.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, OnRefresh, Settings, require
+from projcore import Entries, OnRefresh, Settings, require
 from projcore.errors import ArgumentError, NonFiniteError
 from projcore.ops import require_choice, wide
 from projcore_lowrank._matrices import Rank
@@ -155,7 +155,7 @@ class Tucker(ModeProjection):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         full = self.unproject(result, params, grads, loss, states, settings, "update")
@@ -170,9 +170,9 @@ class Tucker(ModeProjection):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
-    ) -> list[Node | None] | None:
+    ) -> list[Entries | None] | None:
         source = tensors if grads is None else grads
         due = [
             i
@@ -180,7 +180,7 @@ class Tucker(ModeProjection):
             if not source[i].is_meta and self._due(source[i], state, values)
         ]
         usable = [i for i in due if self._usable(source[i])]
-        new: list[Node | None] = [None] * len(states)
+        new: list[Entries | None] = [None] * len(states)
         for i in usable:
             new[i] = self._learnt(source[i], settings[i])
         for i, state in enumerate(states):
@@ -188,7 +188,7 @@ class Tucker(ModeProjection):
             state["step"] += 1
         return new if usable else None
 
-    def _due(self, tensor: Tensor, state: Node, settings: Settings) -> bool:
+    def _due(self, tensor: Tensor, state: Entries, settings: Settings) -> bool:
         if state["pending"] or state["step"] % settings["period"] == 0:
             return True
         ranks = [None if each is None else each.shape[1] for each in bases(state, tensor.ndim)]
@@ -207,7 +207,7 @@ class Tucker(ModeProjection):
             "or pass nonfinite='skip' to keep the bases."
         )
 
-    def _learnt(self, tensor: Tensor, settings: Settings) -> Node:
+    def _learnt(self, tensor: Tensor, settings: Settings) -> Entries:
         full = wide(tensor)
         found = hosvd(full, core(tensor, settings["rank"]))
         for _ in range(self.iterations):
@@ -271,7 +271,7 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
     return vectors * vectors.gather(0, largest).sgn().conj()
 
 
-def kept(bases: Sequence[Tensor | None], tensor: Tensor) -> Node:
+def kept(bases: Sequence[Tensor | None], tensor: Tensor) -> Entries:
     """Returns bases as stored: that of an uncompressed dimension is empty."""
     empty = tensor.new_empty(0)
     return {f"basis{k}": empty if basis is None else basis for k, basis in enumerate(bases)}

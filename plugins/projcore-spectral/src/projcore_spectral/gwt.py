@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from projcore import Chain, Current, Module, Node, ProjectionBase, Settings, require, scalar
+from projcore import Chain, Current, Entries, Module, ProjectionBase, Settings, require, scalar
 from projcore.errors import ArgumentError
 
 Detail = Literal["second", "ratio"]
@@ -162,7 +162,7 @@ class GWT(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -174,7 +174,7 @@ class GWT(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         current: Current,
     ) -> list[Tensor]:
@@ -191,7 +191,7 @@ class GWT(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         made = []
@@ -208,7 +208,7 @@ class GWT(ProjectionBase):
         return made
 
     def _divided(
-        self, full: Tensor, low: Tensor, out: Tensor, state: Node, settings: Settings
+        self, full: Tensor, low: Tensor, out: Tensor, state: Entries, settings: Settings
     ) -> tuple[Tensor, Tensor]:
         """Returns the factor for the differences, and the result, limited together."""
         keeper = self.keeper_inside("second", state, settings)
@@ -230,7 +230,7 @@ class GWT(ProjectionBase):
         shrink = self._shrink(torch.linalg.vector_norm(out), state)
         return shrink / divisor, out * shrink
 
-    def _matched(self, full: Tensor, low: Tensor, out: Tensor, state: Node) -> Tensor:
+    def _matched(self, full: Tensor, low: Tensor, out: Tensor, state: Entries) -> Tensor:
         """Returns the limited factor for the differences of each row, scaled as inside."""
         whole, inside, made = (_norms_of_rows(tensor) for tensor in (full, low, out))
         # The norm of the differences follows from those of the row and of its approximation.
@@ -241,7 +241,7 @@ class GWT(ProjectionBase):
         factor = made / (inside + TINY)
         return factor * self._shrink(torch.linalg.vector_norm(details * factor), state)
 
-    def _shrink(self, norm: Tensor, state: Node) -> Tensor | float:
+    def _shrink(self, norm: Tensor, state: Entries) -> Tensor | float:
         """Returns the factor that limits the growth of a norm, and keeps the new norm."""
         if self.limit is None:
             return 1.0

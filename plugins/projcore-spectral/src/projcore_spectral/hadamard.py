@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, require
+from projcore import Entries, Settings, require
 from projcore_spectral._spectral import Spectral, along
 from projcore_spectral._tables import table
 
@@ -79,7 +79,7 @@ class Hadamard(Spectral):
             require(self, "signs", signs, minimum=0)
         self.signs = signs
 
-    def init(self, tensor: Tensor, settings: Settings) -> Node:
+    def init(self, tensor: Tensor, settings: Settings) -> Entries:
         if self.signs is None:
             return {}
         _, lengths = self._dims_of(tensor.shape)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Module, Node, Planner, ProjectionBase, Rules, Space
+from projcore import Entries, Module, Planner, ProjectionBase, Rules, Space
 from projcore.errors import ArgumentError
 
 
@@ -26,7 +26,7 @@ class Parted(ProjectionBase):
         """Returns the number of each tensor, or None to keep none."""
 
     def numbers(
-        self, params: Sequence[Tensor], states: Sequence[Node], rules: Rules | None
+        self, params: Sequence[Tensor], states: Sequence[Entries], rules: Rules | None
     ) -> list[int]:
         """Returns the numbers from the state; without them, those that follow from shapes alone."""
         if rules is not None and any("part" not in state for state in states):
@@ -36,7 +36,7 @@ class Parted(ProjectionBase):
     def plan(self, planner: Planner, space: Space) -> None:
         numbers = self.parts(planner, space)
         if numbers is not None:
-            planner.note(space, "part", numbers)
+            planner.add_entry(space, "part", numbers)
         super().plan(planner, space)
 
 
@@ -56,18 +56,18 @@ def choose(planner: Planner, rules: Rules, space: Space, setting: str | None = N
     given = [values[setting] for values in space.settings()] if setting else None
     if not planner.building:
         return rules.choose(space.names, tensors, groups=space.groups, given=given)
-    absent = space.absent or ()
+    frozen = space.frozen or ()
     followed = []
     if setting:
-        settings = [space.context.settings(space.path, group) for *_, group in absent]
+        settings = [space.context.settings(space.path, group) for *_, group in frozen]
         followed = [each[setting] for each in settings if each[setting] is not None]
     return rules.choose(
         space.names,
         tensors,
         groups=space.groups,
-        complete=space.absent is not None,
+        complete=space.frozen is not None,
         given=given,
-        absent=absent,
+        frozen=frozen,
         followed=followed,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Planner, ProjectionBase, Settings, Space
+from projcore import Entries, Planner, ProjectionBase, Settings, Space
 from projcore.errors import ArgumentError
 from projcore_structural._parts import alike, as_tuple, refuse_stacks, stack
 
@@ -94,7 +94,7 @@ class BlockPartition(ProjectionBase):
         super().plan(planner, space)
 
     def origins(
-        self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings], projected: int
     ) -> list[list[int]]:
         return [
             sorted({i for region in regions for i in region.indices})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from projcore import Node, Settings, Transform
+from projcore import Entries, Settings, Transform
 
 
 class Freeze(Transform):
@@ -33,7 +33,7 @@ class Freeze(Transform):
         params: list[Tensor] | None,
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
     ) -> list[Tensor]:
         return [torch.zeros_like(tensor) for tensor in tensors]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Planner, ProjectionBase, Rules, Settings, Space
+from projcore import Entries, Planner, ProjectionBase, Rules, Settings, Space
 from projcore.errors import ArgumentError
 from projcore_structural._parts import Parted, alike, choose
 
@@ -113,7 +113,7 @@ class VectorProjection(Parted):
         return [numbers[group] for group in space.groups]
 
     def origins(
-        self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings], projected: int
     ) -> list[list[int]]:
         if self.by == "dtype":
             return alike(params, lambda param: None)
@@ -128,7 +128,7 @@ class VectorProjection(Parted):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         *args: Any,
         **kwargs: Any,
@@ -145,7 +145,7 @@ class VectorProjection(Parted):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         *args: Any,
         **kwargs: Any,

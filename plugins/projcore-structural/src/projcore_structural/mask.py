@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projcore import Node, ProjectionBase, Settings, require
+from projcore import Entries, ProjectionBase, Settings, require
 from projcore.errors import ArgumentError
 
 
@@ -87,8 +87,8 @@ class Mask(ProjectionBase):
         return self.triangle is None or tensor.ndim >= 2
 
     def refresh(  # type: ignore[override]  # the choice needs no data
-        self, params: list[Tensor], states: list[Node]
-    ) -> list[Node | None] | None:
+        self, params: list[Tensor], states: list[Entries]
+    ) -> list[Entries | None] | None:
         if all("index" in state for state in states):
             return None
         return [
@@ -116,7 +116,7 @@ class Mask(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         *args: Any,
         **kwargs: Any,
     ) -> list[Tensor]:
@@ -131,7 +131,7 @@ class Mask(ProjectionBase):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         *args: Any,
         **kwargs: Any,
     ) -> list[Tensor]:

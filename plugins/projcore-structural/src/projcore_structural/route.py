@@ -83,7 +83,9 @@ class Route(Module):
 
     def plan(self, planner: Planner, space: Space) -> None:
         routes = choose(planner, self.rules, space, "route")
-        planner.note(space, "route", routes, [str(self.rules.rules[route]) for route in routes])
+        planner.add_entry(
+            space, "route", routes, [str(self.rules.rules[route]) for route in routes]
+        )
         for name, module in self.children.items():
             chosen = [i for i, route in enumerate(routes) if route == int(name)]
             if chosen:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projcore import Node, Planner, Rules, Scope, Settings, Space
+from projcore import Entries, Planner, Rules, Scope, Settings, Space
 from projcore.errors import ArgumentError
 from projcore_structural._parts import Parted, as_tuple, items, refuse_stacks
 
@@ -107,8 +107,8 @@ class SplitFused(Parted):
     def plan(self, planner: Planner, space: Space) -> None:
         refuse_stacks(self, space)
         super().plan(planner, space)
-        lengths = self._lengths(space.template, space.state.nodes)
-        lengths += [self._lengths_of(each) for each in space.absent or ()]
+        lengths = self._lengths(space.template, space.state.entries)
+        lengths += [self._lengths_of(each) for each in space.frozen or ()]
         if planner.building and all(len(pieces) < 2 for pieces in lengths):
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in space.template[:5])
             raise ArgumentError(
@@ -116,9 +116,9 @@ class SplitFused(Parted):
                 "parts, dim or where, or remove it."
             )
 
-    def _lengths_of(self, absent: tuple[str | None, Tensor, int]) -> list[int]:
+    def _lengths_of(self, frozen: tuple[str | None, Tensor, int]) -> list[int]:
         """Returns the lengths of the parts that a frozen parameter will have."""
-        name, tensor, group = absent
+        name, tensor, group = frozen
         if self.rules is not None:
             last = len(self.rules.rules) - 1
             if self.rules.choose([name], [tensor], groups=[group]) == [last]:
@@ -134,7 +134,7 @@ class SplitFused(Parted):
             return self.sizes if sum(self.sizes) == length else None
         return [length // self.count] * self.count if length and length % self.count == 0 else None
 
-    def _lengths(self, tensors: Sequence[Tensor], states: Sequence[Node]) -> list[list[int]]:
+    def _lengths(self, tensors: Sequence[Tensor], states: Sequence[Entries]) -> list[list[int]]:
         """Returns the lengths of the parts of each tensor; none for one that is not split."""
         if self.rules is None:
             return [self.lengths(tensor) or [] for tensor in tensors]
@@ -147,7 +147,7 @@ class SplitFused(Parted):
     def origins(
         self,
         params: list[Tensor],
-        states: list[Node],
+        states: list[Entries],
         settings: list[Settings],
         projected: int,
     ) -> list[list[int]]:
@@ -160,7 +160,7 @@ class SplitFused(Parted):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         *args: Any,
         **kwargs: Any,
     ) -> list[Tensor]:
@@ -175,7 +175,7 @@ class SplitFused(Parted):
         params: list[Tensor],
         grads: list[Tensor] | None,
         loss: Tensor | None,
-        states: list[Node],
+        states: list[Entries],
         *args: Any,
         **kwargs: Any,
     ) -> list[Tensor]:

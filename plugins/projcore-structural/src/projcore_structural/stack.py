@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from projcore import Node, Planner, ProjectionBase, Settings, Space
+from projcore import Entries, Planner, ProjectionBase, Settings, Space
 from projcore_structural._parts import alike, refuse_stacks, stack
 
 
@@ -67,7 +67,7 @@ class Stack(ProjectionBase):
         super().plan(planner, space)
 
     def origins(
-        self, params: list[Tensor], states: list[Node], settings: list[Settings], projected: int
+        self, params: list[Tensor], states: list[Entries], settings: list[Settings], projected: int
     ) -> list[list[int]]:
         return alike(params, _shape)
 
