@@ -34,11 +34,11 @@ from projcore.modules import (
     TrustRatio,
 )
 
-# Of each module, launches for each matrix more: norms along some of its dimensions, and means.
+# Of each module, launches for each matrix more: norms along some of its dimensions.
 GROWTH = {
     Lion(): 0,
-    Adafactor(): 3,
-    Adafactor(lr=None): 3,
+    Adafactor(): 2,
+    Adafactor(lr=None): 2,
     LAMB(): 0,
     LARS(): 0,
     TrustRatio(): 0,
