@@ -1892,8 +1892,8 @@ PLUGINS = [
         "adafactor-one-by-one",
         "Adafactor has launches for each tensor where one is enough.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
-        before="    if first.is_cpu or first.is_meta",
-        after="    if first.is_cpu or first.is_cuda",
+        before="    if not prefers_stacks(tensors[0]):\n",
+        after="    if tensors:\n",
         tests=(ADAPTIVE + "tests/test_accelerators.py::test_the_number_of_tensors_hardly_matters",),
     ),
     Breakage(

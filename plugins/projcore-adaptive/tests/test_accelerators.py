@@ -34,7 +34,8 @@ from projcore.modules import (
     TrustRatio,
 )
 
-# Of each module, launches for each matrix more: norms along some of its dimensions.
+# Of each module, launches for each matrix more: norms along some of its dimensions, and quotients
+# by these, of which torch's lists launch as many.
 GROWTH = {
     Lion(): 0,
     Adafactor(): 2,
@@ -44,7 +45,7 @@ GROWTH = {
     TrustRatio(): 0,
     AdamMini(): 1,
     RACS(): 0,
-    RMSNormalize(): 1,
+    RMSNormalize(): 2,
     AdEMAMix(): 0,
     MARS(): 0,
     Adamax(): 0,

@@ -13,7 +13,6 @@ from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError
 from projcore.modules import LR, Adafactor, WeightDecay
 from projcore.projections import Stack, VectorProjection, ViewAsReal
-from projcore_adaptive._matrices import batches
 
 SHAPES = ((4, 3), (5,), (), (2, 3, 2), (1, 6))  # torch's divides by zero for empty tensors
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -56,16 +55,17 @@ def test_groups_and_schedules(tensor_place: Any, follow: Any, same: Any) -> None
 EQUAL = ((4, 3), (5,), (4, 3), (3, 4), (2, 3, 2), (5,), (4, 3), (), (2, 3, 2))
 
 
-def equal_shapes(tensors: list[Tensor]) -> list[list[int]]:
+def stack_everything(monkeypatch: Any) -> None:
     """Stacks tensors as on an accelerator, at most three of the shape of the first."""
-    return batches(tensors, [tensor.shape for tensor in tensors], 36)
+    monkeypatch.setattr("projcore_adaptive.adafactor.prefers_stacks", lambda tensor: True)
+    monkeypatch.setattr("projcore_adaptive.adafactor.BLOCK", 36)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_stacks_of_equal_shapes(name: str, monkeypatch: Any, follow: Any, same: Any) -> None:
     arguments = VARIANTS[name]
     theirs = follow(partial(torch.optim.Adafactor, **arguments), torch.float64, shapes=EQUAL)
-    monkeypatch.setattr("projcore_adaptive.adafactor.together", equal_shapes)
+    stack_everything(monkeypatch)
     for block in (1, 30, 1000):
         monkeypatch.setattr("projcore_adaptive.adafactor.CPU_BLOCK", block)
         ours = follow(
@@ -88,7 +88,7 @@ def test_stacks_change_only_the_rounding(
     ends = []
     for one_by_one in (True, False):
         if not one_by_one:
-            monkeypatch.setattr("projcore_adaptive.adafactor.together", equal_shapes)
+            stack_everything(monkeypatch)
         params = [torch.nn.Parameter(start.clone()) for start in starts]
         chain = outer([Adafactor(lr), *after])
         optimizer = Optimizer(params, *(chain if outer is list else [chain]))

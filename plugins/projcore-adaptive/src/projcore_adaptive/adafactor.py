@@ -18,9 +18,11 @@ from projcore.ops import (
     lerp_,
     local,
     part_of,
+    prefers_stacks,
     refuse_complex,
     splits,
     spread_zeros,
+    stacked,
 )
 from projcore_adaptive._matrices import batches
 from projcore_adaptive._norms import lerp_mean_squares, root_mean_squares
@@ -97,33 +99,10 @@ FORMS = {"row_var": factored_moments, "variance": full_moments}
 
 
 def together(tensors: list[Tensor]) -> list[list[int]]:
-    """Returns the indices of tensors whose second moments are one stack.
-
-    On a CPU, where calls are cheaper than copies, and in a trace, each is by itself; so are sharded
-    tensors, whose parts differ.
-    """
-    first = tensors[0]
-    if first.is_cpu or first.is_meta or torch.compiler.is_compiling() or is_sharded(first):
+    """Returns the indices of tensors whose second moments are one stack."""
+    if not prefers_stacks(tensors[0]):
         return [[i] for i in range(len(tensors))]
     return batches(tensors, [tensor.shape for tensor in tensors], BLOCK)
-
-
-def stacked(tensors: list[Tensor], groups: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Returns groups of tensors as stacks, all filled by one copy; a single tensor as it is."""
-    result: list[Tensor] = []
-    parts: list[Tensor] = []
-    given: list[Tensor] = []
-    for group in groups:
-        some = [tensors[i] for i in group]
-        if len(some) == 1:
-            result += some
-        else:
-            result.append(some[0].new_empty(len(some), *some[0].shape))
-            parts += result[-1].unbind()
-            given += some
-    if parts:
-        torch._foreach_copy_(parts, given)
-    return result
 
 
 def copied(tensors: list[Tensor]) -> Tensor:
