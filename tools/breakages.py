@@ -1927,8 +1927,8 @@ PLUGINS = [
         "racs-factors",
         "RACS divides its row factors by the norm of the column factors, not by its square.",
         ADAPTIVE + "src/projcore_adaptive/racs.py",
-        before="(s @ s.mT).clamp_(min=tiny)",
-        after="(s @ s.mT).sqrt().clamp_(min=tiny)",
+        before="torch.baddbmm(least, s, s.mT)",
+        after="torch.baddbmm(least, s, s.mT).sqrt()",
         tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
     ),
     Breakage(
