@@ -55,17 +55,21 @@ __all__ = [
     "norms_over",
     "once",
     "part_of",
+    "prefers_stacks",
     "refuse_complex",
     "require_choice",
     "sharded_as",
     "signs",
+    "slices",
     "splits",
     "spread_lerp",
     "spread_zeros",
     "stack",
+    "stacked",
     "sums_of_parts",
     "times",
     "unsharded",
+    "unstacked",
     "wide",
     "zeros_over",
 ]
@@ -191,6 +195,85 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(tensors))
     first = tensors[0]
     return first.as_strided((len(tensors), *first.shape), (first.numel(), *first.stride()))
+
+
+def prefers_stacks(tensor: Tensor) -> bool:
+    """Whether an operation on a stack of such tensors takes less time than one on each of them.
+
+    It does where launches are expensive, on accelerators. In a trace the compiler sees to that, and
+    sharded tensors have parts of several shapes.
+
+    Example:
+        >>> prefers_stacks(torch.ones(2, 2))
+        False
+    """
+    few = tensor.is_cpu or tensor.is_meta or torch.compiler.is_compiling()
+    return not few and not is_sharded(tensor)
+
+
+def slices(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Returns the places of tensors in runs of which `stack` returns a view.
+
+    Where some of them do not prefer stacks, each is a run.
+
+    Example:
+        >>> slices(torch.ones(2, 2).unbind())
+        [[0], [1]]
+    """
+    if not all(map(prefers_stacks, tensors)):
+        return [[i] for i in range(len(tensors))]
+    found: dict[Hashable, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        found.setdefault((tensor.untyped_storage()._cdata, tensor.shape), []).append(i)
+    runs: list[list[int]] = []
+    for places in found.values():
+        first, *others = sorted(places, key=lambda i: tensors[i].storage_offset())
+        runs.append([first])
+        for i in others:
+            if _are_slices([tensors[runs[-1][-1]], tensors[i]]):
+                runs[-1].append(i)
+            else:
+                runs.append([i])
+    return runs
+
+
+def stacked(tensors: Sequence[Tensor], runs: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Returns runs of tensors, each of one shape, as stacks; a single tensor is returned as it is.
+
+    All are of one dtype and on one device, and copied at once.
+
+    Example:
+        >>> stacked([torch.zeros(1), torch.ones(1), torch.ones(1)], [[0], [1, 2]])
+        [tensor([0.]), tensor([[1.],
+                [1.]])]
+    """
+    result: list[Tensor] = []
+    parts: list[Tensor] = []
+    given: list[Tensor] = []
+    for places in runs:
+        some = [tensors[i] for i in places]
+        if len(some) == 1:
+            result += some
+        else:
+            result.append(some[0].new_empty(len(some), *some[0].shape))
+            parts += result[-1].unbind()
+            given += some
+    if parts:
+        torch._foreach_copy_(parts, given)
+    return result
+
+
+def unstacked(stacks: Sequence[Tensor], runs: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Undoes `stacked` by views.
+
+    Example:
+        >>> unstacked([torch.zeros(1), torch.ones(2, 1)], [[1], [0, 2]])
+        [tensor([1.]), tensor([0.]), tensor([1.])]
+    """
+    found: dict[int, Tensor] = {}
+    for each, places in zip(stacks, runs, strict=True):
+        found.update(zip(places, [each] if len(places) == 1 else each.unbind(), strict=True))
+    return [found[i] for i in range(len(found))]
 
 
 def empty_like(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1892,8 +1892,8 @@ PLUGINS = [
         "adafactor-one-by-one",
         "Adafactor has launches for each tensor where one is enough.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
-        before="    torch._foreach_rsqrt_(moments)\n",
-        after="    [moment.rsqrt_() for moment in moments]\n",
+        before="    if not prefers_stacks(tensors[0]):\n",
+        after="    if tensors:\n",
         tests=(ADAPTIVE + "tests/test_accelerators.py::test_the_number_of_tensors_hardly_matters",),
     ),
     Breakage(
@@ -1927,8 +1927,8 @@ PLUGINS = [
         "racs-factors",
         "RACS divides its row factors by the norm of the column factors, not by its square.",
         ADAPTIVE + "src/projcore_adaptive/racs.py",
-        before="(s @ s.mT).clamp_(min=tiny)",
-        after="(s @ s.mT).sqrt().clamp_(min=tiny)",
+        before="torch.baddbmm(least, s, s.mT)",
+        after="torch.baddbmm(least, s, s.mT).sqrt()",
         tests=(ADAPTIVE + "tests/test_by_hand.py::test_200_steps",),
     ),
     Breakage(
@@ -1999,8 +1999,8 @@ PLUGINS = [
         "adafactor-rows",
         "Adafactor's means of rows are not divided by their own mean.",
         ADAPTIVE + "src/projcore_adaptive/adafactor.py",
-        before="torch._foreach_mul(torch._foreach_div(row_vars, means), col_vars)",
-        after="torch._foreach_mul(row_vars, col_vars)",
+        before="    quotients = torch._foreach_div(row_means, means)\n",
+        after="    quotients = row_means\n",
         tests=(ADAPTIVE + "tests/test_adafactor.py::test_200_steps",),
     ),
     Breakage(

@@ -34,17 +34,18 @@ from projcore.modules import (
     TrustRatio,
 )
 
-# Of each module, launches for each matrix more: norms along some of its dimensions, and means.
+# Of each module, launches for each matrix more: norms along some of its dimensions, and quotients
+# by these, of which torch's lists launch as many.
 GROWTH = {
     Lion(): 0,
-    Adafactor(): 3,
-    Adafactor(lr=None): 3,
+    Adafactor(): 2,
+    Adafactor(lr=None): 2,
     LAMB(): 0,
     LARS(): 0,
     TrustRatio(): 0,
     AdamMini(): 1,
     RACS(): 0,
-    RMSNormalize(): 1,
+    RMSNormalize(): 2,
     AdEMAMix(): 0,
     MARS(): 0,
     Adamax(): 0,

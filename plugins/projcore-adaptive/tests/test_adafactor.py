@@ -11,8 +11,8 @@ from torch import Tensor
 
 from projcore import Optimizer
 from projcore.errors import ArgumentError, ArgumentTypeError
-from projcore.modules import LR, Adafactor
-from projcore.projections import VectorProjection, ViewAsReal
+from projcore.modules import LR, Adafactor, WeightDecay
+from projcore.projections import Stack, VectorProjection, ViewAsReal
 
 SHAPES = ((4, 3), (5,), (), (2, 3, 2), (1, 6))  # torch's divides by zero for empty tensors
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,6 +50,74 @@ def test_groups_and_schedules(tensor_place: Any, follow: Any, same: Any) -> None
     }
     ours = follow(lambda params: Optimizer(params, *tensor_place([Adafactor(0.2)])), **how)
     same(ours, follow(partial(torch.optim.Adafactor, lr=0.2), **how))
+
+
+EQUAL = ((4, 3), (5,), (4, 3), (3, 4), (2, 3, 2), (5,), (4, 3), (), (2, 3, 2))
+
+
+def stack_everything(monkeypatch: Any) -> None:
+    """Stacks tensors as on an accelerator, at most three of the shape of the first."""
+    monkeypatch.setattr("projcore_adaptive.adafactor.prefers_stacks", lambda tensor: True)
+    monkeypatch.setattr("projcore_adaptive.adafactor.BLOCK", 36)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stacks_of_equal_shapes(name: str, monkeypatch: Any, follow: Any, same: Any) -> None:
+    arguments = VARIANTS[name]
+    theirs = follow(partial(torch.optim.Adafactor, **arguments), torch.float64, shapes=EQUAL)
+    stack_everything(monkeypatch)
+    for block in (1, 30, 1000):
+        monkeypatch.setattr("projcore_adaptive.adafactor.CPU_BLOCK", block)
+        ours = follow(
+            lambda params: Optimizer(params, Adafactor(**arguments)), torch.float64, shapes=EQUAL
+        )
+        same(ours, theirs)
+
+
+@pytest.mark.parametrize("passes", [frozenset(), frozenset({"fold", "fuse"})], ids=str)
+@pytest.mark.parametrize("lr", [0.1, None])
+@pytest.mark.parametrize("outer", [list, Stack])
+def test_stacks_change_only_the_rounding(
+    outer: Any, lr: float | None, passes: frozenset[str], monkeypatch: Any
+) -> None:
+    """Also where each tensor is a batch."""
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(s, generator=generator, dtype=torch.float64) for s in EQUAL]
+    grads = [torch.randn(s, generator=generator, dtype=torch.float64) for s in EQUAL]
+    after = [] if lr else [WeightDecay(0.1), LR(0.01)]
+    ends = []
+    for one_by_one in (True, False):
+        if not one_by_one:
+            stack_everything(monkeypatch)
+        params = [torch.nn.Parameter(start.clone()) for start in starts]
+        chain = outer([Adafactor(lr), *after])
+        optimizer = Optimizer(params, *(chain if outer is list else [chain]))
+        optimizer._use_passes(passes)
+        for _ in range(3):
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad.clone()
+            optimizer.step()
+        ends.append([param.detach() for param in params])
+    torch.testing.assert_close(*ends, rtol=1e-13, atol=1e-13)
+
+
+def test_written_by_itself_it_is_the_update(monkeypatch: Any) -> None:
+    """Bitwise, in blocks of one parameter."""
+    monkeypatch.setattr("projcore_adaptive.adafactor.CPU_BLOCK", 1)
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    ends = []
+    for passes in (frozenset({"fold"}), frozenset({"fold", "fuse"})):
+        params = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = Optimizer(params, Adafactor(None), WeightDecay(0.1), LR(0.01))
+        optimizer._use_passes(passes)
+        for _ in range(3):
+            for param in params:
+                param.grad = param.detach().cos()
+            optimizer.step()
+        assert ("some parameters after the other" in optimizer.describe()) == ("fuse" in passes)
+        ends.append([param.detach() for param in params])
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
 def test_a_vector_of_all_is_one_tensor() -> None:

@@ -2,71 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from projcore import Entries, Settings, Transform, require, scalar
+from projcore import Blend, Entries, Settings, Transform, Write, Writer, blended, require, scalar
 from projcore.errors import ArgumentTypeError
 from projcore.ops import (
-    by_parts,
+    as_part,
     clamp_min_,
-    copy_,
+    is_sharded,
     lerp_,
+    local,
     part_of,
+    prefers_stacks,
     refuse_complex,
     splits,
     spread_zeros,
+    stacked,
 )
+from projcore_adaptive._matrices import batches
 from projcore_adaptive._norms import lerp_mean_squares, root_mean_squares
 from projcore_adaptive.adam import decay_
 
+# Elements of tensors that are divided together, or one tensor: so many fit a cache of a CPU;
+# elsewhere, this bounds the memory of a step.
+CPU_BLOCK = 1 << 18
+BLOCK = 1 << 28
 
-def factored_direction(
-    tensors: list[Tensor],
-    row_vars: list[Tensor],
-    col_vars: list[Tensor],
-    weights: list[Any],
-    eps: list[Any],
-) -> list[Tensor]:
-    """Updates row and column means of the squares; divides by the roots of their products."""
+
+class Moments(NamedTuple):
+    """The second moments of tensors of one shape, which are as large as these.
+
+    Attributes:
+        places: The indices of the tensors.
+        make: Returns the second moments as a new tensor: a stack, if there are several tensors.
+    """
+
+    places: list[int]
+    make: Callable[[], Tensor]
+
+
+def factored_moments(
+    tensors: list[Tensor], states: list[Entries], weights: list[Any], eps: Any, places: list[int]
+) -> list[Moments]:
+    """Updates row and column means of the squares; second moments are their products."""
     count = len(tensors)
+    row_vars, col_vars = ([state[name] for state in states] for name in ("row_var", "col_var"))
     rows, columns = ([[tensor.ndim - i] for tensor in tensors] for i in (2, 1))
     found = lerp_mean_squares([*row_vars, *col_vars], tensors * 2, [*columns, *rows], weights * 2)
-    row_means, col_means = found[:count], found[count:]  # (..., m, 1) and (..., 1, n)
-    means = total_means(row_means, col_means, tensors)
-    row_means = list(map(aligned, row_means, tensors, columns))
-    col_means = list(map(aligned, col_means, tensors, rows))
-    return by_parts(partial(factored_quotients, eps=eps), tensors, row_means, col_means, means)
-
-
-def factored_quotients(
-    tensors: list[Tensor],
-    row_vars: list[Tensor],
-    col_vars: list[Tensor],
-    means: list[Tensor],
-    eps: list[Any],
-) -> list[Tensor]:
-    """Divides by the roots of products of row and column means."""
+    groups = together(tensors)
+    firsts = [tensors[group[0]] for group in groups]
+    means_of = stacked(found, [*groups, *([count + k for k in group] for group in groups)])
+    row_means, col_means = means_of[: len(groups)], means_of[len(groups) :]
+    means = list(map(total_mean, row_means, col_means, firsts))
     clamp_min_(means, eps)
-    moments = torch._foreach_mul(torch._foreach_div(row_vars, means), col_vars)
-    return quotients(tensors, list(moments), eps)
+    row_means = list(map(aligned, row_means, firsts, [columns[group[0]] for group in groups]))
+    col_means = list(map(aligned, col_means, firsts, [rows[group[0]] for group in groups]))
+    quotients = torch._foreach_div(row_means, means)
+    return [
+        Moments([places[k] for k in group], partial(torch.mul, quotient, col_mean))
+        for group, quotient, col_mean in zip(groups, quotients, col_means, strict=True)
+    ]
 
 
-def total_means(
-    row_means: list[Tensor], col_means: list[Tensor], tensors: list[Tensor]
-) -> list[Tensor]:
-    """Returns the means of row means; if these are sharded, the equal means of column means."""
-    result = []
-    for row_mean, col_mean, tensor in zip(row_means, col_means, tensors, strict=True):
-        rows, columns = tensor.ndim - 2, tensor.ndim - 1
-        complete = not splits(tensor, [rows]) or splits(tensor, [columns])
-        total = row_mean.mean(rows, keepdim=True) if complete else col_mean.mean(-1, keepdim=True)
-        result.append(aligned(total, tensor, [rows, columns]))
-    return result
+def total_mean(row_mean: Tensor, col_mean: Tensor, tensor: Tensor) -> Tensor:
+    """Returns the mean of row means; if these are sharded, the equal mean of column means."""
+    rows, columns = tensor.ndim - 2, tensor.ndim - 1
+    complete = not splits(tensor, [rows]) or splits(tensor, [columns])
+    total = row_mean.mean(-2, keepdim=True) if complete else col_mean.mean(-1, keepdim=True)
+    return aligned(total, tensor, [rows, columns])
 
 
 def aligned(average: Tensor, tensor: Tensor, over: list[int]) -> Tensor:
@@ -74,29 +82,83 @@ def aligned(average: Tensor, tensor: Tensor, over: list[int]) -> Tensor:
     return average[part_of(tensor, over)] if splits(tensor, over) else average
 
 
-def full_direction(
-    tensors: list[Tensor], variances: list[Tensor], weights: list[Any], eps: list[Any]
-) -> list[Tensor]:
-    """Updates the means of the squares, and divides by their roots."""
-    moments = list(torch._foreach_mul(tensors, tensors))
-    lerp_(variances, moments, weights)
-    copy_(moments, variances)
-    return quotients(tensors, moments, eps)
+def full_moments(
+    tensors: list[Tensor], states: list[Entries], weights: list[Any], eps: Any, places: list[int]
+) -> list[Moments]:
+    """Updates the means of the squares, which are the second moments."""
+    variances = [state["variance"] for state in states]
+    lerp_(variances, list(torch._foreach_mul(tensors, tensors)), weights)
+    return [
+        Moments([places[k] for k in group], partial(copied, [local(variances[k]) for k in group]))
+        for group in together(tensors)
+    ]
 
 
-def quotients(tensors: list[Tensor], moments: list[Tensor], eps: list[Any]) -> list[Tensor]:
-    """Returns ``u / max(sqrt(v), eps)``, written over the moments."""
-    clamp_min_(moments, [each * each for each in eps])
-    torch._foreach_rsqrt_(moments)
-    torch._foreach_mul_(moments, tensors)
-    return moments
+# The second moments of a tensor depend on the entries of its state.
+FORMS = {"row_var": factored_moments, "variance": full_moments}
 
 
-# How a tensor is divided depends on the entries of its state.
-FORMS: dict[tuple[str, ...], Callable[..., list[Tensor]]] = {
-    ("row_var", "col_var"): factored_direction,
-    ("variance",): full_direction,
-}
+def together(tensors: list[Tensor]) -> list[list[int]]:
+    """Returns the indices of tensors whose second moments are one stack."""
+    if not prefers_stacks(tensors[0]):
+        return [[i] for i in range(len(tensors))]
+    return batches(tensors, [tensor.shape for tensor in tensors], BLOCK)
+
+
+def copied(tensors: list[Tensor]) -> Tensor:
+    """Returns a copy of tensors as a stack, or of a single one."""
+    return tensors[0].clone() if len(tensors) == 1 else torch.stack(tensors)
+
+
+def quotients(tensors: list[Tensor], moments: Sequence[Moments], eps: Any) -> list[Tensor]:
+    """Returns ``u / max(sqrt(v), eps)`` of tensors, as stacks like the second moments."""
+    result = [each.make() for each in moments]
+    clamp_min_(result, eps * eps)
+    torch._foreach_rsqrt_(result)
+    torch._foreach_mul_(parted(result, moments), tensors)
+    return result
+
+
+def parted(stacks: list[Tensor], moments: Sequence[Moments]) -> list[Tensor]:
+    """Returns the tensors in stacks, as views."""
+    parts: list[Tensor] = []
+    for stack, each in zip(stacks, moments, strict=True):
+        parts += [stack] if len(each.places) == 1 else stack.unbind()
+    return parts
+
+
+def by_factors(
+    operation: Callable[..., object],
+    stacks: list[Tensor],
+    moments: Sequence[Moments],
+    factors: list[Tensor],
+) -> None:
+    """Multiplies or divides the tensors in stacks, in place, by factors: one for each tensor."""
+    left = iter(range(len(factors)))
+    groups = [[next(left) for _ in each.places] for each in moments]
+    operation(stacks, list(map(broadcasting, stacked(list(map(local, factors)), groups), stacks)))
+
+
+def broadcasting(factors: Tensor, stack: Tensor) -> Tensor:
+    """Returns the factors of a stack with its dimensions; a single one as it is."""
+    if not factors.ndim:
+        return factors
+    return factors.view(*factors.shape, *[1] * (stack.ndim - factors.ndim))
+
+
+def runs(tensors: list[Tensor], moments: Sequence[Moments]) -> list[list[Moments]]:
+    """Returns the second moments of tensors that are divided together."""
+    most = CPU_BLOCK if tensors[0].is_cpu else BLOCK
+    found: list[list[Moments]] = []
+    left = 0
+    for each in moments:
+        size = sum(tensors[i].numel() for i in each.places)
+        if not found or size > left:
+            found.append([])
+            left = most
+        found[-1].append(each)
+        left -= size
+    return found
 
 
 class Adafactor(Transform):
@@ -141,7 +203,8 @@ class Adafactor(Transform):
         ArgumentTypeError: If ``eps`` is not a pair.
 
     Cost: ``m + n`` numbers of state per matrix, one state tensor for a vector. Eager, 8 passes over
-    the update, and one over the parameters.
+    the update, and one over the parameters. Where it writes the parameters itself, their update is
+    never in memory as a whole. On accelerators, second moments of equal shapes are one tensor.
 
     Example:
         >>> from projcore import Optimizer
@@ -215,36 +278,112 @@ class Adafactor(Transform):
         settings: list[Settings],
         batch_dims: int = 0,
     ) -> list[Tensor]:
-        values = settings[0]
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
-        counts = [scalar(step) for step in steps]
-        eps1, eps2 = (None if each is None else scalar(each) for each in values["eps"])
-        eps = [torch.finfo(tensor.dtype).eps if eps1 is None else eps1 for tensor in tensors]
-        weights = [count ** scalar(values["beta2_decay"]) for count in counts]
+        moments, counts = move(tensors, states, settings[0])
         update = list(tensors)
-        for names, direction in FORMS.items():
-            places = [i for i, state in enumerate(states) if names[0] in state]
-            if places:
-                given, *others = ([each[i] for i in places] for each in (tensors, weights, eps))
-                memory = ([states[i][name] for i in places] for name in names)
-                for i, tensor in zip(places, direction(given, *memory, *others), strict=True):
-                    update[i] = tensor
-        found = root_mean_squares([*update, *(params or [])], batch_dims)
-        ratios, lengths = found[: len(update)], found[len(update) :]
-        torch._foreach_div_(ratios, scalar(values["d"]))
-        clamp_min_(ratios, 1.0)
-        if "lr" not in values:
-            torch._foreach_div_(update, ratios)
-            return update
-        assert params is not None
-        lr = scalar(values["lr"])
-        clamp_min_(lengths, eps2)
-        torch._foreach_mul_(lengths, [_smaller(lr, count**-0.5) for count in counts])
-        torch._foreach_div_(lengths, ratios)
-        torch._foreach_mul_(update, lengths)
-        decay_(update, params, lr * scalar(values["weight_decay"]))
+        made = direction(tensors, params, moments, counts, settings[0], batch_dims)
+        for i, tensor in zip(places_of(moments), made, strict=True):
+            update[i] = tensor
         return update
+
+    def writer(self, targets: list[Tensor]) -> Writer | str:
+        if any(map(is_sharded, targets)):
+            return "norms of all sharded tensors are joined at once"
+        return AdafactorWriter()
+
+
+class AdafactorWriter(Writer):
+    """Writes some parameters after the other, whose updates are formed meanwhile."""
+
+    kernel = "Adafactor, some parameters after the other"
+    repeatable = False  # calling it changes the state
+
+    def __call__(
+        self,
+        targets: list[Tensor],
+        blends: list[Blend],
+        tensors: list[Tensor],
+        params: list[Tensor] | None,
+        grads: list[Tensor] | None,
+        loss: Tensor | None,
+        states: list[Entries],
+        settings: list[Settings],
+    ) -> list[Write]:
+        moments, counts = move(tensors, states, settings[0])
+
+        def write(some: list[Moments]) -> Write:
+            places = places_of(some)
+            written = [targets[i] for i in places]
+
+            def run() -> None:
+                update = direction(tensors, params, some, counts, settings[0])
+                for each in blended(written, update, [blends[i] for i in places]):
+                    each.run()
+
+            return Write(written[0], run)
+
+        return [write(some) for some in runs(tensors, moments)]
+
+
+def move(
+    tensors: list[Tensor], states: list[Entries], settings: Settings
+) -> tuple[list[Moments], list[Any]]:
+    """Updates the state; returns the second moments, and the number of each tensor's steps."""
+    steps = [state["step"] for state in states]
+    torch._foreach_add_(steps, 1)
+    counts = [scalar(step) for step in steps]
+    weights = [count ** scalar(settings["beta2_decay"]) for count in counts]
+    eps = least(tensors, settings)
+    moments: list[Moments] = []
+    for name, moved in FORMS.items():
+        places = [i for i, state in enumerate(states) if name in state]
+        if places:
+            some, entries = [tensors[i] for i in places], [states[i] for i in places]
+            moments += moved(some, entries, [weights[i] for i in places], eps, places)
+    return moments, counts
+
+
+def direction(
+    tensors: list[Tensor],
+    params: list[Tensor] | None,
+    moments: Sequence[Moments],
+    counts: list[Any],
+    settings: Settings,
+    batch_dims: int = 0,
+) -> list[Tensor]:
+    """Returns the updates of the tensors that have these second moments, in their order."""
+    places = places_of(moments)
+    given = [tensors[i] for i in places]
+    near = [] if params is None else [params[i] for i in places]
+    stacks = quotients(list(map(local, given)), moments, least(given, settings))
+    update = [
+        as_part(part, tensor) if is_sharded(tensor) else part
+        for part, tensor in zip(parted(stacks, moments), given, strict=True)
+    ]
+    found = root_mean_squares([*update, *near], batch_dims)
+    ratios, lengths = found[: len(update)], found[len(update) :]
+    torch._foreach_div_(ratios, scalar(settings["d"]))
+    clamp_min_(ratios, 1.0)
+    if "lr" not in settings:
+        by_factors(torch._foreach_div_, stacks, moments, ratios)
+        return update
+    lr = scalar(settings["lr"])
+    clamp_min_(lengths, scalar(settings["eps"][1]))
+    torch._foreach_mul_(lengths, [_smaller(lr, counts[i] ** -0.5) for i in places])
+    torch._foreach_div_(lengths, ratios)
+    by_factors(torch._foreach_mul_, stacks, moments, lengths)
+    decay_(update, near, lr * scalar(settings["weight_decay"]))
+    return update
+
+
+def places_of(moments: Sequence[Moments]) -> list[int]:
+    """Returns the indices of the tensors that have these second moments."""
+    return [i for each in moments for i in each.places]
+
+
+def least(tensors: list[Tensor], settings: Settings) -> Any:
+    """Returns the bound of tensors of one dtype."""
+    eps = settings["eps"][0]
+    return torch.finfo(tensors[0].dtype).eps if eps is None else scalar(eps)
 
 
 def _smaller(one: Any, other: Any) -> Any:

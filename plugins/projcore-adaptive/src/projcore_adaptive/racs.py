@@ -31,13 +31,15 @@ def rank_one_factors(squares: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     Returns:
         `q`, shape ``(..., m, 1)``, and `s`, shape ``(..., 1, n)``; zeros where `P` is zero.
     """
-    tiny = torch.finfo(squares.dtype).tiny
-    q = squares.new_ones((*squares.shape[:-1], 1))
-    s = squares.new_zeros((*squares.shape[:-2], 1, squares.shape[-1]))
+    leading = squares.shape[:-2]
+    p = squares.reshape(leading.numel(), *squares.shape[-2:])
+    # Added to squared norms, as zero divided by it is zero, and any other norm is far larger.
+    least = p.new_full((1, 1, 1), torch.finfo(p.dtype).tiny)
+    q = p.new_ones((*p.shape[:-1], 1))
     for _ in range(iterations):
-        s = (q.mT @ squares).div_((q.mT @ q).clamp_(min=tiny))
-        q = (squares @ s.mT).div_((s @ s.mT).clamp_(min=tiny))
-    return q, s
+        s = (q.mT @ p).div_(torch.baddbmm(least, q.mT, q))
+        q = (p @ s.mT).div_(torch.baddbmm(least, s, s.mT))
+    return q.view(*leading, *q.shape[-2:]), s.view(*leading, *s.shape[-2:])
 
 
 def relative_squares(matrices: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,22 @@ from torch import Tensor
 
 from projcore import Entries, Settings, Transform, require, scalar
 from projcore.errors import ArgumentError
-from projcore.ops import norms, norms_over, refuse_complex, require_choice
-from projcore_adaptive._matrices import Folding, as_matrices, matrix_shape
+from projcore.ops import (
+    norms,
+    norms_over,
+    prefers_stacks,
+    refuse_complex,
+    require_choice,
+    slices,
+    stack,
+    stacked,
+    unstacked,
+)
+from projcore_adaptive._matrices import Folding, as_matrices, batches, matrix_shape
 from projcore_adaptive._norms import mean_squares
 
 Length = float | Literal["keep"] | None
+BATCH = 1 << 29  # elements of one tensor that holds the results for several matrices
 
 
 class RMSNormalize(Transform):
@@ -130,20 +141,27 @@ class RMSNormalize(Transform):
     ) -> list[Tensor]:
         values = settings[0]
         shapes = [matrix_shape(tensor.shape, batch_dims, values["folding"]) for tensor in tensors]
-        matrices = as_matrices(tensors, shapes)
+        given = as_matrices(tensors, shapes)
+        runs = slices(given)
+        matrices = [
+            stack([given[i] for i in run]) if len(run) > 1 else given[run[0]] for run in runs
+        ]
         along = [(each.ndim - 1 if self.dim == 1 else each.ndim - 2,) for each in matrices]
-        means = [state["mean_square"] for state in states]
+        averages = [state["mean_square"] for state in states]
+        means = stacked(averages, runs)
         now = mean_squares(matrices, along)
         wide = [each.to(mean.dtype) for each, mean in zip(now, means, strict=True)]
         beta = scalar(values["beta"])
         torch._foreach_mul_(means, beta)
         torch._foreach_add_(means, torch._foreach_mul(wide, 1 - beta))
+        if len(runs) < len(averages):
+            torch._foreach_copy_(averages, unstacked(means, runs))
         divisors = list(torch._foreach_sqrt(means))
         torch._foreach_add_(divisors, scalar(values["eps"]))
         clamp_positive_(divisors)
         if self.rms is not None:
             self.resize_(divisors, list(torch._foreach_sqrt(wide)))
-        update = torch._foreach_div(matrices, divisors)
+        update = unstacked(quotients(matrices, divisors), runs)
         return [
             each.reshape(tensor.shape).to(tensor.dtype)
             for each, tensor in zip(update, tensors, strict=True)
@@ -167,6 +185,22 @@ class RMSNormalize(Transform):
             torch._foreach_div_(factors, sizes)
         torch._foreach_mul_(divisors, factors)
         clamp_positive_(divisors)
+
+
+def quotients(matrices: list[Tensor], divisors: list[Tensor]) -> list[Tensor]:
+    """Returns matrices divided by what broadcasts to them.
+
+    On accelerators the results are contiguous, so that lists of them and of parameters take one
+    launch, and those of one shape are slices of one tensor.
+    """
+    if not prefers_stacks(matrices[0]):
+        return list(torch._foreach_div(matrices, divisors))
+    results = list(matrices)
+    for places in batches(matrices, [each.shape for each in matrices], BATCH):
+        first = matrices[places[0]]
+        for i, result in zip(places, first.new_empty(len(places), *first.shape), strict=True):
+            results[i] = torch.div(matrices[i], divisors[i], out=result)
+    return results
 
 
 def matrix_norms(matrices: list[Tensor]) -> list[Tensor]:
