@@ -337,8 +337,8 @@ def move(
     for name, moved in FORMS.items():
         places = [i for i, state in enumerate(states) if name in state]
         if places:
-            some, entries = [tensors[i] for i in places], [states[i] for i in places]
-            moments += moved(some, entries, [weights[i] for i in places], eps, places)
+            some, memory = [tensors[i] for i in places], [states[i] for i in places]
+            moments += moved(some, memory, [weights[i] for i in places], eps, places)
     return moments, counts
 
 
