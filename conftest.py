@@ -36,6 +36,11 @@ def backend(exhaustive: bool) -> str:
     return "inductor" if exhaustive else "aot_eager"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names a set by its sorted elements; processes that share tests must name them alike."""
+    return "+".join(sorted(map(str, val))) or "none" if isinstance(val, (set, frozenset)) else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what only an exhaustive run takes, and puts first what takes longest."""

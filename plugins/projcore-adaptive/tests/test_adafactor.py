@@ -74,7 +74,7 @@ def test_stacks_of_equal_shapes(name: str, monkeypatch: Any, follow: Any, same: 
         same(ours, theirs)
 
 
-@pytest.mark.parametrize("passes", [frozenset(), frozenset({"fold", "fuse"})], ids=str)
+@pytest.mark.parametrize("passes", [frozenset(), frozenset({"fold", "fuse"})])
 @pytest.mark.parametrize("lr", [0.1, None])
 @pytest.mark.parametrize("outer", [list, Stack])
 def test_stacks_change_only_the_rounding(
