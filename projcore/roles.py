@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -24,7 +24,10 @@ Role = Literal[
 ]
 ROLES: tuple[str, ...] = get_args(Role)
 
-_EMBEDDING = re.compile(r".*embeddings?|(.*_)?emb(ed|eds)?|embed_(tokens|positions|in)")
+_EMBEDDING = re.compile(
+    r".*embeddings?(_table)?|(.*_)?emb(ed|eds)?|embed_(tokens|positions|in)|w[tp]e"
+    r"|pe|(.*_)?pos(ition)?(al)?_enc(odings?)?"
+)
 _HEAD = re.compile(r"(.*_)?head|embed_out")
 _ELEMENTWISE = {"log", "bias"}  # words of names such as A_log and relative_position_bias_table
 
@@ -52,11 +55,14 @@ class Known:
         name: Its first name, as in ``model.named_parameters()``.
         types: Names of the classes of its owners, and of their bases.
         role: Its role; see `inspect_model`.
+        transposed: Whether its shape is inputs by outputs, as that of an embedding, a transposed
+            convolution, or the ``Conv1D`` of GPT-2.
     """
 
     name: str
     types: tuple[str, ...]
     role: Role
+    transposed: bool = False
 
 
 def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
@@ -76,7 +82,8 @@ def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
     ``other``        not the matrix of a linear map: of a normalization; named as a logarithm or
                      a bias; or held directly by a module that has layers inside, as ``A_log`` of a
                      state-space layer and tables of positions are, and not named weight
-    ``stack``        three sides longer than 1: as many matrices as the first is long
+    ``stack``        three dimensions, the last two longer than 1: as many matrices as the first is
+                     long
     ``last``         the last linear layer, taken for the output layer
     ``matrix``       all others
     ===============  ===========================================================================
@@ -100,10 +107,10 @@ def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
         found = owners[parameter]
         types = dict.fromkeys(cls.__name__ for owner in found for cls in type(owner.module).__mro__)
         role = _role(parameter, found, parameter in embeddings, parameter in heads)
-        known[parameter] = Known(name, tuple(types), role)
+        known[parameter] = Known(name, tuple(types), role, _is_transposed(parameter, found, role))
     last = _last(model, known, owners)
     if last is not None:
-        known[last] = Known(known[last].name, known[last].types, "last")
+        known[last] = replace(known[last], role="last")
     return known
 
 
@@ -181,7 +188,7 @@ def _by_shape(tensor: Tensor) -> Role:
     """Returns the role of the weight of an unknown layer."""
     if tensor.ndim > 2 and tensor.shape[1] == 1:
         return "depthwise"
-    if tensor.ndim == 3 and tensor.shape[0] > 1 and tensor.shape[2] > 1:
+    if tensor.ndim == 3 and tensor.shape[2] > 1:
         return "stack"
     return "convolution" if tensor.ndim > 3 else "matrix"
 
@@ -199,6 +206,24 @@ def _is_convolution(module: nn.Module, parameter: Tensor) -> bool:
 def _is_depthwise(parameter: Tensor, owners: list[Owner]) -> bool:
     groups = [getattr(owner.module, "groups", 2) for owner in owners]  # unknown: several
     return parameter.shape[1] == 1 and max(groups) > 1
+
+
+def _is_transposed(parameter: Tensor, owners: list[Owner], role: Role) -> bool:
+    """Whether the last dimension of a weight is that of outputs; or its second, of a convolution.
+
+    Layers of others say so by ``is_transposed``, as experts of transformers do, or are its
+    ``Conv1D``, with ``nx`` inputs and ``nf`` outputs.
+    """
+    modules = [owner.module for owner in owners]
+    if any(isinstance(each, (nn.Embedding, nn.EmbeddingBag)) for each in modules):
+        return True
+    if any(isinstance(each, nn.modules.conv._ConvTransposeNd) for each in modules):
+        return parameter.ndim > 2
+    if any(isinstance(each, nn.Linear) or _is_convolution(each, parameter) for each in modules):
+        return False
+    sides = [(getattr(each, "nx", None), getattr(each, "nf", None)) for each in modules]
+    told = any(getattr(each, "is_transposed", False) is True for each in modules)
+    return role == "embedding" or told or tuple(parameter.shape) in sides
 
 
 def _is_linear(owner: Owner, parameter: Tensor) -> bool:

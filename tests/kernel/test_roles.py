@@ -190,6 +190,54 @@ class Own(nn.Module):
         self.weight = Parameter(torch.zeros(shape))
 
 
+class Conv1D(Own):
+    """A layer as GPT-2 has: inputs by outputs."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__(nx, nf)
+        self.nf, self.nx = nf, nx
+
+
+class Experts(nn.Module):
+    def __init__(self, count: int, is_transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = is_transposed
+        self.down_proj = Parameter(torch.zeros(count, 4, 8))
+
+
+def test_weights_of_inputs_by_outputs() -> None:
+    linear = {
+        "linear": nn.Linear(4, 3),
+        "conv": nn.Conv2d(4, 3, 2),
+        "own": Own(4, 3),
+        "experts": Experts(2, is_transposed=False),
+        "embeddings": nn.ModuleDict({"patch_embeddings": nn.Conv2d(4, 3, 2)}),
+    }
+    table = nn.ParameterDict({"pos_embed": torch.zeros(1, 5, 4), "position_enc": torch.zeros(5, 4)})
+    transposed = {
+        "square": Conv1D(4, 4),
+        "tall": Conv1D(4, 6),
+        "up": nn.ConvTranspose2d(4, 3, 2),
+        "experts": Experts(2, is_transposed=True),
+        "tokens": nn.Embedding(9, 4),
+        "table": table,
+        "normed": parametrizations.weight_norm(nn.ConvTranspose1d(4, 3, 2)),
+    }
+    for model, expected in ((linear, False), (transposed, True)):
+        known = inspect_model(nn.ModuleDict(model)).values()
+        assert {each.transposed for each in known if each.role != "vector"} == {expected}
+    layer = nn.Linear(4, 9, bias=False)
+    tied = nn.Sequential(nn.Embedding(9, 4), layer)
+    layer.weight = tied[0].weight  # type: ignore[assignment]
+    assert [each.transposed for each in inspect_model(tied).values()] == [True]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_experts_are_a_stack_however_few(count: int) -> None:
+    assert roles(Experts(count, is_transposed=False)) == {"down_proj": "stack"}
+    assert role_of("mlp.experts.down_proj", torch.zeros(count, 4, 8)) == "stack"
+
+
 def test_layers_of_others() -> None:
     model = nn.ModuleDict(
         {
@@ -223,6 +271,10 @@ def test_layers_of_others() -> None:
         ("encoder.tokenEmbedding.weight", (9, 4), "embedding"),
         ("pos_embed", (9, 4), "embedding"),
         ("embeddings.0.weight", (9, 4), "embedding"),
+        ("transformer.wte.weight", (9, 4), "embedding"),
+        ("token_embedding_table.weight", (9, 4), "embedding"),
+        ("encoder.positional_encoding", (1, 9, 4), "embedding"),
+        ("encoder.position_encoder.weight", (9, 4), "matrix"),
         ("embed.layers.0.up.weight", (9, 4), "matrix"),
         ("encoder.embed_dim_proj.weight", (9, 4), "matrix"),
         ("lm_head.weight", (9, 4), "head"),

@@ -114,6 +114,22 @@ def test_notes_say_why_a_parameter_is_left_out(name: str, caplog: pytest.LogCapt
     assert "embedding: tok.weight; " in record.getMessage()
 
 
+def test_a_warning_says_that_nothing_that_trains_is_projected(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2), nn.Linear(2, 6))
+    model[0].requires_grad_(False)
+    galore = build("galore_adamw", model)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "galore_adamw projects 1 of 6 parameters, all of them frozen. " in record.getMessage()
+    model[0].requires_grad_(True)
+    model(torch.ones(1, 6)).sum().backward()
+    galore.step()  # they may join later
+    build("galore_adamw", model)
+    assert len(caplog.records) == 1
+
+
 def test_only_hidden_layers_are_orthogonalized() -> None:
     """The last linear layer of a model that names no output layer."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))

@@ -144,8 +144,9 @@ def scale_adamw(
     r"""SCALE: gradients of matrices normalized by output, momentum for the output layer only.
 
     Each row of the gradient of a weight of shape ``(outputs, inputs)`` is divided by its root mean
-    square; for an embedding, of shape ``(tokens, features)``, each column. For the output layer,
-    the moving average of the gradient is normalized. Vectors are updated by AdamW.
+    square; each column, if its shape is ``(inputs, outputs)``, as that of an embedding, a
+    transposed convolution, or GPT-2's ``Conv1D``. For the output layer, the moving average of the
+    gradient is normalized. Vectors are updated by AdamW.
 
     A weight shared by the embedding and the output layer is treated as an embedding; if no output
     layer is identified, no parameter has momentum.
@@ -170,12 +171,11 @@ def scale_adamw(
         square in place of the norm, and the columns of embeddings, follow their code).
     """
     rows = {"rms_normalize": {"beta": 0.0, "rms": None}}
-    columns = {"rms_normalize": {"beta": 0.0, "rms": None, "dim": 0}}
     average = {"ema": {"beta": momentum, "debias": False}}
     ways = [
         Way([rows], HIDDEN, "ndim>=2"),
         Way([average, rows], ["role==head", "role==last"], "group==1"),
-        Way([columns], "role==embedding", "group==2"),
+        Way([rows], "role==embedding", "group==2"),
         Way([{"adam": {"betas": betas, "eps": eps}}]),
     ]
     return routed("scale_adamw", params, ways, [{"weight_decay": weight_decay}, {"lr": lr}])
