@@ -29,6 +29,8 @@ _EMBEDDING = re.compile(
     r"|pe|(.*_)?pos(ition)?(al)?_enc(odings?)?"
 )
 _HEAD = re.compile(r"(.*_)?head|embed_out")
+# The children of torch's wrappers: compiled modules, activation checkpoints, FSDP.
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _ELEMENTWISE = {"log", "bias"}  # words of names such as A_log and relative_position_bias_table
 
 
@@ -118,7 +120,8 @@ def role_of(name: str | None, tensor: Tensor) -> Role:
     """Returns the role of a parameter of an unknown model, from its name, if any, and shape.
 
     Names are compared by whole components: that of the tensor and that of the module that holds it,
-    numbers left out. A parameter with three dimensions within a module named experts is a stack.
+    numbers and torch's wrappers left out. A parameter with three dimensions within a module named
+    experts is a stack.
     """
     if is_lazy(tensor) or _is_vector(tensor):
         return "vector"
@@ -250,7 +253,8 @@ def _of_torch(module: nn.Module) -> bool:
 
 
 def _parts(name: str) -> list[str]:
-    return [part for part in name.lower().split(".") if part and not part.isdecimal()]
+    parts = name.lower().split(".")
+    return [part for part in parts if part and not part.isdecimal() and part not in _WRAPPERS]
 
 
 def _named(parts: list[str], pattern: re.Pattern[str]) -> bool:
@@ -286,19 +290,29 @@ def _is_layer(owner: Owner) -> bool:
 
 
 def _in_block(model: nn.Module, path: str) -> bool:
-    module = model
+    module = _unwrapped(model)
     for name in path.split(".") if path else []:
-        child = module.get_submodule(name)
+        if name in _WRAPPERS:
+            continue
+        child = _unwrapped(module.get_submodule(name))
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and any(
             True for _ in child.children()
         ):
-            others = (each for each in module.children() if each is not child)
+            others = (each for each in map(_unwrapped, module.children()) if each is not child)
             if isinstance(module, nn.ModuleList) or any(
                 list(_shapes(each)) == list(_shapes(child)) for each in others
             ):
                 return True
         module = child
     return False
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Returns the module that wrappers of torch hold."""
+    for name, child in module.named_children():
+        if name in _WRAPPERS:
+            return _unwrapped(child)
+    return module
 
 
 def _shapes(module: nn.Module) -> Iterator[tuple[str, torch.Size | None]]:

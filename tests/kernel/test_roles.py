@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import Parameter
 from torch.nn.utils import parametrizations, parametrize
 
@@ -143,6 +145,34 @@ def test_the_last_linear_layer(model: nn.Module, last: str | None) -> None:
     found = roles(model)
     assert [name for name, role in found.items() if role == "last"] == ([last] if last else [])
     assert set(found.values()) <= {"last", "matrix", "convolution"}
+
+
+WRAPS: dict[str, Callable[[nn.Module], Any]] = {
+    "compiled": lambda module: torch.compile(module, backend="eager"),
+    "checkpointed": checkpoint_wrapper,
+}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "layers": lambda: nn.Sequential(*mlp(4, 4, 4, 4)),
+    "head": lambda: nn.ModuleDict({"embed": Own(9, 4), "head": nn.Linear(4, 9), "b": block()}),
+    "blocks": lambda: nn.Sequential(block(), block(), nn.Linear(4, 4)),
+    "only blocks": lambda: nn.ModuleList([block(), block()]),
+    "state space": lambda: Scan(),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_wrappers_of_torch_change_no_role(wrap: str, model: str) -> None:
+    """Around the model, and around each module inside."""
+    expected = list(roles(MODELS[model]()).values())
+    assert list(roles(WRAPS[wrap](MODELS[model]())).values()) == expected
+    inside = MODELS[model]()
+    for name, module in list(inside.named_modules()):
+        if name and type(module).__name__ != "ModuleDict":
+            parent, _, last = name.rpartition(".")
+            holder = inside.get_submodule(parent)
+            setattr(holder, last, WRAPS[wrap](module))
+    assert list(roles(inside).values()) == expected
 
 
 class Scan(nn.Module):
