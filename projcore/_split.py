@@ -160,15 +160,16 @@ class Split:
             table = facts.role == "embedding" and facts.transposed and pair[1].ndim > 2
             needs = {"folding": facts.role == "stack" or table, "transposed": facts.transposed}
             layout = tuple(name for name in LAYOUT if needs[name] and name not in settings)
+            last = len(self.ways) - 1
             note = None
-            if way > 0:
-                note = self._reason(facts)
-            else:
+            if way < last:
                 note = self.unfit(pair[1], {**{name: LAYOUT[name] for name in layout}, **settings})
-                if note is None and settings.get("route") == len(self.ways) - 1 > 0:
-                    note = f"route={settings['route']}"
-                if note is not None:
-                    way, rule = len(self.ways) - 1, rule if of_rule else len(self.table) - 1
+            if way == 0 and note is None and settings.get("route") == last > 0:
+                note = f"route={settings['route']}"
+            if note is not None:
+                way, rule = last, rule if of_rule else len(self.table) - 1
+            elif way > 0:
+                note = self._reason(facts)
             if way > 0:
                 settings = {**of_rule, **own, **self.ways[way].settings}
             members.append(Member(way, place, rule, pair, settings, layout, note or ""))

@@ -136,8 +136,8 @@ def routed(
         last: For the parameters of the first way, behind all others.
         fixed: Settings that have one value for all parameters, because the recipe makes another
             module with it.
-        unfit: Says why a parameter that a rule of the first way picks is left out after all, or
-            None. It is given the parameter and the settings of its group.
+        unfit: Says why a parameter goes the last way after all, or None. It is given the parameter,
+            which a rule of another way picks, and the settings of its group.
 
     Raises:
         ArgumentError: If no parameter takes the first way, all are frozen, or a rule of the first

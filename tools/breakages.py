@@ -1664,7 +1664,7 @@ PLUGINS = [
         "recipe-leaves-nothing-out",
         "A parameter that a recipe leaves out keeps the way of its rule.",
         "projcore/_split.py",
-        before="way, rule = len(self.ways) - 1, rule if of_rule else len(self.table) - 1",
+        before="way, rule = last, rule if of_rule else len(self.table) - 1",
         after="rule = rule if of_rule else len(self.table) - 1",
         tests=("tests/kernel/test_recipe.py::test_a_function_leaves_out_and_says_why",),
     ),

@@ -258,6 +258,27 @@ def test_vectors_of_several_dimensions_are_no_matrices(name: str) -> None:
     assert {found[each][0] for each in ("gain", "token", "gate.weight")} == {"0: *"}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_complex_matrices_use_adam_or_are_taken(name: str) -> None:
+    """As a layer of a Fourier neural operator has, and an output layer."""
+    model = model_of()
+    model.spectrum = torch.nn.Linear(6, 6, dtype=torch.complex64)
+    model.modes = torch.nn.ParameterDict({"w": torch.randn(3, 4, 5, dtype=torch.complex64)})
+    model.last_head = torch.nn.Linear(6, 5, dtype=torch.complex64)
+    optimizer = recipe(name)(model)
+    found = rows(optimizer)
+    matrices = name in ("adam_h", "soap_h")
+    assert (found["spectrum.weight"][0] == "0: *") == (found["modes.w"][0] == "0: *")
+    assert (found["spectrum.weight"][0] != "0: *") == matrices
+    notes = [note for group in optimizer.param_groups for note in group["param_notes"]]
+    assert notes.count("complex numbers") == (0 if matrices else 3 if name == "scale_adamw" else 2)
+    before = copy.deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert not any(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
 def test_tables_are_normalized_by_feature() -> None:
     """Whatever their leading dimensions; and the kernels that embed patches by output."""
     model = torch.nn.ModuleDict(

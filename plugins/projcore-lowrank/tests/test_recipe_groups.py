@@ -130,6 +130,25 @@ def test_a_warning_says_that_nothing_that_trains_is_projected(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("name", PROJECTING)
+def test_complex_matrices_use_adam_or_are_taken(name: str) -> None:
+    """Adafactor is for real numbers, also where nothing is projected, as in torch."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 7, dtype=torch.complex64), nn.Linear(6, 6))
+    if name in ("flora", "galore_adafactor"):
+        with pytest.raises(ArgumentError, match=r"adafactor.* was given a complex tensor"):
+            build(name, model)
+        return
+    optimizer = build(name, model)
+    real = name in ("muon_adamw", "sumo")
+    assert notes(optimizer)["1.weight"] == ("complex numbers" if real else "")
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    assert not any(torch.equal(before[key], p) for key, p in model.named_parameters())
+
+
 def test_only_hidden_layers_are_orthogonalized() -> None:
     """The last linear layer of a model that names no output layer."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
