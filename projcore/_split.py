@@ -16,7 +16,7 @@ from projcore._pairs import Group, Pair, Params, added, as_torch, is_frozen, tra
 from projcore.core.chain import Chain
 from projcore.engine.names import SettingNames
 from projcore.errors import ArgumentError
-from projcore.roles import Known, inspect_model, role_of
+from projcore.roles import Known, facts_of, inspect_model
 from projcore.rules import Rules
 
 if TYPE_CHECKING:
@@ -215,8 +215,7 @@ class Split:
                     "yet. It goes by shapes. Run the model once, which gives lazy layers theirs."
                 )
             pairs.append((name, parameter))
-            role = role_of(name, parameter)
-            facts.append(found or Known(name or "", (), role, transposed=role == "embedding"))
+            facts.append(found or facts_of(name, parameter))
         return pairs, facts
 
     def _reason(self, facts: Known) -> str:

@@ -136,6 +136,13 @@ def role_of(name: str | None, tensor: Tensor) -> Role:
     return "convolution" if role == "stack" and "experts" not in parts else role
 
 
+def facts_of(name: str | None, tensor: Tensor) -> Known:
+    """Returns the facts about a parameter of an unknown model, without types."""
+    role = role_of(name, tensor)
+    kernel = tensor.ndim > 3 and tensor.shape[0] > 1  # of a convolution that embeds patches
+    return Known(name or "", (), role, transposed=role == "embedding" and not kernel)
+
+
 def _owners(model: nn.Module) -> dict[Tensor, list[Owner]]:
     owners: dict[Tensor, list[Owner]] = {}
     for path, module in model.named_modules(remove_duplicate=False):

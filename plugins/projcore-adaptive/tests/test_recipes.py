@@ -279,14 +279,16 @@ def test_complex_matrices_use_adam_or_are_taken(name: str) -> None:
     assert not any(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_tables_are_normalized_by_feature() -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_tables_are_normalized_by_feature(named: bool) -> None:
     """Whatever their leading dimensions; and the kernels that embed patches by output."""
     model = torch.nn.ModuleDict(
         {"linear": torch.nn.Linear(6, 8), "embed": torch.nn.ParameterDict({})}
     )
     model["embed"]["pos_embed"] = torch.nn.Parameter(torch.zeros(1, 5, 4))
     model["embed"]["patch_embed"] = torch.nn.Conv2d(3, 4, 2, bias=False)
-    optimizer = recipe("scale_adamw")(model, lr=1.0)
+    params = model.named_parameters() if named else model
+    optimizer = recipe("scale_adamw")(params, lr=1.0)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = copy.deepcopy(model)
