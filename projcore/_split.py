@@ -192,12 +192,15 @@ class Split:
                 group |= zip(self._routing, (route, min(route, 1)), strict=False)
                 self._refuse_other_values(group)
                 found[key] = {**group, "params": [], "param_notes": []}
-            group, note = found[key], each.note
+            group = found[key]
+            told = []
             sides = [side for side in each.pair[1].shape if side != 1]
             if len(sides) > 2 and any(group.get(key) == "last2" for key in keys.get("folding", ())):
-                note = note or f"{math.prod(sides[:-2])} matrices"
+                told.append(f"{math.prod(sides[:-2])} matrices")
+            if any(group.get(key) for key in keys.get("transposed", ())):
+                told.append("inputs by outputs")
             group["params"].append(each.pair)
-            group["param_notes"].append(note)
+            group["param_notes"].append(each.note or ", ".join(told))
         return [found[key] for key in sorted(found)]
 
     def _inspected(self, given: list[Group]) -> tuple[list[Pair], list[Known]]:
@@ -259,7 +262,7 @@ class Split:
                     )
 
     def _tell(self, members: list[Member], groups: list[Group]) -> None:
-        """Logs which parameters are left out, and why, and which are taken for stacks."""
+        """Logs which parameters are left out, and why, and how others are taken for matrices."""
         count = sum(each.way == 0 for each in members)
         notes: dict[str, list[str]] = {}
         for group in groups:

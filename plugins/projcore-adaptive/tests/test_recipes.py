@@ -240,8 +240,14 @@ def test_weights_of_inputs_by_outputs_are_transposed(name: str) -> None:
     )
     others = {**dict(other.named_parameters()), "experts": other.mixture["experts"].mT}
     others["up.weight"] = others["up.weight"].mT
+    notes = []
     for each in (model, other):
-        train(each, recipe(name)(each, lr=0.01), 5)
+        optimizer = recipe(name)(each, lr=0.01)
+        train(each, optimizer, 5)
+        notes += [note for group in optimizer.param_groups for note in group["param_notes"]]
+    rowwise = name in ("muon_plus_adamw", "normuon_adamw", "scale_adamw")
+    assert ("inputs by outputs" in notes) == rowwise
+    assert ("3 matrices, inputs by outputs" in notes) == rowwise
     for key, parameter in model.named_parameters():
         # Newton-Schulz runs in bfloat16.
         torch.testing.assert_close(parameter, others[key], rtol=1e-3, atol=1e-5)
