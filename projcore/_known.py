@@ -302,6 +302,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "step_sizes": ("rprop",),
     "tolerance": ("newton_cg",),
     "tolerance_change": ("strong_wolfe",),
+    "transposed": ("rms_normalize",),
     "trust_coefficient": ("lars",),
     "warmup": ("ademamix",),
     "weight_decay": ("adafactor", "adamw", "lamb", "lars", "muon", "torch_optim", "weight_decay"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projcore.engine.making import values_of
 from projcore.errors import ArgumentError, ArgumentTypeError
 
 Params = (
@@ -107,7 +108,7 @@ def _of_pairs(recipe: str, group: Mapping[str, Any]) -> Group:
         )
     members = group["params"]
     members = [members] if isinstance(members, Tensor) else _as_list(recipe, members)
-    names = group.get("param_names", [None] * len(members))
+    names = values_of({**group, "params": members}, "param_names", None)
     pairs: list[Pair] = []
     for name, member in zip(names, members, strict=True):
         pair: Any = member if isinstance(member, tuple) and len(member) == 2 else (name, member)

@@ -16,7 +16,7 @@ from projcore._pairs import Group, Pair, Params, added, as_torch, is_frozen, tra
 from projcore.core.chain import Chain
 from projcore.engine.names import SettingNames
 from projcore.errors import ArgumentError
-from projcore.roles import inspect_model, role_of
+from projcore.roles import Known, facts_of, inspect_model
 from projcore.rules import Rules
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ NOTES = {
     "last": "last linear layer",
     "depthwise": "depthwise convolution",
 }
+LAYOUT = {"folding": "last2", "transposed": True}  # settings of modules, for groups that need them
 log = logging.getLogger("projcore")
 
 
@@ -44,7 +45,7 @@ class Member(NamedTuple):
             of its own, so that it is in one group with others.
         pair: Its name, or None, and itself.
         settings: Those of its group.
-        stack: Whether it is a stack of matrices whose settings do not say how it is folded.
+        layout: Those of `LAYOUT` that its group needs, and has no value of.
         note: Why it is left out, or nothing.
     """
 
@@ -53,7 +54,7 @@ class Member(NamedTuple):
     rule: int
     pair: Pair
     settings: dict[str, Any]
-    stack: bool
+    layout: tuple[str, ...]
     note: str
 
 
@@ -101,7 +102,7 @@ class Split:
             self._refuse_none()
         self.routes = {number: route for route, number in enumerate(taken)}
         self._routing: list[str] = []
-        self._folding: dict[int, list[str]] = {}
+        self._keys: dict[int, dict[str, list[str]]] = {}
 
     def groups(self, chain: Chain, routes: Sequence[str]) -> list[Group]:
         """Returns the parameter groups, as torch takes them, of an optimizer of this chain.
@@ -114,11 +115,10 @@ class Split:
         self._routing = [names[path]["route"] for path in routes]
         for way, route in self.routes.items():
             start = f"0/{route}/" if routes else ""
-            self._folding[way] = [
-                keys["folding"]
-                for path, keys in names.items()
-                if "folding" in keys and f"{path}/".startswith(start)
-            ]
+            inside = [keys for path, keys in names.items() if f"{path}/".startswith(start)]
+            self._keys[way] = {
+                name: [keys[name] for keys in inside if name in keys] for name in LAYOUT
+            }
         groups = self._grouped(self._members)
         self._tell(self._members, groups)
         self._members = []
@@ -145,66 +145,70 @@ class Split:
 
     def _assigned(self, given: list[Group], first: bool) -> list[Member]:
         """Returns where each parameter of some groups goes, in the order of ways."""
-        pairs, types, roles = self._inspected(given)
+        pairs, known = self._inspected(given)
+        types, roles = [each.types or None for each in known], [each.role for each in known]
         tensors = [parameter.detach() for _, parameter in pairs]
         chosen = self.rules.choose([name for name, _ in pairs], tensors, types, roles=roles)
         if first:
             self._refuse_idle(chosen, pairs)
         places = [place for place, group in enumerate(given) for _ in group["params"]]
         members = []
-        for place, pair, rule, role, owners in zip(
-            places, pairs, chosen, roles, types, strict=True
-        ):
+        for place, pair, rule, facts in zip(places, pairs, chosen, known, strict=True):
             own = {key: value for key, value in given[place].items() if key != "params"}
             _, way, of_rule = self.table[rule]
             settings = {**self.ways[way].settings, **of_rule, **own}
-            stack = role == "stack" and "folding" not in settings
+            table = facts.role == "embedding" and facts.transposed and pair[1].ndim > 2
+            needs = {"folding": facts.role == "stack" or table, "transposed": facts.transposed}
+            layout = tuple(name for name in LAYOUT if needs[name] and name not in settings)
+            last = len(self.ways) - 1
             note = None
-            if way > 0:
-                note = self._reason(role, owners)
-            else:
-                note = self.unfit(pair[1], {"folding": "last2", **settings} if stack else settings)
-                if note is None and settings.get("route") == len(self.ways) - 1 > 0:
-                    note = f"route={settings['route']}"
-                if note is not None:
-                    way, rule = len(self.ways) - 1, rule if of_rule else len(self.table) - 1
+            if way < last:
+                note = self.unfit(pair[1], {**{name: LAYOUT[name] for name in layout}, **settings})
+            if way == 0 and note is None and settings.get("route") == last > 0:
+                note = f"route={settings['route']}"
+            if note is not None:
+                way, rule = last, rule if of_rule else len(self.table) - 1
+            elif way > 0:
+                note = self._reason(facts)
             if way > 0:
                 settings = {**of_rule, **own, **self.ways[way].settings}
-            members.append(Member(way, place, rule, pair, settings, stack, note or ""))
+            members.append(Member(way, place, rule, pair, settings, layout, note or ""))
         return members
 
     def _grouped(self, members: list[Member]) -> list[Group]:
         """Returns groups in the order of ways, of the groups given, and of their rules.
 
-        Stacks of matrices are in groups of their own, which say so to the modules that fold them.
+        Stacks of matrices, and weights of inputs by outputs, are in groups of their own, which say
+        so to the modules that have a setting for it.
         """
-        found: dict[tuple[int, int, int, bool], Group] = {}
+        found: dict[tuple[int, int, int, tuple[str, ...]], Group] = {}
         for each in members:
-            folding = self._folding.get(each.way, [])
-            key = each.way, each.place, each.rule, bool(folding) and each.stack
+            keys = self._keys.get(each.way, {})
+            layout = {key: LAYOUT[name] for name in each.layout for key in keys.get(name, ())}
+            key = each.way, each.place, each.rule, tuple(layout)
             if key not in found:
-                group = {**(dict.fromkeys(folding, "last2") if key[-1] else {}), **each.settings}
+                group: Group = {**layout, **each.settings}
                 route = self.routes.get(each.way, 0)
                 group |= zip(self._routing, (route, min(route, 1)), strict=False)
                 self._refuse_other_values(group)
                 found[key] = {**group, "params": [], "param_notes": []}
-            group, note = found[key], each.note
+            group = found[key]
+            told = []
             sides = [side for side in each.pair[1].shape if side != 1]
-            if len(sides) > 2 and any(group.get(name) == "last2" for name in folding):
-                note = note or f"{math.prod(sides[:-2])} matrices"
+            if len(sides) > 2 and any(group.get(key) == "last2" for key in keys.get("folding", ())):
+                told.append(f"{math.prod(sides[:-2])} matrices")
+            if any(group.get(key) for key in keys.get("transposed", ())):
+                told.append("inputs by outputs")
             group["params"].append(each.pair)
-            group["param_notes"].append(note)
+            group["param_notes"].append(each.note or ", ".join(told))
         return [found[key] for key in sorted(found)]
 
-    def _inspected(
-        self, given: list[Group]
-    ) -> tuple[list[Pair], list[tuple[str, ...] | None], list[str]]:
-        """Returns all pairs of name and parameter, the types of each one's owners, and roles."""
+    def _inspected(self, given: list[Group]) -> tuple[list[Pair], list[Known]]:
+        """Returns all pairs of name and parameter, and their facts, without types if unknown."""
         model = None if self._model is None else self._model()
         known = {} if model is None else inspect_model(model)
         pairs: list[Pair] = []
-        types: list[tuple[str, ...] | None] = []
-        roles: list[str] = []
+        facts: list[Known] = []
         for name, parameter in (pair for group in given for pair in group["params"]):
             found = known.get(parameter)
             name = found.name if found and name is None else name
@@ -214,17 +218,16 @@ class Split:
                     "yet. It goes by shapes. Run the model once, which gives lazy layers theirs."
                 )
             pairs.append((name, parameter))
-            types.append(None if found is None else found.types)
-            roles.append(found.role if found else role_of(name, parameter))
-        return pairs, types, roles
+            facts.append(found or facts_of(name, parameter))
+        return pairs, facts
 
-    def _reason(self, role: str, types: tuple[str, ...] | None) -> str:
+    def _reason(self, facts: Known) -> str:
         """Why the rules of the first way leave a parameter out."""
-        if not self.ways[0].by_role and role != "vector":
+        if not self.ways[0].by_role and facts.role != "vector":
             return "left out by project"
-        if role == "other":
-            return f"no linear map of {types[0]}" if types else "no linear map"
-        return NOTES.get(role, "")
+        if facts.role == "other":
+            return f"no linear map of {facts.types[0]}" if facts.types else "no linear map"
+        return NOTES.get(facts.role, "")
 
     def _refuse_idle(self, chosen: Sequence[int], pairs: Sequence[Pair]) -> None:
         if self.ways[0].by_role:
@@ -259,13 +262,14 @@ class Split:
                     )
 
     def _tell(self, members: list[Member], groups: list[Group]) -> None:
-        """Logs which parameters are left out, and why, and which are taken for stacks."""
+        """Logs which parameters are left out, and why, and how others are taken for matrices."""
         count = sum(each.way == 0 for each in members)
         notes: dict[str, list[str]] = {}
         for group in groups:
             for (name, parameter), note in zip(group["params"], group["param_notes"], strict=True):
                 if note:
                     notes.setdefault(note, []).append(name or f"{tuple(parameter.shape)}")
+        projected = [not is_frozen(each.pair[1]) for each in members if each.way == 0]
         told = [
             f"{note}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" * (len(names) > 3))
             for note, names in notes.items()
@@ -274,7 +278,10 @@ class Split:
         if frozen:
             told.append(f"frozen, so without state until they are not: {frozen}")
         text = "%s projects %d of %d parameters. %s"
-        log.info(text, self.recipe, count, len(members), "; ".join(told))
+        if not any(projected):
+            text = "%s projects %d of %d parameters, all of them frozen. %s"
+        level = logging.INFO if any(projected) else logging.WARNING
+        log.log(level, text, self.recipe, count, len(members), "; ".join(told))
 
 
 def _text(rule: Any) -> str:

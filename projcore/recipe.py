@@ -44,7 +44,7 @@ Project = Rule | Sequence[Rule] | Mapping[Rule, Mapping[str, Any]] | None
 Spec = Module | Mapping[str, Any] | str
 Recipe = TypeVar("Recipe", bound=Callable[..., torch.optim.Optimizer])
 
-LINEAR = "ndim>=2 role!=embedding role!=head role!=depthwise role!=other"
+LINEAR = "role!=vector role!=embedding role!=head role!=depthwise role!=other"
 """The rule of all matrices of linear maps, but embeddings and output layers."""
 HIDDEN = f"{LINEAR} role!=last"
 """The same without the last linear layer."""
@@ -119,11 +119,13 @@ def routed(
     are known from its layers, those of named parameters from their names. A way that no parameter
     takes is left out; where several are taken, there is a ``route`` module. Stacks of matrices, as
     the experts of a mixture are, are in groups of their own, which have ``folding="last2"`` for the
-    modules that have such a setting. Parameters that can never be trained are left out.
+    modules that have such a setting; and so are weights stored as inputs by outputs, which have
+    ``transposed=True``. Parameters that can never be trained are left out.
 
     Groups have notes on the parameters that the first way leaves out, which `Optimizer.describe`
-    shows, and the logger ``projcore`` tells once, at the level INFO. Groups that are added later go
-    by the same rules.
+    shows, and the logger ``projcore`` tells once, at the level INFO; at WARNING if all parameters
+    that take the first way are frozen, as where adapters are too small for a rank. Groups that are
+    added later go by the same rules.
 
     Args:
         recipe: The name of the recipe, for messages.
@@ -134,8 +136,8 @@ def routed(
         last: For the parameters of the first way, behind all others.
         fixed: Settings that have one value for all parameters, because the recipe makes another
             module with it.
-        unfit: Says why a parameter that a rule of the first way picks is left out after all, or
-            None. It is given the parameter and the settings of its group.
+        unfit: Says why a parameter goes the last way after all, or None. It is given the parameter,
+            which a rule of another way picks, and the settings of its group.
 
     Raises:
         ArgumentError: If no parameter takes the first way, all are frozen, or a rule of the first

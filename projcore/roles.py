@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -24,8 +24,13 @@ Role = Literal[
 ]
 ROLES: tuple[str, ...] = get_args(Role)
 
-_EMBEDDING = re.compile(r".*embeddings?|(.*_)?emb(ed|eds)?|embed_(tokens|positions|in)")
+_EMBEDDING = re.compile(
+    r".*embeddings?(_table)?|(.*_)?emb(ed|eds)?|embed_(tokens|positions|in)|w[tp]e"
+    r"|pe|(.*_)?pos(ition)?(al)?_enc(odings?)?"
+)
 _HEAD = re.compile(r"(.*_)?head|embed_out")
+# The children of torch's wrappers: compiled modules, activation checkpoints, FSDP.
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _ELEMENTWISE = {"log", "bias"}  # words of names such as A_log and relative_position_bias_table
 
 
@@ -52,11 +57,14 @@ class Known:
         name: Its first name, as in ``model.named_parameters()``.
         types: Names of the classes of its owners, and of their bases.
         role: Its role; see `inspect_model`.
+        transposed: Whether its shape is inputs by outputs, as that of an embedding, a transposed
+            convolution, or the ``Conv1D`` of GPT-2.
     """
 
     name: str
     types: tuple[str, ...]
     role: Role
+    transposed: bool = False
 
 
 def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
@@ -76,7 +84,8 @@ def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
     ``other``        not the matrix of a linear map: of a normalization; named as a logarithm or
                      a bias; or held directly by a module that has layers inside, as ``A_log`` of a
                      state-space layer and tables of positions are, and not named weight
-    ``stack``        three sides longer than 1: as many matrices as the first is long
+    ``stack``        three dimensions, the last two longer than 1: as many matrices as the first is
+                     long
     ``last``         the last linear layer, taken for the output layer
     ``matrix``       all others
     ===============  ===========================================================================
@@ -100,10 +109,10 @@ def inspect_model(model: nn.Module) -> dict[Tensor, Known]:
         found = owners[parameter]
         types = dict.fromkeys(cls.__name__ for owner in found for cls in type(owner.module).__mro__)
         role = _role(parameter, found, parameter in embeddings, parameter in heads)
-        known[parameter] = Known(name, tuple(types), role)
+        known[parameter] = Known(name, tuple(types), role, _is_transposed(parameter, found, role))
     last = _last(model, known, owners)
     if last is not None:
-        known[last] = Known(known[last].name, known[last].types, "last")
+        known[last] = replace(known[last], role="last")
     return known
 
 
@@ -111,7 +120,8 @@ def role_of(name: str | None, tensor: Tensor) -> Role:
     """Returns the role of a parameter of an unknown model, from its name, if any, and shape.
 
     Names are compared by whole components: that of the tensor and that of the module that holds it,
-    numbers left out. A parameter with three dimensions within a module named experts is a stack.
+    numbers and torch's wrappers left out. A parameter with three dimensions within a module named
+    experts is a stack.
     """
     if is_lazy(tensor) or _is_vector(tensor):
         return "vector"
@@ -124,6 +134,13 @@ def role_of(name: str | None, tensor: Tensor) -> Role:
         return "other"
     role = _by_shape(tensor)
     return "convolution" if role == "stack" and "experts" not in parts else role
+
+
+def facts_of(name: str | None, tensor: Tensor) -> Known:
+    """Returns the facts about a parameter of an unknown model, without types."""
+    role = role_of(name, tensor)
+    kernel = tensor.ndim > 3 and tensor.shape[0] > 1  # of a convolution that embeds patches
+    return Known(name or "", (), role, transposed=role == "embedding" and not kernel)
 
 
 def _owners(model: nn.Module) -> dict[Tensor, list[Owner]]:
@@ -181,7 +198,7 @@ def _by_shape(tensor: Tensor) -> Role:
     """Returns the role of the weight of an unknown layer."""
     if tensor.ndim > 2 and tensor.shape[1] == 1:
         return "depthwise"
-    if tensor.ndim == 3 and tensor.shape[0] > 1 and tensor.shape[2] > 1:
+    if tensor.ndim == 3 and tensor.shape[2] > 1:
         return "stack"
     return "convolution" if tensor.ndim > 3 else "matrix"
 
@@ -199,6 +216,24 @@ def _is_convolution(module: nn.Module, parameter: Tensor) -> bool:
 def _is_depthwise(parameter: Tensor, owners: list[Owner]) -> bool:
     groups = [getattr(owner.module, "groups", 2) for owner in owners]  # unknown: several
     return parameter.shape[1] == 1 and max(groups) > 1
+
+
+def _is_transposed(parameter: Tensor, owners: list[Owner], role: Role) -> bool:
+    """Whether the last dimension of a weight is that of outputs; or its second, of a convolution.
+
+    Layers of others say so by ``is_transposed``, as experts of transformers do, or are its
+    ``Conv1D``, with ``nx`` inputs and ``nf`` outputs.
+    """
+    modules = [owner.module for owner in owners]
+    if any(isinstance(each, (nn.Embedding, nn.EmbeddingBag)) for each in modules):
+        return True
+    if any(isinstance(each, nn.modules.conv._ConvTransposeNd) for each in modules):
+        return parameter.ndim > 2
+    if any(isinstance(each, nn.Linear) or _is_convolution(each, parameter) for each in modules):
+        return False
+    sides = [(getattr(each, "nx", None), getattr(each, "nf", None)) for each in modules]
+    told = any(getattr(each, "is_transposed", False) is True for each in modules)
+    return role == "embedding" or told or tuple(parameter.shape) in sides
 
 
 def _is_linear(owner: Owner, parameter: Tensor) -> bool:
@@ -225,7 +260,8 @@ def _of_torch(module: nn.Module) -> bool:
 
 
 def _parts(name: str) -> list[str]:
-    return [part for part in name.lower().split(".") if part and not part.isdecimal()]
+    parts = name.lower().split(".")
+    return [part for part in parts if part and not part.isdecimal() and part not in _WRAPPERS]
 
 
 def _named(parts: list[str], pattern: re.Pattern[str]) -> bool:
@@ -261,19 +297,29 @@ def _is_layer(owner: Owner) -> bool:
 
 
 def _in_block(model: nn.Module, path: str) -> bool:
-    module = model
+    module = _unwrapped(model)
     for name in path.split(".") if path else []:
-        child = module.get_submodule(name)
+        if name in _WRAPPERS:
+            continue
+        child = _unwrapped(module.get_submodule(name))
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and any(
             True for _ in child.children()
         ):
-            others = (each for each in module.children() if each is not child)
+            others = (each for each in map(_unwrapped, module.children()) if each is not child)
             if isinstance(module, nn.ModuleList) or any(
                 list(_shapes(each)) == list(_shapes(child)) for each in others
             ):
                 return True
         module = child
     return False
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Returns the module that wrappers of torch hold."""
+    for name, child in module.named_children():
+        if name in _WRAPPERS:
+            return _unwrapped(child)
+    return module
 
 
 def _shapes(module: nn.Module) -> Iterator[tuple[str, torch.Size | None]]:

@@ -1664,7 +1664,7 @@ PLUGINS = [
         "recipe-leaves-nothing-out",
         "A parameter that a recipe leaves out keeps the way of its rule.",
         "projcore/_split.py",
-        before="way, rule = len(self.ways) - 1, rule if of_rule else len(self.table) - 1",
+        before="way, rule = last, rule if of_rule else len(self.table) - 1",
         after="rule = rule if of_rule else len(self.table) - 1",
         tests=("tests/kernel/test_recipe.py::test_a_function_leaves_out_and_says_why",),
     ),
@@ -1934,10 +1934,32 @@ PLUGINS = [
     Breakage(
         "scale-embedding",
         "SCALE normalizes embeddings token by token, not feature by feature.",
-        ADAPTIVE + "src/projcore_adaptive/recipes.py",
-        before='"rms": None, "dim": 0}}',
-        after='"rms": None, "dim": 1}}',
+        "projcore/roles.py",
+        before="""EmbeddingBag)) for each in modules):
+        return True""",
+        after="""EmbeddingBag)) for each in modules):
+        return False""",
         tests=(ADAPTIVE + "tests/test_recipes.py::test_scale_is_the_formula_of_its_authors",),
+    ),
+    Breakage(
+        "recipes-vectors",
+        "Vectors of several dimensions are taken for matrices.",
+        "projcore/recipe.py",
+        before="role!=vector",
+        after="ndim>=2",
+        tests=(
+            ADAPTIVE + "tests/test_recipes.py::test_vectors_of_several_dimensions_are_no_matrices",
+        ),
+    ),
+    Breakage(
+        "transposed-rows",
+        "Weights of inputs by outputs are normalized by input.",
+        ADAPTIVE + "src/projcore_adaptive/rms_normalize.py",
+        before='if (self.dim == 1) != settings["transposed"] else',
+        after="if self.dim == 1 else",
+        tests=(
+            ADAPTIVE + "tests/test_recipes.py::test_weights_of_inputs_by_outputs_are_transposed",
+        ),
     ),
     Breakage(
         "dion2-error-feedback",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from projcore.engine.gather import gathered
-from projcore.engine.making import Plan, Row, parameter_names, rows
+from projcore.engine.making import Plan, Row, parameter_names, rows, values_of
 from projcore.ops import is_sharded
 from projcore.report.nodes import step_lines
 
@@ -38,7 +38,7 @@ def describe(optimizer: Optimizer) -> str:
     index = 0
     present = optimizer._present(parameters)
     for number, group in enumerate(optimizer.param_groups):
-        notes = group.get("param_notes", [""] * len(group["params"]))
+        notes = values_of(group, "param_notes", "")
         for parameter, note in zip(group["params"], notes, strict=True):
             entries = optimizer.state.get(parameter) or expected[index]
             parameter_table.append(

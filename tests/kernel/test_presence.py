@@ -201,6 +201,28 @@ def test_parameters_that_tools_take_out_or_put_in(chain: str) -> None:
     assert not torch.equal(before[0], model[0].weight)
 
 
+def test_no_name_is_better_than_that_of_another_parameter() -> None:
+    """Where a tool takes out a parameter, but not its name and its note."""
+    from projcore.recipes import galore_adamw
+
+    model = network()
+    optimizer = galore_adamw(model, rank=1)
+    train(model, optimizer, range(2))
+    first, *_ = optimizer.param_groups[1]["params"]
+    group = optimizer.param_groups[1]
+    group["params"] = [p for p in group["params"] if p is not first]
+    train(model, optimizer, range(2, 4))
+    table = optimizer.describe().partition("\n\n")[0]
+    assert "2.weight" in table
+    assert "bias" not in table
+    given = {"params": list(model.parameters()), "param_names": group["param_names"]}
+    assert galore_adamw([given], rank=1)
+    model[2].bias.grad = torch.full((3,), torch.nan)
+    optimizer.nonfinite = "raise"
+    with pytest.raises(errors.NonFiniteError, match="The gradient of parameter 4, "):
+        optimizer.step()
+
+
 def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was() -> None:
     from projcore.recipes import galore_adamw
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import Parameter
 from torch.nn.utils import parametrizations, parametrize
 
@@ -145,6 +147,34 @@ def test_the_last_linear_layer(model: nn.Module, last: str | None) -> None:
     assert set(found.values()) <= {"last", "matrix", "convolution"}
 
 
+WRAPS: dict[str, Callable[[nn.Module], Any]] = {
+    "compiled": lambda module: torch.compile(module, backend="eager"),
+    "checkpointed": checkpoint_wrapper,
+}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "layers": lambda: nn.Sequential(*mlp(4, 4, 4, 4)),
+    "head": lambda: nn.ModuleDict({"embed": Own(9, 4), "head": nn.Linear(4, 9), "b": block()}),
+    "blocks": lambda: nn.Sequential(block(), block(), nn.Linear(4, 4)),
+    "only blocks": lambda: nn.ModuleList([block(), block()]),
+    "state space": lambda: Scan(),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_wrappers_of_torch_change_no_role(wrap: str, model: str) -> None:
+    """Around the model, and around each module inside."""
+    expected = list(roles(MODELS[model]()).values())
+    assert list(roles(WRAPS[wrap](MODELS[model]())).values()) == expected
+    inside = MODELS[model]()
+    for name, module in list(inside.named_modules()):
+        if name and type(module).__name__ != "ModuleDict":
+            parent, _, last = name.rpartition(".")
+            holder = inside.get_submodule(parent)
+            setattr(holder, last, WRAPS[wrap](module))
+    assert list(roles(inside).values()) == expected
+
+
 class Scan(nn.Module):
     """A layer of a state-space model."""
 
@@ -190,6 +220,54 @@ class Own(nn.Module):
         self.weight = Parameter(torch.zeros(shape))
 
 
+class Conv1D(Own):
+    """A layer as GPT-2 has: inputs by outputs."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__(nx, nf)
+        self.nf, self.nx = nf, nx
+
+
+class Experts(nn.Module):
+    def __init__(self, count: int, is_transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = is_transposed
+        self.down_proj = Parameter(torch.zeros(count, 4, 8))
+
+
+def test_weights_of_inputs_by_outputs() -> None:
+    linear = {
+        "linear": nn.Linear(4, 3),
+        "conv": nn.Conv2d(4, 3, 2),
+        "own": Own(4, 3),
+        "experts": Experts(2, is_transposed=False),
+        "embeddings": nn.ModuleDict({"patch_embeddings": nn.Conv2d(4, 3, 2)}),
+    }
+    table = nn.ParameterDict({"pos_embed": torch.zeros(1, 5, 4), "position_enc": torch.zeros(5, 4)})
+    transposed = {
+        "square": Conv1D(4, 4),
+        "tall": Conv1D(4, 6),
+        "up": nn.ConvTranspose2d(4, 3, 2),
+        "experts": Experts(2, is_transposed=True),
+        "tokens": nn.Embedding(9, 4),
+        "table": table,
+        "normed": parametrizations.weight_norm(nn.ConvTranspose1d(4, 3, 2)),
+    }
+    for model, expected in ((linear, False), (transposed, True)):
+        known = inspect_model(nn.ModuleDict(model)).values()
+        assert {each.transposed for each in known if each.role != "vector"} == {expected}
+    layer = nn.Linear(4, 9, bias=False)
+    tied = nn.Sequential(nn.Embedding(9, 4), layer)
+    layer.weight = tied[0].weight  # type: ignore[assignment]
+    assert [each.transposed for each in inspect_model(tied).values()] == [True]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_experts_are_a_stack_however_few(count: int) -> None:
+    assert roles(Experts(count, is_transposed=False)) == {"down_proj": "stack"}
+    assert role_of("mlp.experts.down_proj", torch.zeros(count, 4, 8)) == "stack"
+
+
 def test_layers_of_others() -> None:
     model = nn.ModuleDict(
         {
@@ -223,6 +301,10 @@ def test_layers_of_others() -> None:
         ("encoder.tokenEmbedding.weight", (9, 4), "embedding"),
         ("pos_embed", (9, 4), "embedding"),
         ("embeddings.0.weight", (9, 4), "embedding"),
+        ("transformer.wte.weight", (9, 4), "embedding"),
+        ("token_embedding_table.weight", (9, 4), "embedding"),
+        ("encoder.positional_encoding", (1, 9, 4), "embedding"),
+        ("encoder.position_encoder.weight", (9, 4), "matrix"),
         ("embed.layers.0.up.weight", (9, 4), "matrix"),
         ("encoder.embed_dim_proj.weight", (9, 4), "matrix"),
         ("lm_head.weight", (9, 4), "head"),

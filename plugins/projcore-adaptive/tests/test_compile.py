@@ -92,7 +92,7 @@ def apply_all(tensors: list[Tensor], memory: Memory, settings: Values) -> dict[s
 def as_tensors(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(as_tensors(item) for item in value)
-    if value is None or isinstance(value, str):
+    if value is None or isinstance(value, (str, bool)):
         return value
     return torch.tensor(value, dtype=torch.float64)
 

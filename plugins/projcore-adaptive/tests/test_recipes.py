@@ -192,6 +192,121 @@ def test_scale_is_the_formula_of_its_authors() -> None:
             torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-6)  # eps is 1e-8
 
 
+class Conv1D(torch.nn.Module):
+    """A layer as GPT-2 has, whose weight is inputs by outputs."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = torch.nn.Parameter(torch.randn(nx, nf) / nx**0.5)
+        self.bias = torch.nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class Transposed(Model):
+    """The same model, with weights of the hidden layer and of the experts transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = Conv1D(8, 6)  # type: ignore[assignment]
+        self.mixture = torch.nn.ParameterDict({"experts": torch.randn(3, 6, 8) / 3})
+        self.mixture.is_transposed = True
+        del self.experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.experts = self.mixture["experts"].mT
+        made = super().forward(x)
+        del self.experts
+        return made
+
+
+# Blocks, the first iteration and heads are of rows; the basis of a null space is arbitrary.
+ORIENTED = {"foam_adamw", "racs_adamw", "muon_heads_adamw", "soap_h", "soap_muon"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ORIENTED])
+def test_weights_of_inputs_by_outputs_are_transposed(name: str) -> None:
+    """The steps of a transposed weight are the transposed steps of the weight."""
+    model, other = model_of(), Transposed().double()
+    other.load_state_dict(
+        {
+            **model.state_dict(),
+            "up.weight": model.up.weight.mT,
+            "mixture.experts": model.experts.mT,
+        },
+        strict=False,
+    )
+    others = {**dict(other.named_parameters()), "experts": other.mixture["experts"].mT}
+    others["up.weight"] = others["up.weight"].mT
+    notes = []
+    for each in (model, other):
+        optimizer = recipe(name)(each, lr=0.01)
+        train(each, optimizer, 5)
+        notes += [note for group in optimizer.param_groups for note in group["param_notes"]]
+    rowwise = name in ("muon_plus_adamw", "normuon_adamw", "scale_adamw")
+    assert ("inputs by outputs" in notes) == rowwise
+    assert ("3 matrices, inputs by outputs" in notes) == rowwise
+    for key, parameter in model.named_parameters():
+        # Newton-Schulz runs in bfloat16.
+        torch.testing.assert_close(parameter, others[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vectors_of_several_dimensions_are_no_matrices(name: str) -> None:
+    """A gain of weight normalization, a class token, and a layer of one output use Adam."""
+    model = model_of()
+    model.gain = torch.nn.Parameter(torch.ones(6, 1, 1))
+    model.token = torch.nn.Parameter(torch.ones(1, 1, 6))
+    model.gate = torch.nn.Linear(6, 1, bias=False)
+    found = rows(recipe(name)(model))
+    assert {found[each][0] for each in ("gain", "token", "gate.weight")} == {"0: *"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_complex_matrices_use_adam_or_are_taken(name: str) -> None:
+    """As a layer of a Fourier neural operator has, and an output layer."""
+    model = model_of()
+    model.spectrum = torch.nn.Linear(6, 6, dtype=torch.complex64)
+    model.modes = torch.nn.ParameterDict({"w": torch.randn(3, 4, 5, dtype=torch.complex64)})
+    model.last_head = torch.nn.Linear(6, 5, dtype=torch.complex64)
+    optimizer = recipe(name)(model)
+    found = rows(optimizer)
+    matrices = name in ("adam_h", "soap_h")
+    assert (found["spectrum.weight"][0] == "0: *") == (found["modes.w"][0] == "0: *")
+    assert (found["spectrum.weight"][0] != "0: *") == matrices
+    notes = [note for group in optimizer.param_groups for note in group["param_notes"]]
+    assert notes.count("complex numbers") == (0 if matrices else 3 if name == "scale_adamw" else 2)
+    before = copy.deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert not any(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_tables_are_normalized_by_feature(named: bool) -> None:
+    """Whatever their leading dimensions; and the kernels that embed patches by output."""
+    model = torch.nn.ModuleDict(
+        {"linear": torch.nn.Linear(6, 8), "embed": torch.nn.ParameterDict({})}
+    )
+    model["embed"]["pos_embed"] = torch.nn.Parameter(torch.zeros(1, 5, 4))
+    model["embed"]["patch_embed"] = torch.nn.Conv2d(3, 4, 2, bias=False)
+    params = model.named_parameters() if named else model
+    optimizer = recipe("scale_adamw")(params, lr=1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = copy.deepcopy(model)
+    optimizer.step()
+    for key, dims in {"embed.pos_embed": (1,), "embed.patch_embed.weight": (1, 2, 3)}.items():
+        parameter = model.get_parameter(key)
+        assert parameter.grad is not None
+        step = before.get_parameter(key) - parameter
+        scale = parameter.grad.square().mean(dims, keepdim=True).sqrt()
+        torch.testing.assert_close(step, parameter.grad / scale, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_refused(name: str) -> None:
     made = recipe(name)

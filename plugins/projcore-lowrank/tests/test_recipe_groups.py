@@ -114,6 +114,41 @@ def test_notes_say_why_a_parameter_is_left_out(name: str, caplog: pytest.LogCapt
     assert "embedding: tok.weight; " in record.getMessage()
 
 
+def test_a_warning_says_that_nothing_that_trains_is_projected(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2), nn.Linear(2, 6))
+    model[0].requires_grad_(False)
+    galore = build("galore_adamw", model)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "galore_adamw projects 1 of 6 parameters, all of them frozen. " in record.getMessage()
+    model[0].requires_grad_(True)
+    model(torch.ones(1, 6)).sum().backward()
+    galore.step()  # they may join later
+    build("galore_adamw", model)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", PROJECTING)
+def test_complex_matrices_use_adam_or_are_taken(name: str) -> None:
+    """Adafactor is for real numbers, also where nothing is projected, as in torch."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 7, dtype=torch.complex64), nn.Linear(6, 6))
+    if name in ("flora", "galore_adafactor"):
+        with pytest.raises(ArgumentError, match=r"adafactor.* was given a complex tensor"):
+            build(name, model)
+        return
+    optimizer = build(name, model)
+    real = name in ("muon_adamw", "sumo")
+    assert notes(optimizer)["1.weight"] == ("complex numbers" if real else "")
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    assert not any(torch.equal(before[key], p) for key, p in model.named_parameters())
+
+
 def test_only_hidden_layers_are_orthogonalized() -> None:
     """The last linear layer of a model that names no output layer."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))

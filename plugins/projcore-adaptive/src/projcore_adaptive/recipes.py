@@ -2,12 +2,15 @@
 
 All take a model, or parameters, named or not, or groups of them, which are routed by their roles:
 see `projcore.recipe.routed`. Stacks of matrices, such as the experts of a mixture, are treated
-matrix by matrix.
+matrix by matrix; complex ones use Adam, where the modules are for real numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from projcore import Optimizer
 from projcore.recipe import HIDDEN, Params, Project, Spec, Way, documented, routed
@@ -49,7 +52,13 @@ def _matrices(
     """Returns an optimizer that runs these modules on matrices, and Adam on the rest."""
     rules = HIDDEN if project is None else project
     ways = [Way(modules, rules, "ndim>=2"), Way([{"adam": adam}])]
-    return routed(name, params, ways, [{"weight_decay": weight_decay}, {"lr": lr}])
+    ending: list[Spec] = [{"weight_decay": weight_decay}, {"lr": lr}]
+    return routed(name, params, ways, ending, unfit=_complex)
+
+
+def _complex(parameter: Tensor, _: Mapping[str, Any]) -> str | None:
+    """Returns why modules for real matrices leave a parameter out; None if they do not."""
+    return "complex numbers" if parameter.is_complex() else None
 
 
 def _muon(momentum: float) -> Spec:
@@ -144,8 +153,9 @@ def scale_adamw(
     r"""SCALE: gradients of matrices normalized by output, momentum for the output layer only.
 
     Each row of the gradient of a weight of shape ``(outputs, inputs)`` is divided by its root mean
-    square; for an embedding, of shape ``(tokens, features)``, each column. For the output layer,
-    the moving average of the gradient is normalized. Vectors are updated by AdamW.
+    square; each column, if its shape is ``(inputs, outputs)``, as that of an embedding, a
+    transposed convolution, or GPT-2's ``Conv1D``. For the output layer, the moving average of the
+    gradient is normalized. Vectors are updated by AdamW.
 
     A weight shared by the embedding and the output layer is treated as an embedding; if no output
     layer is identified, no parameter has momentum.
@@ -170,15 +180,15 @@ def scale_adamw(
         square in place of the norm, and the columns of embeddings, follow their code).
     """
     rows = {"rms_normalize": {"beta": 0.0, "rms": None}}
-    columns = {"rms_normalize": {"beta": 0.0, "rms": None, "dim": 0}}
     average = {"ema": {"beta": momentum, "debias": False}}
     ways = [
         Way([rows], HIDDEN, "ndim>=2"),
         Way([average, rows], ["role==head", "role==last"], "group==1"),
-        Way([columns], "role==embedding", "group==2"),
+        Way([rows], "role==embedding", "group==2"),
         Way([{"adam": {"betas": betas, "eps": eps}}]),
     ]
-    return routed("scale_adamw", params, ways, [{"weight_decay": weight_decay}, {"lr": lr}])
+    ending: list[Spec] = [{"weight_decay": weight_decay}, {"lr": lr}]
+    return routed("scale_adamw", params, ways, ending, unfit=_complex)
 
 
 @recipe
@@ -315,6 +325,7 @@ def _on_spheres(
     betas: Betas,
     project: Project,
     modules: Sequence[Spec],
+    unfit: Callable[[Tensor, Mapping[str, Any]], str | None] = lambda parameter, settings: None,
 ) -> Optimizer:
     """Returns an optimizer that keeps the norms of matrices, with steps relative to them."""
     rules = HIDDEN if project is None else project
@@ -324,7 +335,8 @@ def _on_spheres(
         {"scale": ratio},
     ]
     ways = [Way([*modules, {"trust_ratio": {}}], rules, "ndim>=2"), Way(rest)]
-    return routed(name, params, ways, [{"lr": lr}], last=[{"hyperball": {}}])
+    ending: list[Spec] = [{"lr": lr}]
+    return routed(name, params, ways, ending, last=[{"hyperball": {}}], unfit=unfit)
 
 
 @recipe
@@ -377,7 +389,8 @@ def muon_h(
     References:
         Wen et al., 2026, https://arxiv.org/abs/2606.16899 (algorithm 1).
     """
-    return _on_spheres("muon_h", params, lr, ratio, weight_decay, betas, project, [_muon(momentum)])
+    modules = [_muon(momentum)]
+    return _on_spheres("muon_h", params, lr, ratio, weight_decay, betas, project, modules, _complex)
 
 
 @recipe

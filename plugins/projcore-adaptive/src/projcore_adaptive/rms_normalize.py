@@ -65,6 +65,8 @@ class RMSNormalize(Transform):
         folding: How to treat tensors of more than two dimensions: as a matrix of the first by all
             other dimensions (``"fold"``), or as a stack of matrices of the last two (``"last2"``),
             as for the experts of a mixture; a setting.
+        transposed: Whether matrices are stored as inputs by outputs, so that rows and columns
+            change places, as for GPT-2's ``Conv1D``; a setting.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown, or a tensor is complex.
@@ -101,6 +103,7 @@ class RMSNormalize(Transform):
         rms: Length = "keep",
         eps: float = 1e-8,
         folding: Folding = "fold",
+        transposed: bool = False,
     ) -> None:
         if isinstance(rms, str):
             require_choice(self, "rms", rms, ("keep",))
@@ -113,19 +116,25 @@ class RMSNormalize(Transform):
             )
         self.rms: Length = rms
         self.dim = dim
-        super().__init__({"beta": beta, "eps": eps, "folding": folding})
+        defaults = {"beta": beta, "eps": eps, "folding": folding, "transposed": transposed}
+        super().__init__(defaults)
 
     def check(self, settings: Settings) -> None:
         require(self, "beta", settings["beta"], minimum=0, below=1)
         require(self, "eps", settings["eps"], minimum=0)
         require_choice(self, "folding", settings["folding"], Folding)
+        require_choice(self, "transposed", settings["transposed"], (True, False))
+
+    def along(self, settings: Settings) -> int:
+        """Returns the dimension of a matrix over which means are taken, from the last."""
+        return -1 if (self.dim == 1) != settings["transposed"] else -2
 
     def init(
         self, tensor: Tensor, settings: Settings, batch_dims: int = 0
     ) -> dict[str, Tensor | float]:
         refuse_complex(self, tensor)
         leading, rows, columns = matrix_shape(tensor.shape, batch_dims, settings["folding"])
-        shape = (*leading, rows, 1) if self.dim == 1 else (*leading, 1, columns)
+        shape = (*leading, rows, 1) if self.along(settings) == -1 else (*leading, 1, columns)
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         return {"mean_square": tensor.new_zeros(shape, dtype=dtype)}
 
@@ -146,7 +155,7 @@ class RMSNormalize(Transform):
         matrices = [
             stack([given[i] for i in run]) if len(run) > 1 else given[run[0]] for run in runs
         ]
-        along = [(each.ndim - 1 if self.dim == 1 else each.ndim - 2,) for each in matrices]
+        along = [(self.along(values),)] * len(matrices)
         averages = [state["mean_square"] for state in states]
         means = stacked(averages, runs)
         now = mean_squares(matrices, along)

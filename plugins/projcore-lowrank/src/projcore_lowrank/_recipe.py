@@ -79,13 +79,18 @@ def beside(
     weight_decay: float,
     rank: float | None = None,
     default: str = HIDDEN,
+    real: bool = False,
 ) -> Optimizer:
-    """Returns an optimizer that runs another module on parameters that are not projected."""
+    """Returns an optimizer that runs another module on parameters that are not projected.
+
+    Complex ones are among these, if the module for the others is for real numbers.
+    """
     rules = default if project is None else project
     settings = {} if rank is None else {"rank": rank}
     others = Way(None if inside is outside else [outside])
     ways = [Way([inside], rules, "ndim>=2", settings), others]
-    return routed(name, params, ways, _ending(lr, weight_decay), unfit=_unfit)
+    unfit = _unfit_or_complex if real else _unfit
+    return routed(name, params, ways, _ending(lr, weight_decay), unfit=unfit)
 
 
 def _ending(lr: float, weight_decay: float | None) -> list[Spec]:
@@ -105,3 +110,7 @@ def _unfit(parameter: Tensor, settings: Mapping[str, Any]) -> str | None:
     if isinstance(rank, int) and min(shape[-2:]) <= rank:
         return f"a side within rank {rank}"
     return None
+
+
+def _unfit_or_complex(parameter: Tensor, settings: Mapping[str, Any]) -> str | None:
+    return "complex numbers" if parameter.is_complex() else _unfit(parameter, settings)

@@ -392,7 +392,7 @@ def sumo(
     basis, combine = Randomized(period, stagger=False), Residual(scale, match_rms=True)
     inside = Subspace(modules, rank, basis, combine, Transport())
     ways = inside, {"adam": {"betas": betas}}
-    return beside("sumo", params, project, *ways, lr, weight_decay, rank)
+    return beside("sumo", params, project, *ways, lr, weight_decay, rank, real=True)
 
 
 SOAP = {
@@ -485,7 +485,7 @@ def muon_adamw(
     """
     muon = {"momentum": momentum, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
     ways = {"muon": {**muon, "flatten": True}}, {"adam": {"betas": betas}}
-    return beside("muon_adamw", params, project, *ways, lr, weight_decay)
+    return beside("muon_adamw", params, project, *ways, lr, weight_decay, real=True)
 
 
 @recipe({"dimension": 100})
