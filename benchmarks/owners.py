@@ -100,24 +100,34 @@ class ByTensors:
         self.params, self.step_count = params, 0
         mesh = params[0].device_mesh
         self.bases = [distribute_tensor(basis, mesh, [Shard(0)]) for basis in bases]
-        self.means = [torch.zeros_like(self.project(i)) for i in range(len(params))]
-        self.squares = [torch.zeros_like(mean) for mean in self.means]
+        grads = [self.project(i, self.gather(i)) for i in range(len(params))]
+        self.means = [torch.zeros_like(grad) for grad in grads]
+        self.squares = [torch.zeros_like(grad) for grad in grads]
 
-    def project(self, i: int) -> Any:
-        grad, basis = self.params[i].grad, self.bases[i]
+    def gather(self, i: int) -> Any:
+        """Returns a basis as products need it: a basis of rows in full, once in a step."""
+        rows, columns = self.params[i].shape
+        basis: Any = self.bases[i]
+        return basis.redistribute(placements=[Replicate()]) if rows >= columns else basis
+
+    def project(self, i: int, basis: Any) -> Any:
+        """Returns a projected gradient, sharded."""
+        grad = self.params[i].grad
         assert grad is not None
         if grad.shape[0] >= grad.shape[1]:
-            return grad @ basis.redistribute(placements=[Replicate()])
+            return grad @ basis
         return (basis.mT @ grad).redistribute(placements=[Shard(1)])  # summed, and sharded
 
     @torch.no_grad()
     def step(self) -> None:
+        """Steps all parameters."""
         self.step_count += 1
         for i, param in enumerate(self.params):
-            (update,) = adam([self.project(i)], [self.means[i]], [self.squares[i]], self.step_count)
-            basis: Any = self.bases[i]
+            basis = self.gather(i)
+            grads = [self.project(i, basis)]
+            (update,) = adam(grads, [self.means[i]], [self.squares[i]], self.step_count)
             if param.shape[0] >= param.shape[1]:
-                update = update @ basis.redistribute(placements=[Replicate()]).mT
+                update = update @ basis.mT
             else:
                 update = basis @ update.redistribute(placements=[Replicate()])
             param.mul_(1 - RATE * DECAY).sub_(update, alpha=RATE)
@@ -160,6 +170,7 @@ class ByShards:
 
     @torch.no_grad()
     def step(self) -> None:
+        """Steps all parameters."""
         self.step_count += 1
         bases = self.gather([self.bases[i] for i in self.right])
         grads = [self.grads[i] @ basis for i, basis in zip(self.right, bases, strict=True)]
