@@ -7,9 +7,10 @@ imported where none are; a torch without it works.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -90,7 +91,7 @@ def join_norms(
     ):
         across = _union(splits(tensors[i], over[i]) for i in places)
         given = [_padded(parts[i], tensors[i], over[i], across) for i in places]
-        joined = _reduced(given, order, group_of(mesh, across))
+        joined = _reduced(given, order, mesh, across)
         for i, norm in zip(places, joined, strict=True):
             alike = norm.shape == parts[i].shape
             result[i] = norm if alike else norm[part_of(tensors[i], over[i])]
@@ -168,7 +169,7 @@ def spread_lerp(
             + _padded(_wide(parts[i]), tensors[i], over[i], across) * weights[i]
             for i in places
         ]
-        joined = _reduced(given, 1.0, group_of(mesh, across))
+        joined = _reduced(given, 1.0, mesh, across)
         for i, average in zip(places, joined, strict=True):
             result[i].copy_(average[part_of(averages[i])])
             result[i] = average.to(result[i].dtype)
@@ -204,7 +205,7 @@ def linear_in_parts(
         ]
         result = function(given)
         if across:
-            torch.distributed.all_reduce(result, group=group_of(mesh, across))
+            _all_reduce(result, mesh, across)
         total = result if total is None else total + result
     return total  # type: ignore[no-any-return]
 
@@ -294,6 +295,39 @@ def _chunk(index: Tensor, count: int, which: int) -> Tensor:
     return index[which * size : (which + 1) * size]
 
 
+def by_rows(tensors: Sequence[Tensor], ranks: int) -> list[Tensor]:
+    """Returns tensors without storage, as the first of processes has them that need not exist.
+
+    Those with dimensions are sharded by rows.
+
+    Args:
+        tensors: The full tensors.
+        ranks: The number of processes.
+
+    Example:
+        >>> (tensor,) = by_rows([torch.ones(7, 2)], ranks=4)
+        >>> tensor.shape, tensor.to_local().shape
+        (torch.Size([7, 2]), torch.Size([2, 2]))
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = DeviceMesh("cpu", torch.arange(ranks), _init_backend=False, _rank=0)
+    result: list[Tensor] = []
+    for tensor in tensors:
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        if not full.ndim:
+            result.append(full)
+            continue
+        part = full[_part(tuple(full.shape), (Shard(0),), (ranks,), (0,))]
+        result.append(
+            DTensor.from_local(
+                part, mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride()
+            )
+        )
+    return result
+
+
 def sharded_as(tensor: Tensor, like: Any) -> Tensor:
     """Returns a tensor that all processes have in full, sharded as another is; nothing is sent."""
     if not is_sharded(like):
@@ -333,7 +367,55 @@ def by_parts(
     ]
 
 
-def _reduced(parts: list[Tensor], order: float, group: Any) -> list[Tensor]:
+def _all_reduce(tensor: Tensor, mesh: Any, across: Sequence[int], largest: bool = False) -> None:
+    """Sums a tensor over processes, or takes the largest; without values, it is only recorded."""
+    if tensor.is_meta:
+        for found in _RECORDS:
+            found.append(Reduction(tensor.nbytes, math.prod(mesh.shape[k] for k in across)))
+        return
+    kind = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM
+    torch.distributed.all_reduce(tensor, kind, group_of(mesh, across))
+
+
+class Reduction(NamedTuple):
+    """A collective in which processes sum a vector (`all_reduce`).
+
+    Attributes:
+        bytes: The bytes of the vector.
+        ranks: The number of processes.
+    """
+
+    bytes: int
+    ranks: int
+
+    @property
+    def sent(self) -> int:
+        """The bytes that each process sends: twice all parts of the vector but one, rounded up."""
+        return -(-2 * self.bytes * (self.ranks - 1) // self.ranks)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Reduction]]:
+    """Records the reductions of tensors without storage; nothing is sent for these.
+
+    Example:
+        >>> with recorded() as found:
+        ...     total = sums_of_parts([torch.ones((), device="meta")], [torch.ones(2)])
+        >>> found  # the tensor isn't sharded
+        []
+    """
+    found: list[Reduction] = []
+    _RECORDS.append(found)
+    try:
+        yield found
+    finally:
+        _RECORDS.pop()
+
+
+_RECORDS: list[list[Reduction]] = []
+
+
+def _reduced(parts: list[Tensor], order: float, mesh: Any, across: Sequence[int]) -> list[Tensor]:
     """Returns the norms of what processes have norms of, from one collective of one vector."""
     dtype = torch.float32
     for part in parts:
@@ -342,11 +424,11 @@ def _reduced(parts: list[Tensor], order: float, group: Any) -> list[Tensor]:
     if order == math.inf:  # of NaN and a number, a backend's maximum may be the number
         bad = vector.isnan()
         both = torch.stack([torch.where(bad, 0.0, vector), bad.to(dtype)])
-        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group)
+        _all_reduce(both, mesh, across, largest=True)
         vector = torch.where(both[1] > 0, math.nan, both[0])
     else:
         vector = vector**order
-        torch.distributed.all_reduce(vector, group=group)
+        _all_reduce(vector, mesh, across)
         vector = vector ** (1 / order)
     pieces = vector.split([part.numel() for part in parts])
     return [

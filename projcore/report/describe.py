@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from projcore.engine.gather import gathered
 from projcore.engine.making import Plan, Row, parameter_names, rows, values_of
 from projcore.ops import is_sharded
 from projcore.report.nodes import step_lines
+from projcore.report.sums import step_sums, without_storage
 
 if TYPE_CHECKING:
     from projcore.optimizer import Optimizer
@@ -67,7 +68,24 @@ def describe(optimizer: Optimizer) -> str:
     if optimizer.in_backward:
         mode += ", of each parameter in the backward pass"
     nodes = "\n".join([f"Steps run {mode}:", *_node_lines(plan, parameters)])
-    return f"{as_table(parameter_table)}\n\n{as_table(module_table)}\n\n{nodes}"
+    sections = [as_table(parameter_table), as_table(module_table), nodes]
+    if any(map(is_sharded, parameters)):
+        sections.append("\n".join(_traffic_lines(optimizer, parameters)))
+    return "\n\n".join(sections)
+
+
+def _traffic_lines(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Iterator[str]:
+    """Yields the collectives of a step and the bytes that this process sends in them."""
+    plan = optimizer.plan_of(optimizer.param_groups)
+    to_owners = [sum(node.projection.sent) for node in gathered(plan.region)]
+    sums = step_sums(optimizer, plan, list(map(without_storage, parameters)))
+    reductions = [reduction for each in sums for reduction in each.reductions]
+    total = sum(to_owners) + sum(each.sent for each in reductions)
+    least = "" if all(each.known for each in sums) else "at least "
+    yield f"In a step, this process sends {least}{total:,} bytes:"
+    for count in to_owners:
+        yield f"  to owners, and from them: {count:,} bytes"
+    yield from (f"  {each}" for each in sums)
 
 
 @torch.no_grad()

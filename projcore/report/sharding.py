@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from projcore._shards import by_rows
 from projcore.core.module import Module, Need
 from projcore.engine.flat import module_path
 from projcore.engine.gather import NO_WEIGHT, Gather, balance, weight_of
@@ -19,6 +20,7 @@ from projcore.engine.region import Region
 from projcore.engine.shards import Part, Shards, Transfer
 from projcore.engine.tree import first_unsharded, takes_shards
 from projcore.errors import ArgumentError
+from projcore.report.sums import step_sums
 from projcore.values import require
 
 if TYPE_CHECKING:
@@ -36,11 +38,14 @@ class Sharding:
         state: The bytes of state in each process.
         sent: The bytes that each process sends to others in a step; the same in one that refreshes
             a map, as owners have full matrices.
+        sums: The bytes of each vector that processes sum in a step, as of norms; included in
+            `sent`. Sums whose number depends on values, as in a line search, are left out.
         owners: Of each parameter, the process that owns it; None where each keeps its part.
     """
 
     state: tuple[int, ...]
     sent: tuple[int, ...]
+    sums: tuple[int, ...]
     owners: tuple[int | None, ...]
 
 
@@ -85,7 +90,18 @@ def estimate(optimizer: Optimizer, ranks: int) -> Sharding:
             )
             sent[rank] += sum(Gather(needs, way).sent)
     state = _state(plan, shards, owners, paths, ranks)
-    return Sharding(tuple(state), tuple(sent), tuple(owners))
+    reductions = [
+        reduction
+        for sums in step_sums(optimizer, plan, by_rows(parameters, ranks))
+        for reduction in sums.reductions
+    ]
+    of_sums = sum(each.sent for each in reductions)
+    return Sharding(
+        state=tuple(state),
+        sent=tuple(count + of_sums for count in sent),
+        sums=tuple(each.bytes for each in reductions),
+        owners=tuple(owners),
+    )
 
 
 def _paths(region: Region) -> Iterator[tuple[str, Module, list[int]]]:

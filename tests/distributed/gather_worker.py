@@ -303,7 +303,7 @@ def counts(rank: int, size: int, folder: Path) -> dict[str, Any]:
             "told": [node.projection.sent for node in nodes],
             "groups": sum(isinstance(value, dist.ProcessGroup) for value in kept),
             "text": optimizer.describe(),
-            "on paper": [on_paper.state[rank], on_paper.sent[rank]],
+            "on paper": [on_paper.state[rank], on_paper.sent[rank], list(on_paper.sums)],
             "state": optimizer.memory().state,
         }
     return results

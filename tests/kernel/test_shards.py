@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch.distributed.tensor._utils import _compute_local_shape_and_global_offs
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from projcore import Optimizer
+from projcore._shards import by_rows
 from projcore.engine.gather import Owners, balance
 from projcore.engine.shards import Shards
 from projcore.errors import ArgumentError
+from projcore.report.sums import step_sums
 
 
 def lying(shape: tuple[int, ...], mesh: tuple[int, ...], *placements: Any) -> Shards:
@@ -148,3 +151,29 @@ def test_sharding_on_paper() -> None:
         Optimizer(model, "vector([clip_norm(1.0), adam()])", lr=0.01).sharding(2)
     with pytest.raises(ArgumentError, match="ranks"):
         Optimizer(model, "adam()", lr=0.01).sharding(0)
+
+
+def test_sums_on_paper() -> None:
+    """Of two parameters of float32: a norm of each, or of what one has of parameter and update."""
+    model = torch.nn.Linear(5, 7)
+    paper = partial(Optimizer, model, lr=0.01)
+    clipped = paper("clip_norm(1.0)").sharding(4)
+    assert clipped.sums == (8,)
+    assert clipped.sent == (12,) * 4  # twice three quarters
+    assert paper("lamb()").sharding(4).sums == (16,)
+    assert paper("clip_norm(1.0); adam()").sharding(1).sent == (0,)
+    checked = paper("clip_norm(1.0)", nonfinite="skip")
+    assert checked.sharding(4).sums == (8, 8)
+    assert not checked.state
+
+
+def test_sums_that_depend_on_values() -> None:
+    model = torch.nn.Linear(5, 7)
+    optimizer = Optimizer(model, "lbfgs()", "strong_wolfe()")
+    plan = optimizer.plan_of(optimizer.param_groups)
+    found = step_sums(optimizer, plan, by_rows(list(model.parameters()), 2))
+    assert [each.known for each in found] == [True, False, False]
+    assert str(found[0]) == "for the loss, in each evaluation: 4 bytes (a sum of 4)"
+    assert str(found[2]) == (
+        "for strong_wolfe(): 8 bytes (a sum of 8), then more, which depends on values"
+    )
