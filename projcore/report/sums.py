@@ -84,7 +84,7 @@ def without_storage(parameter: Tensor) -> Tensor:
 
 
 def _of_region(region: Region, params: Sequence[Tensor], context: LiveSettings) -> Iterator[Sums]:
-    template = [params[i] for (i,) in region.space.sources]
+    template = [params[i] for (i,) in region.space.parameter_indices]
     objective = Sketch(replace(region.space, template=template), context)
     for node in region.nodes:
         if isinstance(node.module, (Rate, Gather, Local)) or not takes_shards(node.module):
