@@ -2218,8 +2218,8 @@ PLUGINS = [
         "norms-of-parts",
         "Norms of parts are added, not their squares.",
         "projcore/_shards.py",
-        before="        vector = vector**order\n        torch",
-        after="        torch",
+        before="        vector = vector**order\n        _all_reduce(vector",
+        after="        _all_reduce(vector",
         tests=("tests/distributed/test_norms.py::test_sharded_as_whole[2]",),
     ),
     Breakage(

@@ -118,8 +118,6 @@ SUMS = {
 }
 # What is between two modules runs on shards, or they run on other parameters.
 VISITS = {"intrinsic_dimension": 0, "muon_h": 2, "scale_adamw": 2, "soap_h": 2}
-# Its projection doesn't reach its sum without values.
-UNTOLD = {"intrinsic_dimension"}
 READS_PARAMS = {"adam_h", "muon_h", "soap_h", "muon"}
 
 
@@ -135,12 +133,11 @@ def test_collectives_of_a_step(tasks: Tasks) -> None:
             assert len(found["told"]) == visits, name
             assert len(counts) == 2 * visits + (name in READS_PARAMS), name
             assert found["groups"] == 0, name  # they would outlive `destroy_process_group`
-            if name not in UNTOLD:
-                # In two processes, each sends as many bytes as the vector has.
-                assert found["on paper"] == [found["state"], sum(counts + sums), sums], name
-                assert f"this process sends {sum(counts + sums):,} bytes:" in found["text"], name
-                told = re.findall(r"\(a sum of ([\d,]+)\)", found["text"])
-                assert [int(each.replace(",", "")) for each in told] == sums, name
+            # In two processes, each sends as many bytes as the vector has.
+            assert found["on paper"] == [found["state"], sum(counts + sums), sums], name
+            assert f"this process sends {sum(counts + sums):,} bytes:" in found["text"], name
+            told = re.findall(r"\(a sum of ([\d,]+)\)", found["text"])
+            assert [int(each.replace(",", "")) for each in told] == sums, name
             assert sum(counts) == sum(map(sum, found["told"])), name
             table, *_ = found["text"].split("\n\n")
             assert len(re.findall(r"  ([01] of 2|all, in parts)  ", table)) == 8, name

@@ -141,7 +141,7 @@ class IntrinsicSubspace(ProjectionBase):
         require_alike(tensors)
         first = local(tensors[0])
         if first.is_meta:
-            return [wide(first).new_empty(self.dimension)]
+            return [linear_in_parts(lambda _: wide(first).new_empty(self.dimension), tensors)]
         down = linear_in_parts(lambda parts: self._down(merge(parts)), tensors)
         if current == "params":
             return [self._coordinates(down, sum(tensor.numel() for tensor in tensors))]
