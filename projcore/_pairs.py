@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from projcore.engine.making import values_of
 from projcore.errors import ArgumentError, ArgumentTypeError
 
 Params = (
@@ -17,6 +16,7 @@ Params = (
 )
 Pair = tuple[str | None, Tensor]
 Group = dict[str, Any]
+T = TypeVar("T")
 
 
 def trainable(recipe: str, params: Params) -> list[Group]:
@@ -73,6 +73,17 @@ def named_by(model: weakref.ref[torch.nn.Module], group: Any) -> list[Any]:
         return [{**group, "params": given}]
     names = {} if found is None else {each: name for name, each in found.named_parameters()}
     return [{**group, "params": [(names.get(each), each) for each in given]}]
+
+
+def values_of(group: Mapping[str, Any], key: str, default: T) -> list[T]:
+    """Returns the values of a key of a group that has one for each parameter.
+
+    They are the default if it has none, or has those of other parameters: tools that take out or
+    merge parameters do not know this key.
+    """
+    count = len(group["params"])
+    values: list[T] = list(group.get(key, ()))
+    return values if len(values) == count else [default] * count
 
 
 def is_frozen(parameter: Tensor) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from projcore._pairs import values_of
 from projcore.core.module import Module, Planner
 from projcore.core.space import Space
 from projcore.core.state import Entries, State
@@ -29,7 +30,6 @@ from projcore.engine.region import Region
 from projcore.engine.sketch import Sketch
 from projcore.engine.tensor_ids import tensor_id_of
 
-T = TypeVar("T")
 # How often a parameter is, on average, in regions of some parameters that a plan keeps.
 KEPT = 8
 
@@ -258,17 +258,6 @@ def _is_unknown(node: Node) -> bool:
 def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[str | None]:
     """Returns the name of each parameter of groups, or None."""
     return [name for group in groups for name in values_of(group, "param_names", None)]
-
-
-def values_of(group: Mapping[str, Any], key: str, default: T) -> list[T]:
-    """Returns the values of a key of a group that has one for each parameter.
-
-    They are the default if it has none, or has those of other parameters: tools that take out or
-    merge parameters do not know this key.
-    """
-    count = len(group["params"])
-    values: list[T] = list(group.get(key, ()))
-    return values if len(values) == count else [default] * count
 
 
 def all_parameters(groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from projcore._pairs import values_of
 from projcore.engine.gather import gathered
-from projcore.engine.making import Plan, Row, parameter_names, rows, values_of
+from projcore.engine.making import Plan, Row, parameter_names, rows
 from projcore.ops import is_sharded
 from projcore.report.nodes import step_lines
 from projcore.report.sums import step_sums, without_storage
